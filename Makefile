@@ -1,0 +1,41 @@
+# make demo    answer questions about the CIA World Factbook        make test    the whole suite
+# The first run of either creates .venv and installs what it needs at the versions of constraints.txt; later runs reuse it.
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+STAMPS := $(VENV)/stamps
+INSTALL = $(VENV)/bin/pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test lint format bench bench-model clean
+
+demo: $(STAMPS)/demo
+	$(RUN) -m realm_min ask $(if $(Q),"$(Q)")
+
+test: $(STAMPS)/test
+	$(RUN) -m pytest
+
+lint: $(STAMPS)/test
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+
+format: $(STAMPS)/test
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(STAMPS)/bench
+	$(RUN) -m realm_min.kernels.bench
+
+bench-model: $(STAMPS)/bench
+	$(RUN) benchmarks/bench_model.py
+
+$(STAMPS)/venv:
+	$(PYTHON) -m venv $(VENV)
+	mkdir -p $(STAMPS)
+	touch $@
+
+$(STAMPS)/%: $(STAMPS)/venv setup.cfg constraints.txt
+	$(INSTALL) --editable ".[$*]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

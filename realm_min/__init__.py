@@ -1,0 +1,1 @@
+"""REALM (Guu et al. 2020) from scratch."""
