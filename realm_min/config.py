@@ -1,0 +1,155 @@
+"""The numbers that define a REALM model. Everything else in the package takes one `RealmConfig`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .files import write_atomically
+
+ACTIVATIONS = ("gelu", "gelu_new", "relu", "selu", "silu")
+
+CONFIG_FILE = "config.json"
+
+DEFAULTS: dict[str, Any] = {
+    # The encoder: BERT-base (Devlin et al. 2018, section 3).
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu_new",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-12,
+    "position_embedding_type": "absolute",
+    # The retriever (REALM section 3.2): the dimension of Embed_input and Embed_doc.
+    "retriever_proj_size": 128,
+    "num_candidates": 8,
+    "num_block_records": 13353718,
+    "searcher_beam_size": 5000,
+    # The reader (ORQA, Lee et al. 2019, section 5).
+    "span_hidden_size": 256,
+    "max_span_width": 10,
+    "reader_layer_norm_eps": 1e-3,
+    "reader_beam_size": 5,
+    "reader_seq_len": 320,  # 288 wordpieces of evidence, 32 of question
+    # Token ids as transformers' configuration has them. The word embedding of `pad_token_id` gets no gradient.
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    # Which outputs a forward returns when its arguments do not say.
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "return_dict": True,
+}
+
+_POSITIVE_INTEGERS = (
+    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings "
+    "type_vocab_size retriever_proj_size num_candidates num_block_records searcher_beam_size span_hidden_size "
+    "max_span_width reader_beam_size reader_seq_len"
+).split()
+_PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+_POSITIVE_NUMBERS = ("initializer_range", "layer_norm_eps", "reader_layer_norm_eps")
+
+
+class RealmConfig:
+    """Every parameter of transformers' `RealmConfig`, with its name and default, as attributes.
+
+    Keys that REALM does not use are kept, so that a foreign `config.json` survives a round trip.
+
+    Raises:
+        ValueError: a value no model can have, such as a hidden size that the heads do not divide.
+    """
+
+    model_type = "realm"
+
+    def __init__(self, **values: Any) -> None:
+        values.pop("model_type", None)
+        if "use_return_dict" in values:
+            raise ValueError("use_return_dict is read-only in RealmConfig; give return_dict instead")
+        self.__dict__.update(DEFAULTS | values)
+        self._check()
+
+    def _check(self) -> None:
+        for name in _POSITIVE_INTEGERS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be an integer of at least 1")
+        for name in _PROBABILITIES:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise ValueError(f"{name}={value!r} must be a probability in [0, 1)")
+        for name in _POSITIVE_NUMBERS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise ValueError(f"{name}={value!r} must be a number above 0")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}: "
+                "every head needs the same width"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act={self.hidden_act!r} is unknown: choose one of {', '.join(ACTIVATIONS)}")
+        if self.position_embedding_type != "absolute":
+            raise ValueError(
+                f"position_embedding_type={self.position_embedding_type!r}: REALM's checkpoints have absolute "
+                'positions only; use "absolute"'
+            )
+        for name in ("is_decoder", "add_cross_attention"):
+            if getattr(self, name, False):
+                raise ValueError(f"{name}=True: REALM's encoder reads both ways; leave it False")
+
+    @property
+    def use_return_dict(self) -> bool:
+        return self.return_dict
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values as plain data, `model_type` included."""
+        return {"model_type": self.model_type, **self.__dict__}
+
+    def to_json_string(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RealmConfig:
+        return cls(**values)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write `folder/config.json`."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with write_atomically(Path(folder) / CONFIG_FILE) as temporary:
+            temporary.write_text(self.to_json_string(), encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike, **overrides: Any) -> RealmConfig:
+        """Read `folder/config.json`; `overrides` replace what it says.
+
+        Raises:
+            FileNotFoundError: the folder or its config.json is missing.
+            ValueError: it is not JSON, is another model's, or holds impossible values.
+        """
+        path = Path(folder) / CONFIG_FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist: give the folder of a REALM checkpoint")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not valid JSON ({error}): restore it from the checkpoint's source") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} holds a {type(values).__name__}, not a JSON object of configuration values")
+        found = values.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise ValueError(f'{path} describes a model of type {found!r}; a REALM checkpoint has "realm"')
+        return cls.from_dict(values | overrides)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RealmConfig) and self.to_dict() == other.to_dict()
+
+    def __repr__(self) -> str:
+        return f"RealmConfig {self.to_json_string()}"
