@@ -1,1 +1,18 @@
-"""REALM (Guu et al. 2020) from scratch."""
+"""REALM (Guu et al. 2020) from scratch: the names of transformers 4.40.2, to be read."""
+
+from .config import RealmConfig
+from .embedder import RealmEmbedder
+from .knowledge_encoder import RealmKnowledgeAugEncoder
+from .reader import RealmReader
+from .scorer import RealmScorer
+from .tokenizer import RealmTokenizer, RealmTokenizerFast
+
+__all__ = [
+    "RealmConfig",
+    "RealmEmbedder",
+    "RealmKnowledgeAugEncoder",
+    "RealmReader",
+    "RealmScorer",
+    "RealmTokenizer",
+    "RealmTokenizerFast",
+]

@@ -1,0 +1,292 @@
+"""Open-domain question answering, end to end: embed the question, search the blocks, read the best ones.
+
+This is ORQA (Lee et al. 2019) with REALM's retriever: a question x retrieves the blocks z of largest
+f(x, z) = Embed_input(x)ᵀ Embed_doc(z), and the answer is the best-scoring span y of those that are read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .config import RealmConfig
+from .embedder import RealmEmbedder
+from .mips import BlockIndex
+from .model import RealmModel
+from .outputs import RealmForOpenQAOutput, RealmReaderOutput
+from .parameters import Shapes
+from .reader import RealmReader
+from .retriever import RealmRetriever
+from .spans import span_candidates
+
+# ORQA's query_seq_len: the wordpieces of a question, special tokens included.
+MAX_QUESTION_WORDPIECES = 64
+
+
+@dataclass
+class RetrievedBlock:
+    """A block that was read: its number, its text, f(x, z) and p(z|x) among the blocks read."""
+
+    id: int
+    text: str
+    score: float
+    probability: float
+
+
+@dataclass
+class Answer:
+    """The best span, as it stands in its block.
+
+    `blocks[block_rank].text[start_char:end_char] == text`. `probability` is p(y|x): the share of the softmax over all
+    spans of all blocks read that falls on spans of these very wordpieces, wherever they stand.
+    """
+
+    question: str
+    text: str
+    start_char: int
+    end_char: int
+    probability: float
+    block_rank: int
+    blocks: list[RetrievedBlock]
+
+
+class RealmForOpenQA(RealmModel):
+    """Question in, answer out.
+
+    Args:
+        retriever: the evidence blocks as text; needed to read, not to search.
+
+    `block_emb` [num_block_records, retriever_proj_size] float32 holds Embed_doc of every block.
+    """
+
+    own_arguments = ("retriever",)
+    buffers = ("block_emb",)
+
+    def __init__(
+        self, config: RealmConfig, retriever: RealmRetriever | None = None, *, seed: int = 0, initialize: bool = True
+    ) -> None:
+        super().__init__(config, seed=seed, initialize=initialize)
+        self.retriever = retriever
+        self.parts = {
+            "embedder": RealmEmbedder(config, seed=seed, initialize=initialize),
+            "reader": RealmReader(config, seed=seed + 1, initialize=initialize),
+        }
+        self._index: tuple[Any, BlockIndex] | None = None
+
+    @classmethod
+    def shapes(cls, config: RealmConfig) -> Shapes:
+        return {"block_emb": (config.num_block_records, config.retriever_proj_size)}
+
+    @property
+    def embedder(self) -> RealmEmbedder:
+        return self.parts["embedder"]
+
+    @property
+    def reader(self) -> RealmReader:
+        return self.parts["reader"]
+
+    @property
+    def block_emb(self) -> Tensor:
+        return self.p["block_emb"]
+
+    @block_emb.setter
+    def block_emb(self, blocks: Tensor) -> None:
+        self.p["block_emb"] = blocks
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedder.device  # the block embeddings may stay elsewhere, see `block_embedding_to`
+
+    @property
+    def searcher_beam_size(self) -> int:
+        """Blocks searched for: `searcher_beam_size` in training, only those that are read in evaluation."""
+        return self.config.searcher_beam_size if self.training else self.config.reader_beam_size
+
+    def block_embedding_to(self, device: torch.device | str) -> None:
+        """Move the block embeddings alone to `device`: 13 million of them take 6.8 GB."""
+        self.block_emb = self.block_emb.to(device)
+
+    @property
+    def index(self) -> BlockIndex:
+        """The search index over `block_emb`, built anew when they change."""
+        version = (id(self.block_emb), self.block_emb._version)
+        if self._index is None or self._index[0] != version:
+            self._index = (version, BlockIndex(self.block_emb))
+        return self._index[1]
+
+    @index.setter
+    def index(self, index: BlockIndex) -> None:
+        """Search through `index`, say a compressed one, until `block_emb` changes."""
+        self._index = ((id(self.block_emb), self.block_emb._version), index)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        answer_ids: list | None = None,
+        return_dict: bool | None = None,
+    ) -> RealmForOpenQAOutput | tuple:
+        """Answer one question or several.
+
+        Args:
+            input_ids, attention_mask, token_type_ids: questions, [batch, tokens].
+            answer_ids: right answers as wordpiece ids: a list of answers for one question, a list of such lists for
+                several. With them the output holds losses.
+
+        Returns:
+            For one question as transformers: `reader_output` (a `RealmReaderOutput`) and `predicted_answer_ids`
+            [answer tokens]. For several, a tuple of each, in order.
+
+        Raises:
+            ValueError: no retriever; more blocks asked for than there are; inputs of a wrong rank, shape or range.
+        """
+        self._check_searchable(self.searcher_beam_size)
+        if answer_ids is not None and input_ids.shape[0] == 1:
+            answer_ids = [answer_ids]
+        if answer_ids is not None and len(answer_ids) != input_ids.shape[0]:
+            raise ValueError(
+                f"answer_ids holds answers of {len(answer_ids)} questions: {input_ids.shape[0]} were given"
+            )
+        projections = self.embedder(
+            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, return_dict=True
+        ).projected_score  # [batch, proj]
+        _, block_ids = self.index.search(projections.to(self.block_emb.device), self.searcher_beam_size)
+        outputs = [
+            self._read(
+                input_ids[i : i + 1], projections[i], block_ids[i], None if answer_ids is None else answer_ids[i]
+            )
+            for i in range(input_ids.shape[0])
+        ]
+        reader_output, predicted = outputs[0] if len(outputs) == 1 else tuple(zip(*outputs, strict=True))
+        output = RealmForOpenQAOutput(reader_output, predicted)
+        return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def _read(
+        self, question_ids: Tensor, projection: Tensor, block_ids: Tensor, answer_ids: list[list[int]] | None
+    ) -> tuple[RealmReaderOutput, Tensor]:
+        """Read the blocks `block_ids` [searcher beam] for one question [1, tokens]."""
+        device = self.reader.device
+        has_answers, starts, ends, inputs = self.retriever(
+            block_ids.cpu(), question_ids, answer_ids, max_length=self.config.reader_seq_len
+        )
+        beam = self.config.reader_beam_size
+        output = self.reader(
+            input_ids=inputs.input_ids[:beam].to(device),
+            attention_mask=inputs.attention_mask[:beam].to(device),
+            token_type_ids=inputs.token_type_ids[:beam].to(device),
+            # f(x, z) once more, from the question's embedding of this very forward.
+            relevance_score=self.block_emb[block_ids].to(device) @ projection.to(device),
+            block_mask=block_mask(inputs).to(device),
+            has_answers=None if has_answers is None else torch.tensor(has_answers, dtype=torch.bool, device=device),
+            start_positions=None if has_answers is None else torch.tensor(starts, dtype=torch.long, device=device),
+            end_positions=None if has_answers is None else torch.tensor(ends, dtype=torch.long, device=device),
+            return_dict=True,
+        )
+        read_ids = inputs.input_ids[output.block_idx.cpu()]
+        return output, read_ids[output.start_pos.item() : output.end_pos.item() + 1].to(device)
+
+    def retrieve(self, questions: list[str], k: int) -> tuple[Tensor, Tensor]:
+        """Find the `k` most relevant blocks of each question.
+
+        Returns:
+            f(x, z) [questions, k] float32, descending, and block numbers [questions, k] int64.
+
+        Raises:
+            ValueError: an empty or overlong question; k below 1 or above the number of blocks.
+        """
+        self._check_searchable(k)
+        return self.index.search(self._embed_questions(questions).to(self.block_emb.device), k)
+
+    def answer(self, questions: list[str], num_blocks: int | None = None) -> list[Answer]:
+        """Answer questions given as text.
+
+        Args:
+            num_blocks: blocks to read for each; None reads `config.reader_beam_size`.
+
+        Raises:
+            ValueError: an empty or overlong question; more blocks asked for than there are.
+        """
+        num_blocks = self.config.reader_beam_size if num_blocks is None else num_blocks
+        scores, block_ids = self.retrieve(questions, num_blocks)
+        return [self._answer(*found) for found in zip(questions, scores, block_ids, strict=True)]
+
+    def _answer(self, question: str, scores: Tensor, block_ids: Tensor) -> Answer:
+        config, device = self.config, self.reader.device
+        texts = [self.retriever.block_records[i].decode() for i in block_ids.tolist()]
+        inputs = self.retriever.tokenizer(
+            [question] * len(texts), texts, padding=True, truncation=True, max_length=config.reader_seq_len,
+            return_special_tokens_mask=True, return_offsets_mapping=True, return_tensors="pt",
+        )  # fmt: skip
+        ids = pad_to(inputs.input_ids, config.max_span_width, config.pad_token_id).to(device)
+        mask, types, in_block = (
+            pad_to(x, config.max_span_width, 0).to(device)
+            for x in (inputs.attention_mask, inputs.token_type_ids, block_mask(inputs))
+        )
+        if not in_block.any():
+            raise ValueError(f"every block retrieved for {question!r} is empty: index documents that hold text")
+        logits, _ = self.reader.span_logits(ids, mask, types, None, None, None, scores.to(device), in_block)
+        best = int(logits.argmax())
+        block, candidate = divmod(best, logits.shape[1])
+        starts, ends = span_candidates(ids.shape[1], config.max_span_width, device)
+        start, end = int(starts[candidate]), int(ends[candidate])
+        probabilities = ops.softmax(logits.reshape(-1)).view_as(logits)
+        same = spans_equal_to(ids, starts, ends, ids[block, start : end + 1])  # [beam, spans]
+        first_char, last_char = int(inputs.offset_mapping[block][start][0]), int(inputs.offset_mapping[block][end][1])
+        priors = ops.softmax(scores).tolist()
+        return Answer(
+            question=question,
+            text=texts[block][first_char:last_char],
+            start_char=first_char,
+            end_char=last_char,
+            probability=float(probabilities[same].sum()),
+            block_rank=block,
+            blocks=[
+                RetrievedBlock(*found) for found in zip(block_ids.tolist(), texts, scores.tolist(), priors, strict=True)
+            ],
+        )
+
+    def _embed_questions(self, questions: list[str]) -> Tensor:
+        for question in questions:
+            if not question.strip():
+                raise ValueError("the question is empty: ask something")
+        inputs = self.retriever.tokenizer(questions, padding=True, return_tensors="pt").to(self.device)
+        lengths = inputs.attention_mask.sum(1).tolist()
+        limit = min(MAX_QUESTION_WORDPIECES, self.config.max_position_embeddings)
+        for question, length in zip(questions, lengths, strict=True):
+            if length > limit:
+                raise ValueError(f"the question has {length} wordpieces, the limit is {limit}: shorten {question!r}")
+        return self.embedder(**inputs, return_dict=True).projected_score
+
+    def _check_searchable(self, k: int) -> None:
+        if self.retriever is None:
+            raise ValueError("this model has no retriever: give retriever=RealmRetriever.from_pretrained(folder)")
+        if not 1 <= k <= self.block_emb.shape[0]:
+            raise ValueError(
+                f"{k} blocks were asked for, and there are {self.block_emb.shape[0]}: ask for 1 to "
+                f"{self.block_emb.shape[0]} (searcher_beam_size in training, reader_beam_size in evaluation)"
+            )
+
+
+def block_mask(inputs: Any) -> Tensor:
+    """The tokens of the evidence block: second segment, no special tokens; bool [blocks, tokens]."""
+    return ~inputs.special_tokens_mask.bool() & inputs.token_type_ids.bool()
+
+
+def pad_to(x: Tensor, tokens: int, value: int) -> Tensor:
+    """Pad [blocks, tokens] on the right, so that a short block still has room for the widest span."""
+    missing = tokens - x.shape[1]
+    return x if missing <= 0 else torch.cat([x, x.new_full((x.shape[0], missing), value)], 1)
+
+
+def spans_equal_to(ids: Tensor, starts: Tensor, ends: Tensor, answer: Tensor) -> Tensor:
+    """Which spans are the wordpieces `answer`; ids [beam, tokens], starts and ends [spans] -> bool [beam, spans]."""
+    same = ends - starts + 1 == len(answer)
+    equal = same.expand(ids.shape[0], -1).clone()
+    places = starts[same]
+    equal[:, same] = torch.stack([ids[:, places + i] == wordpiece for i, wordpiece in enumerate(answer)]).all(0)
+    return equal

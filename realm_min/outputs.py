@@ -1,0 +1,101 @@
+"""What the models return: fields by name, by key or by position, with transformers' names and order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(repr=False)
+class ModelOutput:
+    """A dataclass whose fields that are not None also read as a tuple (`out[0]`) and as a mapping (`out["loss"]`)."""
+
+    def keys(self) -> tuple[str, ...]:
+        return tuple(field.name for field in fields(self) if getattr(self, field.name) is not None)
+
+    def values(self) -> tuple[Any, ...]:
+        return self.to_tuple()
+
+    def items(self) -> tuple[tuple[str, Any], ...]:
+        return tuple((key, getattr(self, key)) for key in self.keys())
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, key) for key in self.keys())
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in self.keys():
+            raise KeyError(f"{type(self).__name__} has no {key!r}: this call returned {', '.join(self.keys())}")
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.keys()
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.items())})"
+
+
+@dataclass(repr=False)
+class RealmEmbedderOutput(ModelOutput):
+    """`projected_score` [batch, retriever_proj_size]; hidden states and attentions where asked for."""
+
+    projected_score: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(repr=False)
+class RealmScorerOutput(ModelOutput):
+    """For n candidates: `relevance_score` [batch, n], `query_score` [batch, proj], `candidate_score` [batch, n, proj]."""
+
+    relevance_score: Tensor | None = None
+    query_score: Tensor | None = None
+    candidate_score: Tensor | None = None
+
+
+@dataclass(repr=False)
+class MaskedLMOutput(ModelOutput):
+    """`loss` [], `logits` [batch * candidates, tokens, vocabulary]."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(repr=False)
+class RealmReaderOutput(ModelOutput):
+    """Losses [] where answers were given; of the best span `block_idx` [], `candidate` [], `start_pos` and `end_pos` [1].
+
+    `retriever_correct` [searcher beam] and `reader_correct` [reader beam, spans] mark what holds an answer.
+    """
+
+    loss: Tensor | None = None
+    retriever_loss: Tensor | None = None
+    reader_loss: Tensor | None = None
+    retriever_correct: Tensor | None = None
+    reader_correct: Tensor | None = None
+    block_idx: Tensor | None = None
+    candidate: Tensor | None = None
+    start_pos: Tensor | None = None
+    end_pos: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(repr=False)
+class RealmForOpenQAOutput(ModelOutput):
+    """`reader_output` (a `RealmReaderOutput`) and the wordpiece ids of the predicted answer."""
+
+    reader_output: RealmReaderOutput | None = None
+    predicted_answer_ids: Tensor | None = None

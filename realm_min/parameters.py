@@ -1,0 +1,70 @@
+"""Where the weights live: one tensor a state-dict key, laid out the way the matrix products read them.
+
+A dense layer computes x Wᵀ, so W [out, in] is stored as Wᵀ, contiguous, and the state dict shows its transpose. The
+query, key and value weights of a layer lie side by side in one [hidden, 3 hidden] matrix, so that one product gives
+all three; the state dict shows its three parts. Both are views: writing to either side changes the same numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# A name maps to its shape, or to the name of the tensor it shares (tied weights).
+Shapes = dict[str, "tuple[int, ...] | str"]
+
+
+class Parameters(dict[str, Tensor]):
+    """State-dict key -> tensor. `qkv` maps an attention's name to its fused weight [hidden, 3 hidden] and bias."""
+
+    qkv: dict[str, tuple[Tensor, Tensor]]
+
+
+def allocate(shapes: Shapes, dtype: torch.dtype, device: torch.device | str) -> Parameters:
+    """Uninitialised parameters in the order of `shapes`."""
+    parameters = Parameters()
+    parameters.qkv = {}
+    fused: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        attention, _, role = name.rpartition("self.")
+        if isinstance(shape, str):
+            parameters[name] = parameters[shape]
+        elif attention and role.split(".")[0] in ("query", "key", "value"):
+            kind, part = role.split(".")[1], ("query", "key", "value").index(role.split(".")[0])
+            width = shape[0]
+            if part == 0:
+                fused[kind] = torch.empty(*shape[1:], 3 * width, dtype=dtype, device=device)
+            # [in, out] for the weight, [out] for the bias; the transpose of a vector is itself.
+            parameters[name] = fused[kind][..., part * width : (part + 1) * width].t()
+            if kind == "bias":
+                parameters.qkv[attention + "self"] = (fused["weight"], fused["bias"])
+        elif is_dense_weight(name):
+            parameters[name] = torch.empty(*shape[::-1], dtype=dtype, device=device).t()
+        else:
+            # Zeros cost nothing until touched, and a 6.8 GB table of block embeddings may never be.
+            parameters[name] = torch.zeros(shape, dtype=dtype, device=device)
+    return parameters
+
+
+def is_dense_weight(name: str) -> bool:
+    return name.endswith(".weight") and "LayerNorm" not in name and "norm" not in name and "embeddings" not in name
+
+
+def initialize_(parameters: Parameters, std: float, padding_id: int | None, seed: int) -> None:
+    """BERT's initialisation: matrices from a normal distribution, biases 0, LayerNorm weights 1, padding row 0."""
+    generator = torch.Generator().manual_seed(seed)
+    done: set[int] = set()
+    for name, tensor in parameters.items():
+        if id(tensor) in done:
+            continue
+        done.add(id(tensor))
+        if name.endswith("bias"):
+            tensor.zero_()
+        elif name == "block_emb":
+            pass
+        elif tensor.dim() == 1:
+            tensor.fill_(1)
+        else:
+            tensor.copy_(torch.empty(tensor.shape, dtype=tensor.dtype).normal_(0, std, generator=generator))
+            if name.endswith("word_embeddings.weight") and padding_id is not None:
+                tensor[padding_id].zero_()

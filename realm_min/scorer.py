@@ -1,0 +1,109 @@
+"""f(x, z) = Embed_input(x)ᵀ Embed_doc(z): how relevant a document is to a text (REALM section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .config import RealmConfig
+from .embedder import RealmEmbedder
+from .model import RealmModel
+from .outputs import RealmScorerOutput
+
+
+class RealmScorer(RealmModel):
+    """Scores candidates against queries.
+
+    Args:
+        query_embedder: embeds the queries; None uses the candidates' embedder for both.
+    """
+
+    own_arguments = ("query_embedder",)
+
+    def __init__(
+        self,
+        config: RealmConfig,
+        query_embedder: RealmEmbedder | None = None,
+        *,
+        seed: int = 0,
+        initialize: bool = True,
+    ) -> None:
+        super().__init__(config, seed=seed, initialize=initialize)
+        embedder = RealmEmbedder(config, seed=seed, initialize=initialize)
+        self.parts = {"embedder": embedder, "query_embedder": query_embedder or embedder}
+
+    @property
+    def embedder(self) -> RealmEmbedder:
+        return self.parts["embedder"]
+
+    @property
+    def query_embedder(self) -> RealmEmbedder:
+        return self.parts["query_embedder"]
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """As `RealmModel.load_state_dict`. Where the two embedders differ in `state_dict`, they part here too."""
+        if self.query_embedder is self.embedder and any(
+            f"query_{key}" in state_dict and not torch.equal(tensor, state_dict[f"query_{key}"])
+            for key, tensor in state_dict.items()
+            if key.startswith("embedder.")
+        ):
+            separate = RealmEmbedder(self.config, seed=self.seed, initialize=False).to(self.device).to(self.dtype)
+            self.parts["query_embedder"] = separate.train(self.training)
+        super().load_state_dict(state_dict)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        candidate_input_ids: Tensor | None = None,
+        candidate_attention_mask: Tensor | None = None,
+        candidate_token_type_ids: Tensor | None = None,
+        candidate_inputs_embeds: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> RealmScorerOutput | tuple[Tensor, Tensor, Tensor]:
+        """Score `config.num_candidates` candidates for each query.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: queries, [batch, tokens].
+            candidate_input_ids, candidate_attention_mask, candidate_token_type_ids: [batch, candidates, tokens].
+            candidate_inputs_embeds: [batch * candidates, tokens, hidden], instead of `candidate_input_ids`.
+            head_mask: [heads] or [layers, heads], for both embedders.
+
+        Returns:
+            `relevance_score` [batch, candidates], `query_score` [batch, retriever_proj_size] and `candidate_score`
+            [batch, candidates, retriever_proj_size].
+
+        Raises:
+            ValueError: inputs left out, of a wrong rank, shape or range, or not `num_candidates` a query.
+        """
+        if candidate_input_ids is None and candidate_inputs_embeds is None:
+            raise ValueError("neither candidate_input_ids nor candidate_inputs_embeds was given: give one of them")
+        candidates, size = self.config.num_candidates, self.config.retriever_proj_size
+        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        query_score = self.query_embedder(
+            input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds, **asked, return_dict=True
+        ).projected_score  # [batch, proj]
+        candidate_score = self.embedder(
+            *flatten_candidates(candidate_input_ids, candidate_attention_mask, candidate_token_type_ids),
+            position_ids, head_mask, candidate_inputs_embeds, **asked, return_dict=True,
+        ).projected_score  # [batch * candidates, proj]  # fmt: skip
+        if candidate_score.shape[0] != query_score.shape[0] * candidates:
+            raise ValueError(
+                f"{candidate_score.shape[0]} candidates for {query_score.shape[0]} queries: expected num_candidates="
+                f"{candidates} for each; give that many, or load the model with num_candidates=…"
+            )
+        candidate_score = candidate_score.view(-1, candidates, size)
+        relevance_score = (candidate_score @ query_score[:, :, None])[:, :, 0]  # [batch, candidates]
+        output = RealmScorerOutput(relevance_score, query_score, candidate_score)
+        return output if self._wants_dict(return_dict) else output.to_tuple()
+
+
+def flatten_candidates(*inputs: Tensor | None) -> list[Tensor | None]:
+    """[batch, candidates, tokens] -> [batch * candidates, tokens]; None and [batch, tokens] stay as they are."""
+    return [x if x is None or x.dim() <= 2 else x.reshape(-1, x.shape[-1]) for x in inputs]
