@@ -56,7 +56,10 @@ class RealmEmbedderOutput(ModelOutput):
 
 @dataclass(repr=False)
 class RealmScorerOutput(ModelOutput):
-    """For n candidates: `relevance_score` [batch, n], `query_score` [batch, proj], `candidate_score` [batch, n, proj]."""
+    """`relevance_score` [batch, candidates], the product of the other two.
+
+    `query_score` is [batch, retriever_proj_size], `candidate_score` [batch, candidates, retriever_proj_size].
+    """
 
     relevance_score: Tensor | None = None
     query_score: Tensor | None = None
@@ -75,7 +78,7 @@ class MaskedLMOutput(ModelOutput):
 
 @dataclass(repr=False)
 class RealmReaderOutput(ModelOutput):
-    """Losses [] where answers were given; of the best span `block_idx` [], `candidate` [], `start_pos` and `end_pos` [1].
+    """Losses [] where answers were given; the best span as `block_idx` [], `candidate` [], `start_pos`, `end_pos` [1].
 
     `retriever_correct` [searcher beam] and `reader_correct` [reader beam, spans] mark what holds an answer.
     """
