@@ -40,8 +40,8 @@ def span_candidates(tokens: int, max_span_width: int, device: torch.device | str
     return starts, ends
 
 
-def span_candidate(start: Tensor, end: Tensor, tokens: int) -> Tensor:
-    """The index in `span_candidates`' order of the spans start..end: int64, the shape of `start`."""
+def span_candidate(start: Tensor | int, end: Tensor | int, tokens: int) -> Tensor | int:
+    """The index of the spans start..end in the order of `span_candidates`: int64, in the arguments' shape."""
     width = end - start
     return width * tokens - width * (width - 1) // 2 + start
 
@@ -81,7 +81,7 @@ def span_logits(
     arguments = (start_projection, end_projection, norm_weight, norm_bias, output_weight, output_bias)
     options = dict(max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score)
     check_arguments(*arguments, **options)
-    if start_projection.is_cuda:
+    if start_projection.is_cuda and start_projection.dtype != torch.float64:
         from realm_min.kernels import span_logits as kernels
 
         return kernels.span_logits(*arguments, **options)
@@ -115,30 +115,36 @@ def best_span(
     arguments = (start_projection, end_projection, norm_weight, norm_bias, output_weight, output_bias)
     options = dict(max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score)
     check_arguments(*arguments, **options)
-    if start_projection.is_cuda:
+    if start_projection.is_cuda and start_projection.dtype != torch.float64:
         from realm_min.kernels import span_logits as kernels
 
         return kernels.best_span(*arguments, **options)
     blocks, tokens, _ = start_projection.shape
     scores = start_projection.new_full((blocks,), -torch.inf, dtype=_dtype(start_projection))  # [B], each block's best
-    candidates = torch.zeros(blocks, dtype=torch.int64)  # [B], the first span that has it
+    candidates = torch.zeros(blocks, dtype=torch.int64, device=scores.device)  # [B], the first span that has it
     for rows, _width, first, piece in _logits_by_piece(*arguments, **options):
         position = piece.argmax(1)
         score = piece.gather(1, position[:, None])[:, 0]
         better = score > scores[rows]  # an equal score of a wider span comes later: the first stays
         scores[rows] = torch.where(better, score, scores[rows])
         candidates[rows] = torch.where(better, first + position, candidates[rows])
-    return choose_span(scores, candidates, tokens, max_span_width)
+    return choose_span(scores, torch.arange(blocks, device=scores.device), candidates, tokens, max_span_width)
 
 
 def choose_span(
-    scores: Tensor, candidates: Tensor, tokens: int, max_span_width: int
+    scores: Tensor, blocks: Tensor, candidates: Tensor, tokens: int, max_span_width: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(score, block, start, end) from each block's best score [B] and the first candidate that has it [B]."""
+    """(score, block, start, end) from each part's best score and the first block and first candidate that have it.
+
+    scores, blocks, candidates: [parts], where the parts cover all blocks.
+    """
     score = scores.amax()
-    candidate = torch.where(scores == score, candidates, candidates.amax()).amin()
-    starts, ends = span_candidates(tokens, max_span_width, scores.device)
-    return score, scores.argmax(), starts[candidate], ends[candidate]
+    last = torch.iinfo(torch.int64).max
+    block, candidate = (torch.where(scores == score, place.long(), last).amin() for place in (blocks, candidates))
+    width = torch.arange(min(tokens, max_span_width), device=scores.device)
+    width = (span_candidate(0, width, tokens) <= candidate).sum() - 1  # the last width whose first span comes before
+    start = candidate - span_candidate(0, width, tokens)
+    return score, block, start, start + width
 
 
 def span_logits_backward(
@@ -163,7 +169,7 @@ def span_logits_backward(
     arguments = (start_projection, end_projection, norm_weight, norm_bias, output_weight, output_bias)
     options = dict(max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score)
     check_arguments(*arguments, **options, grad_logits=grad_logits)
-    if start_projection.is_cuda:
+    if start_projection.is_cuda and start_projection.dtype != torch.float64:
         from realm_min.kernels import span_logits as kernels
 
         return kernels.span_logits_backward(grad_logits, *arguments, **options)
