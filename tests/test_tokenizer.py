@@ -16,6 +16,7 @@ from tokenizers import AddedToken
 
 import realm_min
 from realm_min.tokenizer import RealmTokenizer, RealmTokenizerFast
+from realm_min.tokenizer_base import clean_up_spaces
 
 transformers.logging.set_verbosity(transformers.logging.CRITICAL)
 
@@ -342,6 +343,13 @@ def test_decode_takes_tensors(kind):
     assert ours.decode(1996) == "the" and ours.decode([]) == ""
     assert ours.convert_ids_to_tokens(encoding.input_ids[1])[1] == "yes"
     assert ours.convert_tokens_to_string(["una", "##ffa", "##ble"]) == "unaffable"
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(words=st.lists(st.sampled_from([*".?!,'", "n't", "'m", "'s", "'ve", "'re", "a", " "]), max_size=10))
+def test_clean_up_spaces(words):
+    text = " ".join(words)
+    assert clean_up_spaces(text) == transformers.RealmTokenizer.clean_up_tokenization(text)
 
 
 # ---- Vocabulary and special tokens ----------------------------------------------------------------------------------
