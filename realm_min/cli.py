@@ -1,0 +1,267 @@
+"""The command line, `realm-min` or `python -m realm_min`: index documents, ask questions, evaluate answers.
+
+Results go to the standard output, all else (progress, remarks, errors) to the standard error. Exit status: 0 when
+done, 2 for bad input, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from . import indexing
+from .corpus import FACTBOOK, read_documents
+from .evaluation import evaluate, means, read_questions
+from .files import write_atomically
+from .hub import resolve_folder
+from .open_qa import Answer, RealmForOpenQA
+from .retriever import BLOCK_RECORDS_FILE, RealmRetriever
+
+EXAMPLES = (
+    "What is the capital of Uruguay?",
+    "Which countries border Switzerland?",
+    "What is the highest point of Kenya?",
+    "When did Estonia regain its independence?",
+    "What is the official language of Brazil?",
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        named = isinstance(error, OSError) and error.strerror and error.filename
+        print(f"realm-min: {f'{error.filename}: {error.strerror}' if named else error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"\nInterrupted. {interrupt}".rstrip(), file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="realm-min", description="Answer questions from documents with REALM.")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(run=run)
+        return sub
+
+    def model_option(sub: argparse.ArgumentParser, default: str) -> None:
+        sub.add_argument("--model", metavar="FOLDER", help=f"a model's folder or hub name (default: {default})")
+
+    sub = command("index", run_index, "Cut documents into blocks, embed them and write a folder ready to be asked.")
+    sub.add_argument(
+        "corpus", metavar="CORPUS", help=f'"{FACTBOOK}", a .jsonl of {{"title", "text"}}, or a folder of .txt files'
+    )
+    sub.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the folder to write")
+    model_option(sub, "a small untrained one")
+    sub.add_argument("--restart", action="store_true", help="forget what an interrupted run left in FOLDER.partial")
+
+    sub = command("ask", run_ask, "Answer questions and show the blocks that were read.")
+    sub.add_argument(
+        "questions", nargs="*", metavar="QUESTION", help="none: a prompt on a terminal, else five examples"
+    )
+    model_option(sub, "a small untrained one over the CIA World Factbook")
+    sub.add_argument("-k", type=int, metavar="N", help="blocks to read for a question (default: the model's)")
+    sub.add_argument("--json", action="store_true", help="print one JSON object a question")
+
+    sub = command("evaluate", run_evaluate, "Measure the answers to questions whose answers are known.")
+    sub.add_argument(
+        "questions", type=Path, metavar="QUESTIONS.jsonl", help='each line {"question": "…", "answer": ["…", …]}'
+    )
+    model_option(sub, "a small untrained one over the CIA World Factbook")
+    sub.add_argument("--predictions", type=Path, metavar="FILE", help="write a JSON line for each question")
+    sub.add_argument("--regex", action="store_true", help="answers are regular expressions, as CuratedTrec's are")
+    sub.add_argument("--limit", type=int, metavar="N", help="only the first N questions")
+    sub.add_argument("--json", action="store_true", help="print the measures as one JSON object")
+    return top
+
+
+# ---- index
+
+
+def run_index(options: argparse.Namespace) -> None:
+    documents = read_documents(options.corpus)
+    if options.model:
+        model, tokenizer = indexing.load_unindexed(options.model)
+    else:
+        model, tokenizer = indexing.untrained_model()
+        remark("No --model given: a small one with untrained weights is used. Its answers will be arbitrary.")
+    with progress_report() as report:
+        indexing.index(documents, options.out, model, tokenizer, restart=options.restart, report=report)
+    remark(f'Ready: realm-min ask --model "{options.out}"')
+
+
+@contextmanager
+def progress_report() -> Iterator[indexing.Report]:
+    """A progress bar for each stage of the work."""
+    with progress_bar() as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                for task in bar.tasks:  # the stages before are complete
+                    bar.update(task.id, total=task.completed)
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done)
+
+        yield report
+
+
+def progress_bar() -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+
+
+def remark(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+# ---- models
+
+
+def load_model(name: str | None) -> RealmForOpenQA:
+    """The model of a folder or hub name with its retriever; of None, the default one, indexed on first use."""
+    folder = default_model_folder() if name is None else resolve_folder(name)
+    model = RealmForOpenQA.from_pretrained(folder)
+    if not (folder / BLOCK_RECORDS_FILE).is_file():
+        raise FileNotFoundError(f"{folder} holds a model without blocks: give it some with realm-min index --model")
+    model.retriever = RealmRetriever.from_pretrained(folder)
+    held = len(model.retriever.block_records)
+    if held != model.config.num_block_records:
+        raise ValueError(f"{folder} has {held} blocks and {model.config.num_block_records} embeddings: index it anew")
+    return model
+
+
+def default_model_folder() -> Path:
+    model, tokenizer = indexing.untrained_model()
+    folder = indexing.default_folder(model, tokenizer)
+    remark(
+        "Default model: small, with UNTRAINED weights (seed 0), so its answers are arbitrary. "
+        "Give a trained one with --model."
+    )
+    if folder.is_dir():
+        remark(f"Its index of the CIA World Factbook is in {folder}\n")
+        return folder
+    remark(f"Indexing the CIA World Factbook for it, this once, into {folder}")
+    with progress_report() as report:
+        return indexing.index(read_documents(FACTBOOK), folder, model, tokenizer, report=report)
+
+
+# ---- ask
+
+
+def run_ask(options: argparse.Namespace) -> None:
+    for question in options.questions:
+        if not question.strip():
+            raise ValueError("the question is empty: ask something")
+    model = load_model(options.model)
+    show = print_json if options.json else print_answer
+    if options.questions or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        for question in options.questions or EXAMPLES:
+            show(model.answer([question], options.k)[0])
+        return
+    remark("Ask in English; an empty line or Ctrl-D ends.")
+    while question := read_line("? "):
+        try:
+            show(model.answer([question], options.k)[0])
+        except ValueError as error:  # too long a question, say: the next one may do
+            remark(f"realm-min: {error}")
+
+
+def read_line(prompt: str) -> str:
+    try:
+        return input(prompt).strip()
+    except EOFError:
+        print()
+        return ""
+
+
+def print_json(answer: Answer) -> None:
+    values = asdict(answer)
+    values["answer"] = values.pop("text")
+    print(json.dumps(values, ensure_ascii=False), flush=True)
+
+
+def print_answer(answer: Answer) -> None:
+    """The answer, then each block that was read, the answer's whole and its span highlighted, of others the start."""
+    console = Console(highlight=False)
+    console.print(Text(answer.question, style="bold"))
+    console.print(Text.assemble((answer.text, "bold green"), f"   p(y|x) {answer.probability:.3g}"))
+    for rank, block in enumerate(answer.blocks):
+        heading = f"{rank + 1}. block {block.id}   score {block.score:.3f}   p(z|x) {block.probability:.3g}"
+        console.print(Text(heading, style="cyan"))
+        if rank == answer.block_rank:
+            text = highlighted(block.text, answer.start_char, answer.end_char, console)
+        else:
+            text = Text(textwrap.shorten(block.text, 150, placeholder=" …"), style="dim")
+        console.print(Padding(text, (0, 0, 0, 3), expand=False))
+    console.print()
+
+
+def highlighted(text: str, start: int, end: int, console: Console) -> Text:
+    opening, closing = ("", "") if console.color_system else ("[[", "]]")  # what no colour shows, brackets do
+    return Text.assemble(text[:start], opening, (text[start:end], "bold black on green"), closing, text[end:])
+
+
+# ---- evaluate
+
+
+def run_evaluate(options: argparse.Namespace) -> None:
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"--limit {options.limit} leaves no question: give 1 or more")
+    # Read once before the work starts: a malformed last line should not cost the answers to all the others.
+    total = sum(1 for _ in islice(read_questions(options.questions), options.limit))
+    if not total:
+        raise ValueError(f"{options.questions} holds no question")
+    model = load_model(options.model)
+    questions = islice(read_questions(options.questions), options.limit)
+    measures = []
+    with progress_bar() as bar, writing(options.predictions) as write:
+        for result in bar.track(evaluate(model, questions, options.regex), total, description="Answering questions"):
+            measures.append(result.measures)
+            write({"question": result.question.question, "prediction": result.prediction, **result.measures})
+    summary = {"questions": total, **means(measures)}
+    if options.json:
+        print(json.dumps(summary))
+    else:
+        print_measures(summary)
+
+
+@contextmanager
+def writing(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that writes an object as a line of `path`, which appears when all are written; None writes nothing."""
+    with write_atomically(path) if path else nullcontext(os.devnull) as temporary:
+        with open(temporary, "w", encoding="utf-8") as file:
+            yield lambda value: print(json.dumps(value, ensure_ascii=False), file=file)
+
+
+def print_measures(summary: dict[str, float | None]) -> None:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in summary.items():
+        shown = "–" if value is None else f"{value:,}" if name == "questions" else f"{100 * value:.1f} %"
+        table.add_row(name, shown)
+    Console(highlight=False).print(table)

@@ -1,0 +1,375 @@
+"""The command line and the indexing job: from text to answers, through interruptions and bad input."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from realm_min import cli, indexing
+from realm_min.cli import main
+from realm_min.corpus import Block, Document, cut_blocks, record
+from realm_min.evaluation import normalize_answer
+from realm_min.open_qa import RealmForOpenQA
+from realm_min.retriever import RealmRetriever
+
+CAPITALS = {"Uruguay": "Montevideo", "Norway": "Oslo", "Kenya": "Nairobi", "Japan": "Tokyo", "Peru": "Lima"}
+DOCUMENTS = [
+    Document(
+        country, f"Capital - name: {capital}. " + " ".join(f"Field {i % 9} of {country}: {i % 7}." for i in range(200))
+    )
+    for country, capital in CAPITALS.items()
+]
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_jsonl(tmp_path_factory.mktemp("corpus") / "capitals.jsonl", [d._asdict() for d in DOCUMENTS])
+
+
+@pytest.fixture(scope="module")
+def folder(corpus, tmp_path_factory):
+    """A ready folder, made by the command."""
+    out = tmp_path_factory.mktemp("models") / "capitals"
+    assert main(["index", str(corpus), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    return indexing.untrained_model()
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(indexing, "SHARD_SIZE", 4)
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# ---- index
+
+
+def test_folder_is_ready(folder, untrained):
+    model = RealmForOpenQA.from_pretrained(folder, retriever=RealmRetriever.from_pretrained(folder))
+    blocks = list(cut_blocks(DOCUMENTS, untrained[1]))
+    assert len(blocks) > 20
+    assert [bytes(r) for r in model.retriever.block_records] == [record(block) for block in blocks]
+    assert model.config.num_block_records == model.config.searcher_beam_size == len(blocks)
+    assert (folder / "block_titles.txt").read_text(encoding="utf-8").splitlines() == [block.title for block in blocks]
+    assert not folder.with_name(folder.name + ".partial").exists()
+    for key, tensor in untrained[0].state_dict().items():
+        assert key == "block_emb" or torch.equal(tensor, model.state_dict()[key])
+
+
+def test_embeddings_are_those_of_transformers(folder):
+    blocks = [
+        Block(*record.split(". ", 1))
+        for record in map(bytes.decode, RealmRetriever.from_pretrained(folder).block_records)
+    ]
+    theirs = transformers.RealmForOpenQA.from_pretrained(folder)
+    tokenizer = transformers.RealmTokenizer.from_pretrained(folder)
+    inputs = tokenizer([b.title for b in blocks], [b.text for b in blocks], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = theirs.eval().embedder(**inputs).projected_score
+    assert (theirs.block_emb - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_embed_blocks_does_not_depend_on_company(untrained):
+    model, tokenizer = untrained
+    blocks = list(cut_blocks(DOCUMENTS, tokenizer))[:9] + [Block("", "x"), Block("Uruguay", "Capital.")]
+    counts = []
+    together = indexing.embed_blocks(model.embedder, tokenizer, blocks, counts.append)
+    alone = torch.cat([indexing.embed_blocks(model.embedder, tokenizer, [block]) for block in blocks])
+    assert sum(counts) == len(blocks)
+    assert (together - alone).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 9, 30])
+def test_interrupted_index_ends_with_the_same_bits(tmp_path, untrained, small_shards, stop_after):
+    whole = files_of(indexing.index(DOCUMENTS, tmp_path / "whole", *untrained))
+
+    def stop(stage, done, total):
+        if total is not None and done >= stop_after:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt, match=rf"^{stop_after // 4 * 4} of .*goes on from there"):
+        indexing.index(DOCUMENTS, out, *untrained, report=stop)
+    assert not out.exists()
+    shards = sorted((tmp_path / "stopped.partial").glob("*.npy"))
+    assert all(np.load(shard, allow_pickle=False).shape == (4, 128) for shard in shards)
+    written = {shard: shard.stat().st_mtime_ns for shard in shards}
+    seen = []
+
+    def watch(stage, done, total):
+        if stage == "Embedding blocks":
+            seen.append(done)
+            assert all(shard.stat().st_mtime_ns == stamp for shard, stamp in written.items())  # none was made anew
+
+    assert files_of(indexing.index(DOCUMENTS, out, *untrained, report=watch)) == whole
+    assert seen[0] == 4 * len(shards)
+    assert not (tmp_path / "stopped.partial").exists()
+
+
+def test_another_job_is_not_continued(tmp_path, untrained, small_shards):
+    def stop(stage, done, total):
+        if done == 8 and total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        indexing.index(DOCUMENTS, tmp_path / "out", *untrained, report=stop)
+    with pytest.raises(ValueError, match="begun with another corpus, blocks: start anew with --restart"):
+        indexing.index(DOCUMENTS[1:], tmp_path / "out", *untrained)
+    other = indexing.untrained_model(seed=1)
+    with pytest.raises(ValueError, match="begun with another model: start anew"):
+        indexing.index(DOCUMENTS, tmp_path / "out", *other)
+    restarted = files_of(indexing.index(DOCUMENTS, tmp_path / "out", *other, restart=True))
+    assert restarted == files_of(indexing.index(DOCUMENTS, tmp_path / "fresh", *other))
+
+
+def test_index_spares_what_is_there(tmp_path, untrained):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "letter.txt").write_text("dear")
+    with pytest.raises(FileExistsError, match="exists already"):
+        indexing.index(DOCUMENTS, tmp_path / "out", *untrained)
+    (tmp_path / "new.partial").mkdir()
+    (tmp_path / "new.partial" / "letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match="no indexing job's"):
+        indexing.index(DOCUMENTS, tmp_path / "new", *untrained, restart=True)
+    assert (tmp_path / "new.partial" / "letter.txt").read_text() == "dear"
+
+
+def test_index_with_the_model_of_a_folder(tmp_path, folder, capsys):
+    """A second corpus through the first one's model: other blocks, the same weights."""
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "Chile.txt").write_text("Capital - name: Santiago.\nCoastline: 6,435 km.", encoding="utf-8")
+    assert main(["index", str(tmp_path / "texts"), "--out", str(tmp_path / "chile"), "--model", str(folder)]) == 0
+    assert "realm-min ask --model" in capsys.readouterr().err
+    old, new = (RealmForOpenQA.from_pretrained(path) for path in (folder, tmp_path / "chile"))
+    assert new.block_emb.shape == (1, 128)
+    assert new.config.reader_beam_size == new.config.searcher_beam_size == 1
+    assert all(torch.equal(old.embedder.state_dict()[k], v) for k, v in new.embedder.state_dict().items())
+    assert main(["ask", "What is the capital of Chile?", "--model", str(tmp_path / "chile")]) == 0
+    assert "Chile. Capital" in capsys.readouterr().out.replace("[[", "").replace("]]", "")
+
+
+def test_ctrl_c_and_resume(tmp_path, corpus):
+    """The real thing: a process, a signal, the same command again."""
+    big = write_jsonl(
+        tmp_path / "big.jsonl", [{"title": f"{d.title} {i}", "text": d.text} for i in range(30) for d in DOCUMENTS]
+    )
+    command = [sys.executable, "-m", "realm_min", "index", str(big), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("out.partial/embeddings-*.npy")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted. " in errors and "The same command goes on from there." in errors and "Traceback" not in errors
+    assert not (tmp_path / "out").exists()
+    kept = len(list(tmp_path.glob("out.partial/embeddings-*.npy")))
+    assert kept >= 1 and not list(tmp_path.glob("out.partial/.*"))
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    command[-1] = str(tmp_path / "whole")
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+# ---- ask
+
+
+def test_ask_shows_answer_and_blocks(folder, capsys):
+    assert main(["ask", "What is the capital of Peru?", "--model", str(folder), "-k", "3"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("What is the capital of Peru?\n") and "p(y|x) 0." in out
+    assert out.count("p(z|x)") == 3 and out.count("[[") == out.count("]]") == 1
+
+
+def test_ask_json(folder, capsys):
+    questions = ["What is the capital of Peru?", "Where is Oslo?"]
+    assert main(["ask", *questions, "--model", str(folder), "--json", "-k", "4"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["question"] for row in rows] == questions
+    for row in rows:
+        assert row["blocks"][row["block_rank"]]["text"][row["start_char"] : row["end_char"]] == row["answer"] != ""
+        assert 0 < row["probability"] <= 1
+        assert sum(block["probability"] for block in row["blocks"]) == pytest.approx(1)
+        scores = [block["score"] for block in row["blocks"]]
+        assert scores == sorted(scores, reverse=True) and len(scores) == 4
+
+
+def test_default_model_is_indexed_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = []
+    monkeypatch.setattr(cli, "read_documents", lambda corpus: asked.append(corpus) or DOCUMENTS)
+    assert main(["ask"]) == 0  # no question and no terminal: the examples
+    first = capsys.readouterr()
+    assert all(question in first.out for question in cli.EXAMPLES) and len(cli.EXAMPLES) == 5
+    assert "UNTRAINED" in first.err and f"{tmp_path}/realm-min/factbook-" in first.err
+    assert main(["ask"]) == 0
+    second = capsys.readouterr()
+    assert second.out == first.out and "UNTRAINED" in second.err
+    assert asked == ["factbook"]
+
+
+def test_prompt_on_a_terminal(folder):
+    here, there = pty.openpty()
+    command = [sys.executable, "-m", "realm_min", "ask", "--model", str(folder)]
+    process = subprocess.Popen(
+        command, stdin=there, stdout=there, stderr=there, env={**os.environ, "TERM": "xterm-256color"}
+    )
+    os.close(there)
+    os.write(here, b"What is the capital of Peru?\n" + b"why " * 100 + b"\n\n")
+    shown = b""
+    try:
+        while chunk := os.read(here, 65536):
+            shown += chunk
+    except OSError:  # the other end is closed
+        pass
+    assert process.wait(timeout=60) == 0
+    assert b"p(y|x)" in shown and b"[[" not in shown and b"\x1b[1;30;42m" in shown  # the span is in colour
+    assert b"the limit is 64" in shown
+
+
+# ---- evaluate
+
+
+def test_evaluate(folder, tmp_path, capsys):
+    questions = [f"What is the capital of {country}?" for country in CAPITALS]
+    main(["ask", *questions, "--model", str(folder), "--json"])
+    answers = [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()]
+    rows = [{"question": q, "answer": ["zzz", a]} for q, a in zip(questions, answers, strict=True)]
+    rows[0]["answer"] = ["zzz"]
+    path = write_jsonl(tmp_path / "questions.jsonl", rows)
+    predictions = tmp_path / "predictions.jsonl"
+    assert main(["evaluate", str(path), "--model", str(folder), "--predictions", str(predictions), "--json"]) == 0
+    measures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert measures["questions"] == 5
+    for name in ("exact_match", "official_exact_match", "f1", "reader_oracle", "top_5_match", "top_20_match"):
+        assert measures[name] == 0.8, name
+    assert measures["top_1_match"] <= 0.8
+    assert "top_100_match" not in measures  # there are fewer blocks
+    written = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
+    assert [row["prediction"] for row in written] == answers
+    assert [row["exact_match"] for row in written] == [0, 1, 1, 1, 1]
+
+
+def test_evaluate_regex_and_limit(folder, tmp_path, capsys):
+    path = write_jsonl(tmp_path / "trec.jsonl", [{"question": "capital?", "answer": ["."]}] * 4)
+    assert main(["evaluate", str(path), "--model", str(folder), "--regex", "--limit", "3", "--json"]) == 0
+    measures = json.loads(capsys.readouterr().out)
+    assert measures["questions"] == 3 and measures["f1"] is None
+    assert measures["exact_match"] == measures["reader_oracle"] == measures["top_1_match"] == 1
+    assert main(["evaluate", str(path), "--model", str(folder), "--limit", "1"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()][:5] == [
+        "questions",
+        "exact_match",
+        "official_exact_match",
+        "f1",
+        "reader_oracle",
+    ]
+    assert normalize_answer(".") == "" and "0.0 %" in out
+
+
+# ---- bad input
+
+
+def fails(capsys, *arguments):
+    """The one line that a command prints as it fails."""
+    assert main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = [line for line in captured.err.splitlines() if line.startswith("realm-min: ")]
+    assert len(lines) == 1 and "Traceback" not in captured.err
+    return lines[0]
+
+
+def test_bad_questions(folder, capsys):
+    assert "the question is empty" in fails(capsys, "ask", " ", "--model", folder)
+    assert "wordpieces, the limit is 64" in fails(capsys, "ask", "why " * 63, "--model", folder)
+    assert "99 blocks were asked for, and there are" in fails(capsys, "ask", "why?", "-k", 99, "--model", folder)
+    assert "0 blocks were asked for" in fails(capsys, "ask", "why?", "-k", 0, "--model", folder)
+
+
+def test_bad_folders(folder, tmp_path, capsys):
+    assert "is not a folder" in fails(capsys, "ask", "why?", "--model", tmp_path / "none")
+    assert "config.json does not exist" in fails(
+        capsys, "index", "factbook", "--out", tmp_path / "o", "--model", tmp_path
+    )
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "holds no weights" in fails(capsys, "ask", "why?", "--model", tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    assert "model without blocks" in fails(capsys, "ask", "why?", "--model", tmp_path)
+    retriever = RealmRetriever.from_pretrained(folder)
+    RealmRetriever(retriever.block_records[1:], retriever.tokenizer).save_pretrained(tmp_path)
+    assert "index it anew" in fails(capsys, "ask", "why?", "--model", tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    assert "damaged" in fails(capsys, "ask", "why?", "--model", tmp_path)
+    assert not (tmp_path / "o").exists() and not (tmp_path / "o.partial").exists()
+
+
+def test_bad_corpora(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert "does not exist" in fails(capsys, "index", tmp_path / "no.jsonl", "--out", out)
+    (tmp_path / "texts").mkdir()
+    assert "the corpus has no text" in fails(capsys, "index", tmp_path / "texts", "--out", out)
+    lines = tmp_path / "c.jsonl"
+    lines.write_text('{"title": "a", "text": "b"}\n{"title": ', encoding="utf-8")
+    assert "c.jsonl line 2 is not valid JSON" in fails(capsys, "index", lines, "--out", out)
+    assert "exists already" in fails(capsys, "index", "factbook", "--out", folder)
+    assert not out.exists() and not (tmp_path / "out.partial").exists()
+
+
+def test_bad_question_files(folder, tmp_path, capsys):
+    predictions = tmp_path / "predictions.jsonl"
+    evaluate = ["--model", folder, "--predictions", predictions]
+    assert "no.jsonl: No such file" in fails(capsys, "evaluate", tmp_path / "no.jsonl", *evaluate)
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n")
+    assert "holds no question" in fails(capsys, "evaluate", path, *evaluate)
+    path.write_text('{"question": "why?", "answer": ["a"]}\n\n{"question": "why?"}\n')
+    assert 'q.jsonl line 3 has no "answer"' in fails(capsys, "evaluate", path, *evaluate)
+    assert "--limit 0" in fails(capsys, "evaluate", path, *evaluate, "--limit", 0)
+    write_jsonl(path, [{"question": "why?", "answer": ["a"]}] * 9 + [{"question": "why " * 90, "answer": ["a"]}])
+    assert "the limit is 64" in fails(capsys, "evaluate", path, *evaluate)
+    assert {p.name for p in tmp_path.iterdir()} == {"q.jsonl"}  # no half-written predictions
+
+
+def test_usage(capsys):
+    for arguments in ([], ["boil"], ["index", "factbook"], ["ask", "-k", "many"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+        assert "usage: realm-min" in capsys.readouterr().err
+    help_text = subprocess.run(
+        [sys.executable, "-m", "realm_min", "--help"], capture_output=True, text=True, check=True
+    )
+    assert all(command in help_text.stdout for command in ("index", "ask", "evaluate"))
+
+
+def test_ctrl_c_while_answering(folder, monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RealmForOpenQA, "answer", interrupt)
+    assert main(["ask", "why?", "--model", str(folder)]) == 130
+    assert capsys.readouterr().err.endswith("Interrupted.\n")
