@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import write_atomically
+from .hub import resolve_folder
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "selu", "silu")
 
@@ -128,13 +129,13 @@ class RealmConfig:
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike, **overrides: Any) -> RealmConfig:
-        """Read `folder/config.json`; `overrides` replace what it says.
+        """Read the config.json of a folder or hub name; `overrides` replace what it says.
 
         Raises:
             FileNotFoundError: the folder or its config.json is missing.
             ValueError: it is not JSON, is another model's, or holds impossible values.
         """
-        path = Path(folder) / CONFIG_FILE
+        path = resolve_folder(folder, "config") / CONFIG_FILE
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: give the folder of a REALM checkpoint")
         try:

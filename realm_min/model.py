@@ -11,6 +11,7 @@ from torch import Tensor
 from . import bert as trunk
 from . import checkpoint
 from .config import RealmConfig
+from .hub import resolve_folder
 from .parameters import Parameters, Shapes, allocate, initialize_
 
 
@@ -123,7 +124,7 @@ class RealmModel:
         """Read a checkpoint folder, written here or by transformers, without running pickled code.
 
         Args:
-            folder: config.json beside model.safetensors or pytorch_model.bin, sharded or not.
+            folder: config.json beside model.safetensors or pytorch_model.bin, sharded or not; or a hub name.
             config: used instead of the folder's.
             arguments: the model's own arguments (`retriever=`, `query_embedder=`), and values that replace the
                 configuration's.
@@ -132,6 +133,7 @@ class RealmModel:
             FileNotFoundError: a file is missing.
             ValueError: the weights are damaged, or do not fit the configuration.
         """
+        folder = resolve_folder(folder, "config", "weights")
         own = {name: arguments.pop(name) for name in cls.own_arguments if name in arguments}
         config = config or cls.config_class.from_pretrained(folder)
         unknown = [name for name in arguments if name not in config.__dict__]

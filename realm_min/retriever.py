@@ -20,6 +20,7 @@ import torch
 
 from .batch_encoding import BatchEncoding
 from .files import write_atomically
+from .hub import resolve_folder
 from .tokenizer import RealmTokenizerFast
 
 BLOCK_RECORDS_FILE = "block_records.npy"
@@ -147,13 +148,14 @@ class RealmRetriever:
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike, **tokenizer_options: Any) -> RealmRetriever:
-        """Read block_records.npy and the tokenizer of a folder; `tokenizer_options` go to the tokenizer.
+        """Read block_records.npy and the tokenizer of a folder or hub name; `tokenizer_options` go to the tokenizer.
 
         Raises:
             FileNotFoundError: the folder or one of its files is missing.
             ValueError: a file is damaged or foreign.
         """
-        path = Path(folder) / BLOCK_RECORDS_FILE
+        folder = resolve_folder(folder, "blocks", "tokenizer")
+        path = folder / BLOCK_RECORDS_FILE
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: give a folder that holds {BLOCK_RECORDS_FILE}")
         tokenizer = RealmTokenizerFast.from_pretrained(folder, **tokenizer_options)

@@ -1,0 +1,73 @@
+"""Names of the Hugging Face hub, such as google/realm-orqa-nq-openqa, in place of a folder.
+
+Wherever a folder is read, `resolve_folder` takes either. Downloading is the optional extra `hub`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+# What a part of the package reads of a repository. Weights are a preference: the first format that is there.
+FILES = {
+    "config": [["config.json"]],
+    "weights": [
+        ["model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors"],
+        ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-?????-of-?????.bin"],
+    ],
+    "tokenizer": [
+        ["vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+    ],
+    "blocks": [["block_records.npy"]],
+}
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def resolve_folder(name_or_folder: str | os.PathLike, *parts: str) -> Path:
+    """The folder of a checkpoint: an existing one as it is, a hub name as the local copy of what is needed of it.
+
+    Args:
+        name_or_folder: a folder, or a hub name "owner/name" as a str. A folder of that name comes first.
+        parts: keys of `FILES` to fetch from the hub; none fetches all.
+
+    Raises:
+        FileNotFoundError: no such folder, and it is no hub name, or huggingface_hub is missing, or the download failed.
+    """
+    folder = Path(name_or_folder)
+    if folder.is_dir() and str(name_or_folder):  # Path("") is the current folder
+        return folder
+    if not isinstance(name_or_folder, str) or not _HUB_NAME.fullmatch(name_or_folder):
+        raise FileNotFoundError(
+            f"{str(name_or_folder)!r} is not a folder: give the folder of a checkpoint, "
+            'or a hub name such as "google/realm-orqa-nq-openqa"'
+        )
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise FileNotFoundError(
+            f"there is no folder {name_or_folder!r}, and reading it as a hub name needs huggingface_hub: "
+            "pip install 'realm-min[hub]', or give the folder of a checkpoint"
+        ) from None
+
+    wanted = [FILES[part] for part in parts or FILES]
+    try:
+        found = Path(
+            snapshot_download(name_or_folder, allow_patterns=[file for formats in wanted for file in formats[0]])
+        )
+        for formats in wanted:
+            for files in formats[1:]:
+                if not _holds_any(found, formats[0]):
+                    found = Path(snapshot_download(name_or_folder, allow_patterns=files))
+    except (OSError, ValueError) as error:  # the library's errors are of these two, offline and unknown names too
+        raise FileNotFoundError(
+            f"there is no folder {name_or_folder!r}, and it could not be fetched from the hub "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}): "
+            "check the name and the network, or give the folder of a checkpoint"
+        ) from error
+    return found
+
+
+def _holds_any(folder: Path, patterns: list[str]) -> bool:
+    return any(next(folder.glob(pattern), None) for pattern in patterns)
