@@ -3,15 +3,19 @@
 from .config import RealmConfig
 from .embedder import RealmEmbedder
 from .knowledge_encoder import RealmKnowledgeAugEncoder
+from .open_qa import RealmForOpenQA
 from .reader import RealmReader
+from .retriever import RealmRetriever
 from .scorer import RealmScorer
 from .tokenizer import RealmTokenizer, RealmTokenizerFast
 
 __all__ = [
     "RealmConfig",
     "RealmEmbedder",
+    "RealmForOpenQA",
     "RealmKnowledgeAugEncoder",
     "RealmReader",
+    "RealmRetriever",
     "RealmScorer",
     "RealmTokenizer",
     "RealmTokenizerFast",

@@ -146,7 +146,7 @@ class BaseTokenizer:
         text_pair: str | Sequence[str] | None = None,
         *,
         add_special_tokens: bool = True,
-        padding: bool | str = False,
+        padding: bool | str | None = None,
         truncation: bool | str | None = None,
         max_length: int | None = None,
         return_tensors: str | None = None,
@@ -161,8 +161,9 @@ class BaseTokenizer:
             text, text_pair: one str each, or lists of equal length; `text` may also be a list of pairs.
             add_special_tokens: [CLS] text [SEP], and pair [SEP].
             padding: False; True or "longest" (of the batch); "max_length" (`max_length`, else `model_max_length`).
+                None is False, but "longest" for a batch that is to become tensors.
             truncation: True or "longest_first" shortens the longer text of a pair; "only_first"; "only_second"; False.
-                None is False, but "longest_first" if `max_length` is given and `padding` is False.
+                None is False, but "longest_first" if `max_length` is given without padding.
             max_length: tokens, special tokens included.
             return_tensors: "pt", "np", or None for lists.
             return_offsets_mapping: start and end of each token in its text, in characters; (0, 0) for special tokens.
@@ -178,6 +179,10 @@ class BaseTokenizer:
         if self.is_fast and not batched and text_pair == "":
             text_pair = None
         pairs = as_pairs(text, text_pair)
+        if truncation is None:
+            truncation = max_length is not None and not padding
+        if padding is None:
+            padding = batched and return_tensors is not None
         padding, truncation, max_length = self._lengths(padding, truncation, max_length)
         has_pair = any(second is not None for _, second in pairs)
         special = self.num_special_tokens_to_add(has_pair) if add_special_tokens else 0
@@ -215,10 +220,8 @@ class BaseTokenizer:
         """Field name -> one list for each pair; and the library's encodings or None."""
         raise NotImplementedError
 
-    def _lengths(self, padding: bool | str, truncation: bool | str | None, max_length: int | None):
+    def _lengths(self, padding: bool | str, truncation: bool | str, max_length: int | None):
         """The strategies by name, and the length they work towards."""
-        if truncation is None:
-            truncation = max_length is not None and padding is False
         truncation = {True: "longest_first", False: "do_not_truncate"}.get(truncation, truncation)
         padding = {True: "longest", False: "do_not_pad"}.get(padding, padding)
         if padding not in PADDINGS:

@@ -230,15 +230,15 @@ def test_convert_to_tensors_in_place(kind):
         ((["a", "b"], "c"), {}, "text holds 2 texts and text_pair str"),
         ((["a", "b"], ["c"]), {}, "text holds 2 texts and text_pair 1 texts"),
         (("a",), {"padding": "longer"}, "padding='longer' is unknown"),
-        (("a",), {"padding": None}, "padding=None is unknown"),
+        (("a",), {"padding": 3}, "padding=3 is unknown"),
         (("a",), {"truncation": "left"}, "truncation='left' is unknown"),
         (("a",), {"return_tensors": "tf"}, "return_tensors='tf' is unknown"),
         (("a",), {"max_length": 0}, "max_length=0 must be at least 1"),
         (("a",), {"max_length": -3, "padding": "max_length"}, "max_length=-3 must be at least 1"),
         (("a",), {"max_length": 1, "truncation": True}, "max_length=1 leaves no room for the 2 special tokens"),
         (("a", "b"), {"max_length": 2, "truncation": True}, "max_length=2 leaves no room for the 3 special tokens"),
-        ((["a", "a b"],), {"return_tensors": "pt"}, r"lengths \[3, 4\].*pass padding=True"),
-        ((["a", "a b"],), {"return_tensors": "np"}, r"lengths \[3, 4\].*pass padding=True"),
+        ((["a", "a b"],), {"padding": False, "return_tensors": "pt"}, r"lengths \[3, 4\].*pass padding=True"),
+        ((["a", "a b"],), {"padding": False, "return_tensors": "np"}, r"lengths \[3, 4\].*pass padding=True"),
     ],
 )
 def test_bad_calls(kind, args, options, message):
@@ -331,3 +331,13 @@ def test_errors_of_one_kind(tmp_path):
         RealmTokenizerFast(tokenizer_file=tmp_path / "tokenizer.json")
     with pytest.raises(ValueError, match="cannot have id 30600"):
         RealmTokenizerFast(VOCAB, added_tokens_decoder={30600: AddedToken("newword")})
+
+
+def test_a_batch_that_becomes_tensors_is_padded(vocabulary):
+    """transformers' own example of `RealmScorer` asks for tensors of two texts of different lengths."""
+    for kind in (RealmTokenizer, RealmTokenizerFast):
+        tokenizer = kind(vocabulary)
+        padded = tokenizer(["a", "a b"], padding=True, return_tensors="np")
+        found = tokenizer(["a", "a b"], return_tensors="np")
+        assert {name: found[name].tolist() for name in found} == {name: padded[name].tolist() for name in padded}
+        assert [len(row) for row in tokenizer(["a", "a b"]).input_ids] == [3, 4]
