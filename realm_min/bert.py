@@ -199,6 +199,7 @@ def bert(
             and not (output_attentions or output_hidden_states)
         ):
             firsts = torch.tensor(lengths, device=x.device).cumsum(0) - torch.tensor(lengths, device=x.device)
+            key_mask = None if key_mask is None else key_mask[:, :1]  # of a [tokens, tokens] mask, the first row
         x, probabilities = layer(
             p, config, f"{name}.encoder.layer.{index}", x, lengths, key_mask,
             head_mask=None if head_mask is None else head_mask[index], queries=firsts,

@@ -115,7 +115,7 @@ class RealmForOpenQA(RealmModel):
         """The search index over `block_emb`, built anew when they change."""
         version = (id(self.block_emb), self.block_emb._version)
         if self._index is None or self._index[0] != version:
-            self._index = (version, BlockIndex(self.block_emb))
+            self._index = (version, BlockIndex(_searchable(self.block_emb)))
         return self._index[1]
 
     @index.setter
@@ -155,7 +155,7 @@ class RealmForOpenQA(RealmModel):
         projections = self.embedder(
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, return_dict=True
         ).projected_score  # [batch, proj]
-        _, block_ids = self.index.search(projections.to(self.block_emb.device), self.searcher_beam_size)
+        _, block_ids = self._search(projections, self.searcher_beam_size)
         outputs = [
             self._read(
                 input_ids[i : i + 1], projections[i], block_ids[i], None if answer_ids is None else answer_ids[i]
@@ -200,7 +200,7 @@ class RealmForOpenQA(RealmModel):
             ValueError: an empty or overlong question; k below 1 or above the number of blocks.
         """
         self._check_searchable(k)
-        return self.index.search(self._embed_questions(questions).to(self.block_emb.device), k)
+        return self._search(self._embed_questions(questions), k)
 
     def answer(self, questions: list[str], num_blocks: int | None = None) -> list[Answer]:
         """Answer questions given as text.
@@ -262,6 +262,9 @@ class RealmForOpenQA(RealmModel):
                 raise ValueError(f"the question has {length} wordpieces, the limit is {limit}: shorten {question!r}")
         return self.embedder(**inputs, return_dict=True).projected_score
 
+    def _search(self, projections: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        return self.index.search(_searchable(projections.to(self.block_emb.device)), k)
+
     def _check_searchable(self, k: int) -> None:
         if self.retriever is None:
             raise ValueError("this model has no retriever: give retriever=RealmRetriever.from_pretrained(folder)")
@@ -275,6 +278,11 @@ class RealmForOpenQA(RealmModel):
 def block_mask(inputs: Any) -> Tensor:
     """The tokens of the evidence block: second segment, no special tokens; bool [blocks, tokens]."""
     return ~inputs.special_tokens_mask.bool() & inputs.token_type_ids.bool()
+
+
+def _searchable(x: Tensor) -> Tensor:
+    """The search reads float32 and smaller; a float64 model searches rounded embeddings and scores with its own."""
+    return x.float() if x.dtype == torch.float64 else x
 
 
 def pad_to(x: Tensor, tokens: int, value: int) -> Tensor:

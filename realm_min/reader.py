@@ -116,8 +116,15 @@ class RealmReader(RealmModel):
     ) -> tuple[Tensor, trunk.Encoded]:
         """S_read of every span of every block given: logits [beam, spans], and what the trunk returned."""
         config, p = self.config, self.p
+        # Nobody reads padding, unless the block's mask says that answers may stand in it.
+        answers_in_padding = (
+            attention_mask is not None
+            and attention_mask.shape == block_mask.shape
+            and bool((block_mask.bool() & (attention_mask == 0)).any())
+        )
         encoded = self._encode(
-            "unpadded", input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds,
+            "tokens" if answers_in_padding else "unpadded",
+            input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds,
             output_attentions, output_hidden_states,
         )  # fmt: skip
         beam, tokens, hidden = encoded.hidden.shape

@@ -1,0 +1,248 @@
+"""The five models in float64 against the NumPy reference, over drawn configurations, masks and inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference_cases import (
+    assert_close,
+    assert_same_answer,
+    config_values,
+    encoder_inputs,
+    fill,
+    reader_extras,
+    to_numpy,
+)
+
+import realm_min.batch_encoding
+import realm_min.open_qa
+from realm_min import numpy_reference as reference
+
+TOLERANCE = 1e-10
+DRAWN = settings(deadline=None, derandomize=True, max_examples=300)
+SEEDS = st.integers(0, 2**32 - 1)
+# Standard deviations of the weights: new ones, trained ones, and so large that attention is nearly all or nothing.
+SCALES = st.sampled_from([0.02, 0.3, 1.0, 3.0])
+ASKED = {"output_attentions": True, "output_hidden_states": True}
+READER_FIELDS = ("loss", "retriever_loss", "reader_loss", "retriever_correct", "reader_correct")
+
+
+def ours(model_class, values, seed, scale, **keywords):
+    """A model of ours in float64 with drawn weights, its parameters for the reference, and its configuration."""
+    config = realm_min.RealmConfig(**values)
+    model = model_class(config, **keywords).to(torch.float64).eval()
+    fill(model.state_dict(), seed, scale)
+    return model, to_numpy(model.state_dict()), config
+
+
+def call(model, inputs, **keywords):
+    return model(**{name: torch.from_numpy(np.asarray(value)) for name, value in inputs.items()}, **keywords)
+
+
+def assert_fields(actual, expected, fields, tolerance=TOLERANCE):
+    for field in fields:
+        assert_close(getattr(actual, field), expected[field], tolerance, field)
+
+
+def asked(draw):
+    """Either everything is asked for, or nothing: without, padding is left out and less of the last layer computed."""
+    return ASKED if draw(st.booleans()) else {}
+
+
+@DRAWN
+@given(
+    data=st.data(), values=config_values(), seed=SEEDS, scale=SCALES, rows=st.integers(1, 4), tokens=st.integers(1, 9)
+)
+def test_embedder(data, values, seed, scale, rows, tokens):
+    model, parameters, config = ours(realm_min.RealmEmbedder, values, seed, scale)
+    rng = np.random.default_rng(seed)
+    inputs = encoder_inputs(data.draw, values, (rows, tokens), rng)
+    if data.draw(st.integers(0, 4)) == 0:
+        inputs["attention_mask"] = rng.integers(0, 2, (rows, tokens, tokens))  # a row of its own for each query
+    options = asked(data.draw)
+    actual, expected = call(model, inputs, **options), reference.embedder(parameters, config, **inputs)
+    assert actual.projected_score.dtype == torch.float64
+    assert_fields(actual, expected, ["projected_score", *(["hidden_states", "attentions"] if options else [])])
+
+
+@DRAWN
+@given(
+    data=st.data(), values=config_values(), seed=SEEDS, scale=SCALES, rows=st.integers(1, 3), tokens=st.integers(1, 7)
+)
+def test_scorer(data, values, seed, scale, rows, tokens):
+    rng = np.random.default_rng(seed)
+    inputs = encoder_inputs(data.draw, values, (rows, tokens), rng)
+    if len(inputs.get("position_ids", [0])) > 1:
+        inputs["position_ids"] = inputs["position_ids"][:1]  # the candidates, of another number, share them
+    candidates = encoder_inputs(data.draw, values, (rows, values["num_candidates"], tokens), rng)
+    for name in ("position_ids", "head_mask"):
+        candidates.pop(name, None)
+    inputs |= {f"candidate_{name}": value for name, value in candidates.items()}
+
+    separate = data.draw(st.booleans())
+    query = realm_min.RealmEmbedder(realm_min.RealmConfig(**values)) if separate else None
+    model, parameters, config = ours(realm_min.RealmScorer, values, seed, scale, query_embedder=query)
+    actual, expected = call(model, inputs), reference.scorer(parameters, config, **inputs)
+    assert_fields(actual, expected, ["relevance_score", "query_score", "candidate_score"])
+
+
+@DRAWN
+@given(
+    data=st.data(), values=config_values(), seed=SEEDS, scale=SCALES, rows=st.integers(1, 3), tokens=st.integers(1, 7)
+)
+def test_knowledge_encoder(data, values, seed, scale, rows, tokens):
+    rng = np.random.default_rng(seed)
+    candidates = values["num_candidates"]
+    model, parameters, config = ours(realm_min.RealmKnowledgeAugEncoder, values, seed, scale)
+    inputs = encoder_inputs(data.draw, values, (rows, candidates, tokens), rng)
+    if data.draw(st.booleans()):
+        labels = rng.integers(0, values["vocab_size"], (rows, tokens))
+        ignored = rng.random(labels.shape) < data.draw(st.sampled_from([0.0, 0.5, 1.0]))
+        inputs["labels"] = np.where(ignored, -100, labels)
+        inputs["relevance_score"] = data.draw(st.sampled_from([1.0, 500.0])) * rng.standard_normal((rows, candidates))
+        if data.draw(st.booleans()):
+            counted = data.draw(st.sampled_from([0.0, 0.5]))  # 0: nothing counts, and the loss is 0
+            inputs["mlm_mask"] = (rng.random((rows, tokens)) < counted).astype(np.int64)
+    options = asked(data.draw)
+    actual, expected = call(model, inputs, **options), reference.knowledge_encoder(parameters, config, **inputs)
+    assert_fields(actual, expected, ["loss", "logits", *(["hidden_states", "attentions"] if options else [])])
+
+
+@DRAWN
+@given(data=st.data(), values=config_values(), seed=SEEDS, scale=SCALES, extra=st.integers(0, 2))
+def test_reader(data, values, seed, scale, extra):
+    rng = np.random.default_rng(seed)
+    model, parameters, config = ours(realm_min.RealmReader, values, seed, scale)
+    rows = values["reader_beam_size"]
+    tokens = data.draw(st.integers(values["max_span_width"], values["max_span_width"] + 4))
+    inputs = encoder_inputs(data.draw, values, (rows, tokens), rng)
+    inputs |= reader_extras(data.draw, values, rows + extra, tokens, rng)
+    options = asked(data.draw)
+    actual, expected = call(model, inputs, **options), reference.reader(parameters, config, **inputs)
+    assert_fields(actual, expected, [*READER_FIELDS, *(["hidden_states", "attentions"] if options else [])])
+    assert_same_answer(actual, expected, TOLERANCE)
+
+
+@DRAWN
+@given(data=st.data(), values=config_values(), seed=SEEDS, scale=SCALES, extra=st.integers(0, 2))
+def test_reader_span_logits(data, values, seed, scale, extra):
+    """All logits of the reader, where its outputs hold the best alone."""
+    rng = np.random.default_rng(seed)
+    model, parameters, config = ours(realm_min.RealmReader, values, seed, scale)
+    rows, tokens = values["reader_beam_size"], values["max_span_width"] + extra
+    inputs = encoder_inputs(data.draw, values, (rows, tokens), rng)
+    inputs |= reader_extras(data.draw, values, rows, tokens, rng)
+    for name in ("start_positions", "end_positions", "has_answers"):
+        inputs.pop(name, None)
+    arguments = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "head_mask", "inputs_embeds")
+    given_tensors = {k: torch.from_numpy(v) for k, v in inputs.items()}
+    logits, _ = model.span_logits(**dict.fromkeys(arguments) | given_tensors)
+    assert_close(logits, reference.reader(parameters, config, **inputs)["reader_logits"], TOLERANCE)
+
+
+def tiny_reader(**values):
+    sizes = {"vocab_size": 9, "hidden_size": 6, "num_attention_heads": 2, "num_hidden_layers": 1}
+    sizes |= {"intermediate_size": 5, "span_hidden_size": 4, "max_span_width": 2, "reader_beam_size": 2}
+    return ours(realm_min.RealmReader, sizes | values, 0, 1.0)
+
+
+def test_reader_of_nothing_but_equal_spans_takes_the_first():
+    model, parameters, config = tiny_reader()
+    # The projections' biases stay, and are one number for all tokens: all spans are equal.
+    model.state_dict()["qa_outputs.dense_intermediate.weight"].zero_()
+    parameters = to_numpy(model.state_dict())
+    inputs = {
+        "input_ids": np.array([[1, 2, 3], [4, 5, 6]]),
+        "relevance_score": np.array([0.25, 0.25]),
+        "block_mask": np.array([[False, False, True], [False, True, True]]),
+    }
+    actual, expected = call(model, inputs), reference.reader(parameters, config, **inputs)
+    # Block and candidate are chosen each on its own, as transformers does: block 0 has the best logit, at token 2, and
+    # the first candidate that has it in any block is token 1.
+    for output in (vars(actual), expected):
+        assert int(output["block_idx"]) == 0
+        assert output["candidate"].item() == output["start_pos"].item() == output["end_pos"].item() == 1
+
+
+def test_reader_with_nothing_but_masked_spans_and_no_answer():
+    model, parameters, config = tiny_reader()
+    inputs = {
+        "input_ids": np.array([[1, 2, 3], [4, 5, 6]]),
+        "relevance_score": np.array([0.5, 1.0]),
+        "block_mask": np.zeros((2, 3), bool),
+        "start_positions": np.array([[-1], [-1]]),
+        "end_positions": np.array([[-1], [-1]]),
+        "has_answers": np.array([False, False]),
+    }
+    actual, expected = call(model, inputs), reference.reader(parameters, config, **inputs)
+    assert actual.reader_loss.isnan() and np.isnan(expected["reader_loss"])  # infinity times 0, as in transformers
+    assert actual.retriever_loss.item() == expected["retriever_loss"] == 0.0
+    assert actual.block_idx.item() == actual.candidate.item() == 0
+
+
+def test_a_row_with_every_key_masked_attends_to_all_of_them_equally():
+    values = {"vocab_size": 9, "hidden_size": 6, "num_attention_heads": 2, "num_hidden_layers": 2}
+    model, parameters, config = ours(realm_min.RealmEmbedder, values | {"intermediate_size": 5}, 0, 1.0)
+    inputs = {"input_ids": np.array([[1, 2, 3], [4, 5, 6]]), "attention_mask": np.array([[0, 0, 0], [1, 1, 0]])}
+    actual, expected = call(model, inputs, **ASKED), reference.embedder(parameters, config, **inputs)
+    assert (actual.attentions[0][0] == 1 / 3).all()
+    assert (actual.attentions[0][1, :, :, 2] == 0).all()
+    assert_fields(actual, expected, ["projected_score", "hidden_states", "attentions"])
+    assert_fields(call(model, inputs), expected, ["projected_score"])
+
+
+class DrawnRetriever:
+    """Stands where the retriever does: reader inputs drawn beforehand, whatever was asked."""
+
+    def __init__(self, concat, answers):
+        self.concat = realm_min.batch_encoding.BatchEncoding({k: torch.from_numpy(v) for k, v in concat.items()})
+        self.answers = answers
+
+    def __call__(self, block_ids, question_ids, answer_ids, max_length):
+        self.block_ids = block_ids.numpy()
+        if answer_ids is None:
+            return None, None, None, self.concat
+        return *(value.tolist() for value in self.answers), self.concat
+
+
+@DRAWN
+@given(data=st.data(), values=config_values(), seed=SEEDS, scale=SCALES, tokens=st.integers(1, 7))
+def test_open_qa(data, values, seed, scale, tokens):
+    rng = np.random.default_rng(seed)
+    training = data.draw(st.booleans())  # decides how many blocks are retrieved: the searcher's beam or the reader's
+    if training:
+        values |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        values["searcher_beam_size"] = max(values["searcher_beam_size"], values["reader_beam_size"])
+    retrieved = values["searcher_beam_size"] if training else values["reader_beam_size"]
+    length = values["max_span_width"] + data.draw(st.integers(0, 4))
+    lengths = rng.integers(1, length + 1, (retrieved, 1))
+    concat = {
+        "input_ids": rng.integers(0, values["vocab_size"], (retrieved, length)),
+        "attention_mask": (np.arange(length) < lengths).astype(np.int64),
+        "token_type_ids": (np.arange(length) < lengths) * rng.integers(0, 2, (retrieved, length)),
+        "special_tokens_mask": rng.integers(0, 2, (retrieved, length)),
+    }
+    question = {"input_ids": rng.integers(0, values["vocab_size"], (1, tokens))}
+    if data.draw(st.booleans()):
+        question["attention_mask"] = rng.integers(0, 2, (1, tokens))
+    gold = rng.integers(-1, length, (retrieved, 2))
+    answers = (gold.max(axis=1) >= 0, gold, gold)
+    retriever = DrawnRetriever(concat, answers)
+    model, parameters, config = ours(realm_min.open_qa.RealmForOpenQA, values, seed, scale, retriever=retriever)
+    model.train(training)
+    ask = data.draw(st.booleans())
+    actual = call(model, question, answer_ids=[[1]] if ask else None)
+
+    gold_inputs = dict(zip(("has_answers", "start_positions", "end_positions"), answers, strict=True)) if ask else {}
+    concat_inputs = {f"concat_{name}": value for name, value in concat.items()}
+    expected = reference.open_qa(
+        parameters, config, parameters["block_emb"], **concat_inputs, **gold_inputs, **question
+    )
+    np.testing.assert_array_equal(retriever.block_ids, expected["retrieved_block_ids"])
+    output, wanted = actual.reader_output, expected["reader_output"]
+    assert_fields(output, wanted, READER_FIELDS)
+    assert_same_answer(output, wanted, TOLERANCE)
+    chosen = slice(output.start_pos.item(), output.end_pos.item() + 1)
+    np.testing.assert_array_equal(actual.predicted_answer_ids, concat["input_ids"][int(output.block_idx)][chosen])
