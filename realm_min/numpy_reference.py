@@ -575,9 +575,10 @@ def best_span(
     block_mask: Array | None = None,
     relevance_score: Array | None = None,
 ) -> tuple[float, int, int, int]:
-    """The span of largest logit as (score, block, start, end); of equals the smaller block, then the earlier span.
+    """The span of largest logit as (score, block, start, end), start and end its tokens, both inclusive.
 
-    Arguments as for `span_logits`; start and end are token positions, both inclusive.
+    Arguments as for `span_logits`. Among equal logits block and span are chosen each on its own, as transformers does:
+    the first block that holds the largest logit, and the first span that has it in any block.
     """
     logits = span_logits(
         start_projection,
@@ -591,9 +592,14 @@ def best_span(
         block_mask=block_mask,
         relevance_score=relevance_score,
     )
-    block, span = np.unravel_index(np.argmax(logits), logits.shape)  # argmax takes the first of equals, row by row
+    block, span = best_block_and_span(logits)
     starts, ends = span_candidates(np.shape(start_projection)[1], max_span_width)
-    return float(logits[block, span]), int(block), int(starts[span]), int(ends[span])
+    return float(np.max(logits)), block, int(starts[span]), int(ends[span])
+
+
+def best_block_and_span(logits: Array) -> tuple[int, int]:
+    """Row and column of the largest of the logits [batch, spans], the first of equals in each axis."""
+    return int(np.argmax(np.max(logits, axis=1))), int(np.argmax(np.max(logits, axis=0)))
 
 
 def marginal_log_loss(logits: Array, is_correct: Array) -> Array:
@@ -645,8 +651,7 @@ def reader(
     all that were retrieved.
 
     Returns:
-        block_idx, candidate []: the row and the column of the largest logit, each found by itself as transformers
-        does, so that among equal logits they may belong to different spans; start_pos, end_pos [1]: the candidate's
+        block_idx, candidate []: from `best_block_and_span`; start_pos, end_pos [1]: the candidate's
         tokens, both inclusive; with gold positions retriever_loss, reader_loss, loss (their sum), all [],
         retriever_correct [retrieved] and reader_correct [batch, spans], else None for these five; hidden_states and
         attentions as in `bert`; beyond transformers, reader_logits [batch, spans] and candidate_starts,
@@ -690,7 +695,7 @@ def reader(
         block_mask=np.asarray(block_mask)[:beam],
         relevance_score=relevance_score[:beam],
     )  # [batch, spans]
-    candidate = np.argmax(np.max(logits, axis=0))
+    block, candidate = best_block_and_span(logits)
 
     loss = retriever_loss = reader_loss = retriever_correct = reader_correct = None
     if start_positions is not None and end_positions is not None and has_answers is not None:
@@ -707,8 +712,8 @@ def reader(
         "reader_loss": reader_loss,
         "retriever_correct": retriever_correct,
         "reader_correct": reader_correct,
-        "block_idx": np.argmax(np.max(logits, axis=1)),
-        "candidate": candidate,
+        "block_idx": np.array(block),
+        "candidate": np.array(candidate),
         "start_pos": starts[candidate][None],
         "end_pos": ends[candidate][None],
         "hidden_states": outputs["hidden_states"],
