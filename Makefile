@@ -9,10 +9,10 @@ INSTALL = $(VENV)/bin/pip install --quiet --constraint constraints.txt
 .PHONY: demo test lint format bench bench-model clean
 
 demo: $(STAMPS)/demo
-	$(RUN) -m realm_min ask $(if $(Q),"$(Q)")
+	$(RUN) -m realm_min ask $${Q:+"$$Q"}
 
 test: $(STAMPS)/test
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(STAMPS)/test
 	$(VENV)/bin/ruff format --check .

@@ -205,7 +205,7 @@ def read_line(prompt: str) -> str:
 
 def print_json(answer: Answer) -> None:
     values = asdict(answer)
-    values["answer"] = values.pop("text")
+    values = {"question": values.pop("question"), "answer": values.pop("text"), **values}
     print(json.dumps(values, ensure_ascii=False), flush=True)
 
 
