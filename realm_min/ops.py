@@ -51,8 +51,9 @@ def logsumexp(x: Tensor, dim: int) -> Tensor:
 
 
 def log_softmax(x: Tensor, dim: int) -> Tensor:
-    """log of the softmax along `dim`: x - logsumexp(x)."""
-    return x - logsumexp(x, dim).unsqueeze(dim)
+    """log of the softmax along `dim`: x - logsumexp(x), the maximum taken out of both so that it costs no digits."""
+    shifted = x - x.amax(dim, keepdim=True)
+    return shifted - shifted.exp().sum(dim, keepdim=True).log_()
 
 
 def dropout(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
@@ -128,5 +129,6 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> 
             f"label {targets[wrong][0].item()} is out of range: labels are 0..{logits.shape[1] - 1}, "
             f"or {ignore_index} where there is none"
         )
-    picked = logits.gather(1, targets.masked_fill(ignored, 0)[:, None])[:, 0]
-    return (logsumexp(logits, 1) - picked).masked_fill_(ignored, 0)
+    shifted = logits - logits.amax(1, keepdim=True)
+    picked = shifted.gather(1, targets.masked_fill(ignored, 0)[:, None])[:, 0]
+    return (shifted.exp_().sum(1).log_() - picked).masked_fill_(ignored, 0)

@@ -1,0 +1,260 @@
+"""Each forward operation of `ops.py` against the NumPy reference, in float64 and float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference_cases import ACTIVATIONS, assert_close
+
+from realm_min import numpy_reference as reference
+from realm_min import ops
+
+DRAWN = settings(deadline=None, derandomize=True, max_examples=150)
+SEEDS = st.integers(0, 2**32 - 1)
+SIZES = st.integers(1, 9)
+# Relative to the largest number of the result; float32 has 24 bits, and sums here are short.
+TOLERANCES = {torch.float64: 1e-13, torch.float32: 2e-6}
+DTYPES = st.sampled_from(list(TOLERANCES))
+
+
+def drawn(rng, shape, dtype, scale=1.0):
+    """Normal numbers as a tensor of `dtype`, and the same numbers, as rounded, for the reference."""
+    tensor = torch.from_numpy(np.asarray(scale * rng.standard_normal(shape))).to(dtype)
+    return tensor, tensor.double().numpy()
+
+
+def integers(rng, shape, dtype, low=-3, high=4):
+    array = rng.integers(low, high, shape)
+    return torch.from_numpy(array).to(dtype), array.astype(np.float64)
+
+
+def check(actual, expected, dtype, factor=1.0):
+    assert actual.dtype == dtype
+    assert_close(actual, expected, factor * TOLERANCES[dtype])
+
+
+@DRAWN
+@given(seed=SEEDS, dtype=DTYPES, rows=SIZES, inputs=SIZES, outputs=SIZES, with_bias=st.booleans())
+def test_linear(seed, dtype, rows, inputs, outputs, with_bias):
+    rng = np.random.default_rng(seed)
+    (x, x_), (w, w_), (b, b_) = (drawn(rng, s, dtype) for s in ((rows, inputs), (outputs, inputs), (outputs,)))
+    expected = reference.linear(x_, w_, b_ if with_bias else np.zeros(outputs))
+    check(ops.linear(x, w, b if with_bias else None), expected, dtype, factor=4)
+
+
+@DRAWN
+@given(seed=SEEDS, rows=SIZES, inputs=SIZES, outputs=SIZES)
+def test_linear_is_exact_on_integers(seed, rows, inputs, outputs):
+    rng = np.random.default_rng(seed)
+    shapes = ((rows, inputs), (outputs, inputs), (outputs,))
+    (x, x_), (w, w_), (b, b_) = (integers(rng, shape, torch.float32) for shape in shapes)
+    np.testing.assert_array_equal(ops.linear(x, w, b), reference.linear(x_, w_, b_))
+
+
+@DRAWN
+@given(seed=SEEDS, dtype=DTYPES, vocabulary=SIZES, hidden=SIZES, shape=st.lists(st.integers(1, 4), max_size=3))
+def test_embedding(seed, dtype, vocabulary, hidden, shape):
+    rng = np.random.default_rng(seed)
+    table, table_ = drawn(rng, (vocabulary, hidden), dtype)
+    ids = rng.integers(0, vocabulary, shape)
+    actual = ops.embedding(torch.tensor(ids), table)
+    assert actual.dtype == dtype
+    np.testing.assert_array_equal(actual, reference.embedding(ids, table_))
+
+
+@pytest.mark.parametrize("wrong", [-1, 3, -3])
+def test_embedding_never_wraps_around(wrong):
+    with pytest.raises((IndexError, RuntimeError)):
+        ops.embedding(torch.tensor([0, wrong]), torch.ones(3, 2))
+
+
+@DRAWN
+@given(
+    seed=SEEDS,
+    dtype=DTYPES,
+    rows=SIZES,
+    hidden=st.integers(2, 17),
+    eps=st.sampled_from([1e-12, 1e-5, 1e-3]),
+    scale=st.sampled_from([1e-3, 1.0, 1e4]),
+    offset=st.sampled_from([0.0, 10.0]),
+)
+def test_layer_norm(seed, dtype, rows, hidden, eps, scale, offset):
+    rng = np.random.default_rng(seed)
+    x = (scale * (torch.from_numpy(rng.standard_normal((rows, hidden))) + offset)).to(dtype)
+    (w, w_), (b, b_) = drawn(rng, hidden, dtype), drawn(rng, hidden, dtype)
+    before = x.clone()
+    actual = ops.layer_norm(x, w, b, eps)
+    # Taking the mean out loses as many bits as the mean is larger than the spread.
+    x_ = x.double().numpy()
+    lost = max(1.0, float(np.max(np.abs(x_).max(-1) / np.sqrt(x_.var(-1) + eps))))
+    check(actual, reference.layer_norm(x_, w_, b_, eps), dtype, factor=2 * lost)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+def test_layer_norm_of_a_row_without_variance_is_its_bias(dtype):
+    x = torch.tensor([[3.0, 3.0, 3.0, 3.0], [0.0, 0.0, 0.0, 0.0]], dtype=dtype)
+    bias = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=dtype)
+    for eps in (1e-12, 1e-3):
+        actual = ops.layer_norm(x, torch.full((4,), 5.0, dtype=dtype), bias, eps)
+        assert torch.equal(actual, bias.expand(2, 4))
+
+
+SCORE_SCALES = st.sampled_from([0.0, 1e-3, 1.0, 80.0, 1e4])
+
+
+@DRAWN
+@given(seed=SEEDS, dtype=DTYPES, shape=st.tuples(SIZES, SIZES), scale=SCORE_SCALES, masked=st.booleans())
+def test_softmax(seed, dtype, shape, scale, masked):
+    rng = np.random.default_rng(seed)
+    x, x_ = drawn(rng, shape, dtype, scale)
+    if masked:  # whole rows sometimes
+        mask = torch.from_numpy(rng.integers(0, 2, shape))
+        x = x + ops.additive_mask(mask, dtype)
+        x_ = x.double().numpy()
+    before = x.clone()
+    actual, expected = ops.softmax(x), reference.softmax(x_)
+    check(actual, expected, dtype, factor=4)
+    check(actual.sum(-1), np.ones(shape[0]), dtype, factor=4)
+    assert torch.equal(x, before)
+    in_place = ops.softmax_(x)
+    assert in_place is x
+    assert torch.equal(x, actual)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+def test_softmax_of_a_row_with_every_key_masked_is_uniform(dtype):
+    scores = torch.tensor([[5.0, -7.0, 100.0], [1.0, 2.0, 3.0]], dtype=dtype)
+    mask = torch.tensor([[0, 0, 0], [1, 0, 1]])
+    actual = ops.softmax(scores + ops.additive_mask(mask, dtype))
+    assert torch.equal(actual[0], torch.full((3,), 1.0, dtype=dtype) / 3)
+    assert actual[1, 1] == 0
+    check(actual, reference.softmax(scores.double().numpy() + (1.0 - mask.numpy()) * reference.MASKED), dtype)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+def test_additive_mask(dtype):
+    expected = [[0.0, torch.finfo(dtype).min], [torch.finfo(dtype).min, 0.0]]
+    for kind in (torch.bool, torch.int64, torch.float32):
+        actual = ops.additive_mask(torch.tensor([[1, 0], [0, 1]], dtype=kind), dtype)
+        assert actual.dtype == dtype
+        assert actual.tolist() == expected
+    mask = np.array([[1, 0], [0, 1]])
+    np.testing.assert_array_equal(
+        ops.additive_mask(torch.tensor(mask), torch.float64), reference.additive_mask(mask)[:, 0, 0]
+    )
+
+
+@DRAWN
+@given(seed=SEEDS, dtype=DTYPES, shape=st.tuples(SIZES, SIZES), dim=st.sampled_from([0, 1, -1]), scale=SCORE_SCALES)
+def test_logsumexp(seed, dtype, shape, dim, scale):
+    x, x_ = drawn(np.random.default_rng(seed), shape, dtype, scale)
+    before = x.clone()
+    check(ops.logsumexp(x, dim), reference.logsumexp(x_, dim), dtype, factor=4)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+def test_logsumexp_of_extremes(dtype):
+    infinity, smallest = torch.inf, torch.finfo(dtype).min
+    rows = [[-infinity, -infinity], [infinity, 0.0], [-infinity, 2.0], [smallest, smallest], [infinity, -infinity]]
+    actual = ops.logsumexp(torch.tensor(rows, dtype=dtype), 1)
+    assert actual.tolist() == [-infinity, infinity, 2.0, smallest, infinity]
+    np.testing.assert_array_equal(actual, reference.logsumexp(torch.tensor(rows, dtype=dtype).double().numpy()))
+
+
+@DRAWN
+@given(
+    seed=SEEDS,
+    dtype=DTYPES,
+    shape=st.tuples(SIZES, SIZES),
+    dim=st.sampled_from([0, 1, -1]),
+    scale=SCORE_SCALES,
+    offset=st.sampled_from([0.0, 1e4]),
+)
+def test_log_softmax(seed, dtype, shape, dim, scale, offset):
+    """An offset common to all scores changes nothing, however large: it must not cost precision either."""
+    x = (scale * torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)) + offset).to(dtype)
+    check(ops.log_softmax(x, dim), reference.log_softmax(x.double().numpy(), dim), dtype, factor=4)
+
+
+@DRAWN
+@given(
+    seed=SEEDS,
+    dtype=DTYPES,
+    rows=SIZES,
+    classes=SIZES,
+    scale=SCORE_SCALES,
+    offset=st.sampled_from([0.0, 1e4]),
+    ignored=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_cross_entropy(seed, dtype, rows, classes, scale, offset, ignored):
+    rng = np.random.default_rng(seed)
+    x = (scale * torch.from_numpy(rng.standard_normal((rows, classes))) + offset).to(dtype)
+    targets = np.where(rng.random(rows) < ignored, -100, rng.integers(0, classes, rows))
+    before = x.clone()
+    actual = ops.cross_entropy(x, torch.from_numpy(targets))
+    spread = float(x.max() - x.min()) + 1.0  # a loss near 0 is what remains of scores this far apart
+    expected = -reference.target_log_probability(x.double().numpy(), targets)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=4 * TOLERANCES[dtype] * spread)
+    assert actual.dtype == dtype
+    assert (actual[torch.from_numpy(targets == -100)] == 0).all()
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("wrong", [-1, 3, -101])
+def test_cross_entropy_refuses_labels_that_are_no_class(wrong):
+    with pytest.raises(ValueError, match=f"label {wrong} is out of range"):
+        ops.cross_entropy(torch.zeros(2, 3), torch.tensor([0, wrong]))
+
+
+def test_cross_entropy_takes_another_ignored_label():
+    logits = torch.tensor([[1.0, 2.0], [3.0, 1.0]], dtype=torch.float64)
+    actual = ops.cross_entropy(logits, torch.tensor([-1, 0]), ignore_index=-1)
+    expected = -reference.target_log_probability(logits.numpy(), np.array([reference.IGNORED_LABEL, 0]))
+    check(actual, expected, torch.float64)
+    with pytest.raises(ValueError, match="label -100"):
+        ops.cross_entropy(logits, torch.tensor([-100, 0]), ignore_index=-1)
+
+
+EXTREMES = [0.0, -0.0, 1e-30, -1e-30, 1e-4, -1e-4, 6.0, -6.0, 40.0, -40.0, 1e4, -1e4, 1e12, -1e12]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@DRAWN
+@given(numbers=st.lists(st.floats(-30, 30), min_size=1, max_size=9))
+def test_activations(name, dtype, numbers):
+    x = torch.tensor(numbers + EXTREMES, dtype=dtype)
+    expected = reference.ACTIVATIONS[name](x.double().numpy())
+    size = np.maximum(1.0, np.abs(x.double().numpy()))
+    actual = ops.ACTIVATIONS[name](x)
+    assert actual is x and x.dtype == dtype  # overwritten, as the underscore says
+    np.testing.assert_array_less(np.abs(x.double().numpy() - expected), TOLERANCES[dtype] * size)
+
+
+def test_every_activation_of_the_configuration_is_there():
+    assert set(ops.ACTIVATIONS) == set(reference.ACTIVATIONS) == set(ACTIVATIONS)
+
+
+@DRAWN
+@given(seed=st.integers(0, 2**31), dtype=DTYPES, shape=st.tuples(SIZES, SIZES), p=st.sampled_from([0.1, 0.5, 0.9]))
+def test_dropout_keeps_a_number_scaled_or_zeroes_it(seed, dtype, shape, p):
+    x, x_ = drawn(np.random.default_rng(seed), shape, dtype)
+    actual = ops.dropout(x, p, torch.Generator().manual_seed(seed))
+    again = ops.dropout(x, p, torch.Generator().manual_seed(seed))
+    assert torch.equal(actual, again)
+    kept = actual.numpy() != 0
+    check(actual, np.where(kept, x_ / (1 - p), 0.0), dtype)
+    assert ops.dropout(x, p, None) is x
+    assert ops.dropout(x, 0.0, torch.Generator()) is x
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_zeroes_its_share(p):
+    actual = ops.dropout(torch.ones(100_000), p, torch.Generator().manual_seed(0))
+    assert abs((actual == 0).double().mean().item() - p) < 0.005  # three standard deviations are at most 0.0048
+    assert abs(actual.double().mean().item() - 1) < 0.01
