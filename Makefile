@@ -9,7 +9,7 @@ INSTALL = $(VENV)/bin/pip install --quiet --constraint constraints.txt
 .PHONY: demo test lint format bench bench-model clean
 
 demo: $(STAMPS)/demo
-	$(RUN) -m realm_min ask $${Q:+"$$Q"}
+	$(RUN) -m realm_min ask $${Q:+"$$Q"} </dev/null
 
 test: $(STAMPS)/test
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal
