@@ -1,0 +1,312 @@
+"""Numerics of a checkpoint, stage by stage, against every reference there is: `realm-min verify CHECKPOINT`.
+
+Read in this order: `stages.py` cuts a model into stages, `paths.py` computes each stage in every way there is,
+`measure.py` says how far apart they are, `report.py` shows it; `known.py` has the published checkpoints' values.
+
+Each stage is measured twice. Its accumulated error is that of a path that computed everything from the inputs on. Its
+own error is that of the same path when the stage is given the reference's values to read: it shows a wrong stage among
+right ones, and a right stage behind a wrong one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import checkpoint as checkpoints
+from ..config import RealmConfig
+from ..hub import resolve_folder
+from ..open_qa import block_mask, pad_to
+from ..retriever import BLOCK_RECORDS_FILE, RealmRetriever
+from ..tokenizer import RealmTokenizer
+from .known import KNOWN, compare_known, recognise_known
+from .measure import choice_error, choose, error_of, weight_differences, weight_problems
+from .paths import MeasuredPath, ReferencePath, StateDict, TorchPath, available_paths
+from .report import Answer, Measured, Report, Row, plot, print_report
+from .stages import MASKED, Stage, inputs_of, recognise, shapes, stages_of
+
+__all__ = ["Report", "add_arguments", "compare", "run", "verify"]
+
+# Values of the stages by name; None where a number of them is not finite.
+Values = dict[str, np.ndarray | None]
+
+
+def verify(
+    checkpoint: str | os.PathLike,
+    *,
+    text: str | None = None,
+    against: str | os.PathLike | None = None,
+    known: str | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda doing: None,
+) -> Report:
+    """Compare what every path computes from a checkpoint with the float64 reference.
+
+    Args:
+        checkpoint: folder or hub name of any of the five kinds of model.
+        text: read as the first sequence of each batch, through the folder's tokenizer; the question, for a model that
+            answers questions. Where such a folder holds its blocks, the reader then reads those retrieved.
+        against: another checkpoint of the same model: its weights are compared, and its float32 path is measured.
+        known: compare with the values of this published checkpoint; None goes by the checkpoint's name.
+        seed: draws the inputs.
+        progress: called with what is being done.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the files are damaged, are of another model, or do not fit their configuration; a text too long.
+    """
+    folder = resolve_folder(checkpoint)
+    progress("reading the weights")
+    kind, config, state_dict = read_checkpoint(folder)
+    paths, left_out = available_paths(kind, config, state_dict)
+    differences = {}
+    if against is not None:
+        other_kind, _, other = read_checkpoint(resolve_folder(against), config)
+        if other_kind != kind:
+            raise ValueError(f"{against} is a {other_kind}, {checkpoint} a {kind}: give two of the same model")
+        differences = weight_differences(state_dict, other)
+        paths.append(TorchPath(kind, config, other, name="against"))
+
+    text_ids = None if text is None else RealmTokenizer.from_pretrained(folder)(text)["input_ids"]
+    report = compare(
+        kind, config, state_dict, paths, inputs_of(kind, config, seed, text_ids),
+        blocks=Blocks(folder, text_ids) if holds_blocks(folder, kind, text_ids) else None, progress=progress,
+    )  # fmt: skip
+    known = known or recognise_known(str(checkpoint))
+    known_values = []
+    if known:
+        progress("computing the published values")
+        known_values = compare_known(known, folder)
+    return replace(
+        report, checkpoint=str(checkpoint), text=text, seed=seed, left_out=left_out, differences=differences,
+        against=None if against is None else str(against), known=known, known_values=known_values,
+    )  # fmt: skip
+
+
+def read_checkpoint(folder: Path, config: RealmConfig | None = None) -> tuple[str, RealmConfig, StateDict]:
+    """Kind, configuration (the folder's, or the one given) and weights, which fit each other."""
+    state_dict = checkpoints.read_state_dict(folder)
+    own_config = RealmConfig.from_pretrained(folder)
+    config = config or own_config
+    kind = recognise(getattr(own_config, "architectures", None), state_dict)
+    if kind == "RealmScorer" and not any(key.startswith("query_embedder.") for key in state_dict):
+        # One embedder for both: it is stored once.
+        state_dict |= {f"query_{key}": tensor for key, tensor in state_dict.items() if key.startswith("embedder.")}
+    expected = shapes(kind, config)
+    aliases = {key: same for key, same in expected.items() if isinstance(same, str)}
+    tensors = {key: torch.empty(shape, device="meta") for key, shape in expected.items() if key not in aliases}
+    checkpoints.assign(tensors, state_dict, aliases, source=str(folder))  # copies nothing: these have no memory
+    return kind, config, state_dict
+
+
+# --- Comparing --------------------------------------------------------------------------------------------------------
+
+
+def compare(
+    kind: str,
+    config: RealmConfig,
+    state_dict: StateDict,
+    paths: list[MeasuredPath],
+    inputs: dict[str, np.ndarray],
+    *,
+    blocks: Blocks | None = None,
+    progress: Callable[[str], None] = lambda doing: None,
+) -> Report:
+    """Measure `paths` against the float64 reference of `state_dict`, stage by stage.
+
+    Args:
+        inputs: what `inputs_of` gives.
+        blocks: the evidence to read instead of seeded ids, for a model that answers questions.
+    """
+    stages = stages_of(kind, config)
+    problems = weight_problems(state_dict)
+    progress("NumPy reference, float64")
+    reference = ReferencePath(kind, config, state_dict)
+    values, scores = dict(inputs), {}
+    answer = None
+    with np.errstate(all="ignore"):  # damaged weights overflow; that is reported as what it is
+        for stage in stages:
+            if blocks and stage.name == "reader:layer -1" and values["retrieved"] is not None:
+                inputs = inputs | blocks.reader_inputs(config, values["retrieved"][0])
+                values |= inputs
+            run_reference(reference, stage, values, scores, problems)
+    if blocks and values["reader:answer"] is not None:
+        answer = blocks.answer(config, values)
+
+    rows = [
+        Row(stage, _largest(stage, values[stage.name]), {key: problems[key] for key in weights_of(stage, problems)})
+        for stage in stages
+    ]
+    for path in paths:
+        progress(path.name)
+        with np.errstate(all="ignore"):
+            measure_path(path, rows, inputs, values, scores)
+    return Report(
+        kind=kind,
+        sizes={
+            "layers": config.num_hidden_layers, "hidden": config.hidden_size, "heads": config.num_attention_heads,
+            "vocabulary": config.vocab_size, "weights": sum(tensor.numel() for tensor in state_dict.values()),
+        },
+        inputs={name: list(value.shape) for name, value in inputs.items() if name.endswith("ids")},
+        rows=rows,
+        tolerances={path.name: path.tolerance for path in paths},
+        weights=problems,
+        answer=answer,
+    )  # fmt: skip
+
+
+def run_reference(
+    reference: ReferencePath, stage: Stage, values: Values, scores: Values, problems: dict[str, str]
+) -> None:
+    """Compute one stage into `values`, and where it chooses, into `scores` what it chose by."""
+    if stage.repeats:
+        values[stage.name], scores[stage.name] = values[stage.repeats], scores.get(stage.repeats)
+        return
+    found = None
+    if all(values[name] is not None for name in stage.reads):
+        found = finite(stage, reference.compute(stage, *(values[name] for name in stage.reads)))
+    if stage.choices:
+        scores[stage.name] = found
+        found = None if found is None else choose(found, stage.choices)
+    values[stage.name] = found
+
+
+def measure_path(path: MeasuredPath, rows: list[Row], inputs: Values, reference: Values, scores: Values) -> None:
+    """Add the errors of one path to every row."""
+    broken = {key for key, problem in weight_problems(path.state_dict).items() if "finite" in problem}
+    values = dict(inputs)
+    for row in rows:
+        stage = row.stage
+
+        def compute(given: Values, stage: Stage = stage) -> np.ndarray | None:
+            if any(given[name] is None for name in stage.reads) or weights_of(stage, broken):
+                return None
+            found = path.compute(stage, *(given[name] for name in stage.reads))
+            return NOT_COMPUTED if found is None else finite(stage, found)
+
+        def error(found: np.ndarray | None, stage: Stage = stage):
+            if stage.choices:
+                return choice_error(scores[stage.name], found)
+            return error_of(stage, reference[stage.name], found)
+
+        found = compute(values)
+        if found is NOT_COMPUTED:
+            values[stage.name] = reference[stage.name]  # what follows goes on from there
+            continue
+        values[stage.name] = found
+        own = None
+        if not stage.repeats and all(reference[name] is not None for name in stage.reads):
+            own = error(compute(reference))
+        row.errors[path.name] = Measured(
+            error(found), own, row.stage.tolerance if path.tolerance is None else path.tolerance
+        )
+
+
+NOT_COMPUTED = np.empty(0)
+
+
+def finite(stage: Stage, value: np.ndarray) -> np.ndarray | None:
+    """`value`, or None if any of its numbers is not finite."""
+    counted = value[~(value < MASKED)] if stage.masked else value
+    return value if np.isfinite(counted).all() else None
+
+
+def weights_of(stage: Stage, keys: Any) -> list[str]:
+    return [key for key in keys if key.startswith(stage.weights)] if stage.weights else []
+
+
+def _largest(stage: Stage, value: np.ndarray | None) -> float:
+    if value is None:
+        return float("inf")
+    return float(np.abs(value[value > MASKED]).max(initial=0.0))
+
+
+# --- Real blocks ------------------------------------------------------------------------------------------------------
+
+
+def holds_blocks(folder: Path, kind: str, text_ids: list[int] | None) -> bool:
+    return kind == "RealmForOpenQA" and text_ids is not None and (folder / BLOCK_RECORDS_FILE).is_file()
+
+
+class Blocks:
+    """The evidence of a folder, read for one question."""
+
+    def __init__(self, folder: Path, question_ids: list[int]) -> None:
+        self.retriever, self.question_ids = RealmRetriever.from_pretrained(folder), question_ids
+
+    def reader_inputs(self, config: RealmConfig, block_ids: np.ndarray) -> dict[str, np.ndarray]:
+        """The reader's inputs for the question and the blocks `block_ids` [beam]; one span of each counts as right."""
+        length = min(config.reader_seq_len, config.max_position_embeddings)
+        *_, encoded = self.retriever(block_ids, [self.question_ids], None, max_length=length)
+        inside = pad_to(block_mask(encoded), config.max_span_width, 0)
+        has_answers = inside.any(1)
+        starts = torch.where(has_answers, inside.int().argmax(1), -1)[:, None]
+        tensors = {
+            "ids": pad_to(encoded.input_ids, config.max_span_width, config.pad_token_id),
+            "mask": pad_to(encoded.attention_mask, config.max_span_width, 0),
+            "types": pad_to(encoded.token_type_ids, config.max_span_width, 0),
+            "block mask": inside,
+            "starts": starts,
+            "ends": starts,
+            "has answers": has_answers,
+        }
+        return {f"reader:{name}": tensor.numpy() for name, tensor in tensors.items()}
+
+    def answer(self, config: RealmConfig, values: Values) -> Answer:
+        """The reference's answer, as text."""
+        logits, ids = values["reader:span logits"], values["reader:ids"]
+        from ..numpy_reference import span_candidates
+
+        block, candidate = divmod(int(values["reader:answer"][0, 0]), logits.shape[1])
+        starts, ends = span_candidates(ids.shape[1], config.max_span_width)
+        answer = ids[block, starts[candidate] : ends[candidate] + 1].tolist()
+        return Answer(self.retriever.tokenizer.decode(answer), int(values["retrieved"][0, block]))
+
+
+# --- Command line -----------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min verify`."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a model's folder, or its name on the hub")
+    parser.add_argument("--text", metavar="TEXT", help="read this too, through the folder's tokenizer")
+    parser.add_argument(
+        "--against", metavar="OTHER", help="another copy of the same model, to be held against this one"
+    )
+    parser.add_argument(
+        "--known", metavar="NAME", choices=list(KNOWN),
+        help=f"compare with the published values of NAME (default: by the folder's name): {', '.join(KNOWN)}",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="draws the inputs (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print every figure as one JSON object")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the error by depth (needs matplotlib)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run `realm-min verify`; returns 0 if every stage is within its tolerance, else 1."""
+    from rich.console import Console
+
+    if options.plot:
+        import matplotlib  # noqa: F401  said before the work, not after it
+    with Console(stderr=True).status("verify") as status:
+        report = verify(
+            options.checkpoint, text=options.text, against=options.against, known=options.known, seed=options.seed,
+            progress=lambda doing: status.update(f"verify: {doing}"),
+        )  # fmt: skip
+    if options.json:
+        print(json.dumps(report.to_dict(), allow_nan=False, indent=2))
+    else:
+        print_report(report)
+    if options.plot:
+        plot(report, options.plot)
+        print(f"The error by depth is drawn in {options.plot}", file=sys.stderr)
+    return 0 if report.passed else 1

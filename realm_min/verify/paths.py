@@ -1,0 +1,522 @@
+"""Five ways to compute a checkpoint's stages: the float64 NumPy reference, the torch path in float32 and float64, the
+Triton kernels, and transformers.
+
+A path has one method for each operation of `stages.py`. Values go in and come out as NumPy arrays; what the path does
+in between is its own affair. Parts of a model are loaded one at a time: two trunks in float64 are 2 GB.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import bert as trunk
+from .. import numpy_reference as reference
+from .. import ops, spans
+from ..config import RealmConfig
+from ..knowledge_encoder import marginal_mlm_loss
+from ..mips import mips_topk
+from ..parameters import Shapes
+from ..reader import correct_spans, marginal_log_loss
+from .stages import FLOAT64_TOLERANCE, PARTS, Stage, prefix_of
+
+StateDict = Mapping[str, Tensor]
+
+SEARCHED_AT_ONCE = 1 << 16  # blocks that the reference converts to float64 at a time
+
+
+def within(state_dict: StateDict, part: str) -> dict[str, Tensor]:
+    """The tensors of a part, by its own keys."""
+    prefix = prefix_of(part)
+    return {key[len(prefix) :]: tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
+
+
+# --- The yardstick ----------------------------------------------------------------------------------------------------
+
+
+class Weights(Mapping[str, np.ndarray]):
+    """A state dict whose tensors become float64 arrays when they are asked for, and not before."""
+
+    def __init__(self, tensors: StateDict, shapes: Shapes) -> None:
+        self.tensors, self.shapes = tensors, shapes
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        same = self.shapes[key]  # a key that repeats another may be absent
+        return self.tensors[key if key in self.tensors else same].double().numpy()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+class ReferencePath:
+    """`numpy_reference`, float64. Where a stage chooses, it gives the scores [rows, items] to choose by."""
+
+    def __init__(self, kind: str, config: RealmConfig, state_dict: StateDict) -> None:
+        self.kind, self.config, self.state_dict = kind, config, state_dict
+
+    def compute(self, stage: Stage, *values: np.ndarray) -> np.ndarray:
+        p = Weights(within(self.state_dict, stage.part), PARTS[self.kind][stage.part].shapes(self.config))
+        return np.asarray(getattr(self, stage.operation)(p, stage, *values))
+
+    def embeddings(self, p: Weights, stage: Stage, ids: np.ndarray, mask: np.ndarray, types: np.ndarray) -> np.ndarray:
+        return reference.embeddings(p, self.config, ids, types, prefix="realm.embeddings.")
+
+    def attention(self, p: Weights, stage: Stage, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        name, heads = f"realm.encoder.layer.{stage.layer}.attention.", np.ones(self.config.num_attention_heads)
+        context, _ = reference.self_attention(
+            p, self.config, x, reference.additive_mask(mask), heads, prefix=f"{name}self."
+        )
+        out = reference.linear(context, p[f"{name}output.dense.weight"], p[f"{name}output.dense.bias"])
+        return self.normalize(p, f"{name}output.LayerNorm", out + x)
+
+    def mlp(self, p: Weights, stage: Stage, x: np.ndarray) -> np.ndarray:
+        name = f"realm.encoder.layer.{stage.layer}."
+        h = reference.linear(x, p[f"{name}intermediate.dense.weight"], p[f"{name}intermediate.dense.bias"])
+        h = reference.ACTIVATIONS[self.config.hidden_act](h)
+        out = reference.linear(h, p[f"{name}output.dense.weight"], p[f"{name}output.dense.bias"])
+        return self.normalize(p, f"{name}output.LayerNorm", out + x)
+
+    def normalize(self, p: Weights, name: str, x: np.ndarray) -> np.ndarray:
+        return reference.layer_norm(x, p[f"{name}.weight"], p[f"{name}.bias"], self.config.layer_norm_eps)
+
+    def pooler(self, p: Weights, stage: Stage, x: np.ndarray) -> np.ndarray:
+        return np.tanh(reference.linear(x[:, 0], p["realm.pooler.dense.weight"], p["realm.pooler.dense.bias"]))
+
+    def projection(self, p: Weights, stage: Stage, pooled: np.ndarray) -> np.ndarray:
+        return self.normalize(p, "cls.LayerNorm", reference.linear(pooled, p["cls.dense.weight"], p["cls.dense.bias"]))
+
+    def relevance(self, p: Weights, stage: Stage, query: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        return np.sum(query[:, None] * candidates.reshape(len(query), -1, query.shape[1]), axis=-1)
+
+    def mlm_logits(self, p: Weights, stage: Stage, x: np.ndarray) -> np.ndarray:
+        return reference.masked_lm_logits(p, self.config, x)
+
+    def mlm_loss(
+        self,
+        p: Weights,
+        stage: Stage,
+        logits: np.ndarray,
+        relevance: np.ndarray,
+        labels: np.ndarray,
+        mlm_mask: np.ndarray,
+    ) -> np.ndarray:
+        logits = logits.reshape(len(relevance), -1, *logits.shape[1:])
+        return reference.marginal_masked_lm_loss(logits, relevance, labels, mlm_mask)
+
+    def retrieve(self, p: Weights, stage: Stage, projection: np.ndarray) -> np.ndarray:
+        blocks = self.state_dict["block_emb"]
+        return np.concatenate([projection @ rows.double().numpy().T for rows in blocks.split(SEARCHED_AT_ONCE)], axis=1)
+
+    def retrieved_scores(self, p: Weights, stage: Stage, projection: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        return self.state_dict["block_emb"][torch.from_numpy(ids[0])].double().numpy() @ projection[0]
+
+    def span_projection(self, p: Weights, stage: Stage, x: np.ndarray) -> np.ndarray:
+        name = "qa_outputs.dense_intermediate"
+        return reference.linear(x, p[f"{name}.weight"], p[f"{name}.bias"])
+
+    def span_logits(self, p: Weights, stage: Stage, projections: np.ndarray, block_mask: np.ndarray) -> np.ndarray:
+        size = self.config.span_hidden_size
+        return reference.span_logits(
+            projections[..., :size],
+            projections[..., size:],
+            p["qa_outputs.layer_normalization.weight"],
+            p["qa_outputs.layer_normalization.bias"],
+            p["qa_outputs.dense_output.weight"][0],
+            p["qa_outputs.dense_output.bias"],
+            max_span_width=self.config.max_span_width,
+            eps=self.config.reader_layer_norm_eps,
+            block_mask=block_mask,
+        )
+
+    def reader_losses(
+        self,
+        p: Weights,
+        stage: Stage,
+        logits: np.ndarray,
+        relevance: np.ndarray,
+        starts: np.ndarray,
+        ends: np.ndarray,
+        has_answers: np.ndarray,
+    ) -> np.ndarray:
+        tokens = tokens_of(logits.shape[1], self.config.max_span_width)
+        spans = reference.span_candidates(tokens, self.config.max_span_width)
+        correct = reference.correct_spans(*spans, starts, ends)
+        logits = logits + relevance[:, None]
+        return np.array(
+            [
+                reference.marginal_log_loss(relevance, has_answers),
+                reference.marginal_log_loss(logits.reshape(-1), correct.reshape(-1)),
+            ]
+        )
+
+    def answer(self, p: Weights, stage: Stage, logits: np.ndarray, relevance: np.ndarray) -> np.ndarray:
+        return (logits + relevance[:, None]).reshape(1, -1)
+
+
+def tokens_of(spans: int, max_span_width: int) -> int:
+    """Tokens of a sequence that has `spans` spans of at most `max_span_width` <= tokens."""
+    return (spans + max_span_width * (max_span_width - 1) // 2) // max_span_width
+
+
+# --- Paths that are measured ------------------------------------------------------------------------------------------
+
+
+class MeasuredPath:
+    """What the measured paths share: conversion of values, one part loaded at a time.
+
+    name: heads its columns. tolerance: bound on relative errors, None for each stage's own.
+    """
+
+    name: str
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    tolerance: float | None = None
+
+    def __init__(self, kind: str, config: RealmConfig, state_dict: StateDict) -> None:
+        self.kind, self.config, self.state_dict = kind, config, state_dict
+        self.loaded: tuple[str, Any] | None = None
+
+    def compute(self, stage: Stage, *values: np.ndarray) -> np.ndarray | None:
+        """The stage's value; None where this path has no way to compute it alone."""
+        part = None
+        if stage.weights or stage.repeats or stage.operation in self.needs_part:
+            if self.loaded is None or self.loaded[0] != stage.part:
+                self.loaded = None  # free the last part before the next is allocated
+                self.loaded = (stage.part, self.load(stage.part))
+            part = self.loaded[1]
+        tensors = [self.tensor(value) for value in values]
+        with torch.no_grad():
+            found = getattr(self, stage.operation)(part, stage, *tensors)
+        if found is None:
+            return None
+        found = found.detach().cpu()
+        return (found.double() if found.is_floating_point() else found).numpy()
+
+    # Operations without weights of their own that still go through the model.
+    needs_part: tuple[str, ...] = ()
+
+    def tensor(self, value: np.ndarray) -> Tensor:
+        found = torch.from_numpy(np.ascontiguousarray(value)).to(self.device)
+        return found.to(self.dtype) if found.is_floating_point() else found
+
+    def load(self, part: str) -> Any:
+        raise NotImplementedError
+
+
+class TorchPath(MeasuredPath):
+    """The functions of `bert.py`, `spans.py`, … that the models call, and the models themselves."""
+
+    def __init__(
+        self,
+        kind: str,
+        config: RealmConfig,
+        state_dict: StateDict,
+        dtype: torch.dtype = torch.float32,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(kind, config, state_dict)
+        self.dtype = dtype
+        self.name = name or str(dtype).removeprefix("torch.")
+        self.tolerance = FLOAT64_TOLERANCE if dtype == torch.float64 else None
+
+    def load(self, part: str) -> Any:
+        model = PARTS[self.kind][part](self.config, initialize=False)
+        model.load_state_dict(within(self.state_dict, part))
+        return model.to(self.dtype).to(self.device).eval()
+
+    def embeddings(self, model: Any, stage: Stage, ids: Tensor, mask: Tensor, types: Tensor) -> Tensor:
+        inputs = trunk.check_inputs(self.config, ids, mask, types, None, None)
+        return trunk.embed(model.p, self.config, "realm.embeddings", inputs, None, None).view(*ids.shape, -1)
+
+    def attention(self, model: Any, stage: Stage, x: Tensor, mask: Tensor) -> Tensor:
+        """The first half of `bert.layer`."""
+        p, config, name = model.p, self.config, f"realm.encoder.layer.{stage.layer}.attention"
+        batch, tokens, _ = x.shape
+        rows = x.reshape(batch * tokens, -1)
+        key_mask = ops.additive_mask(mask, self.dtype)[:, None]
+        context, _ = trunk.self_attention(
+            p, config, f"{name}.self", rows, [tokens] * batch, key_mask, None, None, False, None
+        )
+        rows = trunk.add_dense(p, f"{name}.output.dense", rows, context, config, None)
+        return trunk.normalize(p, f"{name}.output.LayerNorm", rows, config).view(x.shape)
+
+    def mlp(self, model: Any, stage: Stage, x: Tensor) -> Tensor:
+        """The second half of `bert.layer`."""
+        name = f"realm.encoder.layer.{stage.layer}"
+        rows = trunk.add_mlp(model.p, name, x.reshape(-1, x.shape[2]), self.config, None)
+        return trunk.normalize(model.p, f"{name}.output.LayerNorm", rows, self.config).view(x.shape)
+
+    def pooler(self, model: Any, stage: Stage, x: Tensor) -> Tensor:
+        return trunk.pool(model.p, x[:, 0])
+
+    def projection(self, model: Any, stage: Stage, pooled: Tensor) -> Tensor:
+        projected = ops.linear(pooled, model.p["cls.dense.weight"], model.p["cls.dense.bias"])
+        return trunk.normalize(model.p, "cls.LayerNorm", projected, self.config)
+
+    def relevance(self, model: Any, stage: Stage, query: Tensor, candidates: Tensor) -> Tensor:
+        candidates = candidates.view(query.shape[0], -1, query.shape[1])
+        return (candidates @ query[:, :, None])[:, :, 0]
+
+    def mlm_logits(self, model: Any, stage: Stage, x: Tensor) -> Tensor:
+        return trunk.mlm_logits(model.p, self.config, x.reshape(-1, x.shape[2])).view(*x.shape[:2], -1)
+
+    def mlm_loss(
+        self, model: Any, stage: Stage, logits: Tensor, relevance: Tensor, labels: Tensor, mlm_mask: Tensor
+    ) -> Tensor:
+        return marginal_mlm_loss(logits, relevance, labels, mlm_mask)
+
+    def retrieve(self, model: Any, stage: Stage, projection: Tensor) -> Tensor | None:
+        if self.dtype == torch.float64:
+            return None  # the search takes queries of at most float32
+        return self.search(projection, self.blocks(), stage.choices)[1]
+
+    search = staticmethod(mips_topk)
+
+    def blocks(self) -> Tensor:
+        blocks = self.state_dict["block_emb"].to(self.device)
+        return blocks.float() if blocks.dtype == torch.float64 else blocks
+
+    def retrieved_scores(self, model: Any, stage: Stage, projection: Tensor, ids: Tensor) -> Tensor:
+        rows = self.state_dict["block_emb"][ids[0].cpu()]
+        return rows.to(self.device, self.dtype) @ projection[0]
+
+    def span_projection(self, model: Any, stage: Stage, x: Tensor) -> Tensor:
+        name = "qa_outputs.dense_intermediate"
+        rows = ops.linear(x.reshape(-1, x.shape[2]), model.p[f"{name}.weight"], model.p[f"{name}.bias"])
+        return rows.view(*x.shape[:2], -1)
+
+    def span_logits(self, model: Any, stage: Stage, projections: Tensor, block_mask: Tensor) -> Tensor:
+        return self.all_span_logits(
+            *projections.chunk(2, dim=2),
+            model.p["qa_outputs.layer_normalization.weight"],
+            model.p["qa_outputs.layer_normalization.bias"],
+            model.p["qa_outputs.dense_output.weight"][0],
+            model.p["qa_outputs.dense_output.bias"],
+            max_span_width=self.config.max_span_width,
+            eps=self.config.reader_layer_norm_eps,
+            block_mask=block_mask,
+        )
+
+    all_span_logits = staticmethod(spans.span_logits)
+
+    def reader_losses(
+        self,
+        model: Any,
+        stage: Stage,
+        logits: Tensor,
+        relevance: Tensor,
+        starts: Tensor,
+        ends: Tensor,
+        has_answers: Tensor,
+    ) -> Tensor:
+        tokens = tokens_of(logits.shape[1], self.config.max_span_width)
+        starts_ends = spans.span_candidates(tokens, self.config.max_span_width, logits.device)
+        correct = correct_spans(*starts_ends, starts, ends).reshape(-1)
+        reader_logits = (logits + relevance[:, None]).reshape(-1)
+        return torch.stack(
+            [
+                marginal_log_loss(relevance, has_answers) * has_answers.any(),
+                marginal_log_loss(reader_logits, correct) * correct.any(),
+            ]
+        )
+
+    def answer(self, model: Any, stage: Stage, logits: Tensor, relevance: Tensor) -> Tensor:
+        logits = logits + relevance[:, None]
+        return choice(logits.amax(1).argmax(), logits.amax(0).argmax(), logits.shape[1])
+
+    def call_embedder(self, model: Any, stage: Stage, ids: Tensor, mask: Tensor, types: Tensor) -> Tensor:
+        return model(ids, mask, types, return_dict=True).projected_score
+
+    def call_mlm_logits(self, model: Any, stage: Stage, ids: Tensor, mask: Tensor, types: Tensor) -> Tensor:
+        return model(ids, mask, types, return_dict=True).logits
+
+    def call_mlm_loss(
+        self,
+        model: Any,
+        stage: Stage,
+        ids: Tensor,
+        mask: Tensor,
+        types: Tensor,
+        relevance: Tensor,
+        labels: Tensor,
+        mlm_mask: Tensor,
+    ) -> Tensor:
+        return model(
+            ids, mask, types, relevance_score=relevance, labels=labels, mlm_mask=mlm_mask, return_dict=True
+        ).loss  # fmt: skip
+
+    def call_reader_losses(
+        self,
+        model: Any,
+        stage: Stage,
+        ids: Tensor,
+        mask: Tensor,
+        types: Tensor,
+        relevance: Tensor,
+        block_mask: Tensor,
+        starts: Tensor,
+        ends: Tensor,
+        has_answers: Tensor,
+    ) -> Tensor:
+        output = model(
+            ids, mask, types, relevance_score=relevance, block_mask=block_mask, start_positions=starts,
+            end_positions=ends, has_answers=has_answers, return_dict=True,
+        )  # fmt: skip
+        return torch.stack([output.retriever_loss, output.reader_loss])
+
+    def call_answer(
+        self, model: Any, stage: Stage, ids: Tensor, mask: Tensor, types: Tensor, relevance: Tensor, block_mask: Tensor
+    ) -> Tensor:
+        output = model(ids, mask, types, relevance_score=relevance, block_mask=block_mask, return_dict=True)
+        widest, tokens = self.config.max_span_width, ids.shape[1]
+        return choice(output.block_idx, output.candidate, widest * tokens - widest * (widest - 1) // 2)
+
+
+def choice(block: Tensor, candidate: Tensor, spans: int) -> Tensor:
+    """The number of a span among those of all blocks laid end to end, [1, 1]."""
+    return (block * spans + candidate).reshape(1, 1)
+
+
+class TritonPath(TorchPath):
+    """The torch path on a GPU, span logits and search by the Triton kernels.
+
+    Under TRITON_INTERPRET=1 the kernels are interpreted on the CPU, slowly; the rest is then the CPU's torch path.
+    """
+
+    def __init__(self, kind: str, config: RealmConfig, state_dict: StateDict) -> None:
+        super().__init__(kind, config, state_dict, name="triton")
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        from ..kernels.mips_topk import mips_topk as search
+        from ..kernels.span_logits import span_logits as all_span_logits
+
+        self.search, self.all_span_logits = search, all_span_logits
+
+
+class TransformersPath(MeasuredPath):
+    """The modules of transformers 4.40.2, called one by one, in float32."""
+
+    name = "transformers"
+    # Its losses stand inside the models' forward.
+    needs_part = ("mlm_loss", "reader_losses")
+
+    def load(self, part: str) -> Any:
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        part_class = getattr(transformers, PARTS[self.kind][part].__name__)
+        config = transformers.RealmConfig(**self.config.to_dict())
+        tensors = within(self.state_dict, part)
+        return part_class.from_pretrained(None, config=config, state_dict=tensors).float().eval()
+
+    def embeddings(self, model: Any, stage: Stage, ids: Tensor, mask: Tensor, types: Tensor) -> Tensor:
+        return model.realm.embeddings(input_ids=ids, token_type_ids=types)
+
+    def attention(self, model: Any, stage: Stage, x: Tensor, mask: Tensor) -> Tensor:
+        mask = model.realm.get_extended_attention_mask(mask, x.shape[:2])
+        return model.realm.encoder.layer[stage.layer].attention(x, mask)[0]
+
+    def mlp(self, model: Any, stage: Stage, x: Tensor) -> Tensor:
+        return model.realm.encoder.layer[stage.layer].feed_forward_chunk(x)
+
+    def pooler(self, model: Any, stage: Stage, x: Tensor) -> Tensor:
+        return model.realm.pooler(x)
+
+    def projection(self, model: Any, stage: Stage, pooled: Tensor) -> Tensor:
+        return model.cls(pooled)
+
+    def relevance(self, model: Any, stage: Stage, query: Tensor, candidates: Tensor) -> Tensor:
+        return torch.einsum("BD,BND->BN", query, candidates.view(query.shape[0], -1, query.shape[1]))
+
+    def mlm_logits(self, model: Any, stage: Stage, x: Tensor) -> Tensor:
+        return model.cls(x)
+
+    def mlm_loss(
+        self, model: Any, stage: Stage, logits: Tensor, relevance: Tensor, labels: Tensor, mlm_mask: Tensor
+    ) -> Tensor:
+        with replaced(model.cls, lambda found: logits):
+            return model(
+                torch.zeros(logits.shape[:2], dtype=torch.long), relevance_score=relevance, labels=labels,
+                mlm_mask=mlm_mask, return_dict=True,
+            ).loss  # fmt: skip
+
+    def retrieve(self, model: Any, stage: Stage, projection: Tensor) -> Tensor:
+        scores = torch.einsum("BD,QD->QB", self.state_dict["block_emb"].float(), projection)
+        return torch.topk(scores, k=stage.choices, dim=-1).indices
+
+    def retrieved_scores(self, model: Any, stage: Stage, projection: Tensor, ids: Tensor) -> Tensor:
+        return torch.einsum("D,BD->B", projection[0], self.state_dict["block_emb"][ids[0]].float())
+
+    def span_projection(self, model: Any, stage: Stage, x: Tensor) -> Tensor:
+        return model.qa_outputs.dense_intermediate(x)
+
+    def span_logits(self, model: Any, stage: Stage, projections: Tensor, block_mask: Tensor) -> Tensor:
+        x = projections.new_zeros(*projections.shape[:2], self.config.hidden_size)
+        with replaced(model.qa_outputs.dense_intermediate, lambda found: projections):
+            return model.qa_outputs(x, block_mask)[0]
+
+    def reader_losses(
+        self,
+        model: Any,
+        stage: Stage,
+        logits: Tensor,
+        relevance: Tensor,
+        starts: Tensor,
+        ends: Tensor,
+        has_answers: Tensor,
+    ) -> Tensor:
+        tokens = tokens_of(logits.shape[1], self.config.max_span_width)
+        ids = torch.zeros(logits.shape[0], tokens, dtype=torch.long)
+        ones, answers = torch.ones_like(ids), (starts, ends, has_answers)
+        with replaced(model.qa_outputs, lambda found: (logits.clone(), *found[1:])):
+            return self.call_reader_losses(model, stage, ids, ones, ids, relevance, ones.bool(), *answers)
+
+    def answer(self, model: Any, stage: Stage, logits: Tensor, relevance: Tensor) -> None:
+        return None  # inside the reader's forward: compared where the whole reader is called
+
+    call_embedder = TorchPath.call_embedder
+    call_mlm_logits = TorchPath.call_mlm_logits
+    call_mlm_loss = TorchPath.call_mlm_loss
+    call_reader_losses = TorchPath.call_reader_losses
+    call_answer = TorchPath.call_answer
+
+
+@contextmanager
+def replaced(module: Any, replace: Callable[[Any], Any]) -> Iterator[None]:
+    """Let a module of transformers give what `replace` makes of its output."""
+    handle = module.register_forward_hook(lambda module, inputs, output: replace(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def available_paths(kind: str, config: RealmConfig, state_dict: StateDict) -> tuple[list[MeasuredPath], dict[str, str]]:
+    """The paths that this machine has, and for each of the others why not."""
+    paths: list[MeasuredPath] = [
+        TorchPath(kind, config, state_dict),
+        TorchPath(kind, config, state_dict, torch.float64),
+    ]
+    left_out = {}
+    if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
+        paths.append(TritonPath(kind, config, state_dict))
+    else:
+        left_out["triton"] = "no GPU here"
+    try:
+        import transformers
+    except ImportError:
+        left_out["transformers"] = "not installed; pip install transformers==4.40.2 to compare with it"
+    else:
+        if transformers.__version__ == "4.40.2":
+            paths.append(TransformersPath(kind, config, state_dict))
+        else:
+            left_out["transformers"] = f"{transformers.__version__} is installed; 4.40.2 is what is compared with"
+    return paths, left_out
