@@ -26,7 +26,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import safetensors
 import safetensors.torch
@@ -41,6 +41,8 @@ BLOCK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 COMPRESSIONS = (None, "bfloat16", "int8")
 MAXIMA_BYTES = 32 << 20  # group maxima held at once: queries are searched in chunks that fit
 CHUNK_ELEMENTS = 1 << 22  # elements rescored at once
+TILE_BYTES = 2 << 20  # of blocks in a tile of the scan
+SCORES_BYTES = 1 << 20  # of scores in a tile of the scan
 FORMAT = "realm-min block index 1"
 
 
@@ -76,6 +78,10 @@ class ScanQueries:
     code_norm: Tensor  # [Q] ||q̂||
     delta: Tensor  # [Q] ||q - q̂||
 
+    def select(self, i: int) -> ScanQueries:
+        """Query i alone, still with its axis."""
+        return ScanQueries(*(getattr(self, field.name)[i : i + 1] for field in fields(self)))
+
 
 def mips_topk(queries: Tensor, blocks: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k blocks of largest inner product with each query, exact, best first.
@@ -86,7 +92,7 @@ def mips_topk(queries: Tensor, blocks: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Raises ValueError for k < 1 or k > N, shapes that do not match, other dtypes, queries that are not finite.
     """
-    _check_blocks(blocks)
+    check_blocks(blocks)
     if blocks.is_cuda:
         from .kernels.mips_topk import mips_topk as triton_mips_topk
 
@@ -105,7 +111,7 @@ class BlockIndex:
     """
 
     def __init__(self, blocks: Tensor, compression: str | None = None):
-        _check_blocks(blocks)
+        check_blocks(blocks)
         if compression not in COMPRESSIONS:
             raise ValueError(f"compression is {compression!r}: choose one of {COMPRESSIONS}")
         self.blocks = blocks.detach().contiguous()
@@ -211,7 +217,8 @@ def _checksum(tensor: Tensor) -> int:
 # ---------------------------------------------------------------------------------------------------- input checks
 
 
-def _check_blocks(blocks: Tensor) -> None:
+def check_blocks(blocks: Tensor) -> None:
+    """Raise ValueError, naming what is wrong, for blocks that are not [N, D] of a searchable dtype."""
     if not isinstance(blocks, Tensor) or blocks.dtype not in BLOCK_DTYPES:
         kind = blocks.dtype if isinstance(blocks, Tensor) else type(blocks).__name__
         raise ValueError(f"blocks are {kind}: give a torch tensor of float32, float16 or bfloat16")
@@ -261,8 +268,7 @@ def compress(blocks: Tensor, compression: str | None) -> Codes:
         chunk = slice(start // BASE_GROUP, -(-(start + rows.shape[0]) // BASE_GROUP))
         largest = rows.abs().amax(1).float()  # [rows]
         if not largest.isfinite().all():
-            row = start + int((~largest.isfinite()).nonzero()[0])
-            raise ValueError(f"block {row} holds NaN or infinity: remove or repair it before building the index")
+            refuse_non_finite(rows, start)
         if same:
             coded = rows.double()
         elif target == torch.bfloat16:
@@ -304,8 +310,8 @@ def group_max(values: Tensor, group: int) -> Tensor:
     return maxima if whole == n else torch.cat([maxima, values[whole:].amax(0, keepdim=True)])
 
 
-def scan_queries(queries: Tensor, codes: Codes) -> ScanQueries:
-    """Queries [Q, D] in the form that multiplies the codes."""
+def scan_queries(queries: Tensor, codes: Codes, dtype: torch.dtype) -> ScanQueries:
+    """Queries [Q, D] as the scan multiplies them with the codes: in `dtype`, unless the codes are int8."""
     exact = queries.double()
     norm = (exact * exact).sum(1).sqrt() * (1 + 1e-12)
     if codes.scale is not None:
@@ -317,7 +323,6 @@ def scan_queries(queries: Tensor, codes: Codes) -> ScanQueries:
     else:
         # A power of two brings ||q|| under 2**-6: no partial sum of up to 1024 products can overflow.
         unit = torch.exp2(torch.frexp(norm).exponent.double() + 6)
-        dtype = torch.bfloat16 if codes.codes.dtype == torch.bfloat16 else torch.float32
         coded = (exact / unit[:, None]).to(dtype)
         hat = coded.double() * unit[:, None]
     delta = ((exact - hat) ** 2).sum(1).sqrt() * (1 + 1e-12)
@@ -325,15 +330,63 @@ def scan_queries(queries: Tensor, codes: Codes) -> ScanQueries:
     return ScanQueries(exact, coded, unit, norm, code_norm, delta)
 
 
-def rounding(codes: Codes) -> tuple[float, float, float]:
-    """(gamma, rho, eta): rounding of the scan's sums and of its stored results, and underflow, with room to spare.
+def rounding(d: int, stored: float) -> tuple[float, float, float]:
+    """(gamma, rho, eta): rounding of a sum of d products and of its storing, and underflow, with room to spare.
 
-    Sums of D products in float32, in any order, are off by under D * 2**-24 * ||q̂|| ||ê|| (Higham 2002, section 3.1);
-    bfloat16 hardware rounds each step once more and takes subnormals for zero. Final scores in float64 are covered.
+    Sums of d products in float32, in any order, are off by under d * 2**-24 * ||q̂|| ||ê|| (Higham 2002, section 3.1);
+    matrix units cut where a processor rounds, twice as much, and take subnormals for zero. The error of the final
+    scores in float64 is covered too.
     """
-    d = codes.codes.shape[1]
-    stored = 2.0**-8 if codes.codes.dtype == torch.bfloat16 else 2.0**-22
-    return (2 * d + 16) * 2.0**-24, stored, d * 2.0**-124
+    return (4 * d + 16) * 2.0**-24, stored, d * 2.0**-124
+
+
+def error_bound(queries: ScanQueries, norm: Tensor, residual: Tensor | None, gamma: float, eta: float) -> Tensor:
+    """b without its term in the score: norm, residual [groups] float64 -> [Q, groups] float64."""
+    bound = norm * (queries.delta + gamma * queries.code_norm)[:, None] + (eta * queries.unit)[:, None]
+    return bound if residual is None else bound.addcmul_(residual, queries.norm[:, None])
+
+
+def certify(maxima: Tensor, unit: Tensor, bound: Tensor, rho: float, k: int) -> tuple[Tensor, Tensor]:
+    """Step 2. maxima [Q, groups] of the scan, bound [Q, groups] -> (upper ends [Q, groups], threshold [Q]).
+
+    A group whose upper end is below the threshold holds none of the k best.
+    """
+    maxima = maxima.double() * unit[:, None]
+    slack = maxima.abs().mul_(rho).add_(bound)
+    if maxima.shape[1] < k:
+        threshold = torch.full_like(unit, -math.inf)
+    else:
+        threshold = just_below((maxima - slack).topk(k).values[:, -1])
+    return maxima.add_(slack), threshold
+
+
+def just_below(scores: Tensor) -> Tensor:
+    """Numbers under every score that rounds to the same float32 as `scores` (float64), or to a larger one."""
+    scores = scores.float()
+    return torch.nextafter(scores, torch.full_like(scores, -math.inf)).double()
+
+
+def finite_norm(blocks: Tensor, norm: Tensor) -> Tensor:
+    """Bound from group norms [groups] taken in float32 while scanning `blocks` [N, D]. -> [groups] float64
+
+    Squares below 2**-149 vanish, hence the addend; where squares overflow, the largest norm there is takes their place.
+    Raises ValueError when they did because a block is not finite.
+    """
+    n, d = blocks.shape
+    if not norm.isfinite().all():
+        step = CHUNK_ELEMENTS // d
+        for start in range(0, n, step):
+            refuse_non_finite(blocks[start : start + step], start)
+    norm = norm.double() * (1 + d * 2.0**-23) + math.sqrt(d) * 2.0**-70
+    return norm.clamp_(max=math.sqrt(d) * torch.finfo(torch.float32).max)
+
+
+def refuse_non_finite(rows: Tensor, start: int) -> None:
+    """Raise ValueError naming the first of rows [n, D], numbered from `start`, that is not finite."""
+    finite = rows.isfinite().all(1)
+    if not finite.all():
+        row = start + int((~finite).nonzero()[0])
+        raise ValueError(f"block {row} holds NaN or infinity: remove or repair it before searching")
 
 
 # ------------------------------------------------------------------------------------------------ the search on CPU
@@ -342,21 +395,29 @@ def rounding(codes: Codes) -> tuple[float, float, float]:
 def search(queries: Tensor, blocks: Tensor, codes: Codes, k: int) -> tuple[Tensor, Tensor, SearchReport]:
     """Exact top-k of queries [Q, D] over blocks [N, D] scanned through `codes`. -> scores, ids, report."""
     check_search(queries, blocks, k)
-    n = blocks.shape[0]
+    n, d = blocks.shape
     group = group_size(n, k)
     groups = -(-n // group)
+    bfloat16 = codes.codes.dtype == torch.bfloat16
+    gamma, rho, eta = rounding(d, stored=2.0**-8 if bfloat16 else 2.0**-22)
     report = SearchReport(group, groups, [], [])
     scores = torch.empty(queries.shape[0], k)
     ids = torch.empty(queries.shape[0], k, dtype=torch.int64)
+    norm = codes.norm
     step = max(1, min(64, MAXIMA_BYTES // (4 * groups)))
     for start in range(0, queries.shape[0], step):
-        scanned = scan_queries(queries[start : start + step], codes)
-        maxima, norm = scan(codes, scanned.codes, group)  # [groups, q], [base groups]
-        maxima = maxima.t().contiguous()
+        chunk = scan_queries(queries[start : start + step], codes, torch.bfloat16 if bfloat16 else torch.float32)
+        maxima, squares = _scan(codes, chunk.codes, group, norm is None)
+        norm = finite_norm(blocks, squares) if norm is None else norm
         for i in range(maxima.shape[0]):
-            best, candidates, rows = _finish(i, maxima[i], norm, blocks, codes, scanned, group, k)
+            query = chunk.select(i)
+            bound = error_bound(query, norm, codes.residual, gamma, eta)[0]  # [base groups]
+            wide_bound = group_max(bound[:, None], group // BASE_GROUP)[:, 0]  # [groups]
+            upper, threshold = certify(maxima[i : i + 1], query.unit, wide_bound[None], rho, k)
+            candidates = (upper[0] >= threshold).nonzero()[:, 0]  # ascending
+            best, rows = _rescore(candidates, float(threshold), blocks, codes, query, bound, rho, group, k)
             scores[start + i], ids[start + i] = unpack_keys(best)
-            report.rescored_groups.append(candidates)
+            report.rescored_groups.append(candidates.shape[0])
             report.rescored_rows.append(rows)
     return scores, ids, report
 
@@ -369,38 +430,29 @@ def group_size(n: int, k: int) -> int:
     return group
 
 
-def scan(codes: Codes, queries: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """Group maxima of the scan's scores. queries [q, D] coded -> (maxima [groups, q] float32, norm [base groups])."""
+def _scan(codes: Codes, queries: Tensor, group: int, with_norm: bool) -> tuple[Tensor, Tensor]:
+    """Step 1. queries [q, D] coded -> (maxima [q, groups], norms [base groups] where asked for), float32."""
     n, d = codes.codes.shape
     q = queries.shape[0]
     maxima = torch.empty(-(-n // group), q)
-    norm = codes.norm
-    if norm is None:
-        norm = torch.empty(-(-n // BASE_GROUP), dtype=torch.float64)
+    norm = torch.empty(-(-n // BASE_GROUP) if with_norm else 0)
     # Tiles whose rows and scores stay in cache between the product and the maximum.
-    tile = max(1, min((1 << 21) // (d * codes.codes.element_size()), (1 << 20) // (q * 4)) // MAX_GROUP) * MAX_GROUP
+    tile = max(1, min(TILE_BYTES // (d * codes.codes.element_size()), SCORES_BYTES // (q * 4)) // MAX_GROUP) * MAX_GROUP
     product = _TileProduct(queries, tile)
     for start in range(0, n, tile):
         rows = codes.codes[start : start + tile]
-        chunk = slice(start // BASE_GROUP, -(-(start + rows.shape[0]) // BASE_GROUP))
-        if codes.norm is None:
-            norm[chunk] = _norm_while_scanning(rows)
+        base = slice(start // BASE_GROUP, -(-(start + rows.shape[0]) // BASE_GROUP))
+        if with_norm:
+            row_norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float32)
+            norm[base] = group_max(row_norm, BASE_GROUP)[:, 0]
         values = product(rows)  # [rows, q]
         if codes.scale is not None:
-            values = group_max(values, BASE_GROUP) * codes.scale[chunk, None]
+            values = group_max(values, BASE_GROUP) * codes.scale[base, None]
             values = group_max(values, group // BASE_GROUP)
         else:
             values = group_max(values, group)
         maxima[start // group : start // group + values.shape[0]] = values
-    return maxima, norm
-
-
-def _norm_while_scanning(rows: Tensor) -> Tensor:
-    """`_largest_norm` in float32 arithmetic; squares under 2**-149 vanish, hence the addend. -> [groups] float64"""
-    d = rows.shape[1]
-    norm = group_max(torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float32), BASE_GROUP)[:, 0]
-    norm = norm.double() * (1 + d * 2.0**-23) + math.sqrt(d) * 2.0**-70
-    return norm.clamp_(max=math.sqrt(d) * torch.finfo(torch.float32).max)  # where the squares overflowed
+    return maxima.t().contiguous(), norm
 
 
 class _TileProduct:
@@ -450,51 +502,41 @@ def _matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
         torch.mm(a, b, out=out)
 
 
-def _finish(
-    i: int, maxima: Tensor, norm: Tensor, blocks: Tensor, codes: Codes, queries: ScanQueries, group: int, k: int
-) -> tuple[Tensor, int, int]:
-    """Steps 2 and 3 for query i with its group maxima [groups]. -> (keys [k] best first, groups, rows rescored)"""
+def _rescore(
+    candidates: Tensor,
+    threshold: float,
+    blocks: Tensor,
+    codes: Codes,
+    query: ScanQueries,
+    bound: Tensor,
+    rho: float,
+    group: int,
+    k: int,
+) -> tuple[Tensor, int]:
+    """Step 3 for one query: the rows of the candidate groups, ascending. -> (keys [k] best first, rows rescored)"""
     n, d = blocks.shape
-    gamma, rho, eta = rounding(codes)
-    exact, unit = queries.exact[i], float(queries.unit[i])
-
-    bound = norm * (float(queries.delta[i]) + gamma * float(queries.code_norm[i])) + eta * unit  # [base groups]
-    if codes.residual is not None:
-        bound = bound + codes.residual * float(queries.norm[i])
-    wide_bound = group_max(bound[:, None], group // BASE_GROUP)[:, 0]  # [groups]
-
-    maxima = maxima.double().mul_(unit)
-    slack = maxima.abs().mul_(rho).add_(wide_bound)
-    threshold = -math.inf
-    if maxima.shape[0] >= k:
-        threshold = just_below((maxima - slack).topk(k).values[-1])
-    candidates = (maxima + slack >= threshold).nonzero()[:, 0]  # ascending
-
     best = torch.empty(0, dtype=torch.int64)
     rescored = 0
+    step = max(1, CHUNK_ELEMENTS // (d * group))
     within = torch.arange(group)
-    product = _TileProduct(queries.codes[i : i + 1], max(1, CHUNK_ELEMENTS // (d * group)) * group)
-    for chunk in candidates.split(max(1, CHUNK_ELEMENTS // (d * group))):
+    product = _TileProduct(query.codes, step * group)
+    for chunk in candidates.split(step):
         rows = (chunk[:, None] * group + within).view(-1)
         rows = rows[rows < n]
         base = rows // BASE_GROUP
+        # The scan's scores again, now row by row: cheaper than final scores for all.
         values = product(codes.codes.index_select(0, rows))[:, 0].float()
         if codes.scale is not None:
             values = values * codes.scale[base]
-        values = values.double().mul_(unit)
+        values = values.double().mul_(query.unit)
         rows = rows[values + values.abs() * rho + bound[base] >= threshold]
         rescored += rows.shape[0]
-        keys = pack_keys(exact_scores(blocks.index_select(0, rows), exact), rows)
+        keys = pack_keys(exact_scores(blocks.index_select(0, rows), query.exact[0]), rows)
         best = torch.cat([best, keys])
         if best.shape[0] >= k:
             best = best.topk(k).values
-            threshold = max(threshold, just_below(unpack_keys(best[-1:])[0][0].double()))
-    return best, candidates.shape[0], rescored
-
-
-def just_below(score: Tensor) -> float:
-    """A number under every score that rounds to the same float32 as `score` (a float64 scalar) or to a larger one."""
-    return float(torch.nextafter(score.float(), torch.tensor(-math.inf)))
+            threshold = max(threshold, float(just_below(unpack_keys(best[-1:])[0])))
+    return best, rescored
 
 
 def exact_scores(rows: Tensor, query: Tensor) -> Tensor:
