@@ -213,6 +213,7 @@ def _gradients_kernel(
         mean = tl.load(at - width + 2 * plane, mask=valid, other=0.0)[:, None]
         other = tl.load(start_here - width * (start_units * UNIT), mask=valid[:, None] & inside, other=0.0)
         h = other.to(tl.float32) + end
+        h = tl.where(h < 0.0, 0.0, h)
         dend += tl.where(h > 0.0, a * u - d * (h - mean), 0.0)
         at += tokens - width
     out = rows.to(tl.int64)[:, None] * hidden + columns
