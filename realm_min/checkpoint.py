@@ -107,7 +107,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except Exception as error:  # whatever the parser says of untrusted bytes, the file is at fault
-        raise _damaged(path, error) from None
+        raise _damaged(path, str(error).partition("\n")[0]) from None
     if "crc32" in metadata:
         crc = 0
         for key in _stored_order(tensors):
@@ -131,7 +131,10 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
                 raise ValueError(f"the checksum of its part {damaged} is wrong")
         state_dict = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # as above
-        raise _damaged(path, str(error).split("\n")[0] or repr(error)) from None
+        if asked := re.search(r"GLOBAL (\S+)", str(error)):
+            raise _damaged(path, f"it asks for {asked[1]}, which tensors do not need: nothing was executed") from None
+        why = re.search(r"WeightsUnpickler error: *(.*)", str(error)) or re.match(r"(.*)", str(error))
+        raise _damaged(path, why[1].strip() or repr(error)) from None
     if not isinstance(state_dict, dict):
         raise _damaged(path, f"it holds a {type(state_dict).__name__}, not a dict of keys and tensors")
     for key, tensor in state_dict.items():
@@ -331,11 +334,9 @@ def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _write_pickled(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    # torch.save writes a tensor's whole storage: a view of something larger is copied first.
+    # torch.save writes a tensor's whole storage, so a view of something larger is copied first.
+    whole = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
     torch.save(
-        {
-            key: tensor.detach().clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor.detach()
-            for key, tensor in tensors.items()
-        },
+        {key: t.clone() if t.untyped_storage().nbytes() != t.nbytes else t for key, t in whole.items()},
         path,
     )
