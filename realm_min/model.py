@@ -63,13 +63,13 @@ class RealmModel:
             if first.setdefault(id(tensor), key) != key
         }
 
-    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Copy `state_dict` into the model, all of it or nothing.
+    def load_state_dict(self, state_dict: dict[str, Tensor], source: str = "the state dict") -> None:
+        """Copy `state_dict` into the model, all of it or nothing; `source` names it in errors.
 
         Raises:
             ValueError: missing, unexpected or mis-shaped keys, all named at once.
         """
-        checkpoint.assign(self.state_dict(), state_dict, self.aliases())
+        checkpoint.assign(self.state_dict(), state_dict, self.aliases(), source=source)
 
     def num_parameters(self) -> int:
         """Trainable numbers, tied ones counted once."""
@@ -141,7 +141,7 @@ class RealmModel:
             raise TypeError(f"{cls.__name__}.from_pretrained has no argument or configuration value {unknown[0]!r}")
         config = cls.config_class.from_dict(config.to_dict() | arguments)
         model = cls(config, initialize=False, **own)
-        model.load_state_dict(checkpoint.read_state_dict(folder))
+        model.load_state_dict(checkpoint.read_state_dict(folder), source=str(folder))
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike, **options: Any) -> None:

@@ -40,7 +40,7 @@ class RealmScorer(RealmModel):
     def query_embedder(self) -> RealmEmbedder:
         return self.parts["query_embedder"]
 
-    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Tensor], source: str = "the state dict") -> None:
         """As `RealmModel.load_state_dict`. Where the two embedders differ in `state_dict`, they part here too."""
         if self.query_embedder is self.embedder and any(
             f"query_{key}" in state_dict and not torch.equal(tensor, state_dict[f"query_{key}"])
@@ -49,7 +49,7 @@ class RealmScorer(RealmModel):
         ):
             separate = RealmEmbedder(self.config, seed=self.seed, initialize=False).to(self.device).to(self.dtype)
             self.parts["query_embedder"] = separate.train(self.training)
-        super().load_state_dict(state_dict)
+        super().load_state_dict(state_dict, source)
 
     def forward(
         self,
