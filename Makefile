@@ -6,13 +6,20 @@ RUN    := $(VENV)/bin/python
 STAMPS := $(VENV)/stamps
 INSTALL = $(VENV)/bin/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint format bench bench-model clean
+.PHONY: demo test test-tf test-weights lint format bench bench-model clean
 
 demo: $(STAMPS)/demo
 	$(RUN) -m realm_min ask $${Q:+"$$Q"} </dev/null
 
 test: $(STAMPS)/test
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal
+
+# Against what TensorFlow writes, and on real trained weights: not in the suite, since both install much.
+test-tf: $(STAMPS)/test $(STAMPS)/tf
+	$(RUN) -m pytest tests/heavy/test_tf.py
+
+test-weights: $(STAMPS)/test $(STAMPS)/weights
+	$(RUN) -m pytest -s tests/heavy/test_weights.py
 
 lint: $(STAMPS)/test
 	$(VENV)/bin/ruff format --check .
