@@ -40,7 +40,7 @@ def resolve_folder(name_or_folder: str | os.PathLike, *parts: str) -> Path:
         return folder
     if not isinstance(name_or_folder, str) or not _HUB_NAME.fullmatch(name_or_folder):
         raise FileNotFoundError(
-            f"{str(name_or_folder)!r} is not a folder: give the folder of a checkpoint, "
+            f"there is no folder {str(name_or_folder)!r}: give the folder of a checkpoint, "
             'or a hub name such as "google/realm-orqa-nq-openqa"'
         )
     try:

@@ -17,6 +17,7 @@ from tokenizers import AddedToken
 
 from realm_min.batch_encoding import BatchEncoding
 from realm_min.files import write_atomically
+from realm_min.hub import resolve_folder
 
 SPECIAL_TOKEN_NAMES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 NO_LENGTH_LIMIT = int(1e30)  # model_max_length when none is known, the value transformers writes to its folders
@@ -339,14 +340,12 @@ class BaseTokenizer:
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike, **overrides) -> BaseTokenizer:
-        """Read a folder that `save_pretrained`, here or in transformers, wrote; `vocab.txt` alone is enough.
+        """Read a folder that `save_pretrained`, here or in transformers, wrote, or a hub name; `vocab.txt` is enough.
 
         `overrides` are constructor arguments that replace the saved ones. Raises FileNotFoundError for a missing
         folder or vocabulary, ValueError for broken files.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder at {str(folder)!r}: pass a local folder that holds vocab.txt")
+        folder = resolve_folder(folder, "tokenizer")
         config_file = folder / "tokenizer_config.json"
         config = read_json(config_file) if config_file.is_file() else {}
         for name in ("tokenizer_class", "name_or_path", "init_inputs", "special_tokens_map_file", "auto_map"):

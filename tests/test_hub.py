@@ -10,7 +10,7 @@ import huggingface_hub.errors
 import pytest
 import torch
 
-from realm_min import RealmConfig, RealmEmbedder
+from realm_min import RealmConfig, RealmEmbedder, RealmRetriever, RealmTokenizer, RealmTokenizerFast
 from realm_min.hub import FILES, resolve_folder
 
 NAME = "google/realm-test"
@@ -91,14 +91,22 @@ def test_model_and_config_from_a_hub_name(hub, safe_serialization):
     assert set(hub.fetched) == {"config.json", "model.safetensors" if safe_serialization else "pytorch_model.bin"}
 
 
+@pytest.mark.parametrize("tokenizer_class", [RealmTokenizer, RealmTokenizerFast])
+def test_tokenizer_and_retriever_from_a_hub_name(hub, tokenizer_class, vocabulary):
+    RealmRetriever([b"one block", b"another"], tokenizer_class(vocabulary)).save_pretrained(hub.repository)
+    assert tokenizer_class.from_pretrained(NAME).tokenize("Hello World") == ["hello", "world"]
+    assert "block_records.npy" not in hub.fetched
+    assert list(RealmRetriever.from_pretrained(NAME).block_records) == [b"one block", b"another"]
+
+
 @pytest.mark.parametrize("name", ["", "realm", "a/b/c", "../x", "google/", "/no/such/folder", "google/realm x"])
 def test_neither_folder_nor_hub_name(hub, name):
-    with pytest.raises(FileNotFoundError, match="is not a folder: give the folder"):
+    with pytest.raises(FileNotFoundError, match="no folder .*: give the folder"):
         resolve_folder(name)
 
 
 def test_a_path_is_never_a_hub_name(hub):
-    with pytest.raises(FileNotFoundError, match="is not a folder"):
+    with pytest.raises(FileNotFoundError, match="no folder"):
         resolve_folder(Path(NAME))
 
 
