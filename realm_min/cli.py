@@ -1,7 +1,7 @@
 """The command line, `realm-min` or `python -m realm_min`: index documents, ask questions, evaluate answers.
 
 Results go to the standard output, all else (progress, remarks, errors) to the standard error. Exit status: 0 when
-done, 2 for bad input, 130 after Ctrl-C.
+done, 1 if `verify` found an error, 2 for bad input, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from . import indexing
+from . import indexing, tensorflow_checkpoint, verify
 from .corpus import FACTBOOK, read_documents
 from .evaluation import compiled, evaluate, means, read_questions
 from .files import write_atomically
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="realm-min", description="Answer questions from documents with REALM.")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], int | None], summary: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=summary, description=summary)
         sub.set_defaults(run=run)
         return sub
@@ -100,6 +100,18 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--regex", action="store_true", help="answers are regular expressions, as CuratedTrec's are")
     sub.add_argument("--limit", type=int, metavar="N", help="only the first N questions")
     sub.add_argument("--json", action="store_true", help="print the measures as one JSON object")
+
+    sub = command(
+        "verify", verify.run, "Compare a checkpoint's numbers, stage by stage, with every reference there is."
+    )
+    verify.add_arguments(sub)
+
+    sub = command(
+        "convert",
+        tensorflow_checkpoint.run,
+        "Make a folder for --model from the TensorFlow files that Google released.",
+    )
+    tensorflow_checkpoint.add_arguments(sub)
     return top
 
 
