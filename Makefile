@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 STAMPS := $(VENV)/stamps
 INSTALL = $(VENV)/bin/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-tf test-weights lint format bench bench-model clean
+.PHONY: demo test test-tf test-weights lint format bench bench-model verify-base clean
 
 demo: $(STAMPS)/demo
 	$(RUN) -m realm_min ask $${Q:+"$$Q"} </dev/null
@@ -34,6 +34,10 @@ bench: $(STAMPS)/bench
 
 bench-model: $(STAMPS)/bench
 	$(RUN) benchmarks/bench_model.py
+
+# A random checkpoint of each kind at BERT-base size: errors, time and memory of `realm-min verify`.
+verify-base: $(STAMPS)/test
+	$(RUN) benchmarks/verify_base.py
 
 $(STAMPS)/venv:
 	$(PYTHON) -m venv $(VENV)

@@ -136,8 +136,8 @@ def compare(
     with np.errstate(all="ignore"):  # damaged weights overflow; that is reported as what it is
         for stage in stages:
             if blocks and stage.name == "reader:layer -1" and values["retrieved"] is not None:
-                inputs = inputs | blocks.reader_inputs(config, values["retrieved"][0])
-                values |= inputs
+                read = blocks.reader_inputs(config, values["retrieved"][0])
+                inputs, values = inputs | read, values | read
             run_reference(reference, stage, values, scores, problems)
     if blocks and values["reader:answer"] is not None:
         answer = blocks.answer(config, values)
@@ -173,7 +173,7 @@ def run_reference(
         return
     found = None
     if all(values[name] is not None for name in stage.reads):
-        found = finite(stage, reference.compute(stage, *(values[name] for name in stage.reads)))
+        found = finite(reference.compute(stage, *(values[name] for name in stage.reads)))
     if stage.choices:
         scores[stage.name] = found
         found = None if found is None else choose(found, stage.choices)
@@ -182,16 +182,15 @@ def run_reference(
 
 def measure_path(path: MeasuredPath, rows: list[Row], inputs: Values, reference: Values, scores: Values) -> None:
     """Add the errors of one path to every row."""
-    broken = {key for key, problem in weight_problems(path.state_dict).items() if "finite" in problem}
     values = dict(inputs)
     for row in rows:
         stage = row.stage
 
         def compute(given: Values, stage: Stage = stage) -> np.ndarray | None:
-            if any(given[name] is None for name in stage.reads) or weights_of(stage, broken):
+            if any(given[name] is None for name in stage.reads):
                 return None
             found = path.compute(stage, *(given[name] for name in stage.reads))
-            return NOT_COMPUTED if found is None else finite(stage, found)
+            return NOT_COMPUTED if found is None else finite(found)
 
         def error(found: np.ndarray | None, stage: Stage = stage):
             if stage.choices:
@@ -209,15 +208,15 @@ def measure_path(path: MeasuredPath, rows: list[Row], inputs: Values, reference:
         row.errors[path.name] = Measured(
             error(found), own, row.stage.tolerance if path.tolerance is None else path.tolerance
         )
+    path.release()
 
 
 NOT_COMPUTED = np.empty(0)
 
 
-def finite(stage: Stage, value: np.ndarray) -> np.ndarray | None:
+def finite(value: np.ndarray) -> np.ndarray | None:
     """`value`, or None if any of its numbers is not finite."""
-    counted = value[~(value < MASKED)] if stage.masked else value
-    return value if np.isfinite(counted).all() else None
+    return value if np.isfinite(value).all() else None
 
 
 def weights_of(stage: Stage, keys: Any) -> list[str]:

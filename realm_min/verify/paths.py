@@ -211,6 +211,10 @@ class MeasuredPath:
     def load(self, part: str) -> Any:
         raise NotImplementedError
 
+    def release(self) -> None:
+        """Free the part that is loaded."""
+        self.loaded = None
+
 
 class TorchPath(MeasuredPath):
     """The functions of `bert.py`, `spans.py`, … that the models call, and the models themselves."""
@@ -277,7 +281,10 @@ class TorchPath(MeasuredPath):
     def retrieve(self, model: Any, stage: Stage, projection: Tensor) -> Tensor | None:
         if self.dtype == torch.float64:
             return None  # the search takes queries of at most float32
-        return self.search(projection, self.blocks(), stage.choices)[1]
+        blocks = self.blocks()
+        if not torch.stack(blocks.aminmax()).isfinite().all():
+            return None  # no search takes them
+        return self.search(projection, blocks, stage.choices)[1]
 
     search = staticmethod(mips_topk)
 
@@ -399,6 +406,11 @@ class TritonPath(TorchPath):
         from ..kernels.span_logits import span_logits as all_span_logits
 
         self.search, self.all_span_logits = search, all_span_logits
+
+    def retrieve(self, model: Any, stage: Stage, projection: Tensor) -> Tensor | None:
+        if projection.shape[1] % 8:
+            return None  # the kernels take dimensions that are multiples of 8
+        return super().retrieve(model, stage, projection)
 
 
 class TransformersPath(MeasuredPath):

@@ -197,6 +197,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
             for key, what in found.items():
                 console.print(f"  {key}: {what}", markup=False)
     if report.known_values:
+        console.print(Text(f"\nPublished values of {report.known}, to {KNOWN_TOLERANCE:g}", style="bold"))
         console.print(known_table(report))
     console.print(verdict(report))
 
@@ -247,7 +248,7 @@ def cell_of(measured: Measured | None, name: str, choice: bool) -> Text:
     failed = error.relative > measured.tolerance
     style = "bold red" if failed else ""
     if not math.isfinite(error.relative):
-        return Text("nan" if name != "own" else "nan", style=style)
+        return Text("nan", style=style)
     if choice and error.absolute == 0:
         return Text("same")
     value = {"abs": error.absolute, "rel": error.relative, "ulp": error.roundings, "own": error.roundings}[name]
@@ -277,8 +278,7 @@ def print_legend(report: Report, console: Console) -> None:
 
 
 def known_table(report: Report) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), title=f"\nPublished values of {report.known}, to {KNOWN_TOLERANCE:g}",
-                  title_justify="left", header_style="bold")  # fmt: skip
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for heading in ("value", "published", "found", ""):
         table.add_column(heading)
     for value in report.known_values:
@@ -289,10 +289,9 @@ def known_table(report: Report) -> Table:
 
 def verdict(report: Report) -> Text:
     if report.passed:
-        others = " and ".join((["published values"] if report.known_values else []) + [])
         return Text(
             f"\nPASSED: {len(report.rows)} stages in {len(report.paths)} paths within their tolerances"
-            + (f", and the {others} agree" if others else ""),
+            + (", and the published values agree" if report.known_values else ""),
             style="bold green",
         )
     lines = ["\nFAILED"]
