@@ -351,7 +351,7 @@ def test_bad_questions(folder, capsys):
 
 
 def test_bad_folders(folder, tmp_path, capsys):
-    assert "is not a folder" in fails(capsys, "ask", "why?", "--model", tmp_path / "none")
+    assert "no folder" in fails(capsys, "ask", "why?", "--model", tmp_path / "none")
     assert "config.json does not exist" in fails(
         capsys, "index", "factbook", "--out", tmp_path / "o", "--model", tmp_path
     )
