@@ -41,8 +41,9 @@ BLOCK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 COMPRESSIONS = (None, "bfloat16", "int8")
 MAXIMA_BYTES = 32 << 20  # group maxima held at once: queries are searched in chunks that fit
 CHUNK_ELEMENTS = 1 << 22  # elements rescored at once
-TILE_BYTES = 2 << 20  # of blocks in a tile of the scan
-SCORES_BYTES = 1 << 20  # of scores in a tile of the scan
+TILE_BYTES = 16 << 20  # of codes in a tile of the scan: each is read once, so few tiles cost the fewest calls
+CACHED_TILE_BYTES = 2 << 20  # the same where a tile is read twice, for its norms and its scores
+SCORES_BYTES = 2 << 20  # of scores in a tile of the scan: they stay in cache until they are reduced
 FORMAT = "realm-min block index 1"
 
 
@@ -436,8 +437,9 @@ def _scan(codes: Codes, queries: Tensor, group: int, with_norm: bool) -> tuple[T
     q = queries.shape[0]
     maxima = torch.empty(-(-n // group), q)
     norm = torch.empty(-(-n // BASE_GROUP) if with_norm else 0)
-    # Tiles whose rows and scores stay in cache between the product and the maximum.
-    tile = max(1, min(TILE_BYTES // (d * codes.codes.element_size()), SCORES_BYTES // (q * 4)) // MAX_GROUP) * MAX_GROUP
+    row_bytes = d * codes.codes.element_size()
+    tile = min((CACHED_TILE_BYTES if with_norm else TILE_BYTES) // row_bytes, SCORES_BYTES // (4 * q))
+    tile = max(1, tile // MAX_GROUP) * MAX_GROUP
     product = _TileProduct(queries, tile)
     for start in range(0, n, tile):
         rows = codes.codes[start : start + tile]

@@ -1,7 +1,11 @@
 """The CPU search against float64: exact for every compression, on data made to break it."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -37,7 +41,7 @@ def assert_exact(path, queries, blocks, k):
 
 @st.composite
 def shapes(draw):
-    n = draw(st.one_of(st.integers(1, 40), st.integers(1, 700)))
+    n = draw(st.one_of(st.integers(1, 40), st.integers(1, 400)))
     k = draw(st.one_of(st.integers(1, min(n, 8)), st.integers(1, n), st.just(n)))
     return draw(st.integers(1, 20)), n, draw(st.sampled_from([8, 16, 24, 32, 64, 128, 200])), k
 
@@ -62,3 +66,213 @@ def test_integers_match_the_float64_reference_bit_for_bit_ties_included(path, sh
     expected_scores, expected_ids = reference_topk(queries.double().numpy(), blocks.double().numpy(), k)
     np.testing.assert_array_equal(ids.numpy(), expected_ids)
     np.testing.assert_array_equal(scores.numpy(), expected_scores)
+
+
+ADVERSARIES = {
+    "plain": lambda blocks, generator: blocks,
+    "huge": lambda blocks, generator: blocks * 2.0**123,
+    "scores overflow": lambda blocks, generator: blocks * 2.0**125,
+    "subnormal": lambda blocks, generator: blocks * 2.0**-140,
+    "tiny": lambda blocks, generator: blocks * 2.0**-100,
+    "norms from tiny to huge": lambda blocks, generator: (
+        blocks * torch.exp2(torch.randint(-140, 120, (len(blocks), 1), generator=generator).float())
+    ),
+    "outlier dimension": lambda blocks, generator: blocks * torch.tensor([1e6] + [1.0] * (blocks.shape[1] - 1)),
+    "outlier row": lambda blocks, generator: torch.cat([blocks[:-1], blocks[-1:] * 1e20]),
+    "duplicates": lambda blocks, generator: blocks[torch.arange(len(blocks)) % min(3, len(blocks))],
+    "zeros": lambda blocks, generator: torch.zeros_like(blocks),
+    "near ties": lambda blocks, generator: blocks[:1] + blocks * 2.0**-22,
+    "cancellation": lambda blocks, generator: torch.cat([blocks[:, ::2], -blocks[:, ::2]], 1) * 1e8 + blocks,
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@settings(CASES, max_examples=100)
+@given(
+    shape=shapes(),
+    adversary=st.sampled_from(sorted(ADVERSARIES)),
+    scale=st.sampled_from([-140, -30, 0, 30, 125]),
+    seed=st.integers(0, 999),
+)
+def test_adversarial_data_stays_exact(path, shape, adversary, scale, seed):
+    q, n, d, k = shape
+    generator = torch.Generator().manual_seed(seed)
+    # Few bits a number: float64 sums are exact in any order, so the reference rounds as the search does.
+    values = torch.randint(-7, 8, (q + n, d), generator=generator).float()
+    queries, blocks = values[:q] * 2.0**scale, ADVERSARIES[adversary](values[q:], generator)
+    assert_exact(path, queries, blocks, k)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_gaussian_blocks_in_many_tiles_rescore_little(path, monkeypatch):
+    for name in ("TILE_BYTES", "CACHED_TILE_BYTES", "SCORES_BYTES"):
+        monkeypatch.setattr(mips, name, 40_000)
+    monkeypatch.setattr(mips, "MAXIMA_BYTES", 3 * 4 * 160)  # three queries at a time
+    generator = torch.Generator().manual_seed(0)
+    queries, blocks = torch.randn(7, 64, generator=generator), torch.randn(20_003, 64, generator=generator)
+    assert_exact(path, queries, blocks, 4)
+    if path != "function":
+        index = BlockIndex(blocks, path)
+        index.search(queries, 4)
+        report = index.last_search
+        assert (report.group_size, report.groups) == (128, 157)
+        assert len(report.rescored_groups) == len(report.rescored_rows) == 7
+        assert all(4 <= groups < 60 for groups in report.rescored_groups)
+        assert all(4 <= rows < 80 for rows in report.rescored_rows)
+
+
+def test_compression_that_fails_costs_time_not_exactness():
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.randn(4_000, 32, generator=generator)
+    queries = torch.randn(2, 32, generator=generator)
+    blocks[:, 0], queries[:, 0] = 1e5, 0.0  # int8 keeps nothing of the other 31 dimensions
+    index = BlockIndex(blocks, "int8")
+    scores, ids = index.search(queries, 3)
+    assert index.last_search.rescored_groups == [index.last_search.groups] * 2
+    expected = rounded_reference(queries, blocks, 3)
+    np.testing.assert_array_equal(scores.numpy(), expected[0])
+    np.testing.assert_array_equal(ids.numpy(), expected[1])
+
+
+@pytest.mark.parametrize("compression", mips.COMPRESSIONS)
+@pytest.mark.parametrize("dtype", mips.BLOCK_DTYPES)
+def test_the_bounds_hold_row_by_row(compression, dtype):
+    generator = torch.Generator().manual_seed(1)
+    blocks = (torch.randn(333, 40, generator=generator) * torch.randn(333, 1, generator=generator).exp()).to(dtype)
+    codes = mips.compress(blocks, compression)
+    coded = codes.codes.double()
+    if codes.scale is not None:
+        coded = coded * codes.scale.double().repeat_interleave(16)[:333, None] * 2.0**codes.exponent
+    norm = codes.norm.repeat_interleave(16)[:333]
+    assert (coded.norm(dim=1) <= norm).all() and (norm < 100 * blocks.double().norm(dim=1).max()).all()
+    if codes.residual is None:
+        assert torch.equal(coded, blocks.double())
+    else:
+        error = (coded - blocks.double()).norm(dim=1)
+        assert (error <= codes.residual.repeat_interleave(16)[:333]).all()
+        assert codes.residual.max() < 0.05 * norm.max()
+
+
+@pytest.mark.parametrize("compression", mips.COMPRESSIONS)
+def test_an_index_comes_back_from_its_file(compression, tmp_path):
+    blocks, queries = torch.randn(77, 16), torch.randn(3, 16)
+    index = BlockIndex(blocks, compression)
+    index.save(tmp_path / "index.safetensors")
+    again = BlockIndex.load(tmp_path / "index.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["index.safetensors"]
+    assert (len(again), again.compression, again.nbytes, again.device) == (77, compression, index.nbytes, index.device)
+    for ours, theirs in zip(again.search(queries, 9), index.search(queries, 9), strict=True):
+        assert torch.equal(ours, theirs)
+    assert again.to("cpu") is again
+
+
+def test_nbytes_counts_what_is_held():
+    blocks = torch.randn(160, 16)
+    bounds = 10 * 8
+    assert BlockIndex(blocks).nbytes == 160 * 16 * 4 + bounds
+    assert BlockIndex(blocks, "bfloat16").nbytes == 160 * 16 * (4 + 2) + 2 * bounds
+    assert BlockIndex(blocks, "int8").nbytes == 160 * 16 * (4 + 1) + 2 * bounds + 10 * 4
+    assert BlockIndex(blocks.bfloat16(), "bfloat16").nbytes == 160 * 16 * 2 + bounds  # the blocks are the codes
+
+
+def test_damaged_files_are_refused(tmp_path):
+    path = tmp_path / "index.safetensors"
+    BlockIndex(torch.randn(64, 16), "int8").save(path)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:7], whole[:100], whole[:-1], b"\xff" * 100):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="not a whole block index"):
+            BlockIndex.load(path)
+    for position in range(len(whole) - 5_000, len(whole), 700):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        with pytest.raises(ValueError, match="damaged: the checksum of"):
+            BlockIndex.load(path)
+    safetensors.torch.save_file({"blocks": torch.zeros(3, 8)}, path)
+    with pytest.raises(ValueError, match="not a block index"):
+        BlockIndex.load(path)
+    safetensors.torch.save_file({}, path, metadata={"index": '{"format": "other", "checksums": {}}'})
+    with pytest.raises(ValueError, match="format 'other'"):
+        BlockIndex.load(path)
+    with pytest.raises(FileNotFoundError, match="no block index"):
+        BlockIndex.load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        (torch.zeros(0, 8), "empty"),
+        (torch.zeros(3, 0), "empty"),
+        (torch.zeros(8), r"\(8,\)"),
+        (torch.zeros(2, 2, 8), r"\(2, 2, 8\)"),
+        (torch.zeros(3, 8, dtype=torch.float64), "float64"),
+        (torch.zeros(3, 8, dtype=torch.int32), "int32"),
+        (np.zeros((3, 8), np.float32), "ndarray"),
+    ],
+)
+def test_blocks_that_cannot_be_searched_are_named(blocks, message):
+    with pytest.raises(ValueError, match=message):
+        BlockIndex(blocks)
+    with pytest.raises(ValueError, match=message):
+        mips_topk(torch.zeros(1, 8), blocks, 1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", mips.BLOCK_DTYPES)
+def test_the_first_row_that_is_not_finite_is_named(path, bad, dtype):
+    blocks = torch.ones(300, 8, dtype=dtype)
+    blocks[123, 4] = blocks[200, 1] = bad
+    with pytest.raises(ValueError, match="block 123 holds NaN or infinity"):
+        search(path, torch.ones(1, 8), blocks, 1)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("queries", "k", "message"),
+    [
+        (torch.zeros(1, 8), 0, "k is 0"),
+        (torch.zeros(1, 8), -1, "k is -1"),
+        (torch.zeros(1, 8), 6, r"k is 6: it must lie in 1\.\.5"),
+        (torch.zeros(1, 8), 2.0, "k is 2.0"),
+        (torch.zeros(1, 8), True, "k is True"),
+        (torch.zeros(1, 9), 1, "9 dimensions, the blocks 8"),
+        (torch.zeros(8), 1, r"\(8,\)"),
+        (torch.zeros(1, 8, dtype=torch.int64), 1, "int64"),
+        (torch.zeros(1, 8, device="meta"), 1, "queries are on meta"),
+        (torch.tensor([[0.0] * 8, [float("nan")] * 8]), 1, "query 1 holds NaN"),
+    ],
+)
+def test_searches_that_cannot_be_done_are_named(path, queries, k, message):
+    with pytest.raises(ValueError, match=message):
+        search(path, queries, torch.ones(5, 8), k)
+
+
+def test_other_compressions_are_named():
+    with pytest.raises(ValueError, match="'int4'"):
+        BlockIndex(torch.ones(5, 8), "int4")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_strided_input_half_queries_and_no_queries(path):
+    storage = torch.randn(16, 90)
+    blocks, queries = storage[:, :80].t(), torch.randn(16, 3).t()
+    assert_exact(path, queries, blocks, 5)
+    assert_exact(path, queries.bfloat16(), blocks, 5)
+    scores, ids = search(path, torch.empty(0, 16), blocks, 5)
+    assert scores.shape == ids.shape == (0, 5)
+
+
+def test_keys_rank_scores_then_ids():
+    scores = torch.tensor([1.0, -1.0, 0.0, float("inf"), float("-inf"), 1.0, 1e-45, -1e-45])
+    ids = torch.tensor([7, 3, 5, 9, 2, 4, (1 << 31) + 5, 0])
+    keys = mips.pack_keys(scores, ids)
+    ranked, order = mips.unpack_keys(keys.sort(descending=True).values)
+    assert order.tolist() == [9, 4, 7, (1 << 31) + 5, 5, 0, 3, 2]
+    assert torch.equal(ranked, scores.sort(descending=True).values)
+
+
+def test_the_module_imports_without_triton():
+    code = "import sys; sys.modules['triton'] = None; import torch, realm_min.mips as m; "
+    code += "print(m.mips_topk(torch.ones(1, 8), torch.ones(3, 8), 2)[1].tolist())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[[0, 1]]"
