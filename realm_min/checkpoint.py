@@ -13,7 +13,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import torch
 
 from .config import CONFIG_FILE, RealmConfig
 from .files import write_atomically
+from .parameters import Shapes
 
 SAFETENSORS, PICKLED = ("model", ".safetensors"), ("pytorch_model", ".bin")
 _WEIGHT_FILES = re.compile(
@@ -30,6 +31,9 @@ _WEIGHT_FILES = re.compile(
 
 # Buffers that transformers stored until 4.31. They hold 0, 1, 2, … and zeros: a model needs no checkpoint for them.
 OLD_BUFFERS = re.compile(r"(.*\.)?embeddings\.(position_ids|token_type_ids)")
+
+# What the weights were trained with and no shape tells. Other values of a config.json are options of its user.
+TRAINED_WITH = ("num_attention_heads", "hidden_act", "layer_norm_eps", "reader_layer_norm_eps")
 
 _DTYPE_NAMES = {
     torch.float64: "F64",
@@ -147,7 +151,62 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
     return {key: tensor.detach() for key, tensor in state_dict.items()}
 
 
+def check_config(folder: str | os.PathLike, config: RealmConfig) -> None:
+    """Refuse a config.json that tells of another model than the weights beside it, which `write_folder` wrote.
+
+    `read_state_dict` has read them. safetensors files of others and pickled ones do not tell: nothing is checked.
+
+    Raises:
+        ValueError: a value of `TRAINED_WITH` differs.
+    """
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        if not _WEIGHT_FILES.fullmatch(path.name):
+            continue
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                written = json.loads((file.metadata() or {}).get("config", "{}"))
+            differing = {name: value for name, value in written.items() if getattr(config, name, None) != value}
+        except Exception as error:  # as above
+            raise _damaged(path, str(error).partition("\n")[0]) from None
+        for name, value in differing.items():
+            raise ValueError(
+                f"{Path(folder) / CONFIG_FILE} says {name}={getattr(config, name, None)!r}, its weights were written "
+                f"with {value!r}: restore the file; to change the value, give it to from_pretrained"
+            )
+
+
 # --- Into a model -----------------------------------------------------------------------------------------------------
+
+
+def check_layers(config: RealmConfig, found: dict[str, torch.Tensor], source: str) -> None:
+    """ValueError if a checkpoint has too few tensors to hold the layers of `config`."""
+    if config.num_hidden_layers > len(found):
+        raise ValueError(
+            f"{source} does not fit the model: num_hidden_layers={config.num_hidden_layers}, and the weights are "
+            f"{len(found)} tensors; take the config.json that they were saved with"
+        )
+
+
+def check_shapes(shapes: Shapes, found: dict[str, torch.Tensor], source: str) -> None:
+    """ValueError that names every tensor of another shape than the model's, which need not exist yet."""
+    problems = [
+        _misshaped(key, found[key].shape, shape)
+        for key, shape in shapes.items()
+        if key in found and not isinstance(shape, str) and tuple(found[key].shape) != tuple(shape)
+    ]
+    if problems:
+        raise _misfit(source, problems)
+
+
+def _misshaped(key: str, found: Sequence[int], expected: Sequence[int]) -> str:
+    return f"mis-shaped: {key} {list(found)}, the model has {list(expected)}"
+
+
+def _misfit(source: str, problems: list[str]) -> ValueError:
+    return ValueError(
+        f"{source} does not fit the model; take the class and the config.json that it was saved with:\n  "
+        + "\n  ".join(sorted(problems))
+    )
 
 
 def assign(
@@ -189,14 +248,11 @@ def assign(
         if weight is None:
             problems.append(f"missing: {key} {list(tensor.shape)}")
         elif weight.shape != tensor.shape:
-            problems.append(f"mis-shaped: {key} {list(weight.shape)}, the model has {list(tensor.shape)}")
+            problems.append(_misshaped(key, weight.shape, tensor.shape))
         elif weight.is_floating_point() != tensor.is_floating_point():
             problems.append(f"mis-typed: {key} {weight.dtype}, the model has {tensor.dtype}")
     if problems:
-        raise ValueError(
-            f"{source} does not fit the model; take the class and the config.json that it was saved with:\n  "
-            + "\n  ".join(sorted(problems))
-        )
+        raise _misfit(source, problems)
     for key, tensor in wanted.items():
         tensor.copy_(weights[key])
 
@@ -228,7 +284,6 @@ def write_folder(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stem, suffix = SAFETENSORS if safe_serialization else PICKLED
-    write = _write_safetensors if safe_serialization else _write_pickled
     shards = _cut_into_shards(_without_repetitions(state_dict), _parse_size(max_shard_size))
     if len(shards) == 1:
         names = [stem + suffix]
@@ -245,7 +300,11 @@ def write_folder(
             path = files.enter_context(write_atomically(folder / f"{stem}{suffix}.index.json"))
             path.write_text(json.dumps(index, indent=2) + "\n", "utf-8")
         for name, shard in zip(names, shards, strict=True):
-            write(files.enter_context(write_atomically(folder / name)), shard)
+            path = files.enter_context(write_atomically(folder / name))
+            if safe_serialization:
+                _write_safetensors(path, shard, config)
+            else:
+                _write_pickled(path, shard)
 
     kept = {*names, f"{stem}{suffix}.index.json"} if len(shards) > 1 else {*names}
     for path in folder.iterdir():
@@ -300,11 +359,13 @@ def _add_to_crc(crc: int, key: str, tensor: torch.Tensor) -> int:
     return zlib.crc32(_bytes_of(tensor), crc)
 
 
-def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor], config: RealmConfig) -> None:
     """The format: the header's length as 8 bytes, the header as JSON, the tensors' bytes one after another.
 
-    The format has no checksum; one over keys, dtypes, shapes and bytes stands in the metadata, for `read_state_dict`.
+    The format has no checksum; one over keys, dtypes, shapes and bytes stands in the metadata, for `read_state_dict`,
+    and what the weights were trained with, for `check_config`.
     """
+    trained_with = json.dumps({name: getattr(config, name) for name in TRAINED_WITH})
     entries: dict[str, dict] = {}
     end = 0
     for key in _stored_order(tensors):
@@ -319,7 +380,9 @@ def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         }
 
     def header(crc: int) -> bytes:
-        text = json.dumps({"__metadata__": {"format": "pt", "crc32": f"{crc:08x}"}, **entries}).encode()
+        text = json.dumps(
+            {"__metadata__": {"format": "pt", "crc32": f"{crc:08x}", "config": trained_with}, **entries}
+        ).encode()
         text += b" " * (-len(text) % 8)
         return struct.pack("<Q", len(text)) + text
 

@@ -70,10 +70,13 @@ class RealmConfig:
 
     model_type = "realm"
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         values.pop("model_type", None)
         if "use_return_dict" in values:
             raise ValueError("use_return_dict is read-only in RealmConfig; give return_dict instead")
+        for name in values:
+            if hasattr(RealmConfig, name):
+                raise ValueError(f"{name!r} names a part of RealmConfig itself, no configuration value: leave it out")
         self.__dict__.update(DEFAULTS | values)
         self._check()
 
@@ -140,7 +143,7 @@ class RealmConfig:
             raise FileNotFoundError(f"{path} does not exist: give the folder of a REALM checkpoint")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not valid JSON ({error}): restore it from the checkpoint's source") from None
         if not isinstance(values, dict):
             raise ValueError(f"{path} holds a {type(values).__name__}, not a JSON object of configuration values")

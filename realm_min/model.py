@@ -28,6 +28,7 @@ class RealmModel:
     config_class: ClassVar[type[RealmConfig]] = RealmConfig
     # Arguments of `__init__` beside the configuration, and tensors that are no parameters.
     own_arguments: ClassVar[tuple[str, ...]] = ()
+    part_classes: ClassVar[dict[str, type[RealmModel]]] = {}  # of the parts that have keys of their own
     buffers: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: RealmConfig, *, seed: int = 0, initialize: bool = True) -> None:
@@ -44,6 +45,15 @@ class RealmModel:
     def shapes(cls, config: RealmConfig) -> Shapes:
         """The model's own tensors in the state dict's order; a composed model may have none."""
         return {}
+
+    @classmethod
+    def all_shapes(cls, config: RealmConfig) -> Shapes:
+        """`shapes` of the whole state dict, the parts' tensors included, without allocating any."""
+        found = dict(cls.shapes(config))
+        for name, part in cls.part_classes.items():
+            for key, shape in part.all_shapes(config).items():
+                found[f"{name}.{key}"] = f"{name}.{shape}" if isinstance(shape, str) else shape
+        return found
 
     # Tensors
 
@@ -135,13 +145,19 @@ class RealmModel:
         """
         folder = resolve_folder(folder, "config", "weights")
         own = {name: arguments.pop(name) for name in cls.own_arguments if name in arguments}
-        config = config or cls.config_class.from_pretrained(folder)
+        state_dict = checkpoint.read_state_dict(folder)
+        if config is None:
+            config = cls.config_class.from_pretrained(folder)
+            checkpoint.check_config(folder, config)
         unknown = [name for name in arguments if name not in config.__dict__]
         if unknown:
             raise TypeError(f"{cls.__name__}.from_pretrained has no argument or configuration value {unknown[0]!r}")
         config = cls.config_class.from_dict(config.to_dict() | arguments)
+        # Before sizes that may be wrong, and enormous, are allocated.
+        checkpoint.check_layers(config, state_dict, source=str(folder))
+        checkpoint.check_shapes(cls.all_shapes(config), state_dict, source=str(folder))
         model = cls(config, initialize=False, **own)
-        model.load_state_dict(checkpoint.read_state_dict(folder), source=str(folder))
+        model.load_state_dict(state_dict, source=str(folder))
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike, **options: Any) -> None:

@@ -64,6 +64,7 @@ class RealmForOpenQA(RealmModel):
     """
 
     own_arguments = ("retriever",)
+    part_classes = {"embedder": RealmEmbedder, "reader": RealmReader}
     buffers = ("block_emb",)
 
     def __init__(

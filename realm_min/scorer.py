@@ -19,6 +19,7 @@ class RealmScorer(RealmModel):
     """
 
     own_arguments = ("query_embedder",)
+    part_classes = {"embedder": RealmEmbedder}
 
     def __init__(
         self,

@@ -330,16 +330,9 @@ def recognise(names: Iterable[str]) -> str:
 
 def expected_shapes(kind: str, config: RealmConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """The shape of every parameter of a model, and the keys that repeat another; no tensor is allocated."""
-    model_class, prefixes = MODELS[kind]
-    tables = {"": model_class.shapes(config)}
-    if kind in ("scorer", "openqa"):
-        tables[prefixes["embedder"]] = RealmEmbedder.shapes(config)
-    if kind == "openqa":
-        tables[prefixes["reader"]] = RealmReader.shapes(config)
-    every = {prefix + key: (prefix, shape) for prefix, table in tables.items() for key, shape in table.items()}
-    expected = {key: shape for key, (_, shape) in every.items() if not isinstance(shape, str)}
-    aliases = {key: prefix + shape for key, (prefix, shape) in every.items() if isinstance(shape, str)}
-    return expected, aliases
+    shapes = MODELS[kind][0].all_shapes(config)
+    expected = {key: shape for key, shape in shapes.items() if not isinstance(shape, str)}
+    return expected, {key: shape for key, shape in shapes.items() if isinstance(shape, str)}
 
 
 def _config(shapes: dict[str, list[int]], file: str | os.PathLike | None) -> tuple[RealmConfig, list[str]]:
