@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickletools
 import re
 import struct
 import zipfile
@@ -87,7 +88,7 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, torch.Tensor]]) -
         for key, shard in weight_map.items():
             keys_of.setdefault(shard, set()).add(key)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(index, f"no weight_map of keys to files: {error!r}") from None
+        raise _damaged(index, f"no weight_map of keys to files: {type(error).__name__} {error}") from None
     for shard in keys_of:
         if not isinstance(shard, str) or not re.fullmatch(r"[\w-][\w.-]*", shard):
             raise ValueError(f"{index} names the shard {shard!r}: a shard is a plain file name in the same folder")
@@ -135,9 +136,10 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
                 raise ValueError(f"the checksum of its part {damaged} is wrong")
         state_dict = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # as above
-        if asked := re.search(r"GLOBAL (\S+)", str(error)):
-            raise _damaged(path, f"it asks for {asked[1]}, which tensors do not need: nothing was executed") from None
-        why = re.search(r"WeightsUnpickler error: *(.*)", str(error)) or re.match(r"(.*)", str(error))
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if asked := named[1] if named else _foreign_name(path):
+            raise _damaged(path, f"it asks for {asked}, which tensors do not need: nothing was executed") from None
+        why = re.search(r"WeightsUnpickler error:\s*(.*)", str(error)) or re.match(r"(.*)", str(error))
         raise _damaged(path, why[1].strip() or repr(error)) from None
     if not isinstance(state_dict, dict):
         raise _damaged(path, f"it holds a {type(state_dict).__name__}, not a dict of keys and tensors")
@@ -149,6 +151,24 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
             raise _damaged(path, f"{key!r} is not a dense tensor")
     return {key: tensor.detach() for key, tensor in state_dict.items()}
+
+
+def _foreign_name(path: Path) -> str | None:
+    """The first name in a refused pickle that is not torch's: torch itself names none in the protocols 3 to 5."""
+    texts: list[str] = []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            program = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            for instruction, argument, _ in pickletools.genops(archive.read(program)):
+                if instruction.name in ("GLOBAL", "STACK_GLOBAL"):
+                    name = argument.replace(" ", ".") if argument else ".".join(texts[-2:])
+                    if not name.startswith(("torch.", "collections.OrderedDict")):
+                        return name
+                elif isinstance(argument, str):
+                    texts.append(argument)
+    except Exception:  # it cannot be read so far, and there is another error to report
+        return None
+    return None
 
 
 def check_config(folder: str | os.PathLike, config: RealmConfig) -> None:

@@ -56,6 +56,7 @@ _POSITIVE_INTEGERS = (
     "max_span_width reader_beam_size reader_seq_len"
 ).split()
 _PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+_FLAGS = ("output_attentions", "output_hidden_states", "return_dict")
 _POSITIVE_NUMBERS = ("initializer_range", "layer_norm_eps", "reader_layer_norm_eps")
 
 
@@ -93,6 +94,9 @@ class RealmConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
                 raise ValueError(f"{name}={value!r} must be a number above 0")
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be true or false")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}: "

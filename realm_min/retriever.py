@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -181,7 +183,9 @@ def _as_text(record: Any, number: int) -> str:
 
 
 def write_block_records(path: str | os.PathLike, records: Sequence[bytes] | np.ndarray) -> None:
-    """Write blocks as `numpy.save` writes an object array of `bytes`, [blocks].
+    """Write blocks as `numpy.save` writes an object array of `bytes`, [blocks], and after it the file's CRC-32.
+
+    NumPy and transformers read the file, and pass over the checksum; `read_block_records` checks it.
 
     Raises:
         ValueError: a record is not `bytes`.
@@ -192,7 +196,24 @@ def write_block_records(path: str | os.PathLike, records: Sequence[bytes] | np.n
             raise ValueError(f"block {i} is a {type(record).__name__}: blocks are bytes, text is made so by .encode()")
         array[i] = bytes(record)
     with write_atomically(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, array)
+        checked = _Checked(file)
+        np.save(checked, array)
+        file.write(b"\ncrc32 %08x\n" % checked.crc)
+
+
+class _Checked:
+    """A file to write to, with the CRC-32 of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.crc = file, 0
+
+    def write(self, data: bytes) -> int:
+        self.crc = zlib.crc32(data, self.crc)
+        return self.file.write(data)
+
+
+_CRC = re.compile(rb"\ncrc32 ([0-9a-f]{8})\n")
+_CRC_LENGTH = 16
 
 
 def read_block_records(path: str | os.PathLike) -> np.ndarray:
@@ -215,7 +236,12 @@ def read_block_records(path: str | os.PathLike) -> np.ndarray:
                     raise ValueError("its size is not what its header says")
                 return np.fromfile(file, dtype, shape[0]).astype(object)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                records = unpickle_byte_strings(data, file.tell())
+                stored = _CRC.fullmatch(data[-_CRC_LENGTH:])
+                end = len(data) - _CRC_LENGTH if stored else len(data)
+                with memoryview(data) as view, view[:end] as contents:
+                    if stored and b"%08x" % zlib.crc32(contents) != stored[1]:
+                        raise ValueError("its checksum is not the stored one")
+                records = unpickle_byte_strings(data, file.tell(), end)
             if len(records) != shape[0]:
                 raise ValueError(f"its header says {shape[0]} blocks, it holds {len(records)}")
     except ValueError as error:
@@ -250,7 +276,7 @@ _BYTES = ("__builtin__.bytes", "builtins.bytes")
 _NAMES = {*_RECONSTRUCT, _NDARRAY, _DTYPE, _ENCODE, *_BYTES}
 
 
-def unpickle_byte_strings(data: bytes | mmap.mmap, start: int = 0) -> list[bytes]:
+def unpickle_byte_strings(data: bytes | mmap.mmap, start: int = 0, end: int | None = None) -> list[bytes]:
     """The byte strings of a pickled one-dimensional NumPy object array, without executing the pickle.
 
     A pickle is a program for a stack machine. This machine has the instructions by which such an array is written
@@ -394,6 +420,8 @@ def unpickle_byte_strings(data: bytes | mmap.mmap, start: int = 0) -> list[bytes
         raise ValueError(f"a text in it is damaged, before byte {at}") from None
     except (IndexError, AttributeError, TypeError, MemoryError):
         raise ValueError(f"it is truncated or damaged, near byte {min(at, len(data))}") from None
+    if at != (len(data) if end is None else end):
+        raise ValueError(f"it goes on after its end at byte {at}")
     if stack != [filled] or not isinstance(records, list) or shape != (len(records),):
         raise ValueError("it is no array of one dimension")
     for i, record in enumerate(records):

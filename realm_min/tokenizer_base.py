@@ -356,6 +356,7 @@ class BaseTokenizer:
             config.update(read_older_special_tokens(folder))
         config.update(overrides)
         if "vocab_file" not in config:
+            check_vocabularies(folder)
             config.update(cls._vocabulary_file(folder))
         return cls(**config)
 
@@ -473,11 +474,29 @@ def read_tokenizer_json(path: str | os.PathLike) -> tuple[dict[str, int], dict[i
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no tokenizer file at {str(path)!r}")
     content = read_json(Path(path))
-    model = content.get("model", {})
-    if model.get("type") != "WordPiece":
-        raise ValueError(f"{str(path)!r} holds a {model.get('type')!r} model: REALM's tokenizer needs WordPiece")
-    added = {token.pop("id"): as_added_token(token, special=False) for token in content.get("added_tokens", [])}
-    return model["vocab"], added
+    model = content.get("model")
+    found = model.get("type") if isinstance(model, dict) else model
+    if found != "WordPiece":
+        raise ValueError(f"{str(path)!r} holds a {found!r} model: REALM's tokenizer needs WordPiece")
+    vocab = model.get("vocab")
+    ids = vocab.values() if isinstance(vocab, dict) else [None]
+    if any(type(i) is not int for i in ids) or set(ids) != set(range(len(ids))):
+        raise ValueError(f"the pieces in {str(path)!r} have not the ids 0, 1, 2, …: fetch or write the file again")
+    try:
+        added = {token.pop("id"): as_added_token(token, special=False) for token in content.get("added_tokens", [])}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"the added tokens in {str(path)!r} are damaged ({error!r}): fetch the file again") from None
+    return vocab, added
+
+
+def check_vocabularies(folder: Path) -> None:
+    """ValueError if a folder has both vocab.txt and tokenizer.json, and they hold different vocabularies."""
+    text, library = folder / "vocab.txt", folder / "tokenizer.json"
+    if text.is_file() and library.is_file() and load_vocab(text) != read_tokenizer_json(library)[0]:
+        raise ValueError(
+            f"{str(text)!r} and the tokenizer.json beside it hold different vocabularies: one is damaged or of another "
+            "model; fetch both again, or remove the wrong one"
+        )
 
 
 def load_vocab(path: str | os.PathLike) -> dict[str, int]:
@@ -508,7 +527,7 @@ def load_vocab(path: str | os.PathLike) -> dict[str, int]:
 def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{str(path)!r} should hold a JSON object, and holds a {type(content).__name__}")
