@@ -171,13 +171,11 @@ def search(queries: Tensor, blocks: Tensor, codes: mips.Codes, k: int) -> tuple[
     gamma, rho, eta = mips.rounding(d, stored=2.0**-22)
     if not one and dtype == torch.float32:
         gamma += TF32
-    norm, residual = codes.norm, codes.residual
+    norm, residual = codes.norm, mips.widen(codes.residual, group)
     if norm is not None:
-        norm = mips.group_max(norm[:, None], group // mips.BASE_GROUP)[:, 0]
+        norm = mips.widen(norm, group)
     elif not one:  # several queries are bound by their products: one more pass for the norms costs little
         norm = mips.finite_norm(blocks, _launch_one(torch.zeros(1, d, device=blocks.device), blocks, group, True)[1])
-    if residual is not None:
-        residual = mips.group_max(residual[:, None], group // mips.BASE_GROUP)[:, 0]
 
     scores = torch.empty(queries.shape[0], k, device=blocks.device)
     ids = torch.empty(queries.shape[0], k, dtype=torch.int64, device=blocks.device)
