@@ -28,7 +28,7 @@ from realm_min.open_qa import RealmForOpenQA
 from realm_min.verify import add_arguments, compare, read_checkpoint, run, verify
 from realm_min.verify.known import KNOWN, compare_known, recognise_known
 from realm_min.verify.measure import Error, choice_error, choose, error_of, weight_problem
-from realm_min.verify.paths import TorchPath
+from realm_min.verify.paths import ReferencePath, TorchPath
 from realm_min.verify.report import print_report
 from realm_min.verify.stages import PARTS, Stage, inputs_of, recognise, stages_of
 
@@ -327,7 +327,7 @@ def test_errors_are_the_largest_difference_and_its_share_of_the_largest_number(s
     rng = np.random.default_rng(seed)
     expected = rng.standard_normal((rows, columns))
     actual = expected + 1e-6 * rng.standard_normal((rows, columns))
-    error = error_of(NUMBERS, expected, actual)
+    error = error_of(NUMBERS, expected, actual, scale=np.abs(expected).max())
     assert error.absolute == max(abs(a - e) for a, e in zip(actual.flat, expected.flat, strict=True))
     assert error.relative == error.absolute / max(abs(e) for e in expected.flat)
     assert error.roundings == error.relative * 2**24
@@ -335,14 +335,39 @@ def test_errors_are_the_largest_difference_and_its_share_of_the_largest_number(s
 
 def test_what_is_not_finite_is_infinitely_wrong_and_masked_spans_do_not_count():
     expected = np.array([[1.0, -2.0]])
-    assert error_of(NUMBERS, expected, np.array([[1.0, np.nan]])) == Error(np.inf, np.inf)
-    assert error_of(NUMBERS, np.array([[1.0, np.nan]]), expected) == Error(np.inf, np.inf)
-    assert error_of(NUMBERS, np.zeros((1, 2)), np.zeros((1, 2))) == Error(0.0, 0.0)
+    assert error_of(NUMBERS, expected, np.array([[1.0, np.nan]]), 2.0) == Error(np.inf, np.inf)
+    assert error_of(NUMBERS, np.array([[1.0, np.nan]]), expected, 2.0) == Error(np.inf, np.inf)
+    assert error_of(NUMBERS, expected, None, 2.0) == Error(np.inf, np.inf)
+    assert error_of(NUMBERS, np.zeros((1, 2)), np.zeros((1, 2)), 0.0) == Error(0.0, 0.0)
     masked = NUMBERS._replace(masked=True)
-    assert error_of(masked, np.array([[1.0, -1e308]]), np.array([[1.5, -3e38]])) == Error(0.5, 0.5)
-    assert error_of(masked, np.array([[1.0, -1e308]]), np.array([[1.0, 0.0]])) == Error(np.inf, np.inf)
+    assert error_of(masked, np.array([[1.0, -1e308]]), np.array([[1.5, -3e38]]), 1.0) == Error(0.5, 0.5)
+    assert error_of(masked, np.array([[1.0, -1e308]]), np.array([[1.0, 0.0]]), 1.0) == Error(np.inf, np.inf)
     with pytest.raises(ValueError, match="shape"):
-        error_of(NUMBERS, expected, np.zeros(2))
+        error_of(NUMBERS, expected, np.zeros(2), 2.0)
+
+
+def test_errors_are_relative_to_the_largest_number_and_of_inner_products_to_the_sum_of_their_terms(folders):
+    rows = {}
+    for kind in ("RealmScorer", "RealmForOpenQA"):
+        _, config, state_dict = read_checkpoint(folders[kind])
+        inputs = inputs_of(kind, config, 0)
+        path = ReferencePath(kind, config, state_dict)
+        values = dict(inputs)
+        for stage in stages_of(kind, config):
+            if not stage.repeats:
+                values[stage.name] = path.compute(stage, *(values[name] for name in stage.reads))
+                if stage.choices:
+                    values[stage.name] = choose(values[stage.name], stage.choices)
+        report = compare(kind, config, state_dict, [], inputs)
+        rows[kind] = {row.stage.name: row.scale for row in report.rows}, values, state_dict
+    scales, values, _ = rows["RealmScorer"]
+    query, candidates = values["query_embedder:projection"], values["embedder:projection"]
+    terms = [[np.abs(q * z).sum() for z in candidates[3 * i : 3 * i + 3]] for i, q in enumerate(query)]
+    assert scales["relevance"] == pytest.approx(np.max(terms))
+    assert scales["embedder:pooler"] == np.abs(values["embedder:pooler"]).max()
+    scales, values, state_dict = rows["RealmForOpenQA"]
+    question, found = values["embedder:projection"][0], state_dict["block_emb"][values["retrieved"][0].tolist()]
+    assert scales["reader:relevance"] == pytest.approx(np.abs(question * found.double().numpy()).sum(1).max())
 
 
 @settings(deadline=None, derandomize=True, max_examples=50)

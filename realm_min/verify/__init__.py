@@ -29,10 +29,10 @@ from ..open_qa import block_mask, pad_to
 from ..retriever import BLOCK_RECORDS_FILE, RealmRetriever
 from ..tokenizer import RealmTokenizer
 from .known import KNOWN, compare_known, recognise_known
-from .measure import choice_error, choose, error_of, weight_differences, weight_problems
+from .measure import Error, choice_error, choose, error_of, weight_differences, weight_problems
 from .paths import MeasuredPath, ReferencePath, StateDict, TorchPath, available_paths
 from .report import Answer, Measured, Report, Row, plot, print_report
-from .stages import MASKED, Stage, inputs_of, recognise, shapes, stages_of
+from .stages import Stage, inputs_of, recognise, shapes, stages_of
 
 __all__ = ["Report", "add_arguments", "compare", "run", "verify"]
 
@@ -143,7 +143,7 @@ def compare(
         answer = blocks.answer(config, values)
 
     rows = [
-        Row(stage, _largest(stage, values[stage.name]), {key: problems[key] for key in weights_of(stage, problems)})
+        Row(stage, scale_of(reference, stage, values), {key: problems[key] for key in weights_of(stage, problems)})
         for stage in stages
     ]
     for path in paths:
@@ -180,6 +180,13 @@ def run_reference(
     values[stage.name] = found
 
 
+def scale_of(reference: ReferencePath, stage: Stage, values: Values) -> float:
+    reads = [values[name] for name in stage.reads]
+    if values[stage.name] is None or any(value is None for value in reads):
+        return float("inf")
+    return reference.scale(stage, values[stage.name], *reads)
+
+
 def measure_path(path: MeasuredPath, rows: list[Row], inputs: Values, reference: Values, scores: Values) -> None:
     """Add the errors of one path to every row."""
     values = dict(inputs)
@@ -192,10 +199,10 @@ def measure_path(path: MeasuredPath, rows: list[Row], inputs: Values, reference:
             found = path.compute(stage, *(given[name] for name in stage.reads))
             return NOT_COMPUTED if found is None else finite(found)
 
-        def error(found: np.ndarray | None, stage: Stage = stage):
-            if stage.choices:
-                return choice_error(scores[stage.name], found)
-            return error_of(stage, reference[stage.name], found)
+        def error(found: np.ndarray | None, row: Row = row) -> Error:
+            if row.stage.choices:
+                return choice_error(scores[row.stage.name], found)
+            return error_of(row.stage, reference[row.stage.name], found, row.scale)
 
         found = compute(values)
         if found is NOT_COMPUTED:
@@ -221,12 +228,6 @@ def finite(value: np.ndarray) -> np.ndarray | None:
 
 def weights_of(stage: Stage, keys: Any) -> list[str]:
     return [key for key in keys if key.startswith(stage.weights)] if stage.weights else []
-
-
-def _largest(stage: Stage, value: np.ndarray | None) -> float:
-    if value is None:
-        return float("inf")
-    return float(np.abs(value[value > MASKED]).max(initial=0.0))
 
 
 # --- Real blocks ------------------------------------------------------------------------------------------------------

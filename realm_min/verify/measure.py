@@ -23,9 +23,12 @@ SMALLEST_OUTLIER = 0.5
 
 
 class Error(NamedTuple):
-    """How far a stage is off: `absolute`, the largest difference to the reference; `relative`, that difference over the
-    reference's largest number. Infinite where either is not finite. For choices, the score given away by choosing as
-    it did, and `differing` counts choices that are not the reference's."""
+    """How far a stage is off.
+
+    absolute: the largest difference to the reference. relative: that over the stage's scale (`ReferencePath.scale`).
+    Both are infinite where either side is not finite. For choices, the difference is the score that was given away by
+    choosing as the path did, and `differing` counts the choices that are not the reference's.
+    """
 
     absolute: float
     relative: float
@@ -40,8 +43,8 @@ class Error(NamedTuple):
 NOT_FINITE = Error(np.inf, np.inf)
 
 
-def error_of(stage: Stage, expected: np.ndarray | None, actual: np.ndarray | None) -> Error:
-    """The error of a stage of numbers; None stands for a value that is not finite.
+def error_of(stage: Stage, expected: np.ndarray | None, actual: np.ndarray | None, scale: float) -> Error:
+    """The error of a stage of numbers, relative to `scale`; None stands for a value that is not finite.
 
     Raises:
         ValueError: the shapes differ, so that the two did not compute the same stage.
@@ -57,7 +60,7 @@ def error_of(stage: Stage, expected: np.ndarray | None, actual: np.ndarray | Non
     if not (np.isfinite(expected).all() and np.isfinite(actual).all()):
         return NOT_FINITE
     absolute = float(np.abs(actual - expected).max(initial=0.0))
-    return Error(absolute, _ratio(absolute, float(np.abs(expected).max(initial=0.0))))
+    return Error(absolute, _ratio(absolute, scale))
 
 
 def choice_error(scores: np.ndarray | None, chosen: np.ndarray | None) -> Error:

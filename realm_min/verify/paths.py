@@ -24,7 +24,7 @@ from ..knowledge_encoder import marginal_mlm_loss
 from ..mips import mips_topk
 from ..parameters import Shapes
 from ..reader import correct_spans, marginal_log_loss
-from .stages import FLOAT64_TOLERANCE, PARTS, Stage, prefix_of
+from .stages import FLOAT64_TOLERANCE, MASKED, PARTS, Stage, prefix_of
 
 StateDict = Mapping[str, Tensor]
 
@@ -67,6 +67,19 @@ class ReferencePath:
         p = Weights(within(self.state_dict, stage.part), PARTS[self.kind][stage.part].shapes(self.config))
         return np.asarray(getattr(self, stage.operation)(p, stage, *values))
 
+    def scale(self, stage: Stage, value: np.ndarray, *reads: np.ndarray) -> float:
+        """What errors of a stage are relative to: its largest number.
+
+        An inner product may cancel to nearly nothing, and rounding does not know: it goes by the terms, whose
+        magnitudes are added here (Higham 2002, section 3.1).
+        """
+        if stage.operation == "relevance":
+            value = self.relevance(None, stage, *(np.abs(read) for read in reads))
+        elif stage.operation == "retrieved_scores":
+            blocks = self.state_dict["block_emb"][torch.from_numpy(reads[1][0])].double().abs().numpy()
+            value = blocks @ np.abs(reads[0][0])
+        return float(np.abs(value[value > MASKED]).max(initial=0.0))
+
     def embeddings(self, p: Weights, stage: Stage, ids: np.ndarray, mask: np.ndarray, types: np.ndarray) -> np.ndarray:
         return reference.embeddings(p, self.config, ids, types, prefix="realm.embeddings.")
 
@@ -94,7 +107,7 @@ class ReferencePath:
     def projection(self, p: Weights, stage: Stage, pooled: np.ndarray) -> np.ndarray:
         return self.normalize(p, "cls.LayerNorm", reference.linear(pooled, p["cls.dense.weight"], p["cls.dense.bias"]))
 
-    def relevance(self, p: Weights, stage: Stage, query: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    def relevance(self, p: Weights | None, stage: Stage, query: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         return np.sum(query[:, None] * candidates.reshape(len(query), -1, query.shape[1]), axis=-1)
 
     def mlm_logits(self, p: Weights, stage: Stage, x: np.ndarray) -> np.ndarray:

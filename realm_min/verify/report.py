@@ -39,10 +39,10 @@ class Measured:
 
 @dataclass
 class Row:
-    """A stage, the largest number in it (by the reference), what is wrong with its weights, and each path's errors."""
+    """A stage, what its errors are relative to, what is wrong with its weights, and each path's errors."""
 
     stage: Stage
-    largest: float
+    scale: float
     weights: dict[str, str]
     errors: dict[str, Measured] = field(default_factory=dict)
 
@@ -140,7 +140,7 @@ class Report:
                     "name": row.stage.name,
                     "part": row.stage.part,
                     "label": row.stage.label,
-                    "largest": number(row.largest),
+                    "scale": number(row.scale),
                     "passed": row.passed,
                     "at_fault": row.at_fault,
                     "weights": row.weights,
@@ -238,7 +238,7 @@ def measures_of(report: Report, path: str, wide: bool) -> list[str]:
     """Columns of a path. Units of float32 rounding say nothing of a path in float64."""
     if report.tolerances[path] is not None:
         return ["rel"]
-    return ["abs", "rel", "ulp", "own"] if wide else ["ulp", "own"]
+    return ["abs", "rel", "u", "own"] if wide else ["u", "own"]
 
 
 def cell_of(measured: Measured | None, name: str, choice: bool) -> Text:
@@ -251,10 +251,10 @@ def cell_of(measured: Measured | None, name: str, choice: bool) -> Text:
         return Text("nan", style=style)
     if choice and error.absolute == 0:
         return Text("same")
-    value = {"abs": error.absolute, "rel": error.relative, "ulp": error.roundings, "own": error.roundings}[name]
+    value = {"abs": error.absolute, "rel": error.relative, "u": error.roundings, "own": error.roundings}[name]
     if value == 0:
         return Text("0", style=style)
-    if name in ("ulp", "own"):
+    if name in ("u", "own"):
         return Text(f"{value:.1f}" if value < 1e4 else f"{value:.0e}", style=style)
     return Text(f"{value:.1e}", style=style)
 
@@ -263,13 +263,13 @@ def print_legend(report: Report, console: Console) -> None:
     lines = [
         "",
         "Errors are differences from the float64 NumPy reference, the largest in each stage.",
-        "  abs  as it is               rel  over the largest number of the stage",
-        f"  ulp  rel in units of float32 rounding, 2^-24 = {FLOAT32_ROUNDING:.1e}: what rounding one number may cost",
-        "  own  ulp of the stage alone, when it is given the reference's values; the others add up from the inputs on",
+        "  abs  as it is     rel  over the largest number of the stage; of relevances, the largest sum of |terms|",
+        f"  u    rel in units of float32 rounding, 2^-24 = {FLOAT32_ROUNDING:.1e}: what rounding one number may cost",
+        "  own  u of the stage alone, when it is given the reference's values; the others add up from the inputs on",
         "  nan  something is not finite     –  this path does not compute the stage by itself     "
         "same  chose as the reference did",
         "“whole” rows call the model as a user does. Tolerances on rel and own: "
-        + ", ".join(sorted({f"{row.stage.tolerance:g} ({row.stage.tolerance / FLOAT32_ROUNDING:.0f} ulp)"
+        + ", ".join(sorted({f"{row.stage.tolerance:g} ({row.stage.tolerance / FLOAT32_ROUNDING:.0f} u)"
                             + (" for losses" if "loss" in row.stage.label else "") for row in report.rows}))
         + "".join(f", {path} {tolerance:g}" for path, tolerance in report.tolerances.items() if tolerance) + ".",
     ]  # fmt: skip
@@ -306,7 +306,7 @@ def verdict(report: Report) -> Text:
     read = {key for row in report.rows for key in row.weights}
     lines += [f"  weights that no stage reads: {key}" for key in report.weights if key not in read]
     if report.differences:
-        lines.append(f"  {len(report.differences)} tensors differ from {report.against}")
+        lines.append(f"  weights that differ from {report.against}: {len(report.differences)}")
     wrong = [value.name for value in report.known_values if not value.passed]
     if wrong:
         lines.append(f"  published values of {report.known}: {', '.join(wrong)}")
@@ -319,7 +319,6 @@ def where(row: Row) -> str:
 
 # --- Plot -------------------------------------------------------------------------------------------------------------
 
-SMALLEST_DRAWN = 1e-18
 COLOURS = {
     "float32": "tab:blue",
     "float64": "tab:gray",
@@ -347,10 +346,10 @@ def plot(report: Report, path: Path) -> None:
             for x, row in enumerate(rows):
                 error = row.errors.get(name)
                 error = error and (error.own if own else error.accumulated)
-                if error is None or (error.relative == 0 and row.stage.choices):
+                if error is None or error.relative == 0:
                     continue
                 xs.append(x)
-                ys.append(min(max(error.relative, SMALLEST_DRAWN), 1.0))
+                ys.append(min(error.relative, 1.0))
                 failed.append(error.relative > row.errors[name].tolerance)
             colour = COLOURS.get(name)
             axes.plot(xs, ys, marker="o", markersize=3.5, linewidth=1.2, label=name, color=colour)
@@ -362,7 +361,7 @@ def plot(report: Report, path: Path) -> None:
         axes.axhline(FLOAT32_ROUNDING, color="black", linestyle=":", linewidth=1, label="float32 rounding, 2⁻²⁴")
         axes.set_yscale("log")
         axes.set_title(title, loc="left", fontsize=10)
-        axes.set_ylabel("error / largest number of the stage")
+        axes.set_ylabel("relative error")
         axes.grid(axis="y", alpha=0.3)
         for x in range(1, len(rows)):
             if rows[x].stage.part != rows[x - 1].stage.part:
@@ -371,6 +370,7 @@ def plot(report: Report, path: Path) -> None:
     ticks = [f"{row.stage.part + ': ' if row.stage.part else ''}{row.stage.label}" for row in rows]
     panels[1].set_xticks(range(len(rows)), ticks, rotation=90, fontsize=7)
     panels[1].set_xlim(-0.7, len(rows) - 0.3)
+    figure.supxlabel("Exact zeros are not drawn. Errors above 1, and what is not finite, are drawn at 1.", fontsize=8)
     figure.suptitle(f"{report.checkpoint}  ({report.kind}): error by depth against float64", fontsize=11)
     with write_atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
