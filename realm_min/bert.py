@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,12 +24,17 @@ MLP_ROWS = 400
 SCORES_AT_ONCE = 1 << 23
 
 
+# What a forward keeps for its backward, by name; None keeps nothing. A part's own cache lies in its caller's.
+Cache = dict[str, Any]
+
+
 class Encoded(NamedTuple):
     """What `bert` returns; see there."""
 
     hidden: Tensor
     hidden_states: tuple[Tensor, ...] | None
     attentions: tuple[Tensor, ...] | None
+    cache: Cache | None = None
 
 
 class Inputs(NamedTuple):
@@ -159,6 +164,7 @@ def bert(
     output_attentions: bool = False,
     output_hidden_states: bool = False,
     generator: torch.Generator | None = None,
+    keep: bool = False,
     name: str = "realm",
 ) -> Encoded:
     """Encode a batch.
@@ -170,6 +176,7 @@ def bert(
             alone [batch, hidden].
         head_mask: [heads] or [layers, heads], factors on the attention probabilities.
         generator: draws the dropout masks; None turns dropout off.
+        keep: keep what `bert_backward` needs.
 
     Returns:
         The last layer as `read` says; where asked for, the states [batch, tokens, hidden] before the first and after
@@ -189,7 +196,8 @@ def bert(
         lengths, key_mask = mask.sum(1).tolist(), None
         kept = None if min(lengths) == tokens else mask.reshape(-1).nonzero()[:, 0]
 
-    x = embed(p, config, f"{name}.embeddings", inputs, kept, generator)  # [rows, hidden]
+    cache: Cache | None = {"inputs": inputs, "kept": kept, "read": read, "layers": []} if keep else None
+    x = embed(p, config, f"{name}.embeddings", inputs, kept, generator, part_of(cache, "embeddings"))  # [rows, hidden]
     hidden_states, attentions = [x.view(batch, tokens, -1)] if output_hidden_states else [], []
     firsts = None
     for index in range(config.num_hidden_layers):
@@ -200,11 +208,14 @@ def bert(
         ):
             firsts = torch.tensor(lengths, device=x.device).cumsum(0) - torch.tensor(lengths, device=x.device)
             key_mask = None if key_mask is None else key_mask[:, :1]  # of a [tokens, tokens] mask, the first row
+        layer_cache: Cache | None = {} if keep else None
         x, probabilities = layer(
             p, config, f"{name}.encoder.layer.{index}", x, lengths, key_mask,
             head_mask=None if head_mask is None else head_mask[index], queries=firsts,
-            output_attentions=output_attentions, generator=generator,
+            output_attentions=output_attentions, generator=generator, cache=layer_cache,
         )  # fmt: skip
+        if keep:
+            cache["layers"].append(layer_cache)
         if output_hidden_states:
             hidden_states.append(x.view(batch, tokens, -1))
         if output_attentions:
@@ -216,9 +227,46 @@ def bert(
         x = x.new_zeros(batch * tokens, x.shape[1]).index_copy_(0, kept, x).view(batch, tokens, -1)
     else:
         x = x.view(batch, tokens, -1)
+    if keep:
+        cache["only_firsts"] = firsts is not None
     return Encoded(
-        x, tuple(hidden_states) if output_hidden_states else None, tuple(attentions) if output_attentions else None
+        x,
+        tuple(hidden_states) if output_hidden_states else None,
+        tuple(attentions) if output_attentions else None,
+        cache,
     )
+
+
+def bert_backward(
+    p: Parameters, config: RealmConfig, dhidden: Tensor, cache: Cache, grads: Parameters, name: str = "realm"
+) -> Tensor:
+    """Add the gradients of the trunk's parameters to `grads`.
+
+    Args:
+        dhidden: ∂loss/∂hidden, shaped as the `hidden` that `bert` returned.
+
+    Returns:
+        ∂loss/∂inputs_embeds [batch, tokens, hidden], of the word embeddings where ids were given.
+    """
+    batch, tokens = cache["inputs"].types.shape
+    hidden, kept = config.hidden_size, cache["kept"]
+    if cache["read"] == "first" and not cache["only_firsts"]:
+        dx = dhidden.new_zeros(batch, tokens, hidden)
+        dx[:, 0] = dhidden
+        dx = dx.view(-1, hidden)
+    elif cache["read"] == "first":
+        dx = dhidden
+    else:
+        dx = dhidden.reshape(-1, hidden)
+        dx = dx if kept is None else dx[kept]
+    for index in reversed(range(config.num_hidden_layers)):
+        dx = layer_backward(p, config, f"{name}.encoder.layer.{index}", dx, cache["layers"][index], grads)
+    return embed_backward(p, config, f"{name}.embeddings", dx, cache, grads)
+
+
+def part_of(cache: Cache | None, name: str) -> Cache | None:
+    """A new cache for one part, kept under `name`."""
+    return None if cache is None else cache.setdefault(name, {})
 
 
 def check_head_mask(head_mask: Tensor | None, config: RealmConfig) -> Tensor | None:
@@ -245,6 +293,7 @@ def embed(
     inputs: Inputs,
     kept: Tensor | None,
     generator: torch.Generator | None,
+    cache: Cache | None = None,
 ) -> Tensor:
     """LayerNorm(word + token type + position) of the rows `kept` (None: all) -> [rows, hidden]."""
 
@@ -258,8 +307,33 @@ def embed(
         words = rows(inputs.embeds)
     types = ops.embedding(rows(inputs.types), p[f"{name}.token_type_embeddings.weight"])
     positions = ops.embedding(rows(inputs.positions), p[f"{name}.position_embeddings.weight"])
-    x = normalize(p, f"{name}.LayerNorm", types.add_(words).add_(positions), config)
-    return ops.dropout(x, config.hidden_dropout_prob, generator)
+    x = normalize(p, f"{name}.LayerNorm", types.add_(words).add_(positions), config, part_of(cache, "norm"))
+    return drop(x, config.hidden_dropout_prob, generator, cache, "dropped")
+
+
+def embed_backward(
+    p: Parameters, config: RealmConfig, name: str, dx: Tensor, trunk_cache: Cache, grads: Parameters
+) -> Tensor:
+    """Gradients of the three tables; returns that of the word embeddings, [batch, tokens, hidden]."""
+    inputs, kept, cache = trunk_cache["inputs"], trunk_cache["kept"], trunk_cache["embeddings"]
+    dx = ops.drop(dx, cache["dropped"], config.hidden_dropout_prob)
+    dx = normalize_backward(p, f"{name}.LayerNorm", dx, cache["norm"], grads)
+    if kept is not None:
+        dx = dx.new_zeros(inputs.types.numel(), dx.shape[1]).index_copy_(0, kept, dx)
+    dx = dx.view(*inputs.types.shape, -1)
+    if inputs.embeds is None:
+        ops.embedding_backward(dx, inputs.ids, grads[f"{name}.word_embeddings.weight"], config.pad_token_id)
+    ops.embedding_backward(dx, inputs.types, grads[f"{name}.token_type_embeddings.weight"])
+    ops.embedding_backward(dx, inputs.positions, grads[f"{name}.position_embeddings.weight"])
+    return dx
+
+
+def drop(x: Tensor, probability: float, generator: torch.Generator | None, cache: Cache | None, name: str) -> Tensor:
+    """Dropout; its mask is kept under `name`."""
+    kept = ops.dropout_mask(x, probability, generator)
+    if cache is not None:
+        cache[name] = kept
+    return ops.drop(x, kept, probability)
 
 
 def layer(
@@ -274,6 +348,7 @@ def layer(
     queries: Tensor | None,
     output_attentions: bool,
     generator: torch.Generator | None,
+    cache: Cache | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """One encoder layer on `x` [rows, hidden]: attention, then the MLP, each added to its input and normalised.
 
@@ -286,13 +361,27 @@ def layer(
         The output [rows or queries, hidden] and, where asked for, the attention probabilities.
     """
     context, probabilities = self_attention(
-        p, config, f"{name}.attention.self", x, lengths, key_mask, head_mask, queries, output_attentions, generator
-    )
+        p, config, f"{name}.attention.self", x, lengths, key_mask, head_mask, queries, output_attentions, generator,
+        part_of(cache, "attention"),
+    )  # fmt: skip
     x = x if queries is None else x[queries]
-    x = add_dense(p, f"{name}.attention.output.dense", x, context, config, generator)
-    x = normalize(p, f"{name}.attention.output.LayerNorm", x, config)
-    x = add_mlp(p, name, x, config, generator)
-    return normalize(p, f"{name}.output.LayerNorm", x, config), probabilities
+    x = add_dense(p, f"{name}.attention.output.dense", x, context, config, generator, part_of(cache, "output"))
+    x = normalize(p, f"{name}.attention.output.LayerNorm", x, config, part_of(cache, "norm"))
+    x = add_mlp(p, name, x, config, generator, part_of(cache, "mlp"))
+    return normalize(p, f"{name}.output.LayerNorm", x, config, part_of(cache, "mlp norm")), probabilities
+
+
+def layer_backward(
+    p: Parameters, config: RealmConfig, name: str, dy: Tensor, cache: Cache, grads: Parameters
+) -> Tensor:
+    """∂loss/∂x of `layer` [rows, hidden] from `dy` [rows | queries, hidden]; parameters' gradients are added."""
+    dx = normalize_backward(p, f"{name}.output.LayerNorm", dy, cache["mlp norm"], grads)
+    dx = dx + mlp_backward(p, name, dx, config, cache["mlp"], grads)
+    dx = normalize_backward(p, f"{name}.attention.output.LayerNorm", dx, cache["norm"], grads)
+    dcontext = dense_backward(p, f"{name}.attention.output.dense", dx, config, cache["output"], grads)
+    dattention = self_attention_backward(p, config, f"{name}.attention.self", dcontext, cache["attention"], grads)
+    queries = cache["attention"]["queries"]
+    return dattention.add_(dx) if queries is None else dattention.index_add_(0, queries, dx)
 
 
 def self_attention(
@@ -306,6 +395,7 @@ def self_attention(
     queries: Tensor | None,
     output_attentions: bool,
     generator: torch.Generator | None,
+    cache: Cache | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """softmax(Q Kᵀ / √width + mask) V within each sequence (Vaswani et al. 2017, eq. 1) -> [rows | queries, hidden]."""
     heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
@@ -321,22 +411,65 @@ def self_attention(
     query.mul_(width**-0.5)
 
     context = torch.empty_like(query, memory_format=torch.contiguous_format)
-    all_probabilities = []
+    runs, all_probabilities, factors = [], [], None if head_mask is None else head_mask.to(x.dtype)[:, None, None]
     for run, query_rows, key_rows in equal_runs(query_lengths, lengths, heads):
-
-        def by_head(rows: Tensor, sequences: int = len(run)) -> Tensor:
-            return rows.reshape(sequences, -1, heads, width).transpose(1, 2)  # [sequences, heads, tokens, width]
-
-        scores = by_head(query[query_rows]) @ by_head(key[key_rows]).transpose(2, 3)
+        q, k, v = (by_head(part, heads, len(run)) for part in (query[query_rows], key[key_rows], value[key_rows]))
+        scores = q @ k.transpose(2, 3)  # [sequences, heads, queries, tokens]
         if key_mask is not None:
             scores.add_(key_mask[run, None])
-        probabilities = ops.dropout(ops.softmax_(scores), config.attention_probs_dropout_prob, generator)
-        if head_mask is not None:
-            probabilities = probabilities * head_mask.to(scores.dtype)[:, None, None]
+        softmaxed = ops.softmax_(scores)
+        kept = ops.dropout_mask(softmaxed, config.attention_probs_dropout_prob, generator)
+        probabilities = ops.drop(softmaxed, kept, config.attention_probs_dropout_prob)
+        if factors is not None:
+            probabilities = probabilities * factors
         if output_attentions:
             all_probabilities.append(probabilities)
-        by_head(context[query_rows]).copy_(probabilities @ by_head(value[key_rows]))
+        if cache is not None:
+            runs.append((len(run), query_rows, key_rows, softmaxed, kept))
+        by_head(context[query_rows], heads, len(run)).copy_(probabilities @ v)
+    if cache is not None:
+        cache.update(x=x, query=query, key=key, value=value, queries=queries, factors=factors, runs=runs)
     return context, torch.cat(all_probabilities) if output_attentions else None
+
+
+def self_attention_backward(
+    p: Parameters, config: RealmConfig, name: str, dcontext: Tensor, cache: Cache, grads: Parameters
+) -> Tensor:
+    """∂loss/∂x of `self_attention` [rows, hidden] from that of its context [rows | queries, hidden]."""
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    x, queries, factors, rate = cache["x"], cache["queries"], cache["factors"], config.attention_probs_dropout_prob
+    # One [rows, 3 hidden] gradient where the forward made one product.
+    dqkv = x.new_empty(x.shape[0], 3 * hidden) if queries is None else None
+    dquery = dqkv[:, :hidden] if queries is None else torch.empty_like(dcontext)
+    dkey_value = dqkv[:, hidden:] if queries is None else x.new_empty(x.shape[0], 2 * hidden)
+    dkey, dvalue = dkey_value.split(hidden, dim=1)
+    for sequences, query_rows, key_rows, softmaxed, kept in cache["runs"]:
+        q, k, v, dc = (
+            by_head(part, heads, sequences)
+            for part in (
+                cache["query"][query_rows], cache["key"][key_rows], cache["value"][key_rows], dcontext[query_rows]
+            )
+        )  # fmt: skip
+        probabilities = ops.drop(softmaxed, kept, rate)
+        dprobabilities = dc @ v.transpose(2, 3)
+        if factors is not None:
+            probabilities, dprobabilities = probabilities * factors, dprobabilities * factors
+        dscores = ops.softmax_backward(ops.drop(dprobabilities, kept, rate), softmaxed)
+        by_head(dvalue[key_rows], heads, sequences).copy_(probabilities.transpose(2, 3) @ dc)
+        by_head(dquery[query_rows], heads, sequences).copy_(dscores @ k)
+        by_head(dkey[key_rows], heads, sequences).copy_(dscores.transpose(2, 3) @ q)
+    dquery.mul_((hidden // heads) ** -0.5)  # the forward scaled its queries, and kept them so
+    (weight, _), (dweight, dbias) = p.qkv[name], grads.qkv[name]  # weights [hidden, 3 hidden]
+    if queries is None:
+        return ops.linear_backward(dqkv, x, weight.t(), dweight.t(), dbias)
+    dx = ops.linear_backward(dkey_value, x, weight[:, hidden:].t(), dweight[:, hidden:].t(), dbias[hidden:])
+    first = ops.linear_backward(dquery, x[queries], weight[:, :hidden].t(), dweight[:, :hidden].t(), dbias[:hidden])
+    return dx.index_add_(0, queries, first)
+
+
+def by_head(rows: Tensor, heads: int, sequences: int) -> Tensor:
+    """[sequences * tokens, heads * width] -> [sequences, heads, tokens, width]."""
+    return rows.reshape(sequences, rows.shape[0] // sequences, heads, -1).transpose(1, 2)
 
 
 def equal_runs(query_lengths: list[int], lengths: list[int], heads: int) -> Iterator[tuple[range, slice, slice]]:
@@ -357,45 +490,127 @@ def equal_runs(query_lengths: list[int], lengths: list[int], heads: int) -> Iter
 
 
 def add_dense(
-    p: Parameters, name: str, x: Tensor, h: Tensor, config: RealmConfig, generator: torch.Generator | None
+    p: Parameters,
+    name: str,
+    x: Tensor,
+    h: Tensor,
+    config: RealmConfig,
+    generator: torch.Generator | None,
+    cache: Cache | None = None,
 ) -> Tensor:
     """x + dropout(h Wᵀ + b) -> [rows, hidden]."""
     weight, bias = p[f"{name}.weight"], p[f"{name}.bias"]
+    if cache is not None:
+        cache.update(h=h, dropped=None)
     if generator is None:
         return (x + bias).addmm_(h, weight.t())  # the product lands on the sum: one pass less
-    return ops.dropout(ops.linear(h, weight, bias), config.hidden_dropout_prob, generator).add_(x)
+    return drop(ops.linear(h, weight, bias), config.hidden_dropout_prob, generator, cache, "dropped").add(x)
 
 
-def add_mlp(p: Parameters, name: str, x: Tensor, config: RealmConfig, generator: torch.Generator | None) -> Tensor:
+def dense_backward(
+    p: Parameters, name: str, dy: Tensor, config: RealmConfig, cache: Cache, grads: Parameters
+) -> Tensor:
+    """∂loss/∂h of `add_dense`; that of its x is `dy` itself."""
+    dy = ops.drop(dy, cache["dropped"], config.hidden_dropout_prob)
+    return ops.linear_backward(dy, cache["h"], p[f"{name}.weight"], grads[f"{name}.weight"], grads[f"{name}.bias"])
+
+
+def add_mlp(
+    p: Parameters,
+    name: str,
+    x: Tensor,
+    config: RealmConfig,
+    generator: torch.Generator | None,
+    cache: Cache | None = None,
+) -> Tensor:
     """x + dropout(activation(x W₁ᵀ + b₁) W₂ᵀ + b₂) -> [rows, hidden]."""
     activation_ = ops.ACTIVATIONS[config.hidden_act]
 
     def inner(rows: Tensor) -> Tensor:
-        return activation_(
-            ops.linear(rows, p[f"{name}.intermediate.dense.weight"], p[f"{name}.intermediate.dense.bias"])
-        )
+        return ops.linear(rows, p[f"{name}.intermediate.dense.weight"], p[f"{name}.intermediate.dense.bias"])
 
+    if cache is not None:
+        cache.update(x=x, inner=inner(x))  # the activation is computed again backward: half the memory
+        activated = activation_(cache["inner"].clone())
+        out = add_dense(p, f"{name}.output.dense", x, activated, config, generator, part_of(cache, "output"))
+        del cache["output"]["h"]
+        return out
     if generator is not None:
-        return add_dense(p, f"{name}.output.dense", x, inner(x), config, generator)
+        return add_dense(p, f"{name}.output.dense", x, activation_(inner(x)), config, generator)
     weight, out = p[f"{name}.output.dense.weight"], x + p[f"{name}.output.dense.bias"]
     step = MLP_ROWS if x.device.type == "cpu" else x.shape[0]
     for rows, out_rows in zip(x.split(step), out.split(step), strict=True):
-        out_rows.addmm_(inner(rows), weight.t())
+        out_rows.addmm_(activation_(inner(rows)), weight.t())
     return out
 
 
-def normalize(p: Parameters, name: str, x: Tensor, config: RealmConfig) -> Tensor:
-    return ops.layer_norm(x, p[f"{name}.weight"], p[f"{name}.bias"], config.layer_norm_eps)
+def mlp_backward(p: Parameters, name: str, dy: Tensor, config: RealmConfig, cache: Cache, grads: Parameters) -> Tensor:
+    """∂loss/∂x of `add_mlp` without its residual: that part is `dy` itself."""
+    activated = ops.ACTIVATIONS[config.hidden_act](cache["inner"].clone())
+    output = {**cache["output"], "h": activated}
+    dactivated = dense_backward(p, f"{name}.output.dense", dy, config, output, grads)
+    dinner = dactivated.mul_(ops.activation_slope(config.hidden_act, cache["inner"]))
+    inner = f"{name}.intermediate.dense"
+    return ops.linear_backward(
+        dinner, cache["x"], p[f"{inner}.weight"], grads[f"{inner}.weight"], grads[f"{inner}.bias"]
+    )
 
 
-def pool(p: Parameters, first: Tensor, name: str = "realm.pooler") -> Tensor:
+def normalize(p: Parameters, name: str, x: Tensor, config: RealmConfig, cache: Cache | None = None) -> Tensor:
+    """LayerNorm with the parameters `name`."""
+    standardized, inverse_deviation = ops.standardize(x, config.layer_norm_eps)
+    if cache is not None:
+        cache.update(standardized=standardized, inverse_deviation=inverse_deviation)
+    return torch.addcmul(p[f"{name}.bias"], standardized, p[f"{name}.weight"])
+
+
+def normalize_backward(p: Parameters, name: str, dy: Tensor, cache: Cache, grads: Parameters) -> Tensor:
+    return ops.layer_norm_backward(
+        dy, cache["standardized"], cache["inverse_deviation"], p[f"{name}.weight"],
+        grads[f"{name}.weight"], grads[f"{name}.bias"],
+    )  # fmt: skip
+
+
+def pool(p: Parameters, first: Tensor, name: str = "realm.pooler", cache: Cache | None = None) -> Tensor:
     """tanh(W h_CLS + b), BERT's summary of a sequence [batch, hidden] -> [batch, hidden]."""
-    return ops.linear(first, p[f"{name}.dense.weight"], p[f"{name}.dense.bias"]).tanh_()
+    pooled = ops.linear(first, p[f"{name}.dense.weight"], p[f"{name}.dense.bias"]).tanh_()
+    if cache is not None:
+        cache.update(first=first, pooled=pooled)
+    return pooled
 
 
-def mlm_logits(p: Parameters, config: RealmConfig, hidden: Tensor, name: str = "cls.predictions") -> Tensor:
+def pool_backward(p: Parameters, dy: Tensor, cache: Cache, grads: Parameters, name: str = "realm.pooler") -> Tensor:
+    """∂loss/∂h_CLS [batch, hidden]; the slope of tanh is 1 - tanh²."""
+    dinner = dy * (1 - cache["pooled"] ** 2)
+    dense = f"{name}.dense"
+    return ops.linear_backward(
+        dinner, cache["first"], p[f"{dense}.weight"], grads[f"{dense}.weight"], grads[f"{dense}.bias"]
+    )
+
+
+def mlm_logits(
+    p: Parameters, config: RealmConfig, hidden: Tensor, name: str = "cls.predictions", cache: Cache | None = None
+) -> Tensor:
     """Scores of every vocabulary entry at each row, [rows, hidden] -> [rows, vocabulary]."""
-    transformed = ops.linear(hidden, p[f"{name}.transform.dense.weight"], p[f"{name}.transform.dense.bias"])
-    transformed = ops.ACTIVATIONS[config.hidden_act](transformed)
-    transformed = normalize(p, f"{name}.transform.LayerNorm", transformed, config)
+    inner = ops.linear(hidden, p[f"{name}.transform.dense.weight"], p[f"{name}.transform.dense.bias"])
+    activated = ops.ACTIVATIONS[config.hidden_act](inner if cache is None else inner.clone())
+    transformed = normalize(p, f"{name}.transform.LayerNorm", activated, config, part_of(cache, "norm"))
+    if cache is not None:
+        cache.update(hidden=hidden, inner=inner, transformed=transformed)
     return ops.linear(transformed, p[f"{name}.decoder.weight"], p[f"{name}.bias"])
+
+
+def mlm_logits_backward(
+    p: Parameters, config: RealmConfig, dlogits: Tensor, cache: Cache, grads: Parameters, name: str = "cls.predictions"
+) -> Tensor:
+    """∂loss/∂hidden [rows, hidden] from that of the logits [rows, vocabulary]."""
+    dtransformed = ops.linear_backward(
+        dlogits, cache["transformed"], p[f"{name}.decoder.weight"], grads[f"{name}.decoder.weight"],
+        grads[f"{name}.bias"],
+    )  # fmt: skip
+    dactivated = normalize_backward(p, f"{name}.transform.LayerNorm", dtransformed, cache["norm"], grads)
+    dinner = dactivated.mul_(ops.activation_slope(config.hidden_act, cache["inner"]))
+    dense = f"{name}.transform.dense"
+    return ops.linear_backward(
+        dinner, cache["hidden"], p[f"{dense}.weight"], grads[f"{dense}.weight"], grads[f"{dense}.bias"]
+    )

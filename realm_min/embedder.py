@@ -57,7 +57,20 @@ class RealmEmbedder(RealmModel):
             "first", input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds,
             output_attentions, output_hidden_states,
         )  # fmt: skip
-        projected = ops.linear(trunk.pool(self.p, encoded.hidden), self.p["cls.dense.weight"], self.p["cls.dense.bias"])
-        projected = trunk.normalize(self.p, "cls.LayerNorm", projected, self.config)
+        cache: trunk.Cache | None = {"trunk": encoded.cache} if self.keeps else None
+        pooled = trunk.pool(self.p, encoded.hidden, cache=trunk.part_of(cache, "pool"))
+        projected = ops.linear(pooled, self.p["cls.dense.weight"], self.p["cls.dense.bias"])
+        projected = trunk.normalize(self.p, "cls.LayerNorm", projected, self.config, trunk.part_of(cache, "norm"))
+        if cache is not None:
+            self._keep(**cache, pooled=pooled, outputs={"projected_score": projected.shape})
         output = RealmEmbedderOutput(projected, encoded.hidden_states, encoded.attentions)
         return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def _backward(self, cache: trunk.Cache, cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
+        p, grads = self.p, self.own_grads
+        dx = trunk.normalize_backward(p, "cls.LayerNorm", cotangents["projected_score"], cache["norm"], grads)
+        dx = ops.linear_backward(
+            dx, cache["pooled"], p["cls.dense.weight"], grads["cls.dense.weight"], grads["cls.dense.bias"]
+        )
+        dx = trunk.pool_backward(p, dx, cache["pool"], grads)
+        return {"inputs_embeds": trunk.bert_backward(p, self.config, dx, cache["trunk"], grads)}

@@ -64,14 +64,32 @@ class RealmKnowledgeAugEncoder(RealmModel):
             "tokens", ids, mask, types, position_ids, head_mask, inputs_embeds, output_attentions, output_hidden_states
         )
         sequences, tokens, hidden = encoded.hidden.shape
-        logits = trunk.mlm_logits(self.p, self.config, encoded.hidden.reshape(-1, hidden))
+        head: trunk.Cache | None = {} if self.keeps else None
+        logits = trunk.mlm_logits(self.p, self.config, encoded.hidden.reshape(-1, hidden), cache=head)
         logits = logits.view(sequences, tokens, -1)
         loss = None
         if labels is not None:
             self._check_labels(sequences, tokens, relevance_score, labels, mlm_mask)
             loss = marginal_mlm_loss(logits, relevance_score, labels, mlm_mask)
+        self._keep(
+            trunk=encoded.cache, head=head, logits=logits, relevance_score=relevance_score, labels=labels,
+            mlm_mask=mlm_mask, outputs={"logits": logits.shape} | ({} if loss is None else {"loss": loss.shape}),
+        )  # fmt: skip
         output = MaskedLMOutput(loss, logits, encoded.hidden_states, encoded.attentions)
         return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def _backward(self, cache: trunk.Cache, cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
+        logits, found = cache["logits"], {}
+        dlogits = cotangents.get("logits", torch.zeros((), dtype=logits.dtype, device=logits.device))
+        if "loss" in cotangents:
+            of_loss, found["relevance_score"] = marginal_mlm_loss_backward(
+                cotangents["loss"], logits, cache["relevance_score"], cache["labels"], cache["mlm_mask"]
+            )
+            dlogits = dlogits + of_loss
+        dhidden = trunk.mlm_logits_backward(self.p, self.config, dlogits.flatten(0, 1), cache["head"], self.own_grads)
+        dhidden = dhidden.view(*logits.shape[:2], -1)
+        found["inputs_embeds"] = trunk.bert_backward(self.p, self.config, dhidden, cache["trunk"], self.own_grads)
+        return found
 
     def _check_labels(
         self, sequences: int, tokens: int, relevance_score: Tensor | None, labels: Tensor, mlm_mask: Tensor | None
@@ -106,10 +124,42 @@ def marginal_mlm_loss(logits: Tensor, relevance_score: Tensor, labels: Tensor, m
     Returns:
         The loss [], 0 where the mask is empty.
     """
+    log_joint, mask = log_joint_likelihood(logits, relevance_score, labels, mlm_mask)
+    return -torch.nansum((ops.logsumexp(log_joint, 1) * mask).sum() / mask.sum())
+
+
+def log_joint_likelihood(
+    logits: Tensor, relevance_score: Tensor, labels: Tensor, mlm_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """log p(y_j|z,x) p(z|x) [batch, candidates, tokens], and the mask as numbers [batch, tokens]."""
     batch, candidates = relevance_score.shape
     targets = labels[:, None].expand(batch, candidates, labels.shape[1])  # [batch, candidates, tokens]
-    log_likelihood = -ops.cross_entropy(logits.flatten(0, 1), targets.reshape(-1))  # log p(y_j|z,x)
-    log_prior = ops.log_softmax(relevance_score, 1)[:, :, None]  # log p(z|x)
-    log_marginal = ops.logsumexp(log_likelihood.view(targets.shape) + log_prior, 1)  # [batch, tokens]
-    mask = torch.ones_like(log_marginal) if mlm_mask is None else mlm_mask.to(log_marginal.dtype)
-    return -torch.nansum((log_marginal * mask).sum() / mask.sum())
+    log_likelihood = -ops.cross_entropy(logits.flatten(0, 1), targets.reshape(-1)).view(targets.shape)
+    log_joint = log_likelihood + ops.log_softmax(relevance_score, 1)[:, :, None]
+    mask = torch.ones_like(log_joint[:, 0]) if mlm_mask is None else mlm_mask.to(log_joint.dtype)
+    return log_joint, mask
+
+
+def marginal_mlm_loss_backward(
+    dloss: Tensor, logits: Tensor, relevance_score: Tensor, labels: Tensor, mlm_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """∂loss/∂logits and ∂loss/∂relevance_score.
+
+    With the posterior p(z|x,y_j) = p(y_j|z,x) p(z|x) / p(y_j|x), the gradient of log p(y_j|x) is the posterior for
+    each log p(y_j|z,x), and for f(x,z) it is p(z|x,y_j) - p(z|x): a document is pushed up as far as it predicts the
+    word better than the mixture does (REALM section 3.3, the gradient of f).
+    """
+    log_joint, mask = log_joint_likelihood(logits, relevance_score, labels, mlm_mask)
+    posterior = ops.softmax(log_joint.transpose(1, 2)).transpose(1, 2)  # [batch, candidates, tokens]
+    # An empty mask has loss 0 and no gradient.
+    weight = -dloss * mask / mask.sum().clamp(min=torch.finfo(mask.dtype).tiny)  # [batch, tokens]
+    dlog_likelihood = posterior * weight[:, None]
+    prior = ops.softmax(relevance_score)
+    drelevance = dlog_likelihood.sum(2) - prior * weight.sum(1, keepdim=True)
+
+    targets = labels[:, None].expand_as(log_joint).reshape(-1)
+    ignored = targets == -100
+    scale = dlog_likelihood.reshape(-1).masked_fill(ignored, 0)[:, None]
+    dlogits = ops.softmax(logits.flatten(0, 1)).mul_(-scale)  # [rows, vocabulary]
+    dlogits.scatter_add_(1, targets.masked_fill(ignored, 0)[:, None], scale)
+    return dlogits.view(logits.shape), drelevance

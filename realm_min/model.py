@@ -37,6 +37,10 @@ class RealmModel:
         self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
         self.parts: dict[str, RealmModel] = {}
+        self._grads: Parameters | None = None
+        self._call: tuple[tuple, dict] | None = None  # the last call's arguments
+        self._cache: trunk.Cache | None = None  # what the last call kept for `backward`
+        self._keeps = False  # keep it in evaluation mode too
         self.p = allocate(self.shapes(config), torch.float32, "cpu")
         if initialize:
             initialize_(self.p, config.initializer_range, config.pad_token_id, seed)
@@ -114,6 +118,7 @@ class RealmModel:
         dtype, device = (target, self.device) if isinstance(target, torch.dtype) else (self.dtype, torch.device(target))
         for part in {id(part): part for part in self.parts.values()}.values():
             part.to(target)
+        self._grads = self._cache = self._call = None
         if self.p:
             self.p = self._moved(dtype, device)
         # A generator belongs to one device: draw on from the same seed there.
@@ -173,7 +178,85 @@ class RealmModel:
         raise NotImplementedError
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._call, self._cache = (args, kwargs), None
         return self.forward(*args, **kwargs)
+
+    # Gradients
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a forward keeps what `backward` needs: in training always, in evaluation on `backward`'s demand."""
+        return self.training or self._keeps
+
+    def backward(self, **cotangents: Tensor) -> dict[str, Tensor]:
+        """Add the gradients of the last call's loss to `grads`.
+
+        Args:
+            cotangents: ∂loss/∂output for each output named, where the loss is the caller's own (`projected_score=…`);
+                none for the `loss` that the call returned.
+
+        In evaluation mode a forward keeps no activations, so the last call is first run once more. Weights must not
+        have changed since.
+
+        Returns:
+            Gradients with respect to the inputs that have one: `inputs_embeds` (of the word embeddings, where ids
+            were given), `relevance_score`.
+
+        Raises:
+            RuntimeError: the model was not called.
+            ValueError: an output that the call did not return, or a cotangent of another shape.
+        """
+        if self._call is None:
+            raise RuntimeError(f"{type(self).__name__}.backward() needs a forward: call the model first")
+        if self._cache is None:
+            models = [self, *self.parts.values()]
+            try:
+                for model in models:
+                    model._keeps = True
+                self.forward(*self._call[0], **self._call[1])
+            finally:
+                for model in models:
+                    model._keeps = False
+        outputs = self._cache["outputs"]
+        for name, cotangent in cotangents.items():
+            if name not in outputs:
+                raise ValueError(f"the last call returned no {name!r} to differentiate: it has {', '.join(outputs)}")
+            if cotangent.shape != outputs[name]:
+                raise ValueError(
+                    f"the cotangent of {name} has shape {tuple(cotangent.shape)}: expected {tuple(outputs[name])}"
+                )
+        if not cotangents:
+            if "loss" not in outputs:
+                raise ValueError("the last call returned no loss: give labels, or a cotangent for an output")
+            cotangents = {"loss": torch.ones((), dtype=self.dtype, device=self.device)}
+        return self._backward(self._cache, cotangents)
+
+    def _backward(self, cache: trunk.Cache, cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def _keep(self, **cache: Any) -> None:
+        self._cache = cache if self.keeps else None
+
+    @property
+    def own_grads(self) -> Parameters:
+        """Gradients of the model's own tensors, laid out as they are."""
+        if self._grads is None:
+            shapes = {key: shape for key, shape in self.shapes(self.config).items() if key not in self.buffers}
+            self._grads = allocate(shapes, self.dtype, self.device, zeros=True)
+        return self._grads
+
+    @property
+    def grads(self) -> dict[str, Tensor]:
+        """∂loss/∂parameter under the state dict's keys, summed over the `backward` calls since `zero_grads`."""
+        found = dict(self.own_grads)
+        for name, part in self.parts.items():
+            found |= {f"{name}.{key}": tensor for key, tensor in part.grads.items()}
+        return found
+
+    def zero_grads(self) -> None:
+        """Forget the gradients gathered so far."""
+        for model in (self, *self.parts.values()):
+            model._grads = None
 
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return self.config.return_dict if return_dict is None else return_dict
@@ -201,4 +284,5 @@ class RealmModel:
             output_attentions=config.output_attentions if output_attentions is None else output_attentions,
             output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
             generator=self.generator if self.training else None,
+            keep=self.keeps,
         )

@@ -156,6 +156,7 @@ class RealmForOpenQA(RealmModel):
         projections = self.embedder(
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, return_dict=True
         ).projected_score  # [batch, proj]
+        question_cache = self.embedder._cache
         _, block_ids = self._search(projections, self.searcher_beam_size)
         outputs = [
             self._read(
@@ -165,7 +166,20 @@ class RealmForOpenQA(RealmModel):
         ]
         reader_output, predicted = outputs[0] if len(outputs) == 1 else tuple(zip(*outputs, strict=True))
         output = RealmForOpenQAOutput(reader_output, predicted)
+        if len(outputs) == 1:
+            self._keep(
+                question=question_cache, reader=self.reader._cache, block_ids=block_ids[0],
+                outputs={"loss": ()} if self.keeps and "loss" in reader_output else {},
+            )  # fmt: skip
         return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def _backward(self, cache: dict[str, Any], cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Through the reader, and through f(x, z) into the question's embedding; the blocks' embeddings are frozen."""
+        found = self.reader._backward(cache["reader"], cotangents)
+        blocks = self.block_emb[cache["block_ids"]].to(self.device)  # [searcher beam, proj]
+        dprojection = found["relevance_score"] @ blocks
+        self.embedder._backward(cache["question"], {"projected_score": dprojection[None]})
+        return {"relevance_score": found["relevance_score"]}
 
     def _read(
         self, question_ids: Tensor, projection: Tensor, block_ids: Tensor, answer_ids: list[list[int]] | None

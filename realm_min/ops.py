@@ -1,8 +1,9 @@
-"""The operations every layer is made of, on plain tensors.
+"""The operations every layer is made of, on plain tensors, each with its gradient beside it.
 
 torch only carries the numbers here: matrix products, elementwise arithmetic and reductions. Names ending in an
-underscore overwrite their first argument, as torch's own do; a model that keeps its activations for a backward pass
-uses the others. Axes in shape comments: `rows` are tokens of any number of sequences laid end to end.
+underscore overwrite their first argument, as torch's own do. In a `*_backward`, `dy` is ∂loss/∂y for the y that the
+operation returned; it returns `dx` and adds to the `dweight` and `dbias` it is given. Axes in shape comments: `rows`
+are tokens of any number of sequences laid end to end.
 """
 
 from __future__ import annotations
@@ -13,10 +14,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+# λ and α of SELU (Klambauer et al. 2017, eq. 2).
+SELU_SCALE, SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b for x [rows, in], weight [out, in], bias [out] -> [rows, out]."""
     return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
+
+
+def linear_backward(dy: Tensor, x: Tensor, weight: Tensor, dweight: Tensor, dbias: Tensor | None = None) -> Tensor:
+    """dx = dy W [rows, in]; dy ᵀ x and the sum of dy's rows are added to `dweight` [out, in] and `dbias` [out]."""
+    dweight.t().addmm_(x.t(), dy)  # transposed, as the weights lie in memory
+    if dbias is not None:
+        dbias.add_(dy.sum(0))
+    return dy @ weight
 
 
 def embedding(ids: Tensor, table: Tensor) -> Tensor:
@@ -24,11 +36,35 @@ def embedding(ids: Tensor, table: Tensor) -> Tensor:
     return table.index_select(0, ids.reshape(-1)).view(*ids.shape, table.shape[1])
 
 
+def embedding_backward(dy: Tensor, ids: Tensor, dtable: Tensor, padding_id: int | None = None) -> None:
+    """Add dy [*ids.shape, hidden] to the rows `ids` of `dtable`; the row `padding_id` gets no gradient."""
+    ids, dy = ids.reshape(-1), dy.reshape(-1, dtable.shape[1])
+    if padding_id is not None:
+        dy = dy.masked_fill((ids == padding_id)[:, None], 0)
+    dtable.index_add_(0, ids, dy)
+
+
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis (Ba et al. 2016, eq. 4)."""
+    return torch.addcmul(bias, standardize(x, eps)[0], weight)
+
+
+def standardize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x̂ = (x - mean) r and r = 1 / sqrt(variance + eps) [..., 1]: a LayerNorm before its weight and bias."""
     centered = x - x.mean(-1, keepdim=True)
-    variance = (centered * centered).mean(-1, keepdim=True)
-    return torch.addcmul(bias, centered.mul_(variance.add_(eps).rsqrt_()), weight)
+    inverse_deviation = (centered * centered).mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return centered.mul_(inverse_deviation), inverse_deviation
+
+
+def layer_norm_backward(
+    dy: Tensor, standardized: Tensor, inverse_deviation: Tensor, weight: Tensor, dweight: Tensor, dbias: Tensor
+) -> Tensor:
+    """dx = r (g - mean(g) - x̂ mean(g x̂)) with g = dy γ; `dweight` gets Σ dy x̂ and `dbias` Σ dy."""
+    dweight.add_((dy * standardized).sum(0))
+    dbias.add_(dy.sum(0))
+    g = dy * weight
+    along = (g * standardized).mean(-1, keepdim=True)
+    return g.sub_(g.mean(-1, keepdim=True)).addcmul_(standardized, along, value=-1).mul_(inverse_deviation)
 
 
 def softmax_(scores: Tensor) -> Tensor:
@@ -40,6 +76,11 @@ def softmax_(scores: Tensor) -> Tensor:
 def softmax(scores: Tensor) -> Tensor:
     """As `softmax_`, into a new tensor."""
     return softmax_(scores.clone())
+
+
+def softmax_backward(dy: Tensor, probabilities: Tensor) -> Tensor:
+    """dx = y (dy - Σ dy y) for y = softmax(x)."""
+    return probabilities * (dy - (dy * probabilities).sum(-1, keepdim=True))
 
 
 def logsumexp(x: Tensor, dim: int) -> Tensor:
@@ -61,10 +102,19 @@ def dropout(x: Tensor, probability: float, generator: torch.Generator | None) ->
 
     `generator` draws the mask; None means evaluation and returns `x` itself.
     """
+    return drop(x, dropout_mask(x, probability, generator), probability)
+
+
+def dropout_mask(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor | None:
+    """What dropout keeps of `x`, a bool of its shape; None keeps all."""
     if generator is None or probability == 0:
-        return x
-    kept = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) >= probability
-    return x * kept * (1 / (1 - probability))
+        return None
+    return torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) >= probability
+
+
+def drop(x: Tensor, kept: Tensor | None, probability: float) -> Tensor:
+    """Dropout with a mask that is drawn already. It is its own gradient: dx = drop(dy, kept, probability)."""
+    return x if kept is None else x * kept * (1 / (1 - probability))
 
 
 def gelu_(x: Tensor) -> Tensor:
@@ -88,9 +138,8 @@ def relu_(x: Tensor) -> Tensor:
 
 def selu_(x: Tensor) -> Tensor:
     """λ x above 0, λ α (eˣ - 1) below, with the constants of Klambauer et al. 2017, eq. 2."""
-    scale, alpha = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
-    negative = x.clamp(max=0).expm1_().mul_(scale * alpha)
-    return x.clamp_(min=0).mul_(scale).add_(negative)
+    negative = x.clamp(max=0).expm1_().mul_(SELU_SCALE * SELU_ALPHA)
+    return x.clamp_(min=0).mul_(SELU_SCALE).add_(negative)
 
 
 def silu_(x: Tensor) -> Tensor:
@@ -105,6 +154,28 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "selu": selu_,
     "silu": silu_,
 }
+
+
+def activation_slope(name: str, x: Tensor) -> Tensor:
+    """The derivative of `ACTIVATIONS[name]` at `x`, elementwise."""
+    if name == "gelu":
+        # Φ(x) + x φ(x)
+        density = (x * x).mul_(-0.5).exp_().mul_(math.sqrt(0.5 / math.pi))
+        return (x * math.sqrt(0.5)).erf_().add_(1).mul_(0.5).addcmul_(x, density)
+    if name == "gelu_new":
+        # With t = tanh(u(x)): (1 + t)/2 + x/2 (1 - t²) u'(x)
+        slope = math.sqrt(2 / math.pi)
+        square = x * x
+        t = (square * (0.044715 * slope)).add_(slope).mul_(x).tanh_()
+        inner = square.mul_(3 * 0.044715 * slope).add_(slope).mul_(x)
+        return (1 - t * t).mul_(inner).add_(t).add_(1).mul_(0.5)
+    if name == "relu":
+        return (x > 0).to(x.dtype)
+    if name == "selu":
+        scale, alpha = SELU_SCALE, SELU_ALPHA
+        return torch.where(x > 0, torch.full_like(x, scale), x.clamp(max=0).exp_().mul_(scale * alpha))
+    gate = x.sigmoid()  # silu: σ (1 + x (1 - σ))
+    return gate * (1 + x * (1 - gate))
 
 
 def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -20,8 +20,9 @@ class Parameters(dict[str, Tensor]):
     qkv: dict[str, tuple[Tensor, Tensor]]
 
 
-def allocate(shapes: Shapes, dtype: torch.dtype, device: torch.device | str) -> Parameters:
-    """Uninitialised parameters in the order of `shapes`."""
+def allocate(shapes: Shapes, dtype: torch.dtype, device: torch.device | str, *, zeros: bool = False) -> Parameters:
+    """Parameters in the order of `shapes`, of any values or of zeros."""
+    empty = torch.zeros if zeros else torch.empty
     parameters = Parameters()
     parameters.qkv = {}
     fused: dict[str, Tensor] = {}
@@ -33,13 +34,13 @@ def allocate(shapes: Shapes, dtype: torch.dtype, device: torch.device | str) -> 
             kind, part = role.split(".")[1], ("query", "key", "value").index(role.split(".")[0])
             width = shape[0]
             if part == 0:
-                fused[kind] = torch.empty(*shape[1:], 3 * width, dtype=dtype, device=device)
+                fused[kind] = empty((*shape[1:], 3 * width), dtype=dtype, device=device)
             # [in, out] for the weight, [out] for the bias; the transpose of a vector is itself.
             parameters[name] = fused[kind][..., part * width : (part + 1) * width].t()
             if kind == "bias":
                 parameters.qkv[attention + "self"] = (fused["weight"], fused["bias"])
         elif is_dense_weight(name):
-            parameters[name] = torch.empty(*shape[::-1], dtype=dtype, device=device).t()
+            parameters[name] = empty(shape[::-1], dtype=dtype, device=device).t()
         else:
             # Zeros cost nothing until touched, and a 6.8 GB table of block embeddings may never be.
             parameters[name] = torch.zeros(shape, dtype=dtype, device=device)

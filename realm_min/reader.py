@@ -6,6 +6,7 @@ relevant the block is. Axes: `beam` blocks, `spans` of at most `max_span_width` 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from . import bert as trunk
@@ -14,7 +15,7 @@ from .config import RealmConfig
 from .model import RealmModel
 from .outputs import RealmReaderOutput
 from .parameters import Shapes
-from .spans import span_candidates, span_logits
+from .spans import span_candidates, span_logits, span_logits_backward
 
 
 class RealmReader(RealmModel):
@@ -99,7 +100,39 @@ class RealmReader(RealmModel):
                 logits.reshape(-1), output.reader_correct.reshape(-1)
             ) * output.reader_correct.any()  # fmt: skip
             output.loss = output.retriever_loss + output.reader_loss
+        if self.keeps:
+            losses = ("loss", "retriever_loss", "reader_loss")
+            self._cache |= dict(
+                logits=logits, relevance_score=relevance_score, has_answers=has_answers, correct=output.reader_correct,
+                outputs={name: output[name].shape for name in losses if name in output},
+            )  # fmt: skip
         return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def _backward(self, cache: trunk.Cache, cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
+        relevance_score, logits, correct = cache["relevance_score"], cache["logits"], cache["correct"]
+        total = cotangents.get("loss", 0)
+        drelevance = torch.zeros_like(relevance_score)
+        if cache["has_answers"].any():
+            dretriever = total + cotangents.get("retriever_loss", 0)
+            drelevance += dretriever * marginal_log_loss_gradient(relevance_score, cache["has_answers"])
+        dlogits = torch.zeros_like(logits)
+        if correct.any():
+            dreader = total + cotangents.get("reader_loss", 0)
+            dlogits += dreader * marginal_log_loss_gradient(logits.flatten(), correct.flatten()).view_as(logits)
+        p, grads, spans = self.p, self.own_grads, cache["spans"]
+        found = span_logits_backward(dlogits, *spans["arguments"], **spans["options"])
+        drelevance[: logits.shape[0]] += found["relevance_score"]
+        grads["qa_outputs.layer_normalization.weight"] += found["norm_weight"]
+        grads["qa_outputs.layer_normalization.bias"] += found["norm_bias"]
+        grads["qa_outputs.dense_output.weight"][0] += found["output_weight"]
+        grads["qa_outputs.dense_output.bias"] += found["output_bias"]
+        dense = "qa_outputs.dense_intermediate"
+        dprojections = torch.cat([found["start_projection"], found["end_projection"]], 2).flatten(0, 1)
+        dhidden = ops.linear_backward(
+            dprojections, cache["hidden"], p[f"{dense}.weight"], grads[f"{dense}.weight"], grads[f"{dense}.bias"]
+        ).view(*logits.shape[:1], -1, self.config.hidden_size)
+        dembeds = trunk.bert_backward(p, self.config, dhidden, cache["trunk"], grads)
+        return {"relevance_score": drelevance, "inputs_embeds": dembeds}
 
     def span_logits(
         self,
@@ -140,19 +173,26 @@ class RealmReader(RealmModel):
             p["qa_outputs.dense_intermediate.bias"],
         )
         start_projection, end_projection = projections.view(beam, tokens, -1).chunk(2, dim=2)
-        logits = span_logits(
+        arguments = (
             start_projection,
             end_projection,
             p["qa_outputs.layer_normalization.weight"],
             p["qa_outputs.layer_normalization.bias"],
             p["qa_outputs.dense_output.weight"][0],
             p["qa_outputs.dense_output.bias"],
+        )
+        options = dict(
             max_span_width=config.max_span_width,
             eps=config.reader_layer_norm_eps,
             block_mask=block_mask.bool(),
             relevance_score=relevance_score,
         )
-        return logits, encoded
+        self._keep(
+            trunk=encoded.cache,
+            hidden=encoded.hidden.reshape(-1, hidden),
+            spans={"arguments": arguments, "options": options},
+        )
+        return span_logits(*arguments, **options), encoded
 
 
 def correct_spans(starts: Tensor, ends: Tensor, gold_starts: Tensor, gold_ends: Tensor) -> Tensor:
@@ -173,3 +213,9 @@ def marginal_log_loss(logits: Tensor, is_correct: Tensor) -> Tensor:
     """-log of the probability that a softmax over `logits` gives to all that `is_correct`; both [choices] -> []."""
     correct_logits = logits + ops.additive_mask(is_correct, logits.dtype)
     return ops.logsumexp(logits, 0) - ops.logsumexp(correct_logits, 0)
+
+
+def marginal_log_loss_gradient(logits: Tensor, is_correct: Tensor) -> Tensor:
+    """∂/∂logits of `marginal_log_loss`: the softmax over all minus the softmax over what is correct."""
+    correct_logits = logits + ops.additive_mask(is_correct, logits.dtype)
+    return ops.softmax(logits) - ops.softmax(correct_logits)

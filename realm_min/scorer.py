@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -90,6 +92,7 @@ class RealmScorer(RealmModel):
         query_score = self.query_embedder(
             input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds, **asked, return_dict=True
         ).projected_score  # [batch, proj]
+        query_cache = self.query_embedder._cache
         candidate_score = self.embedder(
             *flatten_candidates(candidate_input_ids, candidate_attention_mask, candidate_token_type_ids),
             position_ids, head_mask, candidate_inputs_embeds, **asked, return_dict=True,
@@ -101,8 +104,29 @@ class RealmScorer(RealmModel):
             )
         candidate_score = candidate_score.view(-1, candidates, size)
         relevance_score = (candidate_score @ query_score[:, :, None])[:, :, 0]  # [batch, candidates]
+        self._keep(
+            query=query_cache, candidates=self.embedder._cache, query_score=query_score,
+            candidate_score=candidate_score,
+            outputs={"relevance_score": relevance_score.shape, "query_score": query_score.shape,
+                     "candidate_score": candidate_score.shape},
+        )  # fmt: skip
         output = RealmScorerOutput(relevance_score, query_score, candidate_score)
         return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def _backward(self, cache: dict[str, Any], cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
+        query, candidates = cache["query_score"], cache["candidate_score"]  # [batch, proj], [batch, candidates, proj]
+        dquery = cotangents.get("query_score", torch.zeros_like(query))
+        dcandidates = cotangents.get("candidate_score", torch.zeros_like(candidates))
+        if "relevance_score" in cotangents:
+            drelevance = cotangents["relevance_score"][:, :, None]  # [batch, candidates, 1]
+            dquery = dquery + (drelevance * candidates).sum(1)
+            dcandidates = dcandidates + drelevance * query[:, None]
+        of_query = self.query_embedder._backward(cache["query"], {"projected_score": dquery})
+        of_candidates = self.embedder._backward(cache["candidates"], {"projected_score": dcandidates.flatten(0, 1)})
+        return {
+            "inputs_embeds": of_query["inputs_embeds"],
+            "candidate_inputs_embeds": of_candidates["inputs_embeds"],
+        }
 
 
 def flatten_candidates(*inputs: Tensor | None) -> list[Tensor | None]:
