@@ -464,6 +464,15 @@ def test_a_folder_called_after_a_published_checkpoint_is_held_to_its_values(fold
     assert run(options(folders["RealmEmbedder"])) == 0
 
 
+def test_published_answers_are_left_out_where_the_folder_has_no_blocks(tmp_path):
+    folder = tmp_path / "realm-orqa-nq-openqa"
+    make("RealmForOpenQA").save_pretrained(folder)
+    report = verify(folder)
+    assert report.passed and report.known is None and "block_records.npy" in report.left_out["published values"]
+    with pytest.raises(FileNotFoundError, match=r"block_records\.npy"):
+        verify(folder, known="realm-orqa-nq-openqa")
+
+
 # --- Command line -----------------------------------------------------------------------------------------------------
 
 

@@ -76,19 +76,23 @@ def verify(
         differences = weight_differences(state_dict, other)
         paths.append(TorchPath(kind, config, other, name="against"))
 
+    name = known or recognise_known(str(checkpoint))
+    if known is None and name and kind == "RealmForOpenQA" and not (folder / BLOCK_RECORDS_FILE).is_file():
+        left_out["published values"] = f"{name}'s answer needs {BLOCK_RECORDS_FILE} in the folder"
+        name = None
+    known_values = []
+    if name:
+        progress(f"published values of {name}")
+        known_values = compare_known(name, folder)
+
     text_ids = None if text is None else RealmTokenizer.from_pretrained(folder)(text)["input_ids"]
     report = compare(
         kind, config, state_dict, paths, inputs_of(kind, config, seed, text_ids),
         blocks=Blocks(folder, text_ids) if holds_blocks(folder, kind, text_ids) else None, progress=progress,
     )  # fmt: skip
-    known = known or recognise_known(str(checkpoint))
-    known_values = []
-    if known:
-        progress("computing the published values")
-        known_values = compare_known(known, folder)
     return replace(
         report, checkpoint=str(checkpoint), text=text, seed=seed, left_out=left_out, differences=differences,
-        against=None if against is None else str(against), known=known, known_values=known_values,
+        against=None if against is None else str(against), known=name, known_values=known_values,
     )  # fmt: skip
 
 

@@ -333,7 +333,7 @@ def plot(report: Report, path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = report.rows
-    figure = Figure(figsize=(max(8, 0.28 * len(rows) + 3), 8.5), layout="constrained")
+    figure = Figure(figsize=(max(8, 0.22 * len(rows) + 3), 8.5), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
     titles = (
         "Accumulated error: from the inputs to this stage",
