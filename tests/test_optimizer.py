@@ -1,0 +1,107 @@
+"""The optimizer against torch's AdamW, its schedule, clipping and state."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from realm_min import RealmConfig, RealmEmbedder
+from realm_min.training.optimizer import AdamW, clip_
+
+
+def parameters(seed, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"dense.weight": (3, 5), "dense.bias": (3,), "LayerNorm.weight": (5,), "word_embeddings.weight": (7, 2)}
+    return {name: torch.randn(shape, generator=generator, dtype=dtype) for name, shape in shapes.items()}
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(
+    seed=st.integers(0, 99),
+    rate=st.floats(1e-5, 0.1),
+    decay=st.floats(0, 0.3),
+    warmup=st.integers(0, 4),
+    max_norm=st.floats(0.01, 100),
+)
+def test_equals_torch_with_schedule_and_clipping(seed, rate, decay, warmup, max_norm):
+    steps, ours = 7, parameters(seed)
+    theirs = {name: tensor.clone().requires_grad_() for name, tensor in ours.items()}
+    decayed = [tensor for name, tensor in theirs.items() if name in ("dense.weight", "word_embeddings.weight")]
+    rest = [tensor for name, tensor in theirs.items() if name not in ("dense.weight", "word_embeddings.weight")]
+    peer = torch.optim.AdamW(
+        [dict(params=decayed, weight_decay=decay), dict(params=rest, weight_decay=0.0)], lr=rate, eps=1e-6
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        peer, lambda i: (i + 1) / warmup if i < warmup else (steps - i) / (steps - warmup)
+    )
+    optimizer = AdamW(rate, steps, warmup, decay, max_grad_norm=max_norm)
+    for step in range(steps):
+        grads = parameters(1000 * seed + step)
+        for name, tensor in theirs.items():
+            tensor.grad = grads[name].clone()
+        norm = torch.nn.utils.clip_grad_norm_(theirs.values(), max_norm).item()
+        peer.step(), schedule.step()
+        assert abs(optimizer.update(ours, grads) / norm - 1) < 1e-12
+        for name, tensor in theirs.items():
+            # torch adds 1e-6 to the norm that it divides by
+            assert torch.allclose(ours[name], tensor, rtol=1e-4, atol=1e-8 + 1e-5 * rate), (step, name)
+
+
+def test_tied_weights_move_once():
+    tied = torch.ones(2, 2)
+    grad = torch.ones(2, 2)
+    both, one = {"a.weight": tied, "b.weight": tied}, {"a.weight": torch.ones(2, 2)}
+    AdamW(0.1, 10).update(both, {"a.weight": grad, "b.weight": grad})
+    AdamW(0.1, 10).update(one, {"a.weight": torch.ones(2, 2)})
+    assert torch.equal(tied, one["a.weight"])
+
+
+def test_state_goes_on_where_it_stopped():
+    straight, resumed, optimizer = parameters(0), parameters(0), AdamW(0.01, 20, 3)
+    for step in range(10):
+        optimizer.update(straight, parameters(step + 1))
+    first = AdamW(0.01, 20, 3)
+    for step in range(4):
+        first.update(resumed, parameters(step + 1))
+    second = AdamW(0.01, 20, 3)
+    second.load_state_dict({key: tensor.clone() for key, tensor in first.state_dict().items()})
+    for step in range(4, 10):
+        second.update(resumed, parameters(step + 1))
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    with pytest.raises(ValueError, match="missing step"):
+        second.load_state_dict({})
+    with pytest.raises(ValueError, match=r"missing \['x'\]"):
+        second.load_state_dict({"step": torch.tensor(1), "mean.x": torch.ones(1)})
+
+
+def test_a_model_learns():
+    """Ten steps on one batch bring an embedding nearer to its target."""
+    config = RealmConfig(
+        hidden_size=24, num_attention_heads=2, num_hidden_layers=2, intermediate_size=40, vocab_size=60,
+        retriever_proj_size=6,
+    )  # fmt: skip
+    model, ids, target = RealmEmbedder(config), torch.arange(20).view(4, 5), torch.randn(4, 6)
+    optimizer, losses = AdamW(0.01, 30), []
+    for _ in range(10):
+        difference = model(ids).projected_score - target
+        losses.append((difference**2).sum().item() / 2)
+        model.zero_grads()
+        model.backward(projected_score=difference)
+        optimizer.update(model.state_dict(), model.grads)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="warmup_steps=3 of total_steps=2"):
+        AdamW(0.1, 2, 3)
+    with pytest.raises(ValueError, match="learning_rate=0 must be above 0"):
+        AdamW(0, 2)
+    with pytest.raises(ValueError, match="weight_decay=-1"):
+        AdamW(0.1, 2, weight_decay=-1)
+    weights, optimizer = parameters(0), AdamW(0.1, 2)
+    before = {name: tensor.clone() for name, tensor in weights.items()}
+    with pytest.raises(FloatingPointError, match="global norm is nan"):
+        optimizer.update(weights, {name: tensor * float("nan") for name, tensor in weights.items()})
+    assert all(torch.equal(weights[name], before[name]) for name in weights) and optimizer.step == 0
+    grads = [torch.full((2,), 3.0), torch.full((2,), 4.0)]
+    assert abs(clip_(grads, 1.0) - 50**0.5) < 1e-6 and abs(sum((g**2).sum().item() for g in grads) - 1) < 1e-6
