@@ -24,6 +24,7 @@ from realm_min import (
     RealmTokenizer,
 )
 from realm_min.checkpoint import read_state_dict, write_folder
+from realm_min.cli import main
 from realm_min.open_qa import RealmForOpenQA
 from realm_min.verify import add_arguments, compare, read_checkpoint, run, verify
 from realm_min.verify.known import KNOWN, compare_known, recognise_known
@@ -167,6 +168,24 @@ def test_the_text_is_read_and_the_answer_is_that_of_the_model(folders):
 def test_an_embedder_stored_once_serves_queries_too(tmp_path):
     CLASSES["RealmScorer"](RealmConfig(**SIZES)).save_pretrained(tmp_path)
     assert not any(key.startswith("query_embedder.") for key in read_state_dict(tmp_path))
+    assert verify(tmp_path).passed
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_folders_of_transformers_are_verified(tmp_path, safe):
+    import transformers
+
+    torch.manual_seed(0)
+    model = transformers.RealmKnowledgeAugEncoder(transformers.RealmConfig(**SIZES))
+    model.save_pretrained(tmp_path, safe_serialization=safe)
+    assert verify(tmp_path).passed
+
+
+def test_tied_weights_stored_under_their_other_name_are_found(folders, tmp_path):
+    tensors = dict(read_state_dict(folders["RealmKnowledgeAugEncoder"]))
+    tensors["cls.predictions.decoder.weight"] = tensors.pop("realm.embeddings.word_embeddings.weight")
+    tensors["cls.predictions.decoder.bias"] = tensors.pop("cls.predictions.bias")
+    write_folder(tmp_path, RealmConfig.from_pretrained(folders["RealmKnowledgeAugEncoder"]), tensors)
     assert verify(tmp_path).passed
 
 
@@ -469,6 +488,11 @@ def test_published_answers_are_left_out_where_the_folder_has_no_blocks(tmp_path)
     make("RealmForOpenQA").save_pretrained(folder)
     report = verify(folder)
     assert report.passed and report.known is None and "block_records.npy" in report.left_out["published values"]
+    key = "embedder.cls.dense.weight"
+    damaged(folder, tmp_path, key, lambda tensor: tensor.fill_(float("nan")))
+    (tmp_path / "damaged").rename(tmp_path / "realm-orqa-nq-openqa with damage")
+    report = verify(tmp_path / "realm-orqa-nq-openqa with damage", known="realm-orqa-nq-openqa")
+    assert report.left_out["published values"] == "the weights are damaged" and list(report.weights) == [key]
     with pytest.raises(FileNotFoundError, match=r"block_records\.npy"):
         verify(folder, known="realm-orqa-nq-openqa")
 
@@ -485,7 +509,7 @@ def test_the_table_says_passed_or_where_it_went_wrong(folders, tmp_path, capsys)
         tensor[2] = float("inf")
 
     key = "realm.encoder.layer.1.attention.output.dense.bias"
-    assert run(options(damaged(folders["RealmReader"], tmp_path, key, damage))) == 1
+    assert main(["verify", str(damaged(folders["RealmReader"], tmp_path, key, damage))]) == 1
     shown = capsys.readouterr().out
     first = next(line for line in shown.splitlines() if "◄ first" in line)
     assert first.startswith("layer 1 attention") and "wrong here" in first

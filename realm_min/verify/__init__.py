@@ -80,16 +80,17 @@ def verify(
     if known is None and name and kind == "RealmForOpenQA" and not (folder / BLOCK_RECORDS_FILE).is_file():
         left_out["published values"] = f"{name}'s answer needs {BLOCK_RECORDS_FILE} in the folder"
         name = None
-    known_values = []
-    if name:
-        progress(f"published values of {name}")
-        known_values = compare_known(name, folder)
-
     text_ids = None if text is None else RealmTokenizer.from_pretrained(folder)(text)["input_ids"]
     report = compare(
         kind, config, state_dict, paths, inputs_of(kind, config, seed, text_ids),
         blocks=Blocks(folder, text_ids) if holds_blocks(folder, kind, text_ids) else None, progress=progress,
     )  # fmt: skip
+    known_values = []
+    if name and report.weights:
+        left_out["published values"] = "the weights are damaged"
+    elif name:
+        progress(f"published values of {name}")
+        known_values = compare_known(name, folder)
     return replace(
         report, checkpoint=str(checkpoint), text=text, seed=seed, left_out=left_out, differences=differences,
         against=None if against is None else str(against), known=name, known_values=known_values,
@@ -97,7 +98,7 @@ def verify(
 
 
 def read_checkpoint(folder: Path, config: RealmConfig | None = None) -> tuple[str, RealmConfig, StateDict]:
-    """Kind, configuration (the folder's, or the one given) and weights, which fit each other."""
+    """Kind, configuration (the folder's, or the one given) and weights, which fit each other; tied weights once."""
     state_dict = checkpoints.read_state_dict(folder)
     own_config = RealmConfig.from_pretrained(folder)
     config = config or own_config
@@ -109,7 +110,8 @@ def read_checkpoint(folder: Path, config: RealmConfig | None = None) -> tuple[st
     aliases = {key: same for key, same in expected.items() if isinstance(same, str)}
     tensors = {key: torch.empty(shape, device="meta") for key, shape in expected.items() if key not in aliases}
     checkpoints.assign(tensors, state_dict, aliases, source=str(folder))  # copies nothing: these have no memory
-    return kind, config, state_dict
+    once = {aliases.get(key, key): tensor for key, tensor in state_dict.items()}
+    return kind, config, {key: once[key] for key in tensors}
 
 
 # --- Comparing --------------------------------------------------------------------------------------------------------

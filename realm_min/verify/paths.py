@@ -47,8 +47,8 @@ class Weights(Mapping[str, np.ndarray]):
         self.tensors, self.shapes = tensors, shapes
 
     def __getitem__(self, key: str) -> np.ndarray:
-        same = self.shapes[key]  # a key that repeats another may be absent
-        return self.tensors[key if key in self.tensors else same].double().numpy()
+        shape = self.shapes[key]
+        return self.tensors[shape if isinstance(shape, str) else key].double().numpy()  # tied weights are there once
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
