@@ -84,8 +84,8 @@ class RealmConfig:
     def _check(self) -> None:
         for name in _POSITIVE_INTEGERS:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be an integer of at least 1")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+                raise ValueError(f"{name}={value!r} must be an integer of at least 1, and below 2 ** 31")
         for name in _PROBABILITIES:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:

@@ -543,15 +543,27 @@ def write_json(path: Path, content: dict) -> None:
     write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
+ADDED_TOKEN_FLAGS = {"lstrip", "normalized", "rstrip", "single_word", "special"}
+
+
 def as_added_token(token: str | dict | AddedToken, special: bool) -> AddedToken:
-    """An AddedToken from what configuration files and callers write for one."""
-    if isinstance(token, str):
+    """An AddedToken from what configuration files and callers write for one; ValueError if it is none."""
+    if isinstance(token, str) and token:
         return AddedToken(token, special=special, normalized=not special)
-    fields = dict(token) if isinstance(token, dict) else added_token_fields(token)
+    fields = added_token_fields(token) if isinstance(token, AddedToken) else token
+    fields = dict(fields) if isinstance(fields, dict) else {}
     fields.pop("__type", None)
+    content = fields.get("content")
+    flags = {name: value for name, value in fields.items() if name != "content"}
+    if not (isinstance(content, str) and content and ADDED_TOKEN_FLAGS >= flags.keys()) or any(
+        not isinstance(value, bool) for value in flags.values()
+    ):
+        raise ValueError(
+            f"{token!r} is no added token: it needs a content, and true or false for any of "
+            + ", ".join(sorted(ADDED_TOKEN_FLAGS))
+        )
     return AddedToken(**{**fields, "special": special or fields.get("special", False)})
 
 
 def added_token_fields(token: AddedToken) -> dict[str, Any]:
-    names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
-    return {name: getattr(token, name) for name in names}
+    return {name: getattr(token, name) for name in ("content", *sorted(ADDED_TOKEN_FLAGS))}
