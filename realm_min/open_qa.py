@@ -39,7 +39,7 @@ class RetrievedBlock:
 
 @dataclass
 class Answer:
-    """The best span, as it stands in its block.
+    """The best span, as it stands in its block, widened to whole words as ORQA does.
 
     `blocks[block_rank].text[start_char:end_char] == text`. `probability` is p(y|x): the share of the softmax over all
     spans of all blocks read that falls on spans of these very wordpieces, wherever they stand.
@@ -251,7 +251,8 @@ class RealmForOpenQA(RealmModel):
         start, end = int(starts[candidate]), int(ends[candidate])
         probabilities = ops.softmax(logits.reshape(-1)).view_as(logits)
         same = spans_equal_to(ids, starts, ends, ids[block, start : end + 1])  # [beam, spans]
-        first_char, last_char = int(inputs.offset_mapping[block][start][0]), int(inputs.offset_mapping[block][end][1])
+        offsets = inputs.offset_mapping[block]
+        first_char, last_char = whole_words(texts[block], int(offsets[start][0]), int(offsets[end][1]))
         priors = ops.softmax(scores).tolist()
         return Answer(
             question=question,
@@ -304,6 +305,15 @@ def pad_to(x: Tensor, tokens: int, value: int) -> Tensor:
     """Pad [blocks, tokens] on the right, so that a short block still has room for the widest span."""
     missing = tokens - x.shape[1]
     return x if missing <= 0 else torch.cat([x, x.new_full((x.shape[0], missing), value)], 1)
+
+
+def whole_words(text: str, first: int, last: int) -> tuple[int, int]:
+    """Widen text[first:last] to the words that it begins and ends in: wordpieces cut words, answers do not."""
+    while 0 < first and text[first - 1].isalnum() and text[first].isalnum():
+        first -= 1
+    while last < len(text) and text[last - 1].isalnum() and text[last].isalnum():
+        last += 1
+    return first, last
 
 
 def spans_equal_to(ids: Tensor, starts: Tensor, ends: Tensor, answer: Tensor) -> Tensor:

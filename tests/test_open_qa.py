@@ -1,0 +1,138 @@
+"""What RealmForOpenQA does beyond transformers: batches, answers as original text, probabilities, errors."""
+
+import numpy as np
+import pytest
+import torch
+
+import realm_min
+from realm_min import numpy_reference as reference
+
+CONFIG = realm_min.RealmConfig(
+    hidden_size=32, num_attention_heads=4, num_hidden_layers=2, intermediate_size=48, retriever_proj_size=8,
+    span_hidden_size=12, max_span_width=4, reader_beam_size=3, searcher_beam_size=5, num_block_records=8,
+    reader_seq_len=48, initializer_range=0.2,
+)  # fmt: skip
+TEXTS = [
+    "Uruguay. Capital: Montevideo.",
+    "Côte d'Ivoire. The currency is the  West African CFA franc; it costs 655.957 to the euro.",
+    "Kenya. Highest point: Mount Kenya 5,199 m.",
+    "東京 is the capital of Japan.",
+    "Norway. Norway Norway Norway.",
+    "Switzerland. Border countries: Austria, France, Italy, Liechtenstein, Germany.",
+    "Estonia. It regained its independence on 20 August 1991.",
+    "Brazil. Portuguese (official and most widely spoken language).",
+]
+QUESTIONS = ["What is the capital of Uruguay?", "Which is the highest point?", "Who speaks Portuguese in Brazil today?"]
+
+
+@pytest.fixture(scope="module")
+def model(vocabulary):
+    model = realm_min.RealmForOpenQA(CONFIG).eval()
+    model.block_emb.normal_(generator=torch.Generator().manual_seed(0))
+    records = np.array([text.encode() for text in TEXTS], dtype=object)
+    model.retriever = realm_min.RealmRetriever(records, realm_min.RealmTokenizerFast(str(vocabulary)))
+    return model
+
+
+def test_a_batch_gives_what_each_question_gives(model):
+    tokenizer = model.retriever.tokenizer
+    answers = [["montevideo"], ["kenya", "5"], ["nowhere"]]
+    answer_ids = [tokenizer(texts, add_special_tokens=False).input_ids for texts in answers]
+    batch = model(**tokenizer(QUESTIONS, padding=True, return_tensors="pt"), answer_ids=answer_ids)
+    assert len(batch.reader_output) == len(batch.predicted_answer_ids) == len(QUESTIONS)
+    for i, question in enumerate(QUESTIONS):
+        alone = model(**tokenizer([question], return_tensors="pt"), answer_ids=answer_ids[i])
+        assert torch.equal(alone.predicted_answer_ids, batch.predicted_answer_ids[i])
+        assert torch.allclose(alone.reader_output.loss, batch.reader_output[i].loss, rtol=1e-5)
+        assert torch.equal(alone.reader_output.block_idx, batch.reader_output[i].block_idx)
+
+
+def test_the_answer_is_the_text_of_the_predicted_wordpieces(model):
+    tokenizer = model.retriever.tokenizer
+    for question, answer in zip(QUESTIONS, model.answer(QUESTIONS), strict=True):
+        predicted = model(**tokenizer([question], return_tensors="pt")).predicted_answer_ids
+        block = answer.blocks[answer.block_rank]
+        assert block.text == TEXTS[block.id]
+        assert block.text[answer.start_char : answer.end_char] == answer.text
+        # The wordpieces, widened to whole words.
+        assert "".join(tokenizer.decode(predicted).replace("##", "").split()) in "".join(
+            tokenizer.decode(tokenizer(answer.text, add_special_tokens=False).input_ids).split()
+        )
+
+
+def test_probabilities_are_those_of_the_float64_reference(model):
+    for question, answer in zip(QUESTIONS, model.answer(QUESTIONS, num_blocks=4), strict=True):
+        scores = np.array([block.score for block in answer.blocks])
+        assert np.all(np.diff(scores) <= 0) and len(scores) == 4
+        priors = np.array([block.probability for block in answer.blocks])
+        assert np.allclose(priors, np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum(), atol=1e-6)
+
+        # Every span's logit again, by the reference, then the share of the spans that spell the best one.
+        inputs = model.retriever.tokenizer(
+            [question] * 4, [block.text for block in answer.blocks], padding=True, truncation=True, max_length=48,
+            return_special_tokens_mask=True, return_tensors="np",
+        )  # fmt: skip
+        block_mask = (inputs["special_tokens_mask"] == 0) & (inputs["token_type_ids"] == 1)
+        parameters = {key: tensor.double().numpy() for key, tensor in model.reader.state_dict().items()}
+        config = realm_min.RealmConfig.from_dict(CONFIG.to_dict() | {"reader_beam_size": 4})
+        read = reference.reader(
+            parameters, config, inputs["input_ids"], attention_mask=inputs["attention_mask"],
+            token_type_ids=inputs["token_type_ids"], relevance_score=scores, block_mask=block_mask,
+        )  # fmt: skip
+        logits = read["reader_logits"]
+        starts, ends = read["candidate_starts"], read["candidate_ends"]
+        shares = np.exp(logits - logits.max())
+        best_block, best_span = np.unravel_index(logits.argmax(), logits.shape)
+
+        def spelled(block, span, ids=inputs["input_ids"], starts=starts, ends=ends):
+            return ids[block, starts[span] : ends[span] + 1].tolist()
+
+        wanted = spelled(best_block, best_span)
+        same = sum(
+            shares[block, span]
+            for block in range(4)
+            for span in range(len(starts))
+            if spelled(block, span) == wanted and block_mask[block, starts[span]] and block_mask[block, ends[span]]
+        )
+        assert answer.block_rank == best_block
+        assert abs(answer.probability - same / shares.sum()) < 1e-5
+
+
+def test_retrieval_is_the_largest_inner_products(model):
+    scores, ids = model.retrieve(QUESTIONS, 8)
+    tokenizer = model.retriever.tokenizer
+    for question, found, places in zip(QUESTIONS, scores, ids, strict=True):
+        vector = model.embedder(**tokenizer([question], return_tensors="pt")).projected_score[0]
+        expected = (model.block_emb.double() @ vector.double()).sort(descending=True)
+        assert torch.equal(places, expected.indices)
+        assert torch.allclose(found.double(), expected.values, atol=1e-4)
+
+
+def test_the_index_follows_the_block_embeddings(model):
+    kept = model.block_emb.clone()
+    best = model.retrieve(QUESTIONS[:1], 1)[1].item()
+    model.block_emb[best] = -model.block_emb[best]
+    assert model.retrieve(QUESTIONS[:1], 1)[1].item() != best
+    model.block_emb.copy_(kept)
+    assert model.retrieve(QUESTIONS[:1], 1)[1].item() == best
+
+
+@pytest.mark.parametrize(
+    "questions, blocks, message",
+    [
+        ([""], None, "the question is empty"),
+        (["fine?", " \n"], None, "the question is empty"),
+        (["why " * 70], None, "72 wordpieces, the limit is 64"),
+        (["fine?"], 0, "0 blocks were asked for, and there are 8"),
+        (["fine?"], 9, "9 blocks were asked for, and there are 8"),
+    ],
+)
+def test_bad_questions_are_named(model, questions, blocks, message):
+    with pytest.raises(ValueError, match=message):
+        model.answer(questions, num_blocks=blocks)
+
+
+def test_without_a_retriever_there_is_nothing_to_read():
+    model = realm_min.RealmForOpenQA(CONFIG)
+    with pytest.raises(ValueError, match="no retriever"):
+        model(torch.tensor([[5, 6]]))
