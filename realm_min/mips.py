@@ -41,7 +41,7 @@ BASE_GROUP = 16  # rows that share a scale and a bound; a search may join severa
 MAX_GROUP = 128
 BLOCK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 COMPRESSIONS = (None, "bfloat16", "int8")
-MAXIMA_BYTES = 32 << 20  # group maxima held at once: queries are searched in chunks that fit
+MAXIMA_BYTES = 16 << 20  # group maxima held at once: queries are searched in chunks that fit
 CHUNK_ELEMENTS = 1 << 22  # elements rescored at once
 EXACT_ROWS = 1024  # rows scored in float64 at once, in cache
 TILE_BYTES = 16 << 20  # of codes in a tile of the scan: each is read once, so few tiles cost the fewest calls
@@ -539,7 +539,7 @@ def _rescore(
     """Step 3 for one query: the rows of the candidate groups, ascending. -> (keys [k] best first, rows rescored)"""
     n, d = blocks.shape
     best = torch.empty(0, dtype=torch.int64)
-    rescored = 0
+    pending, waiting, rescored = [], 0, 0
     step = max(1, CHUNK_ELEMENTS // (d * group))
     bases = torch.arange(group // BASE_GROUP)
     within = torch.arange(BASE_GROUP)
@@ -559,14 +559,15 @@ def _rescore(
         rows = rows[(values >= least[:, None]).view(-1)]
         rows = rows[rows < n]
         rescored += rows.shape[0]
-        keys = [
-            pack_keys(exact_scores(blocks.index_select(0, some), query.exact[0]), some)
-            for some in rows.split(EXACT_ROWS)
-        ]
-        best = torch.cat([best, *keys])
-        if best.shape[0] >= k:
-            best = best.topk(k).values
-            threshold = torch.maximum(threshold, just_below(unpack_keys(best[-1:])[0]))
+        for some in rows.split(EXACT_ROWS):
+            pending.append(pack_keys(exact_scores(blocks.index_select(0, some), query.exact[0]), some))
+        waiting += rows.shape[0]
+        if waiting >= 2 * k + EXACT_ROWS or chunk[-1] == candidates[-1]:
+            best = torch.cat([best, *pending])
+            pending, waiting = [], 0
+            if best.shape[0] >= k:
+                best = best.topk(k).values
+                threshold = torch.maximum(threshold, just_below(unpack_keys(best[-1:])[0]))
     return best, rescored
 
 
