@@ -42,8 +42,8 @@ MAX_GROUP = 128
 BLOCK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 COMPRESSIONS = (None, "bfloat16", "int8")
 MAXIMA_BYTES = 16 << 20  # group maxima held at once: queries are searched in chunks that fit
-CHUNK_ELEMENTS = 1 << 22  # elements rescored at once
-EXACT_ROWS = 1024  # rows scored in float64 at once, in cache
+CHUNK_ELEMENTS = 1 << 24  # elements rescored at once
+EXACT_ROWS = 4096  # rows scored in float64 at once, in cache
 TILE_BYTES = 16 << 20  # of codes in a tile of the scan: each is read once, so few tiles cost the fewest calls
 CACHED_TILE_BYTES = 2 << 20  # the same where a tile is read twice, for its norms and its scores
 SCORES_BYTES = 2 << 20  # of scores in a tile of the scan: they stay in cache until they are reduced
@@ -549,8 +549,8 @@ def _rescore(
         base = (chunk[:, None] * bases.shape[0] + bases).view(-1)
         base = base[base <= last_base]
         rows = (base[:, None] * BASE_GROUP + within).view(-1)
-        # The scan's scores again, now row by row: cheaper than final scores for all. Rows past the end repeat the last.
-        values = product(codes.codes.index_select(0, rows.clamp(max=n - 1))).float().view(-1, BASE_GROUP)
+        # The scan's scores again, now row by row: cheaper than final scores for all.
+        values = product(gather_groups(codes.codes, base)).float().view(-1, BASE_GROUP)
         if codes.scale is not None:
             values = values * codes.scale[base, None]
         # value + rho |value| + bound >= threshold, solved for the value in the scan's unit
@@ -569,6 +569,22 @@ def _rescore(
                 best = best.topk(k).values
                 threshold = torch.maximum(threshold, just_below(unpack_keys(best[-1:])[0]))
     return best, rescored
+
+
+def gather_groups(codes: Tensor, base: Tensor) -> Tensor:
+    """All rows of the base groups `base` (ascending) of codes [N, D] -> [len(base) * BASE_GROUP, D].
+
+    A group lies in one piece in memory and is copied as such. Rows past the end of the last group hold anything.
+    """
+    n, d = codes.shape
+    whole = n // BASE_GROUP
+    if whole == 0:
+        return codes.index_select(0, torch.arange(BASE_GROUP).clamp(max=n - 1))
+    groups = codes[: whole * BASE_GROUP].view(whole, BASE_GROUP * d)
+    rows = groups.index_select(0, base.clamp(max=whole - 1)).view(-1, d)
+    if base.numel() and base[-1] == whole:
+        rows[-BASE_GROUP:][: n - whole * BASE_GROUP] = codes[whole * BASE_GROUP :]
+    return rows
 
 
 def exact_scores(rows: Tensor, query: Tensor) -> Tensor:
