@@ -166,7 +166,9 @@ class RealmForOpenQA(RealmModel):
         ]
         reader_output, predicted = outputs[0] if len(outputs) == 1 else tuple(zip(*outputs, strict=True))
         output = RealmForOpenQAOutput(reader_output, predicted)
-        if len(outputs) == 1:
+        if len(outputs) > 1:
+            self._keep(outputs={})  # losses of several questions: differentiate them one at a time
+        else:
             self._keep(
                 question=question_cache, reader=self.reader._cache, block_ids=block_ids[0],
                 outputs={"loss": ()} if self.keeps and "loss" in reader_output else {},

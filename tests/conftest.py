@@ -15,6 +15,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the processes share the cores already
 
 
+@pytest.fixture(autouse=True)
+def torch_seed() -> None:
+    """Tests that draw from torch's global generator draw the same in any order."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def vocabulary() -> Path:
     """The uncased WordPiece vocabulary that ships with the package."""
