@@ -97,23 +97,21 @@ def log_softmax(x: Tensor, dim: int) -> Tensor:
     return shifted - shifted.exp().sum(dim, keepdim=True).log_()
 
 
-def dropout(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
-    """Zero each number with `probability`, scale the rest by 1 / (1 - probability) (Srivastava et al. 2014).
-
-    `generator` draws the mask; None means evaluation and returns `x` itself.
-    """
-    return drop(x, dropout_mask(x, probability, generator), probability)
-
-
 def dropout_mask(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor | None:
-    """What dropout keeps of `x`, a bool of its shape; None keeps all."""
+    """What dropout keeps of `x` (Srivastava et al. 2014): a bool of its shape, false with `probability`.
+
+    `generator` draws it; None means evaluation. A mask of None keeps all.
+    """
     if generator is None or probability == 0:
         return None
     return torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) >= probability
 
 
 def drop(x: Tensor, kept: Tensor | None, probability: float) -> Tensor:
-    """Dropout with a mask that is drawn already. It is its own gradient: dx = drop(dy, kept, probability)."""
+    """Dropout: zero what is not `kept`, scale the rest by 1 / (1 - probability) so that the mean stays.
+
+    It is its own gradient: dx = drop(dy, kept, probability).
+    """
     return x if kept is None else x * kept * (1 / (1 - probability))
 
 
