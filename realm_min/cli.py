@@ -136,12 +136,12 @@ def progress_report() -> Iterator[indexing.Report]:
     with progress_bar() as bar:
         tasks: dict[str, Any] = {}
 
-        def report(stage: str, done: int, total: int | None) -> None:
+        def report(stage: str, done: int, total: int | None, note: str = "") -> None:
             if stage not in tasks:
                 for task in bar.tasks:  # the stages before are complete
                     bar.update(task.id, total=task.completed)
                 tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done)
+            bar.update(tasks[stage], completed=done, description=f"{stage} {note}".rstrip())
 
         yield report
 

@@ -42,8 +42,9 @@ BATCH_SIZE = 64
 MANIFEST_FILE = "manifest.json"
 BLOCK_TITLES_FILE = "block_titles.txt"
 
-# Called as report(stage, done, total) as work goes on; total is None while nobody knows it.
-Report = Callable[[str, int, int | None], None]
+# Called as report(stage, done, total) as work goes on, with a note on how it goes where there is one; total is None
+# while nobody knows it.
+Report = Callable[..., None]
 
 
 def index(
