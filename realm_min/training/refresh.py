@@ -1,0 +1,261 @@
+"""The index of block embeddings, built again in the background as the embedder learns (REALM section 3.3).
+
+Searching with f(x, z) of some hundred steps ago is good enough to find the top documents; what they are worth is
+computed afresh. A second process, the builder, embeds all blocks with a snapshot of the embedder while training goes
+on.
+
+Which index a step uses depends on nothing but its number. With R = `every`, a snapshot is taken before each step that
+is a multiple of R, and its index is used R steps later, when the builder should be done:
+
+    step           0 … R-1    R … 2R-1    2R … 3R-1    3R … 4R-1
+    snapshot       0          0           R            2R
+
+Training waits if the builder is late, and before step 0. So a run that was killed finds or builds the same index again.
+What the folder holds, each file complete or absent:
+
+    blocks.jsonl, embedder/             what the builder reads: blocks, configuration and tokenizer
+    snapshot-STEP.safetensors           the embedder's weights before that step
+    index-STEP.npy                      their block embeddings, [blocks, proj] float32
+    builder.log                         what the builder has to complain about
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..config import RealmConfig
+from ..corpus import Block, json_lines
+from ..embedder import RealmEmbedder
+from ..files import write_atomically
+from ..indexing import embed_blocks
+from ..tokenizer import RealmTokenizerFast
+from .loop import checkpoint_step
+
+INDEX_FOLDER = "index"  # within a run's folder
+NICENESS = 5  # the builder yields to training
+POLL_SECONDS = 0.02
+
+
+def snapshot_for(step: int, every: int) -> int:
+    """The step whose snapshot gave the index that `step` searches."""
+    return max(step // every - 1, 0) * every
+
+
+class IndexRefresher:
+    """Gives the block embeddings that each step of a run searches.
+
+    Args:
+        run_folder: the run's, with the loop's checkpoint; files go to `index/` in it.
+        blocks: the evidence.
+        embedder: the model in training; it is read when a snapshot is due.
+        tokenizer: a RealmTokenizerFast.
+        every: R, steps between snapshots.
+
+    Nothing is written and no process is started before the first call of `embeddings`. Leave a `with` block, or call
+    `close`, to stop the builder; it also stops when this process dies.
+    """
+
+    def __init__(
+        self,
+        run_folder: str | os.PathLike,
+        blocks: list[Block],
+        embedder: RealmEmbedder,
+        tokenizer: RealmTokenizerFast,
+        *,
+        every: int,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"the index is to be refreshed every {every} steps: give 1 or more")
+        if not blocks:
+            raise ValueError("there is no block to index: give a corpus that holds text")
+        self.run_folder, self.folder = Path(run_folder), Path(run_folder) / INDEX_FOLDER
+        self.blocks, self.embedder, self.tokenizer, self.every = blocks, embedder, tokenizer, every
+        self.seconds_waited = 0.0  # for the builder, in the last call of `embeddings`
+        self._builder: subprocess.Popen | None = None
+        self._requested: set[int] = set()
+        self._snapshot: int | None = None  # whose index `_embeddings` is
+        self._embeddings: Tensor | None = None
+
+    def __enter__(self) -> IndexRefresher:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def embeddings(self, step: int) -> Tensor:
+        """The block embeddings for `step`, [blocks, proj] float32 on the CPU: the same tensor until they change.
+
+        Call it once a step, in order, before the step's update; the first call may be of any step that the run's
+        checkpoint stands at.
+
+        Raises:
+            ChildProcessError: the builder failed; its message is in it.
+            FileNotFoundError: a run that is resumed lacks the snapshot it needs.
+        """
+        if self._builder is None:
+            self._start(step)
+        elif self._builder.poll() is not None:
+            raise self._failure()
+        if step % self.every == 0:
+            self._take_snapshot(step)
+        snapshot, self.seconds_waited = snapshot_for(step, self.every), 0.0
+        if snapshot != self._snapshot:
+            self._embeddings, self._snapshot = self._wait_for(snapshot), snapshot
+        return self._embeddings
+
+    def staleness(self, step: int) -> int:
+        """How many steps ago the embedder was as the index of `step` has it."""
+        return step - snapshot_for(step, self.every)
+
+    def close(self) -> None:
+        """Stop the builder, whatever it is doing."""
+        if self._builder is not None:
+            self._builder.stdin.close()
+            self._builder.kill()
+            self._builder.wait()
+            self._builder = None
+            self._remove_halves()
+
+    # Files
+
+    def _snapshot_path(self, step: int) -> Path:
+        return self.folder / f"snapshot-{step}.safetensors"
+
+    def _index_path(self, step: int) -> Path:
+        return self.folder / f"index-{step}.npy"
+
+    def _start(self, step: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_halves()
+        text = "".join(json.dumps(block._asdict()) + "\n" for block in self.blocks)
+        path = self.folder / "blocks.jsonl"
+        if path.is_file() and path.read_text(encoding="utf-8") != text:
+            shutil.rmtree(self.folder)  # of other blocks
+            self.folder.mkdir()
+        with write_atomically(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        self.embedder.config.save_pretrained(self.folder / "embedder")
+        self.tokenizer.save_pretrained(self.folder / "embedder")
+
+        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+        with open(self.folder / "builder.log", "wb") as log:
+            self._builder = subprocess.Popen(
+                [sys.executable, "-m", "realm_min.training.refresh", str(self.folder)],
+                stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment,
+            )  # fmt: skip
+        # What the run has begun before it was stopped.
+        for snapshot in sorted({snapshot_for(step, self.every), step // self.every * self.every} - {step}):
+            self._request(snapshot)
+
+    def _take_snapshot(self, step: int) -> None:
+        aliases = self.embedder.aliases()
+        tensors = {
+            key: tensor.detach().cpu().contiguous()
+            for key, tensor in self.embedder.state_dict().items()
+            if key not in aliases
+        }
+        path = self._snapshot_path(step)
+        if not path.is_file() or not _same(load_file(path), tensors):
+            self._index_path(step).unlink(missing_ok=True)
+            with write_atomically(path) as temporary:
+                save_file(tensors, temporary)
+        self._request(step)
+        self._remove_old()
+
+    def _remove_halves(self) -> None:
+        """Remove what a killed process was writing."""
+        for path in self.folder.glob(".*.tmp"):
+            path.unlink()
+
+    def _remove_old(self) -> None:
+        """Remove what no step from the last checkpoint on will use."""
+        oldest = snapshot_for(checkpoint_step(self.run_folder) or 0, self.every)
+        for path in [*self.folder.glob("snapshot-*.safetensors"), *self.folder.glob("index-*.npy")]:
+            if int(path.stem.split("-")[1]) < oldest:
+                path.unlink()
+
+    # The builder
+
+    def _request(self, snapshot: int) -> None:
+        """Ask for the index of a snapshot, unless it is there or asked for already."""
+        if snapshot in self._requested or self._index_path(snapshot).is_file():
+            return
+        if not self._snapshot_path(snapshot).is_file():
+            raise FileNotFoundError(f"{self._snapshot_path(snapshot)} is missing: start the run anew in another folder")
+        self._requested.add(snapshot)
+        try:
+            self._builder.stdin.write(b"%d\n" % snapshot)
+            self._builder.stdin.flush()
+        except BrokenPipeError:
+            raise self._failure() from None
+
+    def _wait_for(self, snapshot: int) -> Tensor:
+        started = time.perf_counter()
+        while not self._index_path(snapshot).is_file():
+            if self._builder.poll() is not None:
+                raise self._failure()
+            time.sleep(POLL_SECONDS)
+        self.seconds_waited = time.perf_counter() - started
+        return torch.from_numpy(np.load(self._index_path(snapshot), allow_pickle=False))
+
+    def _failure(self) -> ChildProcessError:
+        status = self._builder.wait()
+        log = self.folder / "builder.log"
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+        last = next((line for line in reversed(lines) if line.strip()), f"it ended with status {status}")
+        return ChildProcessError(f"the index builder stopped: {last} (all it said is in {log})")
+
+
+def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# ---- in the builder's process
+
+
+def build(folder: Path) -> None:
+    """Read step numbers from the standard input, a line each, and write the index of each snapshot."""
+    # Ctrl-C is for the training process, which then closes the pipe; so does its death, of whatever kind.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(NICENESS)
+    torch.set_num_threads(1)  # the same bits on any machine load
+    requests: queue.SimpleQueue[int] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+
+    blocks = [Block(value["title"], value["text"]) for _, value in json_lines(folder / "blocks.jsonl")]
+    tokenizer = RealmTokenizerFast.from_pretrained(folder / "embedder")
+    embedder = RealmEmbedder(RealmConfig.from_pretrained(folder / "embedder"), initialize=False).eval()
+    while True:
+        step = requests.get()
+        snapshot = folder / f"snapshot-{step}.safetensors"
+        embedder.load_state_dict(load_file(snapshot), source=str(snapshot))
+        with write_atomically(folder / f"index-{step}.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, embed_blocks(embedder, tokenizer, blocks).numpy())
+
+
+def _listen(requests: queue.SimpleQueue[int]) -> None:
+    # Not sys.stdin, whose lock would be held by this thread when the interpreter ends.
+    held = b""
+    while data := os.read(0, 4096):
+        *lines, held = (held + data).split(b"\n")
+        for line in lines:
+            requests.put(int(line))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]))

@@ -1,0 +1,194 @@
+"""The index is built in the background: when it is swapped in, what a killed run finds, how failures come through."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from realm_min.config import RealmConfig
+from realm_min.corpus import Block
+from realm_min.embedder import RealmEmbedder
+from realm_min.indexing import embed_blocks
+from realm_min.tokenizer import RealmTokenizerFast
+from realm_min.training.refresh import IndexRefresher, snapshot_for
+
+CONFIG = dict(
+    hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, retriever_proj_size=8,
+    max_position_embeddings=64,
+)  # fmt: skip
+BLOCKS = [Block(f"Country {i}", f"The capital of country {i} is city {7 * i}.") for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(vocabulary):
+    return RealmTokenizerFast(str(vocabulary))
+
+
+def new_embedder():
+    return RealmEmbedder(RealmConfig(**CONFIG), seed=3).eval()
+
+
+def weights_at(embedder, step):
+    """Stands for training: what step `step` finds is a function of its number."""
+    generator = torch.Generator().manual_seed(step)
+    embedder.p["cls.dense.weight"].copy_(torch.randn(8, 16, generator=generator))
+
+
+def expected_index(step, tokenizer, blocks=BLOCKS):
+    embedder, threads = new_embedder(), torch.get_num_threads()
+    weights_at(embedder, step)
+    torch.set_num_threads(1)
+    try:
+        return embed_blocks(embedder, tokenizer, blocks)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def checkpoint(run_folder, step):
+    """What the loop leaves after `step`."""
+    save_file({"x": torch.zeros(1)}, run_folder / "checkpoint.safetensors", metadata={"done": str(step)})
+
+
+def run(folder, embedder, tokenizer, first, last, every=3, save_every=4):
+    """Steps first..last-1; which snapshot's embeddings each one searched."""
+    found = {}
+    with IndexRefresher(folder, BLOCKS, embedder, tokenizer, every=every) as refresher:
+        for step in range(first, last):
+            weights_at(embedder, step)
+            found[step] = refresher.embeddings(step), refresher.staleness(step)
+            if (step + 1) % save_every == 0:
+                checkpoint(folder, step + 1)
+    return found
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.integers(0, 1000), st.integers(1, 50))
+def test_which_snapshot_a_step_searches(step, every):
+    snapshot = snapshot_for(step, every)
+    assert snapshot % every == 0 and 0 <= snapshot <= step
+    if step >= 2 * every:
+        assert every <= step - snapshot < 2 * every  # built for `every` steps, used for `every` steps
+    else:
+        assert snapshot == 0
+
+
+def test_the_index_is_swapped_at_its_step_and_old_files_go(tmp_path, tokenizer):
+    found = run(tmp_path, new_embedder(), tokenizer, 0, 14)
+    assert [staleness for _, staleness in found.values()] == [0, 1, 2, 3, 4, 5, 3, 4, 5, 3, 4, 5, 3, 4]
+    for step, (embeddings, staleness) in found.items():
+        assert torch.equal(embeddings, expected_index(step - staleness, tokenizer)), step
+        assert embeddings is found[step - step % 3][0]  # cheap while nothing changes
+    steps = sorted(int(path.stem.split("-")[1]) for path in (tmp_path / "index").glob("snapshot-*"))
+    assert steps == [9, 12]  # the checkpoint is that of step 12, which searches snapshot 9
+    assert not list((tmp_path / "index").glob(".*"))
+
+
+@pytest.mark.parametrize("lost", ["nothing", "indices", "an older snapshot's index"])
+def test_a_killed_run_finds_or_builds_the_same_index(tmp_path, tokenizer, lost):
+    folder = tmp_path
+    run(folder, new_embedder(), tokenizer, 0, 11)  # checkpoint at 8, killed at 11
+    if lost == "indices":
+        for path in (folder / "index").glob("index-*"):
+            path.unlink()
+    if lost == "an older snapshot's index":  # of other weights, as an older version might have left it
+        np.save(folder / "index" / "index-9.npy", np.zeros((40, 8), np.float32))
+        path = folder / "index" / "snapshot-9.safetensors"
+        save_file({key: tensor + 1 for key, tensor in load_file(path).items()}, path)
+    (folder / "index" / ".index-9.npy.1.tmp").write_bytes(b"half")
+    resumed = run(folder, new_embedder(), tokenizer, 8, 12)
+    for step, (embeddings, staleness) in resumed.items():
+        assert staleness == {8: 5, 9: 3, 10: 4, 11: 5}[step]
+        assert torch.equal(embeddings, expected_index(step - staleness, tokenizer)), step
+    assert not list((folder / "index").glob(".*"))
+
+
+def test_steps_complete_while_an_index_builds(tmp_path, tokenizer):
+    blocks = BLOCKS * 60
+    embedder = new_embedder()
+    with IndexRefresher(tmp_path, blocks, embedder, tokenizer, every=50) as refresher:
+        done_while_building = 0
+        for step in range(100):
+            weights_at(embedder, step)
+            embeddings = refresher.embeddings(step)
+            time.sleep(0.001)
+            done_while_building += step >= 50 and not (tmp_path / "index" / "index-50.npy").exists()
+            assert refresher.seconds_waited == 0 or step == 0
+        assert done_while_building >= 10
+        weights_at(embedder, 100)
+        assert not torch.equal(refresher.embeddings(100), embeddings)
+        assert torch.equal(refresher.embeddings(100), expected_index(50, tokenizer, blocks))
+
+
+def test_the_builders_failure_is_reported(tmp_path, tokenizer):
+    blocks = [*BLOCKS, Block("Long", "word " * 100)]
+    with IndexRefresher(tmp_path, blocks, new_embedder(), tokenizer, every=2) as refresher:
+        with pytest.raises(
+            ChildProcessError, match="the index builder stopped: ValueError: 104 tokens are more than max"
+        ):
+            refresher.embeddings(0)
+
+
+def test_a_killed_builder_is_reported_at_the_next_step(tmp_path, tokenizer):
+    with IndexRefresher(tmp_path, BLOCKS, new_embedder(), tokenizer, every=5) as refresher:
+        refresher.embeddings(0)
+        os.kill(refresher._builder.pid, signal.SIGKILL)
+        refresher._builder.wait()
+        with pytest.raises(ChildProcessError, match="it ended with status -9"):
+            refresher.embeddings(1)
+
+
+def test_bad_arguments_are_named(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match="every 0 steps"):
+        IndexRefresher(tmp_path, BLOCKS, new_embedder(), tokenizer, every=0)
+    with pytest.raises(ValueError, match="no block"):
+        IndexRefresher(tmp_path, [], new_embedder(), tokenizer, every=1)
+    with IndexRefresher(tmp_path, BLOCKS, new_embedder(), tokenizer, every=5) as refresher:
+        with pytest.raises(FileNotFoundError, match="snapshot-5.safetensors is missing"):
+            refresher.embeddings(12)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_refresh import *
+tokenizer = RealmTokenizerFast({vocabulary!r})
+refresher = IndexRefresher({folder!r}, BLOCKS * 2000, new_embedder(), tokenizer, every=5)
+refresher._start(0)
+refresher._take_snapshot(0)
+print(refresher._builder.pid, flush=True)
+refresher.embeddings(0)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_the_builder_dies_with_its_parent(tmp_path, vocabulary, how):
+    script = SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path), vocabulary=str(vocabulary))
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    builder = int(parent.stdout.readline())
+    time.sleep(0.5)  # somewhere between its imports and its work
+    assert is_alive(builder) and parent.poll() is None
+    parent.send_signal(how)
+    parent.wait(10)
+    parent.stdout.close()
+    stopped = time.monotonic() + 10
+    while is_alive(builder) and time.monotonic() < stopped:
+        time.sleep(0.05)
+    assert not is_alive(builder)
+    assert not (tmp_path / "index" / "index-0.npy").exists()
+
+
+def is_alive(pid):
+    """Whether it runs; a zombie that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
