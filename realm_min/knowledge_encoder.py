@@ -17,6 +17,8 @@ from .outputs import MaskedLMOutput
 from .parameters import Shapes
 from .scorer import flatten_candidates
 
+IGNORED = -100  # the label of a position that has none
+
 
 class RealmKnowledgeAugEncoder(RealmModel):
     """Masked-language-model logits of every candidate, and the marginal loss over the candidates."""
@@ -43,6 +45,8 @@ class RealmKnowledgeAugEncoder(RealmModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        *,
+        whole_span: bool = False,
     ) -> MaskedLMOutput | tuple:
         """Predict the masked words of each text with each of its candidates.
 
@@ -52,6 +56,7 @@ class RealmKnowledgeAugEncoder(RealmModel):
             relevance_score: f(x, z), [batch, candidates]; needed where `labels` are given.
             labels: the words behind the masks, [batch, tokens] int64; -100 where there is none.
             mlm_mask: which positions count, [batch, tokens]; None counts all.
+            whole_span: which loss, see `marginal_loss`.
 
         Returns:
             `logits` [batch * candidates, tokens, vocabulary], and `loss` [] where `labels` are given.
@@ -70,10 +75,11 @@ class RealmKnowledgeAugEncoder(RealmModel):
         loss = None
         if labels is not None:
             self._check_labels(sequences, tokens, relevance_score, labels, mlm_mask)
-            loss = marginal_mlm_loss(logits, relevance_score, labels, mlm_mask)
+            loss = marginal_mlm_loss(logits, relevance_score, labels, mlm_mask, whole_span)
+        outputs = {"logits": logits.shape} | ({} if loss is None else {"loss": loss.shape})
         self._keep(
             trunk=encoded.cache, head=head, logits=logits, relevance_score=relevance_score, labels=labels,
-            mlm_mask=mlm_mask, outputs={"logits": logits.shape} | ({} if loss is None else {"loss": loss.shape}),
+            mlm_mask=mlm_mask, whole_span=whole_span, outputs=outputs,
         )  # fmt: skip
         output = MaskedLMOutput(loss, logits, encoded.hidden_states, encoded.attentions)
         return output if self._wants_dict(return_dict) else output.to_tuple()
@@ -83,13 +89,46 @@ class RealmKnowledgeAugEncoder(RealmModel):
         dlogits = cotangents.get("logits", torch.zeros((), dtype=logits.dtype, device=logits.device))
         if "loss" in cotangents:
             of_loss, found["relevance_score"] = marginal_mlm_loss_backward(
-                cotangents["loss"], logits, cache["relevance_score"], cache["labels"], cache["mlm_mask"]
-            )
+                cotangents["loss"], logits, cache["relevance_score"], cache["labels"], cache["mlm_mask"],
+                cache["whole_span"],
+            )  # fmt: skip
             dlogits = dlogits + of_loss
         dhidden = trunk.mlm_logits_backward(self.p, self.config, dlogits.flatten(0, 1), cache["head"], self.own_grads)
         dhidden = dhidden.view(*logits.shape[:2], -1)
         found["inputs_embeds"] = trunk.bert_backward(self.p, self.config, dhidden, cache["trunk"], self.own_grads)
         return found
+
+    def masked_log_likelihood(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, labels: Tensor
+    ) -> tuple[Tensor, trunk.Cache]:
+        """log p(y_j|z,x) of the masked words y_j alone: no other position meets the vocabulary.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, labels: [sequences, tokens] int64, padded on the right; labels
+                are -100 where there is none.
+
+        Returns:
+            [sequences, tokens], 0 where there is no label; and what `masked_log_likelihood_backward` needs.
+        """
+        inputs = trunk.check_inputs(self.config, input_ids, attention_mask, token_type_ids, None, None)
+        generator = self.generator if self.training else None
+        encoded = trunk.bert(self.p, self.config, inputs, read="unpadded", generator=generator, keep=True)
+        rows = (labels != IGNORED).reshape(-1).nonzero()[:, 0]
+        head: trunk.Cache = {}
+        hidden = encoded.hidden.reshape(-1, encoded.hidden.shape[2])  # [sequences * tokens, hidden]
+        logits = trunk.mlm_logits(self.p, self.config, hidden[rows], cache=head)  # [masked, vocabulary]
+        targets = labels.reshape(-1)[rows]
+        found = hidden.new_zeros(hidden.shape[0]).index_copy_(0, rows, -ops.cross_entropy(logits, targets))
+        cache = {"trunk": encoded.cache, "head": head, "rows": rows, "logits": logits, "targets": targets}
+        return found.view(labels.shape), cache
+
+    def masked_log_likelihood_backward(self, dlog_likelihood: Tensor, cache: trunk.Cache) -> None:
+        """Add to `grads` from the gradient of what `masked_log_likelihood` returned, [sequences, tokens]."""
+        dlog_likelihood = dlog_likelihood.reshape(-1)
+        dlogits = log_likelihood_backward(dlog_likelihood[cache["rows"]], cache["logits"], cache["targets"])
+        drows = trunk.mlm_logits_backward(self.p, self.config, dlogits, cache["head"], self.own_grads)
+        dhidden = drows.new_zeros(dlog_likelihood.shape[0], drows.shape[1]).index_copy_(0, cache["rows"], drows)
+        trunk.bert_backward(self.p, self.config, dhidden, cache["trunk"], self.own_grads)
 
     def _check_labels(
         self, sequences: int, tokens: int, relevance_score: Tensor | None, labels: Tensor, mlm_mask: Tensor | None
@@ -112,54 +151,104 @@ class RealmKnowledgeAugEncoder(RealmModel):
                 raise ValueError(f"{name} has shape {tuple(value.shape)}: expected {expected}")
 
 
-def marginal_mlm_loss(logits: Tensor, relevance_score: Tensor, labels: Tensor, mlm_mask: Tensor | None) -> Tensor:
-    """-mean over masked tokens j of log Σ_z p(y_j|z,x) p(z|x): equation 1 for each masked token on its own.
+def marginal_mlm_loss(
+    logits: Tensor, relevance_score: Tensor, labels: Tensor, mlm_mask: Tensor | None, whole_span: bool = False
+) -> Tensor:
+    """`marginal_loss` of the words `labels`.
 
     Args:
         logits: [batch * candidates, tokens, vocabulary].
         relevance_score: [batch, candidates].
-        labels: [batch, tokens] int64, -100 where there is none.
+        labels: [batch, tokens] int64, -100 where there is none: log 1.
         mlm_mask: [batch, tokens]; None counts every token.
+
+    Returns:
+        The loss [].
+    """
+    targets = repeat_labels(labels, relevance_score.shape[1])
+    log_likelihood = -ops.cross_entropy(logits.flatten(0, 1), targets.flatten()).view(targets.shape)
+    return marginal_loss(log_likelihood, relevance_score, mlm_mask, whole_span)
+
+
+def marginal_mlm_loss_backward(
+    dloss: Tensor,
+    logits: Tensor,
+    relevance_score: Tensor,
+    labels: Tensor,
+    mlm_mask: Tensor | None,
+    whole_span: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """∂loss/∂logits and ∂loss/∂relevance_score of `marginal_mlm_loss`."""
+    targets = repeat_labels(labels, relevance_score.shape[1])
+    rows = logits.flatten(0, 1)
+    log_likelihood = -ops.cross_entropy(rows, targets.flatten()).view(targets.shape)
+    dlog_likelihood, drelevance = marginal_loss_backward(dloss, log_likelihood, relevance_score, mlm_mask, whole_span)
+    return log_likelihood_backward(dlog_likelihood.flatten(), rows, targets.flatten()).view(logits.shape), drelevance
+
+
+def repeat_labels(labels: Tensor, candidates: int) -> Tensor:
+    """The same y for every z: [batch, tokens] -> [batch, candidates, tokens]."""
+    return labels[:, None].expand(labels.shape[0], candidates, labels.shape[1])
+
+
+def log_likelihood_backward(dlog_likelihood: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    """∂/∂logits of log softmax(logits)[target]: d ([class = target] - softmax), 0 where the target is -100.
+
+    dlog_likelihood [rows], logits [rows, classes], targets [rows] -> [rows, classes].
+    """
+    ignored = targets == IGNORED
+    scale = dlog_likelihood.masked_fill(ignored, 0)[:, None]
+    dlogits = ops.softmax(logits).mul_(-scale)
+    return dlogits.scatter_add_(1, targets.masked_fill(ignored, 0)[:, None], scale)
+
+
+def marginal_loss(
+    log_likelihood: Tensor, relevance_score: Tensor, mask: Tensor | None, whole_span: bool = False
+) -> Tensor:
+    """-log p(y|x) = -log Σ_z p(y|z,x) p(z|x) (REALM equation 1), summed and divided by the number of masked tokens.
+
+    Args:
+        log_likelihood: log p(y_j|z,x), [batch, candidates, tokens].
+        relevance_score: f(x, z), [batch, candidates].
+        mask: which tokens count, [batch, tokens]; None counts all.
+        whole_span: False, as transformers: each token is marginalised on its own, p(y_j|x) = Σ_z p(y_j|z,x) p(z|x).
+            True, as the paper: y is all masked tokens of a text at once, p(y|z,x) = Π_j p(y_j|z,x).
 
     Returns:
         The loss [], 0 where the mask is empty.
     """
-    log_joint, mask = log_joint_likelihood(logits, relevance_score, labels, mlm_mask)
-    return -torch.nansum((ops.logsumexp(log_joint, 1) * mask).sum() / mask.sum())
+    log_joint, mask = log_joint_likelihood(log_likelihood, relevance_score, mask, whole_span)
+    log_marginal = ops.logsumexp(log_joint, 1)  # [batch, tokens | 1]
+    total = log_marginal.sum() if whole_span else (log_marginal * mask).sum()
+    return -torch.nansum(total / mask.sum())
 
 
 def log_joint_likelihood(
-    logits: Tensor, relevance_score: Tensor, labels: Tensor, mlm_mask: Tensor | None
+    log_likelihood: Tensor, relevance_score: Tensor, mask: Tensor | None, whole_span: bool
 ) -> tuple[Tensor, Tensor]:
-    """log p(y_j|z,x) p(z|x) [batch, candidates, tokens], and the mask as numbers [batch, tokens]."""
-    batch, candidates = relevance_score.shape
-    targets = labels[:, None].expand(batch, candidates, labels.shape[1])  # [batch, candidates, tokens]
-    log_likelihood = -ops.cross_entropy(logits.flatten(0, 1), targets.reshape(-1)).view(targets.shape)
-    log_joint = log_likelihood + ops.log_softmax(relevance_score, 1)[:, :, None]
-    mask = torch.ones_like(log_joint[:, 0]) if mlm_mask is None else mlm_mask.to(log_joint.dtype)
-    return log_joint, mask
+    """log p(y|z,x) p(z|x) [batch, candidates, tokens | 1], and the mask as numbers [batch, tokens]."""
+    mask = torch.ones_like(log_likelihood[:, 0]) if mask is None else mask.to(log_likelihood.dtype)
+    if whole_span:
+        log_likelihood = (log_likelihood * mask[:, None]).sum(2, keepdim=True)
+    return log_likelihood + ops.log_softmax(relevance_score, 1)[:, :, None], mask
 
 
-def marginal_mlm_loss_backward(
-    dloss: Tensor, logits: Tensor, relevance_score: Tensor, labels: Tensor, mlm_mask: Tensor | None
+def marginal_loss_backward(
+    dloss: Tensor, log_likelihood: Tensor, relevance_score: Tensor, mask: Tensor | None, whole_span: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """∂loss/∂logits and ∂loss/∂relevance_score.
+    """∂loss/∂log_likelihood and ∂loss/∂relevance_score of `marginal_loss`.
 
-    With the posterior p(z|x,y_j) = p(y_j|z,x) p(z|x) / p(y_j|x), the gradient of log p(y_j|x) is the posterior for
-    each log p(y_j|z,x), and for f(x,z) it is p(z|x,y_j) - p(z|x): a document is pushed up as far as it predicts the
-    word better than the mixture does (REALM section 3.3, the gradient of f).
+    With the posterior p(z|x,y) = p(y|z,x) p(z|x) / p(y|x), y a token or the whole span, the gradient of log p(y|x) is
+    the posterior for each log p(y|z,x), and for f(x,z) it is p(z|x,y) - p(z|x): a document is pushed up as far as it
+    predicts y better than the mixture does (REALM section 3.3, the gradient of f).
     """
-    log_joint, mask = log_joint_likelihood(logits, relevance_score, labels, mlm_mask)
-    posterior = ops.softmax(log_joint.transpose(1, 2)).transpose(1, 2)  # [batch, candidates, tokens]
+    log_joint, mask = log_joint_likelihood(log_likelihood, relevance_score, mask, whole_span)
+    posterior = ops.softmax(log_joint.transpose(1, 2)).transpose(1, 2)  # [batch, candidates, tokens | 1]
     # An empty mask has loss 0 and no gradient.
-    weight = -dloss * mask / mask.sum().clamp(min=torch.finfo(mask.dtype).tiny)  # [batch, tokens]
+    scale = -dloss / mask.sum().clamp(min=torch.finfo(mask.dtype).tiny)
+    weight = scale * mask  # [batch, tokens]
     dlog_likelihood = posterior * weight[:, None]
     prior = ops.softmax(relevance_score)
-    drelevance = dlog_likelihood.sum(2) - prior * weight.sum(1, keepdim=True)
-
-    targets = labels[:, None].expand_as(log_joint).reshape(-1)
-    ignored = targets == -100
-    scale = dlog_likelihood.reshape(-1).masked_fill(ignored, 0)[:, None]
-    dlogits = ops.softmax(logits.flatten(0, 1)).mul_(-scale)  # [rows, vocabulary]
-    dlogits.scatter_add_(1, targets.masked_fill(ignored, 0)[:, None], scale)
-    return dlogits.view(logits.shape), drelevance
+    if whole_span:  # a text without masks has posterior = prior but for rounding
+        return dlog_likelihood, (posterior[:, :, 0] - prior) * scale * mask.any(1, keepdim=True)
+    return dlog_likelihood, dlog_likelihood.sum(2) - prior * weight.sum(1, keepdim=True)

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-IGNORED = -100  # the label of a position that has none
+from ..knowledge_encoder import IGNORED
+
 MASKED_SHARE = 0.15  # of a passage's wordpieces, for random tokens and spans (Devlin et al. 2018, section 3.1)
 SPAN_STOP, LONGEST_SPAN = 0.2, 10  # words of a random span ~ min(Geometric(0.2), 10) (Joshi et al. 2020, section 3.1)
 
