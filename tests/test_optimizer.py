@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realm_min import RealmConfig, RealmEmbedder
-from realm_min.training.optimizer import AdamW, clip_
+from realm_min.training.optimizer import AdamW, global_norm, norm_of
 
 
 def parameters(seed, dtype=torch.float64):
@@ -106,8 +106,41 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(FloatingPointError, match="global norm is nan"):
         optimizer.update(weights, {name: tensor * float("nan") for name, tensor in weights.items()})
     assert all(torch.equal(weights[name], before[name]) for name in weights) and optimizer.step == 0
-    grads = [torch.full((2,), 3.0), torch.full((2,), 4.0)]
-    assert abs(clip_(grads, 1.0) - 50**0.5) < 1e-6 and abs(sum((g**2).sum().item() for g in grads) - 1) < 1e-6
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(st.lists(st.tuples(st.integers(1, 400), st.integers(1, 700)), min_size=1, max_size=4), st.booleans())
+def test_global_norm(shapes, transposed):
+    grads = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    grads = [grad.t() for grad in grads] if transposed else grads
+    expected = torch.cat([grad.flatten() for grad in grads]).norm().item()
+    assert abs(global_norm(norm_of(grad) for grad in grads) / expected - 1) < 1e-12
+
+
+def test_what_no_loss_reaches_stays_as_it_is():
+    """As torch's AdamW leaves out a parameter without a gradient; one that had a gradient once decays on."""
+    weights, optimizer = parameters(0), AdamW(0.1, 10)
+    before = {name: tensor.clone() for name, tensor in weights.items()}
+    grads = parameters(1)
+    grads["dense.weight"].zero_()
+    optimizer.update(weights, grads)
+    assert torch.equal(weights["dense.weight"], before["dense.weight"]) and "dense.weight" not in optimizer.mean
+    assert not torch.equal(weights["word_embeddings.weight"], before["word_embeddings.weight"])
+    once = weights["word_embeddings.weight"].clone()
+    optimizer.update(weights, {name: torch.zeros_like(grad) for name, grad in grads.items()})
+    assert not torch.equal(weights["word_embeddings.weight"], once)
+
+
+def test_pieces_and_layouts_change_nothing():
+    """A tensor larger than a piece, transposed or a slice of another as the models store theirs, equals plain ones."""
+    stored = torch.randn(700, 900)
+    weight, grad = stored[:, 300:].t(), torch.randn(700, 600).t()  # [600, 700]
+    plain = {"a.weight": weight.clone(memory_format=torch.contiguous_format)}
+    optimizer, other = AdamW(0.1, 10), AdamW(0.1, 10)
+    for _ in range(2):
+        optimizer.update({"a.weight": weight}, {"a.weight": grad})
+        other.update(plain, {"a.weight": grad.contiguous()})
+    assert (weight - plain["a.weight"]).abs().max() < 1e-6
 
 
 def test_freed_memory_is_used_again():

@@ -8,10 +8,14 @@ place, so that a training step allocates next to nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+# Numbers updated at a time: a piece of a parameter, its gradient and its averages then stays in cache all along.
+PIECE = 1 << 17
 
 
 @dataclass
@@ -45,10 +49,11 @@ class AdamW:
         self.square: dict[str, Tensor] = {}
 
     def update(self, parameters: dict[str, Tensor], grads: dict[str, Tensor]) -> float:
-        """One step, on `parameters` in place; `grads` are left clipped.
+        """One step, on `parameters` in place; `grads` are only read.
 
         Args:
-            parameters, grads: name -> tensor. A tensor that stands under several names (tied weights) is updated once.
+            parameters, grads: name -> tensor. A tensor that stands under several names (tied weights) is updated once,
+                and one whose gradients have all been 0 so far, since no loss reaches it, not at all.
 
         Returns:
             The global norm of the gradients before clipping.
@@ -57,23 +62,26 @@ class AdamW:
             FloatingPointError: that norm is not finite; nothing was changed.
         """
         once = {id(parameters[name]): name for name in reversed(grads)}
-        names = [name for name in grads if once[id(parameters[name])] == name]
-        norm = clip_(list({id(grads[name]): grads[name] for name in names}.values()), self.max_grad_norm)
+        norms = {name: norm_of(grad) for name, grad in grads.items() if once[id(parameters[name])] == name}
+        norm = global_norm(norms.values())
+        clip = min(1.0, self.max_grad_norm / norm) if norm else 1.0
         rate = self.rate()
         self.step += 1
         first, second = self.betas
-        # Adam's corrections of the averages, which start at 0, folded into the step and the divisor.
-        scale = rate / (1 - first**self.step)
+        # Adam's corrections of the averages, which start at 0, folded into the step and into ε.
         root = math.sqrt(1 - second**self.step)
-        for name in names:
+        scale = rate * root / (1 - first**self.step)
+        for name in norms:
             parameter, grad = parameters[name], grads[name]
             if name not in self.mean:
+                if not norms[name]:
+                    continue
                 self.mean[name], self.square[name] = torch.zeros_like(grad), torch.zeros_like(grad)
-            mean = self.mean[name].mul_(first).add_(grad, alpha=1 - first)
-            square = self.square[name].mul_(second).addcmul_(grad, grad, value=1 - second)
-            if decays(name):
-                parameter.mul_(1 - rate * self.weight_decay)
-            parameter.addcdiv_(mean, square.sqrt().div_(root).add_(self.eps), value=-scale)
+            decay = 1 - rate * self.weight_decay if decays(name) else 1.0
+            for p, g, mean, square in pieces(parameter, grad, self.mean[name], self.square[name]):
+                mean.mul_(first).add_(g, alpha=(1 - first) * clip)
+                square.mul_(second).addcmul_(g, g, value=(1 - second) * clip**2)
+                p.mul_(decay).addcdiv_(mean, square.sqrt().add_(self.eps * root), value=-scale)
         return norm
 
     def rate(self) -> float:
@@ -112,16 +120,26 @@ def decays(name: str) -> bool:
     return not name.endswith(("bias", "LayerNorm.weight", "layer_normalization.weight"))
 
 
-def clip_(grads: list[Tensor], max_norm: float) -> float:
-    """Scale `grads` in place so that their global norm is at most `max_norm`; returns the norm before.
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows of each of several tensors of one shape, some `PIECE` numbers at a time, as they lie in memory."""
+    if tensors[0].dim() == 2 and tensors[0].stride(0) == 1:
+        tensors = tuple(tensor.t() for tensor in tensors)
+    rows = max(1, PIECE // max(1, tensors[0].shape[1:].numel()))
+    yield from zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+
+
+def norm_of(grad: Tensor) -> float:
+    """The Euclidean norm of one gradient."""
+    return math.hypot(*(float(torch.linalg.vector_norm(piece)) for (piece,) in pieces(grad)))
+
+
+def global_norm(norms: Iterable[float]) -> float:
+    """The norm of all gradients as one vector, from the norm of each.
 
     Raises:
-        FloatingPointError: the norm is not finite; nothing was scaled.
+        FloatingPointError: it is not finite.
     """
-    norm = math.sqrt(sum(float((grad * grad).sum(dtype=torch.float64)) for grad in grads))
+    norm = math.hypot(*norms)
     if not math.isfinite(norm):
         raise FloatingPointError(f"the gradients' global norm is {norm}: lower the learning rate or check the batch")
-    if norm > max_norm:
-        for grad in grads:
-            grad.mul_(max_norm / norm)
     return norm
