@@ -219,8 +219,8 @@ def marginal_loss(
     """
     log_joint, mask = log_joint_likelihood(log_likelihood, relevance_score, mask, whole_span)
     log_marginal = ops.logsumexp(log_joint, 1)  # [batch, tokens | 1]
-    total = log_marginal.sum() if whole_span else (log_marginal * mask).sum()
-    return -torch.nansum(total / mask.sum())
+    counted = mask.any(1, keepdim=True) if whole_span else mask
+    return -torch.nansum((log_marginal * counted).sum() / mask.sum())
 
 
 def log_joint_likelihood(

@@ -454,7 +454,7 @@ def marginal_masked_lm_loss(
     log_p_document = log_softmax(np.asarray(relevance_score, np.float64))  # log p(z|x) [batch, candidates]
     if whole_span:
         log_p_span = np.sum(log_p_token * mask[:, None, :], axis=-1)  # log p(y|z,x) [batch, candidates]
-        log_likelihood = np.sum(logsumexp(log_p_document + log_p_span))
+        log_likelihood = np.sum(logsumexp(log_p_document + log_p_span) * mask.any(axis=-1))  # no y: log 1
     else:
         log_p = logsumexp(log_p_document[:, :, None] + log_p_token, axis=1)  # log p(y_j|x) [batch, tokens]
         log_likelihood = np.sum(log_p * mask)
