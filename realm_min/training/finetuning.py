@@ -1,0 +1,370 @@
+"""Fine-tuning on questions and answers (REALM section 3.3, open-QA; ORQA, Lee et al. 2019, sections 5 and 6).
+
+For a question x the retriever's best blocks are searched among all; a block is taken for right when an answer's
+wordpieces occur in it, since nobody has marked the evidence. Two losses, each -log of the probability of all that is
+right: the retriever's over the `searcher_beam_size` best blocks, the reader's over every span of the
+`reader_beam_size` best. Both reach the question's embedding through f(x, z); the blocks' embeddings stay as they are,
+unless `refresh_blocks` re-embeds them as training goes on and lets the gradient into the blocks that are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..corpus import Block, json_lines, record
+from ..evaluation import Question, evaluate, means
+from ..indexing import embed_blocks
+from ..open_qa import MAX_QUESTION_WORDPIECES, RealmForOpenQA, pad_to
+from . import loop
+from .optimizer import AdamW
+from .refresh import IndexRefresher
+
+TOKENIZED_AT_ONCE = 1024
+
+
+class TrainingQuestion(NamedTuple):
+    """A question, its accepted answers and, where it is known, the title of the document that holds the evidence."""
+
+    question: str
+    answers: list[str]
+    title: str | None = None
+
+
+class Settings(NamedTuple):
+    """What decides a fine-tuning run, beside questions, blocks and model."""
+
+    steps: int = 1000
+    batch_size: int = 8
+    learning_rate: float = 5e-5
+    warmup: float = 0.1  # of the steps
+    # Where the best blocks hold no answer, read the best one that does in place of the last: without it a young
+    # retriever leaves the reader nothing to learn from.
+    read_an_answer: bool = True
+    freeze_word_embeddings: bool = False
+    refresh_blocks: bool = False
+    refresh_every: int = 200
+    seed: int = 0
+
+
+DEFAULTS = Settings()
+
+
+class Encoded(NamedTuple):
+    """A question as the models read it: its wordpieces, those of its answers, the blocks that may be its evidence."""
+
+    ids: np.ndarray
+    answers: list[np.ndarray]
+    title: str | None
+
+
+class Read(NamedTuple):
+    """What one question gave: its losses, and what the batch needs for the embedder's gradient."""
+
+    retriever_loss: float
+    reader_loss: float
+    hit: bool  # an answer stood in a block that was read
+    dprojection: Tensor  # ∂loss/∂Embed_input(x) [proj]
+
+
+class Evidence(NamedTuple):
+    """All blocks: their records' wordpieces, and where they are known their titles and texts."""
+
+    pieces: list[np.ndarray]
+    blocks: Sequence[Block] | None = None
+
+
+def finetune(
+    folder: str | os.PathLike,
+    model: RealmForOpenQA,
+    questions: Sequence[TrainingQuestion],
+    settings: Settings = DEFAULTS,
+    *,
+    blocks: Sequence[Block] | None = None,
+    dev: Sequence[Question] = (),
+    evaluate_every: int = 0,
+    resume: bool = False,
+    save_every: int = 100,
+    report: Callable[..., None] = lambda stage, done, total, note="": None,
+) -> RealmForOpenQA:
+    """Train `model`, its embedder and its reader, in place.
+
+    Args:
+        folder: the run's, for checkpoints and logs.
+        model: with its retriever and the embeddings of its blocks.
+        blocks: the evidence as titles and texts, which `refresh_blocks` needs; with them a question that names its
+            title takes evidence from that document alone.
+        dev: questions to measure the model by, every `evaluate_every` steps and at the end.
+
+    Raises:
+        ValueError: no question has an answer that can be a span; an empty or overlong question;
+            other blocks than the retriever has.
+        FileExistsError, DivergedError, KeyboardInterrupt: as `loop.train`.
+    """
+    records = model.retriever.block_records
+    if blocks is not None and [record(block) for block in blocks] != [bytes(found) for found in records]:
+        raise ValueError("the blocks given are not those of the model's retriever: give the corpus it was indexed with")
+    if settings.refresh_blocks and blocks is None:
+        raise ValueError("refresh_blocks embeds the blocks anew: give them, with their titles")
+    tokenizer = model.retriever.tokenizer
+    evidence = Evidence(encode_blocks(records, tokenizer, report), blocks)
+    encoded = encode_questions(questions, tokenizer, model.config.max_span_width)
+    optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=int(settings.warmup * settings.steps))
+    refresher = None
+    if settings.refresh_blocks:
+        refresher = IndexRefresher(folder, list(blocks), model.embedder, tokenizer, every=settings.refresh_every)
+
+    def step(number: int) -> dict[str, float]:
+        stale = {}
+        if refresher is not None:
+            embeddings = refresher.embeddings(number)
+            if embeddings is not model.block_emb:
+                model.block_emb = embeddings
+            stale = {"staleness": refresher.staleness(number), "seconds_waited": refresher.seconds_waited}
+        picked = loop.batch(number, settings.batch_size, len(encoded), settings.seed)
+        return losses(model, [encoded[i] for i in picked], evidence, settings) | stale
+
+    model.train()
+    identity = {"task": "finetune", "config": model.config.to_dict()}
+    identity |= {"questions": _digest(questions), "blocks": _digest(records)}
+    try:
+        loop.train(
+            folder, {"embedder": model.embedder, "reader": model.reader}, optimizer, step,
+            settings={**identity, **settings._asdict()}, seed=settings.seed, resume=resume, save_every=save_every,
+            frozen=frozen_words_and_unread if settings.freeze_word_embeddings else unread,
+            evaluate=(lambda: means(result.measures for result in evaluate(model, dev))) if dev else None,
+            evaluate_every=evaluate_every, stage="Fine-tuning", report=report,
+        )  # fmt: skip
+    finally:
+        if refresher is not None:
+            refresher.close()
+    model.eval()
+    if settings.refresh_blocks:  # the index of the finished embedder
+        model.block_emb = embed_blocks(model.embedder, tokenizer, list(blocks))
+    return model
+
+
+def losses(
+    model: RealmForOpenQA,
+    questions: list[Encoded],
+    evidence: Evidence,
+    settings: Settings,
+) -> dict[str, float]:
+    """The mean losses of a batch of questions, by name; gradients are added to the model's."""
+    embedder = model.embedder
+    ids, mask = padded([question.ids for question in questions], model.config.pad_token_id)
+    x = embedder(input_ids=ids, attention_mask=mask, return_dict=True).projected_score  # [batch, proj]
+    of_questions = embedder._cache
+    _, found = model.index.search(
+        x, min(model.config.searcher_beam_size, len(evidence.pieces))
+    )  # [batch, searcher beam]
+    results, dx = [], torch.zeros_like(x)
+    for i, question in enumerate(questions):
+        right = torch.tensor([is_evidence(question, block, evidence) for block in found[i].tolist()])
+        block_ids, right = reading_order(found[i], right, model.config.reader_beam_size, settings.read_an_answer)
+        results.append(read(model, question, x[i], block_ids, right, evidence, settings, 1 / len(questions)))
+        dx[i] = results[-1].dprojection
+    embedder._backward(of_questions, {"projected_score": dx})
+    count = len(results)
+    retriever_loss = sum(result.retriever_loss for result in results) / count
+    reader_loss = sum(result.reader_loss for result in results) / count
+    return {
+        "loss": retriever_loss + reader_loss,
+        "retriever_loss": retriever_loss,
+        "reader_loss": reader_loss,
+        "read_an_answer": sum(result.hit for result in results) / count,
+    }
+
+
+def read(
+    model: RealmForOpenQA,
+    question: Encoded,
+    x: Tensor,
+    block_ids: Tensor,
+    right: Tensor,
+    evidence: Evidence,
+    settings: Settings,
+    weight: float,
+) -> Read:
+    """Read the first of `block_ids` [searcher beam] for one question; the reader's gradients are added.
+
+    Args:
+        x: Embed_input(x) [proj].
+        right: which blocks hold an answer, [searcher beam].
+        weight: of this question's losses.
+    """
+    config, reader = model.config, model.reader
+    beam = min(config.reader_beam_size, len(block_ids))
+    embeddings = model.block_emb[block_ids].to(x.device)  # [searcher beam, proj]
+    fresh = None
+    if settings.refresh_blocks:
+        fresh = embed_read(model, [evidence.blocks[block] for block in block_ids[:beam].tolist()])
+        embeddings[:beam] = fresh[0]
+    room = config.reader_seq_len - 3 - len(question.ids[1:-1])
+    texts = [evidence.pieces[block][:room] for block in block_ids[:beam].tolist()]
+    ids, mask, types, in_block = reader_inputs(model, question.ids, texts)
+    spans = [
+        [(start, len(answer)) for answer in question.answers for start in occurrences(text, answer)] if is_right else []
+        for text, is_right in zip(texts, right[:beam].tolist(), strict=True)
+    ]
+    starts = torch.full((beam, max(1, *map(len, spans))), -1)
+    ends = starts.clone()
+    for row, places in enumerate(spans):
+        for column, (start, length) in enumerate(places):
+            starts[row, column] = len(question.ids) + start
+            ends[row, column] = len(question.ids) + start + length - 1
+    output = reader(
+        input_ids=ids, attention_mask=mask, token_type_ids=types, relevance_score=embeddings @ x, block_mask=in_block,
+        start_positions=starts.to(x.device), end_positions=ends.to(x.device), has_answers=right.to(x.device),
+        return_dict=True,
+    )  # fmt: skip
+    drelevance = torch.zeros(len(block_ids), device=x.device)
+    if bool(right.any()):
+        drelevance = reader.backward(loss=torch.tensor(weight, device=x.device))["relevance_score"]
+    if fresh is not None:
+        model.embedder._backward(fresh[1], {"projected_score": drelevance[:beam, None] * x})
+    return Read(float(output.retriever_loss), float(output.reader_loss), any(spans), drelevance @ embeddings)
+
+
+def is_evidence(question: Encoded, block: int, evidence: Evidence) -> bool:
+    """Whether block number `block` holds an answer, and is of the question's document where that is known."""
+    if question.title is not None and evidence.blocks and evidence.blocks[block].title != question.title:
+        return False
+    return any(len(occurrences(evidence.pieces[block], answer)) for answer in question.answers)
+
+
+def embed_read(model: RealmForOpenQA, blocks: list[Block]) -> tuple[Tensor, Any]:
+    """Embed_doc of some blocks [blocks, proj], and what its backward needs."""
+    inputs = model.retriever.tokenizer(
+        [block.title for block in blocks], [block.text for block in blocks], padding=True, return_tensors="pt"
+    ).to(model.embedder.device)
+    return model.embedder(**inputs, return_dict=True).projected_score, model.embedder._cache
+
+
+def reading_order(block_ids: Tensor, right: Tensor, beam: int, read_an_answer: bool) -> tuple[Tensor, Tensor]:
+    """The blocks and which are right, best first; the best right one is moved up to be the last that is read."""
+    places = right.nonzero()[:, 0]
+    if not read_an_answer or not len(places) or int(places[0]) < beam:
+        return block_ids, right
+    order = torch.arange(len(block_ids))
+    first = int(places[0])
+    order[beam - 1], order[first] = first, beam - 1
+    return block_ids[order], right[order]
+
+
+# ---- inputs
+
+
+def read_training_questions(path: str | os.PathLike) -> list[TrainingQuestion]:
+    """Questions of a .jsonl file, each line {"question": "...", "answer": ["...", …]}, with a "title" where known.
+
+    Raises:
+        ValueError: a line is malformed; it is named by its number.
+    """
+    found = []
+    for number, value in json_lines(path):
+        question, answers, title = value.get("question"), value.get("answer"), value.get("title")
+        if not isinstance(question, str) or not question.strip():
+            raise ValueError(f'{path} line {number} has no "question"; each line needs one, a string that is not empty')
+        if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
+            raise ValueError(f'{path} line {number} has no "answer"; each line needs one, a list of strings')
+        if title is not None and not isinstance(title, str):
+            raise ValueError(f'{path} line {number}: "title" is {title!r}, not a string')
+        found.append(TrainingQuestion(question, answers, title))
+    return found
+
+
+def encode_questions(questions: Iterable[TrainingQuestion], tokenizer: Any, max_span_width: int) -> list[Encoded]:
+    """Questions as wordpieces; those without an answer that a span of `max_span_width` can be are left out.
+
+    Raises:
+        ValueError: none is left; a question is empty or overlong.
+    """
+    questions = list(questions)
+    found = []
+    for question, ids in zip(questions, tokenizer([q.question for q in questions])["input_ids"], strict=True):
+        if not 2 < len(ids) <= MAX_QUESTION_WORDPIECES:
+            raise ValueError(
+                f"the question {question.question!r} has {len(ids)} wordpieces: expected 3 to {MAX_QUESTION_WORDPIECES}"
+            )
+        answers = [answer for answer in question.answers if answer.strip()]
+        pieces = tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else []
+        spans = [np.array(piece) for piece in pieces if 0 < len(piece) <= max_span_width]
+        if spans:
+            found.append(Encoded(np.array(ids), spans, question.title))
+    if not found:
+        raise ValueError(f"no question has an answer of 1 to {max_span_width} wordpieces: nothing to train on")
+    return found
+
+
+def encode_blocks(
+    records: Sequence[bytes], tokenizer: Any, report: Callable[..., None] = lambda stage, done, total, note="": None
+) -> list[np.ndarray]:
+    """The wordpieces of every block, without special tokens, so that no step has to tokenise any."""
+    found: list[np.ndarray] = []
+    for start in range(0, len(records), TOKENIZED_AT_ONCE):
+        texts = [bytes(record).decode() for record in records[start : start + TOKENIZED_AT_ONCE]]
+        pieces = tokenizer(texts, add_special_tokens=False, return_token_type_ids=False)["input_ids"]
+        found += [np.array(piece, dtype=np.int32) for piece in pieces]
+        report("Reading blocks", len(found), len(records))
+    return found
+
+
+def occurrences(block: np.ndarray, answer: np.ndarray) -> np.ndarray:
+    """Where the wordpieces `answer` begin in `block`."""
+    starts = np.flatnonzero(block[: max(len(block) - len(answer) + 1, 0)] == answer[0])
+    for i in range(1, len(answer)):
+        starts = starts[block[starts + i] == answer[i]]
+    return starts
+
+
+def padded(rows: Sequence[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Rows of ids side by side: ids and mask, [rows, tokens] int64."""
+    tokens = max(map(len, rows))
+    ids = torch.full((len(rows), tokens), pad_id)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.as_tensor(row)
+        mask[i, : len(row)] = 1
+    return ids, mask
+
+
+def reader_inputs(
+    model: RealmForOpenQA, question: np.ndarray, texts: list[np.ndarray]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """[CLS] question [SEP] block [SEP]: ids, mask, types, and which tokens are the block's, [blocks, tokens]."""
+    config, device = model.config, model.reader.device
+    separator = question[-1:]
+    ids, mask = padded([np.concatenate([question, text, separator]) for text in texts], config.pad_token_id)
+    ids, mask = pad_to(ids, config.max_span_width, config.pad_token_id), pad_to(mask, config.max_span_width, 0)
+    types, in_block = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    for i, text in enumerate(texts):
+        types[i, len(question) : len(question) + len(text) + 1] = 1
+        in_block[i, len(question) : len(question) + len(text)] = True
+    return ids.to(device), mask.to(device), types.to(device), in_block.to(device)
+
+
+# ---- what is trained, and the index
+
+
+def unread(name: str) -> bool:
+    """The masked-language-model heads: in the checkpoints, though nothing here reads them."""
+    return ".cls.predictions." in name
+
+
+def frozen_words_and_unread(name: str) -> bool:
+    return unread(name) or loop.freeze_word_embeddings(name)
+
+
+def _digest(items: Iterable[Any]) -> str:
+    """sha256 (hexadecimal) of some records or questions, in order."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(repr(item).encode())
+    return digest.hexdigest()
