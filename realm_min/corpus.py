@@ -41,6 +41,12 @@ def record(block: Block) -> bytes:
     return f"{block.title}{_RECORD_SEPARATOR}{block.text}".encode()
 
 
+def from_record(data: bytes, title: str) -> Block | None:
+    """The block that `record` wrote as `data`, None if its title is another."""
+    text, start = data.decode(), f"{title}{_RECORD_SEPARATOR}"
+    return Block(title, text.removeprefix(start)) if text.startswith(start) else None
+
+
 def corpus_hash(blocks: Iterable[Block]) -> str:
     """sha256 (hexadecimal) of all titles and texts, in order, each after its length so that none run together."""
     digest = hashlib.sha256()

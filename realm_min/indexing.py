@@ -29,12 +29,12 @@ from torch import Tensor
 
 from . import checkpoint, corpus
 from .config import RealmConfig
-from .corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks, record
+from .corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks, from_record, record
 from .files import write_atomically
 from .hub import resolve_folder
 from .open_qa import RealmForOpenQA
 from .packed import load_packed
-from .retriever import RealmRetriever
+from .retriever import BLOCK_RECORDS_FILE, RealmRetriever, read_block_records
 from .tokenizer import RealmTokenizerFast
 
 SHARD_SIZE = 256  # blocks: what a stop can cost
@@ -128,18 +128,54 @@ def unpack(
             f'with: pip install "{stored["corpus_name"]}" and the realm-min that belongs to the file, or index the '
             "documents you have with realm-min index"
         )
+    return write_ready(folder, blocks, model.block_emb, model, tokenizer, stored["max_wordpieces"])
+
+
+def write_ready(
+    folder: str | os.PathLike,
+    blocks: list[Block],
+    embeddings: Tensor,
+    model: RealmForOpenQA,
+    tokenizer: Any,
+    max_wordpieces: int,
+) -> Path:
+    """Write a ready folder for blocks that are embedded already; it appears when all is written.
+
+    Args:
+        embeddings: [blocks, proj] float32.
+        max_wordpieces: to which the blocks were cut.
+    """
+    folder = Path(folder)
     manifest = {
         "format": 1,
-        "corpus": stored["corpus"],
+        "corpus": corpus_hash(blocks),
         "model": model_hash(model, tokenizer),
         "blocks": len(blocks),
-        "max_wordpieces": stored["max_wordpieces"],
+        "max_wordpieces": max_wordpieces,
     }
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    _write_ready(partial, blocks, model.block_emb, model, tokenizer, manifest)
+    _write_ready(partial, blocks, embeddings, model, tokenizer, manifest)
     os.replace(partial, folder)
     return folder
+
+
+def read_blocks(folder: str | os.PathLike) -> list[Block]:
+    """The blocks of a ready folder, with their titles.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: titles and records are not of the same blocks.
+    """
+    path = Path(folder) / BLOCK_TITLES_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: index the corpus anew with realm-min index")
+    titles = path.read_text(encoding="utf-8").split("\n")[:-1]
+    records = read_block_records(Path(folder) / BLOCK_RECORDS_FILE)
+    blocks = [from_record(bytes(found), title) for found, title in zip(records, titles, strict=False)]
+    if len(titles) != len(records) or None in blocks:
+        raise ValueError(f"{path} does not name the blocks beside it: index the corpus anew with realm-min index")
+    return blocks
 
 
 def _cut(documents: Iterable[Document], tokenizer: Any, limit: int, total: int | None, report: Report) -> list[Block]:

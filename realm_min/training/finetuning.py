@@ -9,20 +9,25 @@ unless `refresh_blocks` re-embeds them as training goes on and lets the gradient
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..corpus import Block, json_lines, record
-from ..evaluation import Question, evaluate, means
-from ..indexing import embed_blocks
+from .. import indexing
+from ..config import RealmConfig
+from ..corpus import MAX_WORDPIECES, Block, json_lines, record
+from ..evaluation import Question, evaluate, means, read_questions
 from ..open_qa import MAX_QUESTION_WORDPIECES, RealmForOpenQA, pad_to
-from . import loop
+from ..retriever import BLOCK_RECORDS_FILE, RealmRetriever
+from . import loop, options, warm_start
 from .optimizer import AdamW
 from .refresh import IndexRefresher
 
@@ -146,7 +151,7 @@ def finetune(
             refresher.close()
     model.eval()
     if settings.refresh_blocks:  # the index of the finished embedder
-        model.block_emb = embed_blocks(model.embedder, tokenizer, list(blocks))
+        model.block_emb = indexing.embed_blocks(model.embedder, tokenizer, list(blocks))
     return model
 
 
@@ -368,3 +373,110 @@ def _digest(items: Iterable[Any]) -> str:
     for item in items:
         digest.update(repr(item).encode())
     return digest.hexdigest()
+
+
+# ---- command line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min finetune`."""
+    parser.add_argument(
+        "questions", type=Path, metavar="QUESTIONS.jsonl",
+        help='each line {"question": "…", "answer": ["…", …]}, with a "title" where the evidence\'s document is known',
+    )  # fmt: skip
+    parser.add_argument(
+        "corpus", metavar="CORPUS_OR_MODEL", help=f"{options.CORPUS_HELP}; or a folder that realm-min index wrote"
+    )
+    parser.add_argument(
+        "--model", metavar="FOLDER",
+        help="for a corpus, what to start from: a pre-training run's folder, or any BERT's (default: a small model "
+        "with random weights)",
+    )  # fmt: skip
+    parser.add_argument("--dev", type=Path, metavar="FILE.jsonl", help="questions to measure the model by")
+    parser.add_argument(
+        "--evaluate-every", type=int, metavar="N", default=200, help="steps between measurements (default: 200)"
+    )
+    options.add_run(parser)
+    options.add_settings(
+        parser, DEFAULTS,
+        {
+            "steps": "updates",
+            "batch_size": "questions an update",
+            "learning_rate": "the highest, after the warm-up",
+            "refresh_blocks": "train the document side too, and embed all blocks anew as it learns",
+            "refresh_every": "with --refresh-blocks, steps between indexes",
+            "freeze_word_embeddings": "leave the word embeddings as they are",
+            "seed": "of weights, batches and dropout",
+        },
+    )  # fmt: skip
+    parser.add_argument(
+        "--searcher-beam-size", type=int, metavar="N", help="blocks of the retriever's loss (default: the model's)"
+    )
+    parser.add_argument("--reader-beam-size", type=int, metavar="N", help="blocks that are read (default: the model's)")
+
+
+def run(given: argparse.Namespace) -> None:
+    """Run `realm-min finetune`."""
+    from ..cli import progress_report, remark
+
+    questions = read_training_questions(given.questions)
+    dev = list(read_questions(given.dev)) if given.dev else []
+    values = {**options.dropout(given), "searcher_beam_size": given.searcher_beam_size}
+    values |= {"reader_beam_size": given.reader_beam_size}
+    values = {name: value for name, value in values.items() if value is not None}
+    ready = Path(given.corpus)
+    with progress_report() as report:
+        if (ready / BLOCK_RECORDS_FILE).is_file():
+            if given.model:
+                raise ValueError(f"{ready} holds a model already: leave out --model {given.model}")
+            blocks = indexing.read_blocks(ready)
+            model = RealmForOpenQA.from_pretrained(ready, retriever=RealmRetriever.from_pretrained(ready), **values)
+        else:
+            tokenizer = warm_start.tokenizer(given.model)
+            blocks = options.read_blocks(given.corpus, tokenizer, MAX_WORDPIECES, report)
+            model = new_model(given.model, blocks, tokenizer, given.seed, report, **values)
+        finetune(
+            given.out, model, questions, options.settings_from(given, DEFAULTS), blocks=blocks, dev=dev,
+            evaluate_every=given.evaluate_every, resume=given.resume, save_every=given.save_every, report=report,
+        )  # fmt: skip
+    folder = given.out / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    indexing.write_ready(folder, blocks, model.block_emb, model, model.retriever.tokenizer, MAX_WORDPIECES)
+    remark(f'Ready: realm-min ask --model "{folder}"')
+
+
+def new_model(
+    folder: str | os.PathLike | None,
+    blocks: list[Block],
+    tokenizer: Any,
+    seed: int = 0,
+    report: Callable[..., None] = lambda stage, done, total, note="": None,
+    **values: Any,
+) -> RealmForOpenQA:
+    """A model to fine-tune: embedder and reader as `warm_start` takes them from `folder`, blocks embedded.
+
+    Args:
+        values: configuration values to replace; beams are cut to the number of blocks.
+    """
+    embedder = warm_start.embedder(folder, seed, **values)
+    reader = warm_start.reader(folder, seed, **values)
+    sizes = {
+        "num_block_records": len(blocks),
+        "searcher_beam_size": min(reader.config.searcher_beam_size, len(blocks)),
+        "reader_beam_size": min(reader.config.reader_beam_size, len(blocks)),
+    }
+    config = RealmConfig.from_dict(reader.config.to_dict() | sizes)
+    retriever = RealmRetriever([record(block) for block in blocks], tokenizer)
+    model = RealmForOpenQA(config, retriever=retriever, initialize=False)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        report("Embedding blocks", done, len(blocks))
+
+    tensors = {f"embedder.{key}": tensor for key, tensor in embedder.state_dict().items()}
+    tensors |= {f"reader.{key}": tensor for key, tensor in reader.state_dict().items()}
+    embeddings = indexing.embed_blocks(embedder.eval(), tokenizer, blocks, advance)
+    model.load_state_dict(tensors | {"block_emb": embeddings})
+    return model

@@ -11,6 +11,7 @@ title alone does not tell the right block from the wrong ones.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 from collections.abc import Callable
@@ -23,7 +24,7 @@ import torch
 from .. import ops
 from ..corpus import Block, corpus_hash, split_sentences
 from ..embedder import RealmEmbedder
-from . import loop
+from . import loop, options, warm_start
 from .optimizer import AdamW
 from .warm_start import EMBEDDER
 
@@ -97,7 +98,8 @@ def warm_up(
     identity = {"task": "ict", "corpus": corpus_hash(blocks), "config": embedder.config.to_dict()}
     loop.train(
         folder, {"embedder": embedder}, optimizer, step,
-        settings={**identity, **settings._asdict()}, seed=settings.seed, resume=resume, save_every=save_every, evaluate=evaluate, evaluate_every=evaluate_every,
+        settings={**identity, **settings._asdict()}, seed=settings.seed, resume=resume, save_every=save_every,
+        evaluate=evaluate, evaluate_every=evaluate_every,
         frozen=loop.freeze_word_embeddings if settings.freeze_word_embeddings else lambda name: False,
         stage="Inverse Cloze Task", report=report,
     )  # fmt: skip
@@ -146,3 +148,44 @@ def in_batch_loss(
     embedder.backward(projected_score=dscores.t() @ x)
     embedder._backward(of_queries, {"projected_score": dscores @ z})
     return float(loss), float(accuracy)
+
+
+# ---- command line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min ict`."""
+    parser.add_argument("corpus", metavar="CORPUS", help=options.CORPUS_HELP)
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="any BERT's to start from (default: a small model with random weights)"
+    )
+    options.add_run(parser)
+    options.add_settings(
+        parser, DEFAULTS,
+        {
+            "steps": "updates",
+            "batch_size": "sentences an update",
+            "group": "neighbouring blocks that come together in a batch",
+            "removal_rate": "share of the sentences that are taken out of their block",
+            "title_rate": "share of the sentences that their block's title precedes",
+            "learning_rate": "the highest, after the warm-up",
+            "max_evidence": "wordpieces of a block that are read",
+            "freeze_word_embeddings": "leave the word embeddings as they are",
+            "seed": "of weights, sentences, batches and dropout",
+        },
+    )  # fmt: skip
+
+
+def run(given: argparse.Namespace) -> None:
+    """Run `realm-min ict`."""
+    from ..cli import progress_report, remark
+
+    embedder = warm_start.embedder(given.model, given.seed, **options.dropout(given))
+    tokenizer = warm_start.tokenizer(given.model)
+    with progress_report() as report:
+        blocks = options.read_blocks(given.corpus, tokenizer, given.max_evidence, report)
+        warm_up(
+            given.out, blocks, embedder, tokenizer, options.settings_from(given, DEFAULTS), resume=given.resume,
+            save_every=given.save_every, report=report,
+        )  # fmt: skip
+    remark(f"Ready: realm-min pretrain {given.corpus} --model {given.out} --out FOLDER")

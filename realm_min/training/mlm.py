@@ -7,6 +7,7 @@ salient span beside them. Until the encoder can use a document, what it says abo
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import torch
 
 from ..corpus import Block, corpus_hash
 from ..knowledge_encoder import IGNORED, RealmKnowledgeAugEncoder
-from . import loop, masking
+from . import loop, masking, options, warm_start
 from .optimizer import AdamW
 from .warm_start import KNOWLEDGE_ENCODER
 
@@ -97,3 +98,41 @@ def batch(
         ids[i, : len(masked) + 2] = torch.tensor([tokenizer.cls_token_id, *masked, tokenizer.sep_token_id])
         labels[i, 1 : len(masked) + 1] = torch.tensor(targets)
     return ids, (ids != tokenizer.pad_token_id).long(), labels
+
+
+# ---- command line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min mlm`."""
+    parser.add_argument("corpus", metavar="CORPUS", help=options.CORPUS_HELP)
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="any BERT's to start from (default: a small model with random weights)"
+    )
+    options.add_run(parser)
+    options.add_settings(
+        parser, DEFAULTS,
+        {
+            "steps": "updates",
+            "batch_size": "blocks an update",
+            "learning_rate": "the highest, after the warm-up",
+            "max_wordpieces": "of a block that are read",
+            "freeze_word_embeddings": "leave the word embeddings as they are",
+            "seed": "of weights, masks, batches and dropout",
+        },
+    )  # fmt: skip
+
+
+def run(given: argparse.Namespace) -> None:
+    """Run `realm-min mlm`."""
+    from ..cli import progress_report, remark
+
+    encoder = warm_start.knowledge_encoder(given.model, given.seed, **options.dropout(given))
+    tokenizer = warm_start.tokenizer(given.model)
+    with progress_report() as report:
+        blocks = options.read_blocks(given.corpus, tokenizer, given.max_wordpieces, report)
+        warm_up(
+            given.out, blocks, encoder, tokenizer, options.settings_from(given, DEFAULTS), resume=given.resume,
+            save_every=given.save_every, report=report,
+        )  # fmt: skip
+    remark(f"Ready: {given.out}")

@@ -1,0 +1,64 @@
+"""What the commands that train have in common: settings as options, a corpus as blocks, dropout."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..corpus import FACTBOOK, Block, cut_blocks, read_documents
+
+CORPUS_HELP = f'"{FACTBOOK}", a .jsonl of {{"title", "text"}}, or a folder of .txt files'
+
+
+def add_settings(parser: argparse.ArgumentParser, defaults: NamedTuple, helps: dict[str, str]) -> None:
+    """An option for each of the settings named in `helps`, of its default's type; a bool is a flag, with its --no-."""
+    for name, text in helps.items():
+        default = getattr(defaults, name)
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
+        else:
+            metavar = "RATE" if isinstance(default, float) else "N"
+            text = f"{text} (default: {default})"
+            parser.add_argument(flag, type=type(default), metavar=metavar, default=default, help=text)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """--out, --dropout, --save-every and --resume, which every run has."""
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="the folder of the run and its models"
+    )
+    parser.add_argument(
+        "--dropout", type=float, metavar="RATE", default=0.1, help="of activations and attention (default: 0.1)"
+    )
+    parser.add_argument(
+        "--save-every", type=int, metavar="N", default=100, help="steps between checkpoints (default: 100)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from FOLDER's last checkpoint")
+
+
+def settings_from(options: argparse.Namespace, defaults: Any) -> Any:
+    """The settings that the options say."""
+    return defaults._replace(**{name: value for name, value in vars(options).items() if name in defaults._fields})
+
+
+def dropout(options: argparse.Namespace) -> dict[str, float]:
+    """Configuration values of --dropout."""
+    return {"hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout}
+
+
+def read_blocks(corpus: str, tokenizer: Any, max_wordpieces: int, report: Callable[..., None]) -> list[Block]:
+    """The blocks of a corpus; reading and cutting are reported.
+
+    Raises:
+        ValueError: the corpus has no text, or cannot be read.
+    """
+    blocks = []
+    for block in cut_blocks(read_documents(corpus), tokenizer, max_wordpieces):
+        blocks.append(block)
+        report("Cutting documents into blocks", len(blocks), None)
+    if not blocks:
+        raise ValueError("the corpus has no text: give documents that hold some")
+    return blocks
