@@ -1,0 +1,159 @@
+"""The training loop: batches, checkpoints, resumption after a kill, a loss that is no number."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from realm_min import RealmConfig, RealmEmbedder
+from realm_min.training import loop
+from realm_min.training.optimizer import AdamW
+
+TINY = dict(
+    hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, retriever_proj_size=4,
+    vocab_size=50, max_position_embeddings=16,
+)  # fmt: skip
+
+
+def job(folder, steps=12, resume=False, hurt_at=None, interrupt_at=None, save_every=5, pause=0.0, report=None):
+    """Pull random texts' embeddings to 0, with dropout; returns the trained embedder."""
+    embedder = RealmEmbedder(RealmConfig(**TINY), seed=3)
+
+    def step(number):
+        if number == interrupt_at:
+            raise KeyboardInterrupt
+        time.sleep(pause)
+        generator = torch.Generator().manual_seed(loop.step_seed(7, number))
+        ids = torch.randint(1, 50, (4, 6), generator=generator)
+        x = embedder(input_ids=ids, return_dict=True).projected_score
+        embedder.backward(projected_score=2 * x / x.numel())
+        return {"loss": float("nan") if number == hurt_at else float((x * x).mean())}
+
+    loop.train(
+        folder, {"embedder": embedder}, AdamW(1e-2, steps, warmup_steps=2), step, settings={"steps": steps}, seed=7,
+        resume=resume, save_every=save_every, evaluate=lambda: {"norm": float(embedder.p["cls.dense.weight"].norm())},
+        evaluate_every=4, report=report or (lambda *given: None),
+    )  # fmt: skip
+    return embedder
+
+
+def same_weights(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_loss_falls_and_the_log_has_a_row_a_step(tmp_path):
+    seen = []
+    job(tmp_path / "run", report=lambda stage, done, total, note="": seen.append((done, total)))
+    log = loop.read_log(tmp_path / "run" / loop.LOG_FILE)
+    assert log["step"] == list(range(1, 13))
+    assert log["loss"][-1] < log["loss"][0]
+    assert log["learning_rate"][:3] == pytest.approx([5e-3, 1e-2, 1e-2])
+    assert loop.read_log(tmp_path / "run" / loop.METRICS_FILE)["step"] == [4, 8, 12]
+    assert seen == [(done, 12) for done in range(13)]
+    assert loop.checkpoint_step(tmp_path / "run") == 12
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path):
+    whole = job(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt, match="7 of 12 steps are done"):
+        job(tmp_path / "cut", interrupt_at=7)
+    assert loop.checkpoint_step(tmp_path / "cut") == 7
+    assert same_weights(job(tmp_path / "cut", resume=True), whole)
+    for name in (loop.LOG_FILE, loop.METRICS_FILE):
+        cut, complete = (loop.read_log(tmp_path / folder / name) for folder in ("cut", "whole"))
+        cut.pop("seconds", None), complete.pop("seconds", None)
+        assert cut == complete
+
+
+@pytest.mark.parametrize("seconds", [0.15, 0.6, 1.1])
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, seconds):
+    whole = job(tmp_path / "whole", steps=30)
+    program = (
+        f"import sys; sys.path.insert(0, {str(os.path.dirname(__file__))!r}); import test_training_loop as t; "
+        f"print('begun', flush=True); t.job({str(tmp_path / 'cut')!r}, steps=30, save_every=4, pause=0.05)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert same_weights(job(tmp_path / "cut", steps=30, save_every=4, resume=True), whole)
+    assert loop.read_log(tmp_path / "cut" / loop.LOG_FILE)["step"] == list(range(1, 31))
+
+
+def test_nan_stops_the_run_and_names_step_seed_and_checkpoint(tmp_path):
+    with pytest.raises(loop.DivergedError) as error:
+        job(tmp_path / "run", hurt_at=8)
+    for part in ("step 9", str(loop.step_seed(7, 8)), loop.CHECKPOINT_FILE, "(step 5)", "nan"):
+        assert part in str(error.value)
+    assert loop.checkpoint_step(tmp_path / "run") == 5
+    with pytest.raises(loop.DivergedError, match="none: it came before the first"):
+        job(tmp_path / "other", hurt_at=2)
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_as_another(tmp_path):
+    job(tmp_path / "run")
+    with pytest.raises(FileExistsError, match="--resume"):
+        job(tmp_path / "run")
+    with pytest.raises(ValueError, match="steps=12, not 13"):
+        job(tmp_path / "run", steps=13, resume=True)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    job(tmp_path / "run")
+    path = tmp_path / "run" / loop.CHECKPOINT_FILE
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="checkpoint.safetensors is damaged"):
+        job(tmp_path / "run", resume=True)
+
+
+def test_half_a_row_in_the_log_is_dropped(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        job(tmp_path / "run", interrupt_at=7)
+    with open(tmp_path / "run" / loop.LOG_FILE, "a") as file:
+        file.write("8,0.1")
+    job(tmp_path / "run", resume=True)
+    assert loop.read_log(tmp_path / "run" / loop.LOG_FILE)["step"] == list(range(1, 13))
+
+
+def test_a_frozen_tensor_stays_under_all_of_its_names(tmp_path):
+    from realm_min import RealmKnowledgeAugEncoder
+
+    encoder = RealmKnowledgeAugEncoder(RealmConfig(**TINY, num_candidates=1))
+    before = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
+
+    def step(number):
+        ids = torch.arange(1, 7)[None]
+        logits = encoder(input_ids=ids, return_dict=True).logits
+        encoder.backward(logits=torch.ones_like(logits))
+        return {"loss": 1.0}
+
+    optimizer = AdamW(1e-2, 2)
+    loop.train(tmp_path, {"encoder": encoder}, optimizer, step, settings={}, seed=0, frozen=loop.freeze_word_embeddings)
+    for key in ("realm.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"):
+        assert torch.equal(encoder.state_dict()[key], before[key])
+    changed = "realm.encoder.layer.0.intermediate.dense.weight"
+    assert not torch.equal(encoder.state_dict()[changed], before[changed])
+    assert not any("word_embeddings" in key or "decoder.weight" in key for key in optimizer.mean)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 2**32))
+def test_every_epoch_sees_every_example_once(count, size, seed):
+    steps = -(-3 * count // size)
+    drawn = np.concatenate([loop.batch(number, size, count, seed) for number in range(steps)])[: 3 * count]
+    for epoch in drawn.reshape(3, count):
+        assert sorted(epoch) == list(range(count))
+
+
+def test_no_example_is_an_error():
+    with pytest.raises(ValueError, match="no example"):
+        loop.batch(0, 4, 0, 0)
