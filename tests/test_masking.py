@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from realm_min.tokenizer import RealmTokenizer, RealmTokenizerFast
 from realm_min.training import masking
-from realm_min.training.masking import MASKINGS, passage, salient_choices, salient_spans
+from realm_min.training.masking import MASKINGS, passage, passages, salient_choices, salient_spans
 
 SALIENT = [
     ("It fell to Rome on 1 March 2024.", ["Rome", "1 March 2024"]),
@@ -65,6 +65,8 @@ def test_a_passage_carries_its_title(tokenizer, vocabulary):
     begun = [found.text[slice(*o)] for o, begins in zip(found.offsets, found.begins_word, strict=True) if begins]
     assert begun[-3:] == ["is", "Bis", "."]
     assert passage("Kyrgyzstan", "The capital is Bishkek.", RealmTokenizer(str(vocabulary))) == found
+    texts = [("Peru", "The capital is Lima."), ("Kyrgyzstan", "The capital is Bishkek.")]
+    assert passages(texts, tokenizer)[1] == found and passages([], tokenizer) == []
 
 
 def test_a_salient_span_is_masked_whole_and_alone(tokenizer):

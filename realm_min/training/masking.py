@@ -10,7 +10,7 @@ Each way is a function `(passage, rng) -> positions`: the wordpieces to replace 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,12 +37,20 @@ class Passage(NamedTuple):
 
 def passage(title: str, text: str, tokenizer: Any) -> Passage:
     """`title. text` as wordpieces of a tokenizer that gives offsets."""
-    whole = f"{title}. {text}"
-    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-    offsets = [tuple(offset) for offset in encoded["offset_mapping"]]
-    pieces = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
-    first = bisect_left([start for start, _ in offsets], len(title) + 2)
-    return Passage(whole, encoded["input_ids"], offsets, [not piece.startswith("##") for piece in pieces], first)
+    return passages([(title, text)], tokenizer)[0]
+
+
+def passages(texts: list[tuple[str, str]], tokenizer: Any) -> list[Passage]:
+    """The `passage` of each (title, text)."""
+    wholes = [f"{title}. {text}" for title, text in texts]
+    encoded = tokenizer(wholes, add_special_tokens=False, return_offsets_mapping=True) if texts else None
+    found = []
+    for i, (title, _) in enumerate(texts):
+        ids, offsets = encoded["input_ids"][i], [tuple(offset) for offset in encoded["offset_mapping"][i]]
+        begins_word = [not piece.startswith("##") for piece in tokenizer.convert_ids_to_tokens(ids)]
+        first = bisect_left([start for start, _ in offsets], len(title) + len(". "))
+        found.append(Passage(wholes[i], ids, offsets, begins_word, first))
+    return found
 
 
 def mask(ids: list[int], positions: list[int], mask_id: int) -> tuple[list[int], list[int]]:
@@ -172,14 +180,20 @@ def salient_choices(passage: Passage, find: SpanFinder = salient_spans) -> list[
     """
     lowered = passage.text.lower()
     body = passage.offsets[passage.first][0] if passage.first < len(passage.offsets) else len(passage.text)
+    ends = [end for _, end in passage.offsets]
     chosen = []
     for start, end in find(passage.text[body:]):
         start, end = start + body, end + body
-        surface = re.escape(passage.text[start:end].lower())
-        pieces = [i for i in range(passage.first, len(passage.ids)) if _overlap(passage.offsets[i], (start, end))]
-        if pieces and len(re.findall(rf"(?<!\w){surface}(?!\w)", lowered)) == 1:
-            chosen.append((pieces[0], pieces[-1] + 1))
+        first = last = bisect_right(ends, start)  # the first wordpiece that ends after `start`
+        while last < len(ends) and passage.offsets[last][0] < end:
+            last += 1
+        if first < last and not _stands_twice(lowered, passage.text[start:end].lower()):
+            chosen.append((first, last))
     return chosen
+
+
+def _stands_twice(text: str, words: str) -> bool:
+    return text.count(words) > 1 and len(re.findall(rf"(?<!\w){re.escape(words)}(?!\w)", text)) > 1
 
 
 # ---- the three ways

@@ -1,0 +1,487 @@
+"""REALM pre-training: a retriever that learns from masked words (REALM sections 3.2 to 3.4).
+
+One step, for each text x of a batch with a name or date masked out:
+
+1. Embed x, and search the index for the blocks of largest f(x, z); the block that x was cut from is barred.
+2. Put the null document, an empty text, before them: what needs no evidence can take it from there.
+3. Compute f(x, z) afresh, x and z embedded by the embedder as it is now, and p(z|x) = softmax f(x, z).
+4. Read x and each z in one sequence, "[CLS] x [SEP] z [SEP]", and predict the masked words: p(y|z,x).
+5. The loss is -log Σ_z p(y|z,x) p(z|x); its gradient reaches both encoders, and the embedder on both of its sides.
+
+The index is some hundred steps old (`refresh`): it only chooses the candidates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..corpus import FACTBOOK, MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks, read_documents
+from ..embedder import RealmEmbedder
+from ..files import write_atomically
+from ..knowledge_encoder import IGNORED, RealmKnowledgeAugEncoder, marginal_loss, marginal_loss_backward
+from ..mips import BlockIndex
+from . import loop, warm_start
+from .masking import MASKINGS, SpanFinder, mask, passages, salient_span, salient_spans
+from .optimizer import AdamW
+from .refresh import INDEX_FOLDER, IndexRefresher
+
+MARGINALS = ("token", "span")
+PLOT_FILE = "training.png"
+AT_ONCE = 1024  # texts tokenized in one call
+
+
+class Settings(NamedTuple):
+    """What decides a pre-training run, beside corpus and models."""
+
+    steps: int = 1000
+    batch_size: int = 4
+    num_candidates: int = 8  # the null document and the best blocks
+    learning_rate: float = 5e-5
+    warmup: float = 0.1  # of the steps
+    refresh_every: int = 200  # steps; see `refresh`
+    marginal: str = "token"  # or "span": see `knowledge_encoder.marginal_loss`
+    masking: str = "salient"  # or "tokens", "spans": see `masking`
+    max_passage: int = 96  # wordpieces of x, its title and special tokens included
+    max_block: int = MAX_WORDPIECES  # wordpieces of z that are read, likewise
+    freeze_word_embeddings: bool = False
+    seed: int = 0
+
+
+DEFAULTS = Settings()
+
+
+class Text(NamedTuple):
+    """Sentences to be masked, and the number of the block they were cut from."""
+
+    block: int
+    title: str
+    text: str
+
+
+class Example(NamedTuple):
+    """x as wordpieces without special tokens, some of them masked; `labels` are the ids behind the masks."""
+
+    ids: list[int]
+    labels: list[int]
+    block: int
+
+
+def pretrain(
+    folder: str | os.PathLike,
+    blocks: list[Block],
+    embedder: RealmEmbedder,
+    knowledge_encoder: RealmKnowledgeAugEncoder,
+    tokenizer: Any,
+    settings: Settings = DEFAULTS,
+    *,
+    find: SpanFinder = salient_spans,
+    resume: bool = False,
+    save_every: int = 100,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    evaluate_every: int = 0,
+    report: Callable[..., None] = lambda stage, done, total, note="": None,
+) -> Path:
+    """Train both models in place; write FOLDER/embedder and FOLDER/knowledge_encoder, and the tokenizer beside them.
+
+    Their configurations say how much dropout they have.
+
+    Args:
+        folder: the run's, see `loop`; its log.csv has the columns of `learn`, `staleness` (steps), `seconds_waited`
+            for an index, and `tokens_per_second` read.
+        tokenizer: a RealmTokenizerFast.
+        find: finds salient spans; a tagger can take its place.
+        evaluate, evaluate_every, save_every, resume, report: as `loop.train`.
+
+    Raises:
+        ValueError: settings out of range, or a corpus without anything to mask.
+        ChildProcessError: the index builder failed.
+        FileExistsError, DivergedError, KeyboardInterrupt: as `loop.train`.
+    """
+    folder = Path(folder)
+    _check(settings, blocks, embedder, knowledge_encoder)
+    choose = MASKINGS[settings.masking]
+    if choose is salient_span:
+        choose = lambda text, rng: salient_span(text, rng, find)  # noqa: E731
+    texts = cut_texts(blocks, tokenizer, settings.max_passage, choose, report)
+    optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=int(settings.warmup * settings.steps))
+    models = {"embedder": embedder.train(), "knowledge_encoder": knowledge_encoder.train()}
+    refresher = IndexRefresher(folder, blocks, embedder, tokenizer, every=settings.refresh_every)
+    index: BlockIndex | None = None
+
+    def step(number: int) -> dict[str, float]:
+        nonlocal index
+        embeddings = refresher.embeddings(number)
+        if index is None or index.blocks is not embeddings:
+            index = BlockIndex(embeddings)
+        started = time.perf_counter()
+        rng = np.random.default_rng([settings.seed, number])
+        picked = loop.batch(number, settings.batch_size, len(texts), settings.seed)
+        examples = hide([texts[i] for i in picked], tokenizer, choose, rng)
+        logged = learn(embedder, knowledge_encoder, tokenizer, blocks, index, examples, settings)
+        tokens = logged.pop("tokens")
+        return logged | {
+            "staleness": float(refresher.staleness(number)),
+            "seconds_waited": refresher.seconds_waited,
+            "tokens_per_second": tokens / (time.perf_counter() - started),
+        }
+
+    identity = {
+        "task": "pretrain",
+        "corpus": corpus_hash(blocks),
+        "embedder": embedder.config.to_dict(),
+        "knowledge_encoder": knowledge_encoder.config.to_dict(),
+    }
+    with refresher:
+        loop.train(
+            folder, models, optimizer, step, settings={**identity, **settings._asdict()}, seed=settings.seed,
+            frozen=loop.freeze_word_embeddings if settings.freeze_word_embeddings else lambda name: False,
+            resume=resume, evaluate=evaluate, evaluate_every=evaluate_every, save_every=save_every,
+            stage="Pre-training", report=report,
+        )  # fmt: skip
+    for name, model in models.items():
+        shutil.rmtree(folder / name, ignore_errors=True)
+        model.eval().save_pretrained(folder / name)
+    tokenizer.save_pretrained(folder)
+    shutil.rmtree(folder / INDEX_FOLDER, ignore_errors=True)
+    return folder
+
+
+def _check(
+    settings: Settings, blocks: list[Block], embedder: RealmEmbedder, knowledge_encoder: RealmKnowledgeAugEncoder
+) -> None:
+    if settings.marginal not in MARGINALS:
+        raise ValueError(f"marginal={settings.marginal!r} is unknown: choose one of {', '.join(MARGINALS)}")
+    if settings.masking not in MASKINGS:
+        raise ValueError(f"masking={settings.masking!r} is unknown: choose one of {', '.join(MASKINGS)}")
+    if settings.batch_size < 1:
+        raise ValueError(f"batch_size={settings.batch_size} leaves no text: give 1 or more")
+    if not 2 <= settings.num_candidates <= len(blocks):
+        raise ValueError(
+            f"num_candidates={settings.num_candidates} must lie in 2..{len(blocks)}: the null document and some of the "
+            f"other {len(blocks) - 1} blocks"
+        )
+    positions = min(embedder.config.max_position_embeddings, knowledge_encoder.config.max_position_embeddings)
+    if not settings.max_passage < positions:
+        raise ValueError(
+            f"max_passage={settings.max_passage} leaves no room for evidence: the models read {positions} tokens"
+        )
+
+
+# ---- texts
+
+
+def cut_texts(
+    blocks: list[Block],
+    tokenizer: Any,
+    max_wordpieces: int,
+    choose: Callable[..., list[int]],
+    report: Callable[..., None] = lambda stage, done, total: None,
+) -> list[Text]:
+    """Cut blocks into texts of whole sentences; those in which `choose` finds nothing to mask are left out.
+
+    Each carries the title of its block, without which "Capital - name: Oslo." could be anyone's.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+
+    def letters(text: str) -> int:
+        return sum(map(len, text.split()))
+
+    texts, pending = [], []
+    number, left = -1, 0  # the block that is being cut, and its letters still to come
+    for cut in cut_blocks(map(Document._make, blocks), tokenizer, max_wordpieces):
+        while left == 0:
+            number += 1
+            left = letters(blocks[number].text)
+        left -= letters(cut.text)
+        pending.append(Text(number, *cut))
+        if len(pending) == AT_ONCE or (left == 0 and number == len(blocks) - 1):
+            texts += with_something_to_mask(pending, tokenizer, choose)
+            pending = []
+            report("Cutting blocks into texts", number + 1, len(blocks))
+    texts += with_something_to_mask(pending, tokenizer, choose)  # where the last blocks have no text
+    if not texts:
+        raise ValueError("no text of the corpus has anything to mask: give a larger corpus, or another masking")
+    return texts
+
+
+def with_something_to_mask(texts: list[Text], tokenizer: Any, choose: Callable[..., list[int]]) -> list[Text]:
+    found = passages([(text.title, text.text) for text in texts], tokenizer)
+    rng = np.random.default_rng(0)  # whether there is something to choose does not depend on what is drawn
+    return [text for text, one in zip(texts, found, strict=True) if choose(one, rng)]
+
+
+def hide(
+    texts: list[Text], tokenizer: Any, choose: Callable[..., list[int]], rng: np.random.Generator
+) -> list[Example]:
+    """Mask what `choose` draws of each text."""
+    found = passages([(text.title, text.text) for text in texts], tokenizer)
+    return [
+        Example(*mask(one.ids, choose(one, rng), tokenizer.mask_token_id), text.block)
+        for text, one in zip(texts, found, strict=True)
+    ]
+
+
+# ---- one step
+
+
+def learn(
+    embedder: RealmEmbedder,
+    knowledge_encoder: RealmKnowledgeAugEncoder,
+    tokenizer: Any,
+    blocks: list[Block],
+    index: BlockIndex,
+    examples: list[Example],
+    settings: Settings,
+) -> dict[str, float]:
+    """Add the gradients of a batch's loss to both models, which are in training mode.
+
+    Returns:
+        loss: -log p(y|x) a masked wordpiece.
+        retrieval_utility: Σ_z p(z|x) [log p(y|z,x) - log p(y|∅,x)], how much better than the null document the
+            retrieved ones predict y, in nats a text, averaged over the batch (REALM section 4.5 and figure 4).
+        null_probability: p(∅|x), averaged.
+        tokens: how many were read.
+    """
+    query_inputs = pad([[*sequence(tokenizer, example.ids)] for example in examples], embedder)
+    queries = embedder(**query_inputs, return_dict=True).projected_score  # [batch, proj]
+    of_queries = embedder._cache
+    own = torch.tensor([example.block for example in examples], device=index.device)
+    found = retrieve(index, queries.to(index.device), own, settings.num_candidates - 1).tolist()
+
+    distinct = sorted({block for row in found for block in row})
+    rows = {block: row for row, block in enumerate(distinct, start=1)}  # row 0 is the null document
+    candidates = torch.tensor([[0, *(rows[block] for block in row)] for row in found], device=queries.device)
+    evidence = [blocks[block] for block in distinct]
+    document_inputs = pad(document_sequences(tokenizer, evidence, embedder, settings.max_block), embedder)
+    documents = embedder(**document_inputs, return_dict=True).projected_score  # [1 + distinct, proj]
+    of_documents = embedder._cache
+    picked = documents[candidates]  # [batch, candidates, proj]
+    relevance_score = (picked @ queries[:, :, None])[:, :, 0]  # [batch, candidates]
+
+    joint, labels = joint_inputs(tokenizer, examples, candidates.tolist(), evidence, knowledge_encoder, settings)
+    repeated = labels.repeat_interleave(settings.num_candidates, 0)  # the same y for each z
+    log_likelihood, of_words = knowledge_encoder.masked_log_likelihood(**joint, labels=repeated)
+    log_likelihood = log_likelihood.view(*candidates.shape, -1)  # [batch, candidates, tokens]
+
+    masked, whole_span = labels != IGNORED, settings.marginal == "span"
+    loss = marginal_loss(log_likelihood, relevance_score, masked, whole_span)
+    dlog_likelihood, drelevance = marginal_loss_backward(
+        torch.ones_like(loss), log_likelihood, relevance_score, masked, whole_span
+    )
+    knowledge_encoder.masked_log_likelihood_backward(dlog_likelihood.flatten(0, 1), of_words)
+    # f(x, z) is an inner product: the gradient of each side is the other side.
+    drelevance = drelevance[:, :, None]  # [batch, candidates, 1]
+    ddocuments = torch.zeros_like(documents)
+    ddocuments.index_add_(0, candidates.flatten(), (drelevance * queries[:, None]).flatten(0, 1))
+    embedder._backward(of_documents, {"projected_score": ddocuments})
+    embedder._backward(of_queries, {"projected_score": (drelevance * picked).sum(1)})
+
+    prior = ops.softmax(relevance_score)
+    span_log_likelihood = log_likelihood.sum(2)  # [batch, candidates]
+    utility = span_log_likelihood - span_log_likelihood[:, :1]
+    read = (query_inputs, document_inputs, joint)
+    return {
+        "loss": float(loss),
+        "retrieval_utility": float((prior * utility).sum(1).mean()),
+        "null_probability": float(prior[:, 0].mean()),
+        "tokens": float(sum(inputs["attention_mask"].sum() for inputs in read)),
+    }
+
+
+def retrieve(index: BlockIndex, queries: Tensor, barred: Tensor, count: int) -> Tensor:
+    """The `count` blocks of largest inner product with each query, without its barred one.
+
+    queries [batch, proj], barred [batch] int64 -> [batch, count] int64, best first. One more is searched for, so that
+    the answer is exact.
+    """
+    _, ids = index.search(queries, count + 1)
+    kept = ids != barred[:, None]
+    kept[:, -1] &= ~kept.all(1)  # where the barred block is not among them, the last is one too many
+    return ids[kept].view(len(queries), count)
+
+
+def sequence(tokenizer: Any, first: Iterable[int], second: Iterable[int] | None = None) -> list[tuple[int, int]]:
+    """(id, type) of "[CLS] first [SEP]" or "[CLS] first [SEP] second [SEP]"."""
+    of_first = [(token, 0) for token in (tokenizer.cls_token_id, *first, tokenizer.sep_token_id)]
+    return of_first if second is None else [*of_first, *((token, 1) for token in (*second, tokenizer.sep_token_id))]
+
+
+def pad(sequences: list[list[tuple[int, int]]], model: Any) -> dict[str, Tensor]:
+    """`input_ids`, `token_type_ids` and `attention_mask` [sequences, tokens] for `model`."""
+    tokens = max(map(len, sequences))
+    padded = torch.full((len(sequences), tokens, 3), 0)
+    padded[:, :, 0] = model.config.pad_token_id
+    for row, values in zip(padded, sequences, strict=True):
+        row[: len(values)] = torch.tensor([(token, kind, 1) for token, kind in values])
+    ids, types, attention = padded.to(model.device).unbind(2)
+    return {"input_ids": ids, "token_type_ids": types, "attention_mask": attention}
+
+
+def document_sequences(
+    tokenizer: Any, evidence: list[Block], embedder: RealmEmbedder, max_wordpieces: int
+) -> list[list[tuple[int, int]]]:
+    """What Embed_doc reads, "[CLS] title [SEP] text [SEP]", of the null document "[CLS] [SEP] [SEP]" and each block."""
+    encoded = tokenizer(
+        [block.title for block in evidence], [block.text for block in evidence], truncation="only_second",
+        max_length=min(max_wordpieces, embedder.config.max_position_embeddings),
+    )  # fmt: skip
+    pairs = zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
+    return [sequence(tokenizer, (), ()), *(list(zip(ids, types, strict=True)) for ids, types in pairs)]
+
+
+def joint_inputs(
+    tokenizer: Any,
+    examples: list[Example],
+    candidates: list[list[int]],
+    evidence: list[Block],
+    knowledge_encoder: RealmKnowledgeAugEncoder,
+    settings: Settings,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What the knowledge-augmented encoder reads, "[CLS] x [SEP] title. text [SEP]" for each candidate.
+
+    Args:
+        candidates: [batch, candidates], 0 for the null document, i for evidence[i - 1].
+
+    Returns:
+        Inputs [batch * candidates, tokens], and the labels [batch, tokens].
+    """
+    encoded = tokenizer([f"{block.title}. {block.text}" for block in evidence], add_special_tokens=False)
+    documents = [[], *(ids[: settings.max_block - 3] for ids in encoded["input_ids"])]
+    positions = knowledge_encoder.config.max_position_embeddings
+    sequences = [
+        sequence(tokenizer, example.ids, documents[candidate])[: positions - 1]
+        for example, row in zip(examples, candidates, strict=True)
+        for candidate in row
+    ]
+    for values in sequences:
+        if values[-1][0] != tokenizer.sep_token_id:  # cut short
+            values.append((tokenizer.sep_token_id, 1))
+    inputs = pad(sequences, knowledge_encoder)
+    labels = torch.full((len(examples), inputs["input_ids"].shape[1]), IGNORED)
+    for row, example in zip(labels, examples, strict=True):
+        row[1 : 1 + len(example.labels)] = torch.tensor(example.labels)
+    return inputs, labels.to(knowledge_encoder.device)
+
+
+# ---- the plot
+
+
+def plot(folder: str | os.PathLike) -> Path:
+    """Draw loss, retrieval utility and staleness of a run's log.csv against its steps, into training.png beside it.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed (the extra `plot`).
+        FileNotFoundError: there is no log.
+    """
+    from matplotlib.figure import Figure
+
+    log = loop.read_log(Path(folder) / loop.LOG_FILE)
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    axes = figure.subplots(4, 1, sharex=True)
+    steps = np.array(log["step"])
+    width = max(1, len(steps) // 40)
+    shown = {
+        "loss": "loss (nats a masked wordpiece)",
+        "retrieval_utility": "retrieval utility (nats a text)",
+        "null_probability": "p(∅|x)",
+        "staleness": "age of the index (steps)",
+    }
+    for axis, (column, label) in zip(axes, shown.items(), strict=True):
+        values = np.array(log[column])
+        averaged = np.convolve(values, np.ones(width) / width, "valid") if column != "staleness" else values
+        axis.plot(steps, values, color="0.8", linewidth=0.7)
+        axis.plot(steps[len(steps) - len(averaged) :], averaged, linewidth=1.3)
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+    axes[1].axhline(0, color="0.4", linewidth=0.8)
+    axes[0].set_title(f"Pre-training; bold: mean of {width} steps" if width > 1 else "Pre-training")
+    axes[-1].set_xlabel("step")
+    path = Path(folder) / PLOT_FILE
+    with write_atomically(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    return path
+
+
+# ---- command line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min pretrain`."""
+    parser.add_argument(
+        "corpus", metavar="CORPUS", help=f'"{FACTBOOK}", a .jsonl of {{"title", "text"}}, or a folder of .txt files'
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="the folder of the run and its models"
+    )
+    parser.add_argument(
+        "--model", metavar="FOLDER",
+        help="what to start from: an earlier run's folder, or any BERT's (default: a small model with random weights)",
+    )  # fmt: skip
+    parser.add_argument("--resume", action="store_true", help="go on from FOLDER's last checkpoint")
+
+    def number(name: str, kind: type, metavar: str, text: str, default: float) -> None:
+        parser.add_argument(name, type=kind, metavar=metavar, default=default, help=f"{text} (default: {default})")
+
+    number("--steps", int, "N", "updates", DEFAULTS.steps)
+    number("--batch-size", int, "N", "texts an update", DEFAULTS.batch_size)
+    number("--candidates", int, "N", "documents a text, the null document among them", DEFAULTS.num_candidates)
+    number("--learning-rate", float, "RATE", "the highest, after the warm-up", DEFAULTS.learning_rate)
+    number("--refresh-every", int, "STEPS", "how often the index is built anew", DEFAULTS.refresh_every)
+    number("--max-passage", int, "N", "wordpieces of a text", DEFAULTS.max_passage)
+    number("--max-block", int, "N", "wordpieces of a block", DEFAULTS.max_block)
+    number("--dropout", float, "RATE", "of activations and attention, in both models", 0.0)
+    number("--save-every", int, "STEPS", "how often a checkpoint is written", 100)
+    number("--seed", int, "N", "of weights, masks, batches and dropout", DEFAULTS.seed)
+    parser.add_argument(
+        "--marginal", choices=MARGINALS, default=DEFAULTS.marginal,
+        help="what is marginalised over the documents: each masked wordpiece, or, as in the paper, the whole masked "
+        f"span (default: {DEFAULTS.marginal})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--masking", choices=list(MASKINGS), default=DEFAULTS.masking,
+        help=f"a name or date, random tokens, or random spans (default: {DEFAULTS.masking})",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run `realm-min pretrain`."""
+    from ..cli import progress_report, remark
+
+    documents = read_documents(options.corpus)
+    dropout = {"hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout}
+    embedder = warm_start.embedder(options.model, options.seed, **dropout)
+    knowledge_encoder = warm_start.knowledge_encoder(options.model, options.seed, **dropout)
+    tokenizer = warm_start.tokenizer(options.model)
+    settings = Settings(
+        steps=options.steps, batch_size=options.batch_size, num_candidates=options.candidates,
+        learning_rate=options.learning_rate, refresh_every=options.refresh_every, marginal=options.marginal,
+        masking=options.masking, max_passage=options.max_passage, max_block=options.max_block, seed=options.seed,
+    )  # fmt: skip
+    with progress_report() as report:
+        blocks = []
+        for block in cut_blocks(documents, tokenizer, min(options.max_block, embedder.config.max_position_embeddings)):
+            blocks.append(block)
+            report("Cutting documents into blocks", len(blocks), None)
+        pretrain(
+            options.out, blocks, embedder, knowledge_encoder, tokenizer, settings, resume=options.resume,
+            save_every=options.save_every, report=report,
+        )  # fmt: skip
+    if importlib.util.find_spec("matplotlib"):
+        remark(f"The course of the training is drawn in {plot(options.out)}")
+    else:
+        remark('No plot: it needs matplotlib, pip install "realm-min[plot]"')
+    remark(f"Ready: {options.out}")
