@@ -1,4 +1,4 @@
-"""The command line, `realm-min` or `python -m realm_min`: index documents, ask questions, evaluate answers.
+"""The command line, `realm-min` or `python -m realm_min`: index documents, ask questions, evaluate answers, train.
 
 Results go to the standard output, all else (progress, remarks, errors) to the standard error. Exit status: 0 when
 done, 1 if `verify` found an error, 2 for bad input, 130 after Ctrl-C.
@@ -32,6 +32,7 @@ from .hub import resolve_folder
 from .open_qa import Answer, RealmForOpenQA
 from .packed import load_packed
 from .retriever import BLOCK_RECORDS_FILE, RealmRetriever
+from .training import finetuning, ict, mlm, pretraining
 
 EXAMPLES = (
     "What is the capital of Uruguay?",
@@ -102,6 +103,14 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--regex", action="store_true", help="answers are regular expressions, as CuratedTrec's are")
     sub.add_argument("--limit", type=int, metavar="N", help="only the first N questions")
     sub.add_argument("--json", action="store_true", help="print the measures as one JSON object")
+
+    for name, job, summary in (
+        ("ict", ict, "Warm a retriever up with the Inverse Cloze Task."),
+        ("mlm", mlm, "Warm a knowledge encoder up with masked language modelling."),
+        ("pretrain", pretraining, "Teach a retriever by masked words, as REALM does."),
+        ("finetune", finetuning, "Teach retriever and reader by questions and answers."),
+    ):
+        job.add_arguments(command(name, job.run, summary))
 
     sub = command(
         "verify", verify.run, "Compare a checkpoint's numbers, stage by stage, with every reference there is."

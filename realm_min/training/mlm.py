@@ -86,8 +86,7 @@ def batch(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """[CLS] title. text [SEP] of each block with masks in it: ids, attention mask and labels, [batch, tokens] int64."""
     rows = []
-    for block in blocks:
-        passage = masking.passage(block.title, block.text, tokenizer)
+    for passage in masking.passages([tuple(block) for block in blocks], tokenizer):
         positions = {*masking.random_tokens(passage, rng), *masking.salient_span(passage, rng)}
         rows.append(masking.mask(passage.ids, sorted(positions), tokenizer.mask_token_id))
     tokens = min(max_wordpieces, 2 + max(len(ids) for ids, _ in rows))

@@ -59,6 +59,8 @@ def load(cls: type[Model], folder: str | os.PathLike | None, part: str, seed: in
     missing = [key for key in current if key.startswith("realm.") and key not in taken]
     if missing:
         raise ValueError(f"{folder} holds no whole BERT trunk, {missing[0]} is missing: give a folder of a BERT model")
+    for alias, key in model.aliases().items():  # a decoder tied to word embeddings of which the folder has only these
+        taken.setdefault(alias, taken.get(key, current[key]))
     model.load_state_dict({**current, **taken}, source=str(folder))
     return model
 
