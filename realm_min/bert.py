@@ -378,7 +378,7 @@ def layer_backward(
     dx = normalize_backward(p, f"{name}.output.LayerNorm", dy, cache["mlp norm"], grads)
     dx = dx + mlp_backward(p, name, dx, config, cache["mlp"], grads)
     dx = normalize_backward(p, f"{name}.attention.output.LayerNorm", dx, cache["norm"], grads)
-    dcontext = dense_backward(p, f"{name}.attention.output.dense", dx, config, cache["output"], grads)
+    dcontext = add_dense_backward(p, f"{name}.attention.output.dense", dx, config, cache["output"], grads)
     dattention = self_attention_backward(p, config, f"{name}.attention.self", dcontext, cache["attention"], grads)
     queries = cache["attention"]["queries"]
     return dattention.add_(dx) if queries is None else dattention.index_add_(0, queries, dx)
@@ -428,7 +428,9 @@ def self_attention(
             runs.append((len(run), query_rows, key_rows, softmaxed, kept))
         by_head(context[query_rows], heads, len(run)).copy_(probabilities @ v)
     if cache is not None:
-        cache.update(x=x, query=query, key=key, value=value, queries=queries, factors=factors, runs=runs)
+        cache.update(
+            x=x, query=query, key=key, value=value, context=context, queries=queries, factors=factors, runs=runs
+        )
     return context, torch.cat(all_probabilities) if output_attentions else None
 
 
@@ -444,18 +446,18 @@ def self_attention_backward(
     dkey_value = dqkv[:, hidden:] if queries is None else x.new_empty(x.shape[0], 2 * hidden)
     dkey, dvalue = dkey_value.split(hidden, dim=1)
     for sequences, query_rows, key_rows, softmaxed, kept in cache["runs"]:
-        q, k, v, dc = (
-            by_head(part, heads, sequences)
-            for part in (
-                cache["query"][query_rows], cache["key"][key_rows], cache["value"][key_rows], dcontext[query_rows]
-            )
-        )  # fmt: skip
+        q, context, dc = (
+            by_head(part[query_rows], heads, sequences) for part in (cache["query"], cache["context"], dcontext)
+        )
+        k, v = (by_head(part[key_rows], heads, sequences) for part in (cache["key"], cache["value"]))
         probabilities = ops.drop(softmaxed, kept, rate)
-        dprobabilities = dc @ v.transpose(2, 3)
         if factors is not None:
-            probabilities, dprobabilities = probabilities * factors, dprobabilities * factors
-        dscores = ops.softmax_backward(ops.drop(dprobabilities, kept, rate), softmaxed)
+            probabilities = probabilities * factors
         by_head(dvalue[key_rows], heads, sequences).copy_(probabilities.transpose(2, 3) @ dc)
+        # With s the softmax and p what dropout and head mask made of it: ds = s (∂loss/∂s - Σ s ∂loss/∂s), where
+        # s ∂loss/∂s = p ∂loss/∂p, and its sum over the keys, Σ p (dc · v), is dc · c.
+        along = (dc * context).sum(-1, keepdim=True)
+        dscores = (dc @ v.transpose(2, 3)).mul_(probabilities).addcmul_(softmaxed, along, value=-1)
         by_head(dquery[query_rows], heads, sequences).copy_(dscores @ k)
         by_head(dkey[key_rows], heads, sequences).copy_(dscores.transpose(2, 3) @ q)
     dquery.mul_((hidden // heads) ** -0.5)  # the forward scaled its queries, and kept them so
@@ -501,18 +503,23 @@ def add_dense(
     """x + dropout(h Wᵀ + b) -> [rows, hidden]."""
     weight, bias = p[f"{name}.weight"], p[f"{name}.bias"]
     if cache is not None:
-        cache.update(h=h, dropped=None)
+        cache["h"] = h
     if generator is None:
         return (x + bias).addmm_(h, weight.t())  # the product lands on the sum: one pass less
-    return drop(ops.linear(h, weight, bias), config.hidden_dropout_prob, generator, cache, "dropped").add(x)
+    return drop(ops.linear(h, weight, bias), config.hidden_dropout_prob, generator, cache, "dropped").add_(x)
 
 
-def dense_backward(
+def add_dense_backward(
     p: Parameters, name: str, dy: Tensor, config: RealmConfig, cache: Cache, grads: Parameters
 ) -> Tensor:
     """∂loss/∂h of `add_dense`; that of its x is `dy` itself."""
-    dy = ops.drop(dy, cache["dropped"], config.hidden_dropout_prob)
-    return ops.linear_backward(dy, cache["h"], p[f"{name}.weight"], grads[f"{name}.weight"], grads[f"{name}.bias"])
+    dy = ops.drop(dy, cache.get("dropped"), config.hidden_dropout_prob)
+    return dense_backward(p, name, dy, cache["h"], grads)
+
+
+def dense_backward(p: Parameters, name: str, dy: Tensor, x: Tensor, grads: Parameters) -> Tensor:
+    """∂loss/∂x of the dense layer `name`."""
+    return ops.linear_backward(dy, x, p[f"{name}.weight"], grads[f"{name}.weight"], grads[f"{name}.bias"])
 
 
 def add_mlp(
@@ -525,40 +532,33 @@ def add_mlp(
 ) -> Tensor:
     """x + dropout(activation(x W₁ᵀ + b₁) W₂ᵀ + b₂) -> [rows, hidden]."""
     activation_ = ops.ACTIVATIONS[config.hidden_act]
-
-    def inner(rows: Tensor) -> Tensor:
-        return ops.linear(rows, p[f"{name}.intermediate.dense.weight"], p[f"{name}.intermediate.dense.bias"])
-
-    if cache is not None:
-        cache.update(x=x, inner=inner(x))  # the activation is computed again backward: half the memory
-        activated = activation_(cache["inner"].clone())
-        out = add_dense(p, f"{name}.output.dense", x, activated, config, generator, part_of(cache, "output"))
-        del cache["output"]["h"]
-        return out
-    if generator is not None:
-        return add_dense(p, f"{name}.output.dense", x, activation_(inner(x)), config, generator)
-    weight, out = p[f"{name}.output.dense.weight"], x + p[f"{name}.output.dense.bias"]
+    inner_weight, inner_bias = p[f"{name}.intermediate.dense.weight"], p[f"{name}.intermediate.dense.bias"]
+    weight, bias = p[f"{name}.output.dense.weight"], p[f"{name}.output.dense.bias"]
+    # Without dropout the product lands on the sum: one pass less.
+    out = x + bias if generator is None else bias.repeat(x.shape[0], 1)
+    if cache is not None:  # the activation is computed again backward: half the memory
+        cache.update(x=x, inner=x.new_empty(x.shape[0], inner_bias.shape[0]))
     step = MLP_ROWS if x.device.type == "cpu" else x.shape[0]
-    for rows, out_rows in zip(x.split(step), out.split(step), strict=True):
-        out_rows.addmm_(activation_(inner(rows)), weight.t())
-    return out
+    for first in range(0, x.shape[0], step):
+        rows = slice(first, first + step)
+        inner = ops.linear(x[rows], inner_weight, inner_bias)
+        if cache is not None:
+            cache["inner"][rows] = inner
+        out[rows].addmm_(activation_(inner), weight.t())
+    return out if generator is None else drop(out, config.hidden_dropout_prob, generator, cache, "dropped").add_(x)
 
 
 def mlp_backward(p: Parameters, name: str, dy: Tensor, config: RealmConfig, cache: Cache, grads: Parameters) -> Tensor:
     """∂loss/∂x of `add_mlp` without its residual: that part is `dy` itself."""
-    activated = ops.ACTIVATIONS[config.hidden_act](cache["inner"].clone())
-    output = {**cache["output"], "h": activated}
-    dactivated = dense_backward(p, f"{name}.output.dense", dy, config, output, grads)
-    dinner = dactivated.mul_(ops.activation_slope(config.hidden_act, cache["inner"]))
-    inner = f"{name}.intermediate.dense"
-    return ops.linear_backward(
-        dinner, cache["x"], p[f"{inner}.weight"], grads[f"{inner}.weight"], grads[f"{inner}.bias"]
-    )
+    activated, slope = ops.activation_and_slope(config.hidden_act, cache["inner"])
+    dy = ops.drop(dy, cache.get("dropped"), config.hidden_dropout_prob)
+    dinner = dense_backward(p, f"{name}.output.dense", dy, activated, grads).mul_(slope)
+    return dense_backward(p, f"{name}.intermediate.dense", dinner, cache["x"], grads)
 
 
 def normalize(p: Parameters, name: str, x: Tensor, config: RealmConfig, cache: Cache | None = None) -> Tensor:
-    """LayerNorm with the parameters `name`."""
-    standardized, inverse_deviation = ops.standardize(x, config.layer_norm_eps)
+    """LayerNorm with the parameters `name`; `x` is overwritten."""
+    standardized, inverse_deviation = ops.standardize_(x, config.layer_norm_eps)
     if cache is not None:
         cache.update(standardized=standardized, inverse_deviation=inverse_deviation)
     return torch.addcmul(p[f"{name}.bias"], standardized, p[f"{name}.weight"])
@@ -582,10 +582,7 @@ def pool(p: Parameters, first: Tensor, name: str = "realm.pooler", cache: Cache 
 def pool_backward(p: Parameters, dy: Tensor, cache: Cache, grads: Parameters, name: str = "realm.pooler") -> Tensor:
     """∂loss/∂h_CLS [batch, hidden]; the slope of tanh is 1 - tanh²."""
     dinner = dy * (1 - cache["pooled"] ** 2)
-    dense = f"{name}.dense"
-    return ops.linear_backward(
-        dinner, cache["first"], p[f"{dense}.weight"], grads[f"{dense}.weight"], grads[f"{dense}.bias"]
-    )
+    return dense_backward(p, f"{name}.dense", dinner, cache["first"], grads)
 
 
 def mlm_logits(
@@ -609,8 +606,5 @@ def mlm_logits_backward(
         grads[f"{name}.bias"],
     )  # fmt: skip
     dactivated = normalize_backward(p, f"{name}.transform.LayerNorm", dtransformed, cache["norm"], grads)
-    dinner = dactivated.mul_(ops.activation_slope(config.hidden_act, cache["inner"]))
-    dense = f"{name}.transform.dense"
-    return ops.linear_backward(
-        dinner, cache["hidden"], p[f"{dense}.weight"], grads[f"{dense}.weight"], grads[f"{dense}.bias"]
-    )
+    _, slope = ops.activation_and_slope(config.hidden_act, cache["inner"])
+    return dense_backward(p, f"{name}.transform.dense", dactivated.mul_(slope), cache["hidden"], grads)
