@@ -53,8 +53,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 def standardize_(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x̂ = (x - mean) r and r = 1 / sqrt(variance + eps) [..., 1]: a LayerNorm before its weight and bias."""
     x.sub_(x.mean(-1, keepdim=True))
-    variance = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-    inverse_deviation = variance.add_(eps).rsqrt_()
+    inverse_deviation = (x * x).mean(-1, keepdim=True).add_(eps).rsqrt_()
     return x.mul_(inverse_deviation), inverse_deviation
 
 
