@@ -18,6 +18,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from importlib.resources import files as package_files
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ class TrainingQuestion(NamedTuple):
 class Kind(NamedTuple):
     field: str
     weight: float  # mean number of questions a country
-    answers: Callable[[str], list[str]]  # value of the field to spans of it
+    answers: Callable[..., list]  # value of the field to spans of it; of an item kind, value and title to (item, spans)
     phrasings: str  # parted by " / "
 
 
@@ -81,6 +82,12 @@ def _first(value: str) -> list[str]:
     return _items(value)[:1]
 
 
+def _capitals(value: str) -> list[str]:
+    """["Pretoria", "Cape Town"] of "Pretoria (administrative capital); Cape Town (legislative capital)"."""
+    names = [_plain(part).strip() for part in value.split("; ")]
+    return [name for name in names if name[:1].isupper() and len(name) < 40]
+
+
 def _clause(value: str) -> list[str]:
     """["desert"] of "desert; hot, dry summers"."""
     clause = re.split(r"[;:]|\. ", _plain(value))[0].strip(" .")
@@ -114,6 +121,10 @@ def _date(value: str) -> list[str]:
     return re.findall(r"\b\d{1,2} [A-Z][a-z]+ \d{4}", value)[:1] or _year(value)
 
 
+def _latest_date(value: str) -> list[str]:
+    return _date(value.partition("latest")[2])
+
+
 def _day(value: str) -> list[str]:
     return re.findall(
         r"\b\d{1,2} (?:January|February|March|April|May|June|July|August|September|October|November|December)", value
@@ -127,45 +138,63 @@ def _quoted(value: str) -> list[str]:
 def _currency(value: str) -> list[str]:
     """["euro", "euros"] of "euros (EUR) per US dollar -": pages speak of both, WebQuestions of one."""
     names = [name.removesuffix(" per US dollar") for name in re.split(r" or |; ", _plain(value.split(" per US")[0]))]
-    names = [name.strip(" .-") for name in names if re.search(r"[^\W\d]", name)]
+    names = [name.strip(" .-").removesuffix(" yuan") for name in names if re.search(r"[^\W\d]", name)]
     singular = [re.sub(r"(?<=[^s])s$", "", name) for name in names]
     return [*dict.fromkeys(singular + names)]
 
 
-_FORMS = (
-    "constitutional monarchy",
-    "absolute monarchy",
-    "parliamentary republic",
-    "parliamentary democracy",
-    "federal republic",
-    "islamic republic",
-    "theocracy",
-    "communist state",
-    "communist party-led state",
-    "military junta",
-    "military regime",
-    "dictatorship",
-)
-
-
 def _government(value: str) -> list[str]:
     """The form as WebQuestions names it: "constitutional monarchy" of "parliamentary constitutional monarchy"."""
-    forms = [form for form in _FORMS if form in value.lower()][:2]
-    if forms:
-        return forms
-    return ["republic"] if "presidential republic" in value else _clause(value)
+    value = value.lower()
+    if "monarchy" in value:
+        return [form for form in ("constitutional monarchy", "absolute monarchy") if form in value] or _clause(value)
+    if "theocratic" in value:  # its long name has the words: Islamic Republic of Iran
+        return ["islamic republic"]
+    forms = ["federal republic"] if "federal" in value else []
+    forms += [form for form in ("parliamentary republic", "communist state", "dictatorship") if form in value]
+    return forms or [form for form in ("republic", "democracy") if form in value][:1] or _clause(value)
+
+
+def _languages(value: str) -> list[str]:
+    """["Persian Farsi", "Persian", "Farsi", "Kurdish"] of "Persian Farsi (official), Kurdish"."""
+    items = [re.sub(r"^.*(?:include|including|are|also) ", "", item) for item in _items(value)]
+    items = [item for item in items if not re.search(r"\d|\bis\b|dialects|languages", item)]
+    parts = [part for item in items for part in (item, *re.split(r" or |/| and ", item))]
+    return [*dict.fromkeys(parts), *(["Persian"] if "Persian Farsi" in parts else [])]
+
+
+_FAITHS = {
+    "muslim": "Islam",
+    "christian": "Christianity",
+    "jewish": "Judaism",
+    "buddhist": "Buddhism",
+    "hindu": "Hinduism",
+}
+
+
+def _religions(value: str) -> list[str]:
+    """["Muslim", "Islam"] of "Muslim (predominantly Sunni) 90%": WebQuestions names the faith, a page sometimes."""
+    return [name for item in _items(value) for name in (item, _FAITHS.get(item.lower())) if name]
+
+
+def _main_religion(value: str) -> list[str]:
+    return _religions(", ".join(_first(value)))
+
+
+def _sample_language(value: str) -> list[str]:
+    return re.findall(r"\(([A-Z][a-z]+ [A-Z][a-z]+)\)", value)
 
 
 def _official(value: str) -> list[str]:
     languages = re.split(r"[;,] (?![^()]*\))", value)
-    return [item for language in languages if "official" in language for item in _items(language)[:1]]
+    return [item for language in languages if "official" in language for item in _languages(language)[:2]]
 
 
 _TITLE_WORD = re.compile(
     r"(?:President|Prime|Minister|King|Queen|Emir|Amir|Sultan|Grand|Duke|Prince|Princess|Premier|Chancellor|Governor"
     r"|General|Chairman|Chairperson|Interim|Acting|Transitional|Vice|Chief|Executive|Federal|Council|State|Affairs"
     r"|Lieutenant|Captain|Administrator|Commissioner|Taoiseach|Pope|High|Supreme|Leader|Head|First|Councilor|Territorial"
-    r"|Mr|Dr|Sheikh|Shaykh|Crown|Paramount|Ruler|Ulu|o|le|Ao|Tui|Assembly|Government|Secretary|Cardinal|Archbishop"
+    r"|Mr|Dr|Emperor|Ambassador|Consul|Charge|Former|GNU|GNS|Sheikh|Shaykh|Crown|Paramount|Ruler|Ulu|o|le|Ao|Tui|Assembly|Government|Secretary|Cardinal|Archbishop"
     r"|Speaker|Mayor|Presidency|Sovereign|Self-declared|Representative|Co-prince|Superior|Regional|Lord|Bailiff|[a-z]+)[.,]?"
 )
 
@@ -201,6 +230,11 @@ def _region(value: str) -> list[str]:
     return [region.strip(" .") for region in re.split(r"[,;]", _plain(value))[:1] if len(region) < 40]
 
 
+def _map_regions(value: str) -> list[str]:
+    """["Central America and the Caribbean", "Central America", "Caribbean"]."""
+    return [] if "Political Map" in value else [value, *value.split(" and the ")]
+
+
 def _waters(value: str) -> list[str]:
     names = (
         r"(?:[A-Z][\w-]+ )+(?:Sea|Ocean|Gulf|Channel|Bay)|Gulf of [A-Z]\w+|Bay of [A-Z]\w+|Caribbean Sea|Persian Gulf"
@@ -225,6 +259,10 @@ def _mountains(value: str) -> list[str]:
 def _cities(value: str) -> list[str]:
     """["KYIV", "Kharkiv"] of "3.017 million KYIV (capital), 1.421 million Kharkiv (2023)"."""
     return [re.sub(r"^[\d.,]+(?: million)? ", "", item) for item in re.split(r"[,;] (?=\d)", _plain(value)) if item]
+
+
+def _largest_city(value: str) -> list[str]:
+    return _cities(value)[:1]
 
 
 def _city_sizes(value: str) -> list[str]:
@@ -254,7 +292,13 @@ def _rivers(value: str) -> list[str]:
 
 def _divisions(value: str) -> list[str]:
     """Names of states, provinces, …: what follows their count."""
-    return _items(value.partition(";")[2])
+    return _parts(value) or _items(_plain(value).partition(";")[2])
+
+
+def _parts(value: str) -> list[str]:
+    """["England", "Scotland"] of "England: 24 two-tier counties, …; Scotland: 32 council areas, …"."""
+    names = re.findall(r"(?:^|; )([A-Z][\w ]+): \d", value)
+    return names if len(names) > 1 else []
 
 
 def _from_whom(value: str) -> list[str]:
@@ -273,17 +317,19 @@ def _branches(value: str) -> list[str]:
     return _items(re.sub(r"^[^:(]*(?:\([^()]*\))?: ", "", value))
 
 
-def _words(value: str) -> list[str]:
-    """Presidents, prime ministers and others whom a history names, their surnames in capitals."""
-    return [*dict.fromkeys(re.findall(r"(?:[A-Z][\w'-]+ )*[A-Z][A-Z'-]{3,}(?: [A-Z][A-Z'-]{2,}| I{1,3}\b)*", value))]
+def _leaders(value: str) -> list[str]:
+    """Those whom a history names: first names, then the surname in capitals."""
+    names = re.findall(r"(?:[A-Z][\w'.-]+ )+[A-Z][A-Z'-]{2,}(?: [A-Z][A-Z'-]{2,})*(?: I{1,3}\b)?(?: [A-Z]\w+)?", value)
+    people = [name for found in names for name in _person(found) if " " in name]
+    return [*dict.fromkeys(name.rstrip("'") for name in people if not re.search(r"\b(?:NATO|NWR|WWI|WWII)\b", name))]
 
 
-def _after(title: str) -> Callable[[str], list[str]]:
-    def answers(value: str) -> list[str]:
-        pattern = rf"(?:{title})s? ((?:[A-Z][\w'-]+ )*[A-Z][A-Z'-]{{2,}}(?: [A-Z][A-Z'-]{{2,}})*)"
-        return [*dict.fromkeys(re.findall(pattern, value))]
+def _presidents(value: str) -> list[str]:
+    return _leaders("; ".join(re.findall(r"[Pp]resident ((?:[A-Z][\w'.-]+ ?)+)", value)))
 
-    return answers
+
+def _prime_ministers(value: str) -> list[str]:
+    return _leaders("; ".join(re.findall(r"[Pp]rime [Mm]inister ((?:[A-Z][\w'.-]+ ?)+)", value)))
 
 
 def _winner(value: str) -> list[str]:
@@ -342,6 +388,26 @@ def _heritage(value: str) -> list[str]:
     return [_plain(item).strip(" .") for item in value.split(";")]
 
 
+def _with_title(names: Callable[[str], list[str]], most: int) -> Callable[[str, str], list[tuple[str, list[str]]]]:
+    """Questions about a thing in a country: each of the first `most` names, answered by the country."""
+
+    def items(value: str, title: str) -> list[tuple[str, list[str]]]:
+        return [(name, [title]) for name in names(value)[:most]]
+
+    return items
+
+
+def _rivers_shared(value: str, title: str) -> list[tuple[str, list[str]]]:
+    """("Niger", ["Guinea", "Mali"]) of "Niger (shared with Guinea [s] and Mali) - 4,200 km"."""
+    found = []
+    for item in value.split("; "):
+        shared = re.search(r"shared with ([^()]*)\)", item)
+        if shared:
+            countries = re.split(r",? and |, ", re.sub(r" \[[^\]]*\]", "", shared[1]))
+            found += [(name, [*countries, title]) for name in _rivers(item)]
+    return found
+
+
 # ---- kinds of question
 
 # fmt: off
@@ -359,9 +425,9 @@ KINDS: tuple[Kind, ...] = (
     Kind("Location", 5, _part_of_the_world,
          "where is {c} / where is {c} located / where is {c} (on|in) (a|the) (world |)map / where is {c} at / where "
          "is {c} located (on a map|on the map|in the world|what continent) / where is the (country|nation) of {c} "
-         "(located|) / where (exactly is {c}|is {c} exactly located) / what part of the world is {c} (in|located in) "
-         "/ where does {c} lie / where did {c} originate / where {c} on the world map / where is {c} the country / "
-         "where can you find {c}"),
+         "(located|) / where (exactly is {c}|is {c} exactly located) / what part of the world is {c} (in|located "
+         "in) / where does {c} lie / where did {c} originate / where {c} on the world map / where is {c} the "
+         "country / where can you find {c}"),
     Kind("Location", 3, _part_of_the_world,
          "what continent is {c} (in|on|located|located in|part of|apart of) / which continent is {c} (located|in) / "
          "on what continent is {c} (found|located) / what continent does {c} belong to / in which continent is {c} / "
@@ -369,8 +435,9 @@ KINDS: tuple[Kind, ...] = (
     Kind("Location", 1.5, _region,
          "what region is {c} (located in|in) / what region of the world is {c} in / in what region is {c} located / "
          "what area of the world is {c} in / which region does {c} belong to"),
-    Kind("Map references", 0.6, _items,
-         "what (region|part) of the world (map |)is {c} (in|on) / which map shows {c}"),
+    Kind("Map references", 1.2, _map_regions,
+         "what region is {c} located in / what (region|part) of the world (map |)is {c} (in|on) / which map shows "
+         "{c}"),
     Kind("Location", 0.8, _waters,
          "what (ocean|sea|body of water) is {c} (on|in|near|next to) / what (seas|oceans|bodies of water) "
          "(border|surround|touch) {c} / which (sea|ocean) does {c} (border|lie on)"),
@@ -378,13 +445,14 @@ KINDS: tuple[Kind, ...] = (
          "what country is {c} (next to|close to|near) / what is {c} between / what countries are near {c}"),
     Kind("Land boundaries - border countries", 6, _items,
          "what (countries|other countries|nations) (border|share a border with|share borders with|surround|are "
-         "around) {c} / which (countries|country) (border|share borders with|share land border with|are next to) {c} "
-         "/ what countries (does|do) {c} (border|share borders with|share a border with) / what country is {c} (next "
-         "to|close to) / what (3|4|5|two|three|five) countries border {c} / what are (the|five|some) countries that "
-         "border {c} / what does {c} border / which countries does {c} border / with which country does {c} border / "
-         "what country (borders|surrounds|is near|is to the north of|is south of) {c} / who borders {c} / who are "
-         "{c}'s neighbors / what countries are neighbors of {c} / which country shares the longest border with {c}"),
-    Kind("Languages", 6, _items,
+         "around) {c} / which (countries|country) (border|share borders with|share land border with|are next to) "
+         "{c} / what countries (does|do) {c} (border|share borders with|share a border with) / what country is {c} "
+         "(next to|close to) / what (3|4|5|two|three|five) countries border {c} / what are (the|five|some) countries "
+         "that border {c} / what does {c} border / which countries does {c} border / with which country does {c} "
+         "border / what country (borders|surrounds|is near|is to the north of|is south of) {c} / who borders {c} / "
+         "who are {c}'s neighbors / what countries are neighbors of {c} / which country shares the longest border "
+         "with {c}"),
+    Kind("Languages", 6, _languages,
          "what (language|languages) do they speak in {c} / what (language|languages) (do|does) people (in {c} "
          "speak|speak in {c}) / what do (people in {c}|{c} people|they) speak (in {c}|) / what (is|are) the "
          "(main|major|primary|most common) (language|languages) (spoken |)in {c} / what (language|languages) is "
@@ -392,6 +460,8 @@ KINDS: tuple[Kind, ...] = (
          "language does {c} speak / what is the language (spoken |used |)in {c} / what does {c} people speak / what "
          "language do {adj} people speak / what language do you speak in {c} / what language does {c} / {c} language "
          "spoken"),
+    Kind("Languages - major-language sample(s)", 1, _sample_language,
+         "what language do they speak in {c} / what is the language spoken in {c} / what language do they speak {c}"),
     Kind("Languages", 3, _official,
          "what (is|are) the official (language|languages) (of|in|spoken in) {c} / what is {c}'s official language / "
          "what (is|was) the (national|official) language of {c} / official language of {c} / what are the (2|3|two) "
@@ -405,14 +475,14 @@ KINDS: tuple[Kind, ...] = (
          "currency do i need in {c} / what is {c}'s currency / what is the {adj} (money|currency) called / what "
          "money system does {c} use / what currency is used in {c} (2012|now|today) / what is {c} money called / "
          "what is the best currency to take to {c}"),
-    Kind("Capital - name", 4, _first,
+    Kind("Capital - name", 4, _capitals,
          "what is the capital (city |)of {c} / what is {c}'s capital (city|) / what is the name of the capital (city "
          "|)of {c} / what city is the capital of {c} / where is the capital of {c} (on the map|located|) / what is "
          "the capital of {c} (in 2010|now|today|called) / what is the {adj} capital / where is the "
          "(government|parliament) of {c} / name the capital of {c} / which city is {c}'s capital / what is d capital "
          "city of {c} / what capital city of {c}"),
     Kind("Executive branch - chief of state", 3, _holder("President"),
-         "who is (the |)president of {c} (now|today|2012|2011|2010|) / who is the (current|present|new) president of "
+         "who is (the |)president of {c} (now|today|right now|) / who is the (current|present|new) president of "
          "{c} / what is the (name of the president of {c}|president of {c}'s name) / who is {c}'s president (right "
          "now|) / who is the {adj} president / who was elected president of {c} / who is president of {c} / who "
          "became president of {c}"),
@@ -422,31 +492,33 @@ KINDS: tuple[Kind, ...] = (
          "who was the prime minister of {c}"),
     Kind("Executive branch - chief of state", 2, _person,
          "who is the (leader|head of state|ruler|chief of state) of {c} (now|today|) / who "
-         "(runs|rules|controls|leads|is ruling) {c} (now|today|2011|) / who is the (current|political) leader of {c} "
-         "/ who is the current leader of {c} and what is their title / who is in charge of {c} / what is the current "
-         "leader of {c} / who leads the {adj} government"),
+         "(runs|rules|controls|leads|is ruling) {c} (now|today|2011|) / who is the (current|political) leader of "
+         "{c} / who is the current leader of {c} and what is their title / who is in charge of {c} / what is the "
+         "current leader of {c} / who leads the {adj} government"),
     Kind("Executive branch - head of government", 1.2, _person,
          "who is the head of government (of|in) {c} / who heads the government of {c} / who is the {adj} leader / "
          "who governs {c}"),
     Kind("Executive branch - chief of state", 1, _holder("King|Queen|Emir|Amir|Sultan|Grand Duke|Prince"),
          "who is the (king|monarch|queen) of {c} / what is the (king|queen|monarch) of {c}'s name / who is the "
          "current (king|queen|monarch) of {c}"),
-    Kind("Background", 1.2, _after("President|president"),
-         "who was (the |)(first |former |last |)president of {c} / who were the presidents of {c} / who was "
-         "president of {c} in (2009|2010|2000|1998) / who was elected president of {c}"),
-    Kind("Background", 0.8, _after("Prime Minister|prime minister"),
+    Kind("Background", 2, _presidents,
+         "who was (the |)(first |former |last |)president of {c} / who were the presidents of {c} / who (was|is) "
+         "(the |)president of {c} (in 2009|in 2010|2011|2012|in 2000) / who was elected president of {c} in "
+         "(2010|2008) / who was the {adj} president in (1998|2005) / who is the current president of {c} 2010"),
+    Kind("Background", 1, _prime_ministers,
          "who was (the |)prime minister of {c} (in 2009|in 2000|) / who was the (2nd|first|last) prime minister of "
-         "{c}"),
-    Kind("Background", 1, _words,
-         "who (ruled|led|governed) {c} / who was the leader of {c} / who seized power in {c} / who was a famous "
-         "(leader|person) (of|in) {c} / who was the (dictator|ruler) of {c}"),
+         "{c} / who is prime minister of {c} (2011|2012)"),
+    Kind("Background", 1.5, _leaders,
+         "who (ruled|led|governed) {c} / who was the leader of {c} / who seized power in {c} (in 1960|) / who was a "
+         "famous (leader|person) (of|in) {c} / who was the (dictator|ruler) of {c} / who is the leader of {c} "
+         "(2011|2012)"),
     Kind("Executive branch - election results", 1, _winner,
          "who won the (presidential |last |2012 |)(election|race) in {c} / who was elected (president |)in {c}"),
-    Kind("Religions", 2.5, _items,
+    Kind("Religions", 2.5, _religions,
          "what (religion|religions) (are|is) (practiced|found|there) in {c} / what are the (major|main|most common) "
          "religions (practiced |)in {c} / what religion in {c} / what religions are in {c} / what "
          "(religion|religions) do (they|people) (practice|have|follow|believe in) in {c}"),
-    Kind("Religions", 2, _first,
+    Kind("Religions", 2, _main_religion,
          "what is the (main|major|most practiced|most common|state|biggest) religion (in|of) {c} / what religion "
          "(is|are) (most |)people in {c} / what is the religion of {c} (people|) / what religion is {c} / what is "
          "the {adj} religion"),
@@ -454,7 +526,7 @@ KINDS: tuple[Kind, ...] = (
          "what are the (major|main|biggest|big|largest|important) cities (in|of) {c} / what is a city in {c} / what "
          "cities are in {c} / name some cities in {c} / what are some cities in {c} / where to go in {c} (for "
          "vacation|) / what to see in {c}"),
-    Kind("Major urban areas - population", 1.5, lambda value: _cities(value)[:1],
+    Kind("Major urban areas - population", 1.5, _largest_city,
          "what is the (largest|biggest|most populated) city (in|of) {c} / what city (has the largest population|is "
          "the biggest) in {c} / where do most (of the |)people (live in {c}|in {c} live) / which city in {c} has the "
          "most people"),
@@ -481,6 +553,10 @@ KINDS: tuple[Kind, ...] = (
          "what (ethnicity|race) are (people from|the people of) {c} / what (ethnic groups|ethnicities|races) (live "
          "in|are in) {c} / what people live in {c} / what are the ethnic groups of {c} / who lives in {c} / what is "
          "the largest ethnic group in {c}"),
+    Kind("Administrative divisions", 8, _parts,
+         "what are the (5 |4 |)countries in {c} / what (four|4|3|) (regions|countries|parts) make up {c} / what "
+         "(4|four|) countries are part of {c} / what countries are in {c} / what are the parts of {c} / which "
+         "countries belong to {c} / what nations form {c} / what 4 countries are in {c}"),
     Kind("Administrative divisions", 1.5, _divisions,
          "what are the (states|provinces|regions|districts|divisions) (of|in) {c} / name the "
          "(provinces|states|regions) of {c} / what (regions|parts|countries) make up {c} / what is a "
@@ -497,7 +573,7 @@ KINDS: tuple[Kind, ...] = (
          "what year did {c} (become independent|gain its independence|become a country) / in what year was {c} "
          "founded"),
     Kind("Internet country code", 1.2, _code,
-         "what is {c}'s? (country|internet) code / what's {c} country code / what is the (domain|internet code) "
+         "what is {c}(|s|'s) (country|internet) code / what's {c} country code / what is the (domain|internet code) "
          "(of|for) {c}"),
     Kind("Dependency status", 3, _owner,
          "what country (does {c} belong to|owns {c}|is {c} part of) / who (owns|does) {c} (belong to|) / what "
@@ -528,12 +604,11 @@ KINDS: tuple[Kind, ...] = (
          "what is the (highest|supreme) court (in|of) {c} / what is {c}'s highest court"),
     Kind("Legal system", 0.5, _clause,
          "what (legal system|kind of law) does {c} have / what is the legal system of {c}"),
-    Kind("Constitution - history", 0.6, lambda value: _date(value.partition("latest")[2]),
+    Kind("Constitution - history", 0.6, _latest_date,
          "when was the constitution of {c} (adopted|written) / when did {c} get its constitution"),
     Kind("Suffrage", 0.6, _age, "how old do you have to be to vote in {c} / what is the voting age in {c}"),
     Kind("Citizenship - residency requirement for naturalization", 0.4, _number,
          "how long must you live in {c} to become a citizen / how many years to get {adj} citizenship"),
-    Kind("Citizenship - dual citizenship recognized", 0.3, _clause, "does {c} (allow|recognize) dual citizenship"),
     # Names and symbols.
     Kind("Country name - conventional long form", 0.8, _clause,
          "what is the (official|full|formal) name of {c} / what is {c}'s official name"),
@@ -679,6 +754,28 @@ KINDS: tuple[Kind, ...] = (
          "who is the us ambassador (to|in) {c}"),
     Kind("Refugees and internally displaced persons - refugees", 0.3, _bare, "how many refugees (are|live) in {c}"),
 )
+
+
+# Questions that name a thing, {item}, and are answered by the country: what one asks before one knows where to look.
+ITEM_KINDS: tuple[Kind, ...] = (
+    Kind("Capital - name", 1, _with_title(_capitals, 1),
+         "what country is {item} the capital of / {item} is the capital of what country / what country is {item} in"),
+    Kind("Major urban areas - population", 1.2, _with_title(_cities, 4),
+         "what country is {item} in / where is {item} / where is {item} located / which country is {item} in"),
+    Kind("Elevation - highest point", 0.8, _with_title(_peak, 1),
+         "where is {item} / where is {item} located / what country is {item} in / in which country is {item}"),
+    Kind("National heritage - selected World Heritage Site locales", 1, _with_title(_heritage, 5),
+         "where is {item} / where is {item} located / what country is {item} in"),
+    Kind("National anthem(s) - title", 0.4, _with_title(_quoted, 1),
+         "what country's anthem is {item} / which country sings {item}"),
+    Kind("Executive branch - chief of state", 0.7, _with_title(_holder("President"), 1),
+         "what country is {item} president of / {item} is president of what country / where is {item} president"),
+    Kind("Major rivers (by length in km)", 1.5, _rivers_shared,
+         "what countries does the {item} river flow through / where is the {item} river / what countries does the "
+         "{item} (run|flow) through / where does the {item} river flow / which countries share the {item} river"),
+)
+
+
 # fmt: on
 
 
@@ -727,6 +824,10 @@ def _short_names(title: str) -> list[str]:
     return [*dict.fromkeys([*names, *ALIASES.get(title, ())])]
 
 
+_NO_COUNTRY = ("World", "US Pacific Island Wildlife Refuges")
+
+
+@cache
 def factbook_pages() -> dict[str, Page]:
     """{title: {field: value}} of all entries, each value's later paragraphs joined to it by "; "."""
     lines = [(document.title, line) for document in factbook_documents() for line in document.text.splitlines()]
@@ -749,7 +850,7 @@ def factbook_pages() -> dict[str, Page]:
 
 
 def factbook_questions(seed: int) -> list[TrainingQuestion]:
-    """Questions about every country and field, no two alike, in an order drawn by `seed`.
+    """Questions about every country and field, no question of a country twice, in an order drawn by `seed`.
 
     Each answer is a span of at most 10 wordpieces of a block of the page; questions that have none are left out.
     Territories are asked about half as often as countries.
@@ -757,70 +858,84 @@ def factbook_questions(seed: int) -> list[TrainingQuestion]:
     rng = random.Random(seed)
     drafts = []
     for title, page in factbook_pages().items():
+        if title in _NO_COUNTRY:
+            continue
         names = _short_names(title)
         adjective = _singular_noun(page.get("Nationality - adjective", ""))[0].lower()
+        adjective = adjective if re.fullmatch(r"[a-z -]+", adjective) else ""
         share = 0.5 if "Dependency status" in page or "Capital - name" not in page else 1.0
         for kind in KINDS:
-            value = page.get(kind.field, "")
-            answers = [*dict.fromkeys(kind.answers(value))] if value else []
-            if not answers:
-                continue
+            value = page.get(kind.field)
+            answers = kind.answers(value) if value else []
             weight = kind.weight * (1.0 if kind.field == "Dependency status" else share)
-            number = int(weight) + (rng.random() < weight % 1)
-            for phrasing in _draw(rng, kind.phrasings.split(" / "), number, bool(adjective)):
+            for phrasing in _draw(rng, kind.phrasings, weight, bool(adjective)) if answers else ():
                 name = names[0] if rng.random() < 0.6 else rng.choice(names)
-                drafts.append(TrainingQuestion(_phrase(rng, phrasing, name, adjective), answers, title, kind.field))
-    questions = _learnable(drafts)
+                question = _phrase(rng, phrasing, c=name, adj=adjective)
+                drafts.append(TrainingQuestion(question, [*dict.fromkeys(answers)], title, kind.field))
+        for kind in ITEM_KINDS:
+            for item, answers in kind.answers(page[kind.field], title) if kind.field in page else ():
+                for phrasing in _draw(rng, kind.phrasings, kind.weight * share, False):
+                    question = _phrase(rng, phrasing, item=item.lower())
+                    drafts.append(TrainingQuestion(question, answers, title, kind.field))
+    questions = [*{(question.question, question.title): question for question in reversed(_learnable(drafts))}.values()]
     rng.shuffle(questions)
-    return [*{(q.question, q.title, q.field): q for q in questions}.values()]
+    return questions
 
 
-def _draw(rng: random.Random, phrasings: Sequence[str], number: int, has_adjective: bool) -> list[str]:
-    usable = [phrasing for phrasing in phrasings if has_adjective or "{adj}" not in phrasing]
+def _draw(rng: random.Random, phrasings: str, mean: float, has_adjective: bool) -> list[str]:
+    """`mean` of the phrasings on average, all of them before any comes twice."""
+    usable = [phrasing for phrasing in phrasings.split(" / ") if has_adjective or "{adj}" not in phrasing]
+    number = int(mean) + (rng.random() < mean % 1)
     rounds, rest = divmod(number, len(usable)) if usable else (0, 0)
     return usable * rounds + rng.sample(usable, rest)
 
 
-def _phrase(rng: random.Random, phrasing: str, name: str, adjective: str) -> str:
+def _phrase(rng: random.Random, phrasing: str, **names: str) -> str:
     """The question that a phrasing makes once each of its choices `(a|b)` is drawn."""
     text = re.sub(r"\(([^()]*\|[^()]*)\)", lambda match: rng.choice(match[1].split("|")), phrasing)
-    text = text.replace("'s?", rng.choice(("'s", "", "s"))).replace("{c}", name).replace("{adj}", adjective)
-    return " ".join(text.split()).replace("the the ", "the ") + "?"
-
-
-def _tokenizer() -> RealmTokenizerFast:
-    return RealmTokenizerFast(str(package_files("realm_min") / "assets" / "vocab.txt"))
+    return " ".join(text.format(**names).split()).replace("the the ", "the ") + "?"
 
 
 def _learnable(drafts: Sequence[TrainingQuestion]) -> list[TrainingQuestion]:
     """The questions with those of their answers that are spans of their pages; without those that keep none."""
-    tokenizer = _tokenizer()
-    pages: dict[str, str] = {}
-    for block, ids in zip(*_encoded_blocks(tokenizer), strict=True):
-        pages[block.title] = pages.get(block.title, " ; ") + " ".join(map(str, ids)) + " ; "
-    answers = [*{answer for draft in drafts for answer in draft.answers}]
-    spans = dict(zip(answers, _encode(tokenizer, answers), strict=True))
-
-    def occurs(answer: str, title: str) -> bool:
-        ids = spans[answer]
-        return 0 < len(ids) <= MAX_ANSWER_WORDPIECES and f" {' '.join(map(str, ids))} " in pages[title]
-
-    kept = {
-        (title, answers): [answer for answer in answers if occurs(answer, title)]
-        for title, answers in {(draft.title, tuple(draft.answers)) for draft in drafts}
+    pages = _page_wordpieces()
+    answers = [*dict.fromkeys(answer for draft in drafts for answer in draft.answers)]
+    spans = {
+        answer: f" {' '.join(map(str, ids))} "
+        for answer, ids in zip(answers, _encode(answers), strict=True)
+        if 0 < len(ids) <= MAX_ANSWER_WORDPIECES
     }
-    questions = [draft._replace(answers=kept[draft.title, tuple(draft.answers)]) for draft in drafts]
-    return [question for question in questions if question.answers]
+
+    @cache
+    def occurs(answer: str, title: str) -> bool:
+        return answer in spans and spans[answer] in pages[title]
+
+    kept = [draft._replace(answers=[a for a in draft.answers if occurs(a, draft.title)]) for draft in drafts]
+    return [question for question in kept if question.answers]
 
 
-def _encoded_blocks(tokenizer: RealmTokenizerFast) -> tuple[list[Block], list[list[int]]]:
-    blocks = list(cut_blocks(factbook_documents(), tokenizer))
-    return blocks, _encode(tokenizer, [record(block).decode() for block in blocks])
+@cache
+def _page_wordpieces() -> dict[str, str]:
+    """{title: wordpiece ids of its blocks' records, parted by spaces, a bar between blocks}."""
+    pages: dict[str, str] = {}
+    for block, ids in zip(_blocks(), _encode([record(block).decode() for block in _blocks()]), strict=True):
+        pages[block.title] = pages.get(block.title, "| ") + " ".join(map(str, ids)) + " | "
+    return pages
 
 
-def _encode(tokenizer: RealmTokenizerFast, texts: list[str]) -> list[list[int]]:
-    encoded = tokenizer(texts, add_special_tokens=False, return_token_type_ids=False, return_attention_mask=False)
+@cache
+def _blocks() -> list[Block]:
+    return list(cut_blocks(factbook_documents(), _tokenizer()))
+
+
+def _encode(texts: list[str]) -> list[list[int]]:
+    encoded = _tokenizer()(texts, add_special_tokens=False, return_token_type_ids=False, return_attention_mask=False)
     return encoded["input_ids"]
+
+
+@cache
+def _tokenizer() -> RealmTokenizerFast:
+    return RealmTokenizerFast(str(package_files("realm_min") / "assets" / "vocab.txt"))
 
 
 # ---- the Factbook slice of a file of questions
