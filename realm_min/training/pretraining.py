@@ -308,7 +308,7 @@ def retrieve(index: BlockIndex, queries: Tensor, barred: Tensor, count: int) -> 
     queries [batch, proj], barred [batch] int64 -> [batch, count] int64, best first. One more is searched for, so that
     the answer is exact.
     """
-    _, ids = index.search(queries, count + 1)
+    _, ids = index.search(queries.float(), count + 1)
     kept = ids != barred[:, None]
     kept[:, -1] &= ~kept.all(1)  # where the barred block is not among them, the last is one too many
     return ids[kept].view(len(queries), count)
