@@ -230,9 +230,10 @@ class RealmForOpenQA(RealmModel):
         """
         num_blocks = self.config.reader_beam_size if num_blocks is None else num_blocks
         scores, block_ids = self.retrieve(questions, num_blocks)
-        return [self._answer(*found) for found in zip(questions, scores, block_ids, strict=True)]
+        return [self.answer_from(*found) for found in zip(questions, scores, block_ids, strict=True)]
 
-    def _answer(self, question: str, scores: Tensor, block_ids: Tensor) -> Answer:
+    def answer_from(self, question: str, scores: Tensor, block_ids: Tensor) -> Answer:
+        """Answer a question from given blocks: f(x, z) [blocks] float32 and their numbers [blocks] int64."""
         config, device = self.config, self.reader.device
         texts = [self.retriever.block_records[i].decode() for i in block_ids.tolist()]
         inputs = self.retriever.tokenizer(

@@ -168,9 +168,7 @@ def losses(
     ids, mask = padded([question.ids for question in questions], model.config.pad_token_id)
     x = embedder(input_ids=ids, attention_mask=mask, return_dict=True).projected_score  # [batch, proj]
     of_questions = embedder._cache
-    _, found = model.index.search(
-        x, min(model.config.searcher_beam_size, len(evidence.pieces))
-    )  # [batch, searcher beam]
+    _, found = model._search(x, min(model.config.searcher_beam_size, len(evidence.pieces)))  # [batch, searcher beam]
     results, dx = [], torch.zeros_like(x)
     for i, question in enumerate(questions):
         right = torch.tensor([is_evidence(question, block, evidence) for block in found[i].tolist()])

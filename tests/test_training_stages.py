@@ -1,0 +1,314 @@
+"""The Inverse Cloze Task, masked language modelling, fine-tuning, and the folders they hand on."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from realm_min import (
+    RealmConfig,
+    RealmEmbedder,
+    RealmForOpenQA,
+    RealmKnowledgeAugEncoder,
+    RealmReader,
+    RealmRetriever,
+    indexing,
+)
+from realm_min.cli import main
+from realm_min.corpus import Block, record, split_sentences
+from realm_min.evaluation import Question, evaluate, means
+from realm_min.training import finetuning, ict, loop, mlm, warm_start
+from realm_min.training.finetuning import TrainingQuestion
+
+SMALL = dict(
+    hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, retriever_proj_size=8,
+    span_hidden_size=8, max_position_embeddings=128, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    initializer_range=0.2,  # so small a model learns nothing from 0.02
+)  # fmt: skip
+
+COUNTRIES = ["Norway", "Peru", "Kenya", "Japan", "Chad", "Cuba", "Laos", "Oman"]
+CITIES = ["Oslo", "Lima", "Nairobi", "Tokyo", "Paris", "Havana", "London", "Berlin"]
+BLOCKS = [
+    Block(country, f"Capital: {city}. The climate of {country} is {climate}. Its people like music and food.")
+    for country, city, climate in zip(COUNTRIES, CITIES, ["cold", "dry", "hot", "mild"] * 2, strict=True)
+]
+QUESTIONS = [
+    TrainingQuestion(f"what is the capital of {country.lower()}?", [city], country)
+    for country, city in zip(COUNTRIES, CITIES, strict=True)
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return warm_start.tokenizer(None)
+
+
+def open_qa(tokenizer, **values):
+    config = RealmConfig(**SMALL, num_block_records=8, searcher_beam_size=6, reader_beam_size=2, **values)
+    model = RealmForOpenQA(config, retriever=RealmRetriever([record(block) for block in BLOCKS], tokenizer), seed=1)
+    model.eval().block_emb = indexing.embed_blocks(model.embedder, tokenizer, BLOCKS)
+    return model
+
+
+# ---- Inverse Cloze Task
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.integers(0, 7), st.integers(0, 2**32), st.booleans(), st.booleans())
+def test_a_cloze_is_a_sentence_and_the_rest(number, seed, removed, titled):
+    block = BLOCKS[number]
+    example = ict.cloze(
+        block, np.random.default_rng(seed), ict.Settings(removal_rate=float(removed), title_rate=float(titled))
+    )
+    sentence = example.query.removeprefix(f"{block.title}. ") if titled else example.query
+    assert sentence in split_sentences(block.text)
+    assert (sentence in example.text) is not removed
+    assert example.query.startswith(block.title) or not titled
+    rest = [other for other in split_sentences(block.text) if other != sentence or not removed]
+    assert example.text == " ".join(rest) and example.title == block.title
+
+
+def test_nine_of_ten_sentences_are_removed():
+    drawn = [ict.cloze(BLOCKS[0], np.random.default_rng(seed), ict.DEFAULTS) for seed in range(2000)]
+    removed = np.mean([example.query.removeprefix("Norway. ") not in example.text for example in drawn])
+    assert abs(removed - 0.9) < 0.03
+
+
+def test_the_in_batch_loss_and_its_gradient_are_autograds(tokenizer):
+    embedder = RealmEmbedder(RealmConfig(**SMALL), seed=2).to(torch.float64).train()
+    examples = [ict.cloze(block, np.random.default_rng(5), ict.DEFAULTS) for block in BLOCKS[:4]]
+    embedder.zero_grads()
+    loss, accuracy = ict.in_batch_loss(embedder, tokenizer, examples, ict.DEFAULTS)
+    grad = embedder.grads["cls.dense.weight"].clone()
+
+    # The same through torch's autograd, on the pooled states that the embedder computes.
+    def projected(texts, pairs):
+        inputs = tokenizer(texts, pairs, padding=True, return_tensors="pt")
+        embedder(**inputs)
+        pooled = embedder._cache["pooled"].detach()
+        hidden = pooled @ weight.t() + embedder.p["cls.dense.bias"]
+        return torch.nn.functional.layer_norm(
+            hidden, (8,), embedder.p["cls.LayerNorm.weight"], embedder.p["cls.LayerNorm.bias"],
+            embedder.config.layer_norm_eps,
+        )  # fmt: skip
+
+    weight = embedder.p["cls.dense.weight"].detach().clone().requires_grad_()
+    x = projected([example.query for example in examples], None)
+    z = projected([example.title for example in examples], [example.text for example in examples])
+    expected = torch.nn.functional.cross_entropy(x @ z.t(), torch.arange(4))
+    expected.backward()
+    assert loss == pytest.approx(float(expected.detach()), abs=1e-10)
+    assert accuracy == float(((x @ z.t()).argmax(1) == torch.arange(4)).double().mean())
+    assert (grad - weight.grad).abs().max() <= 1e-9 * weight.grad.abs().max()
+
+
+def test_ict_teaches_the_retriever(tmp_path, tokenizer):
+    embedder = RealmEmbedder(RealmConfig(**SMALL), seed=2)
+    ict.warm_up(
+        tmp_path, BLOCKS, embedder, tokenizer,
+        ict.Settings(steps=40, batch_size=8, learning_rate=1e-2, title_rate=1.0, freeze_word_embeddings=False),
+    )  # fmt: skip
+    log = loop.read_log(tmp_path / loop.LOG_FILE)
+    assert np.mean(log["accuracy"][:5]) < 0.7 and np.mean(log["accuracy"][-5:]) > 0.9
+    again = warm_start.embedder(tmp_path)
+    assert all(torch.equal(tensor, embedder.state_dict()[key]) for key, tensor in again.state_dict().items())
+
+
+def test_a_corpus_without_clozes_is_refused(tmp_path, tokenizer):
+    embedder = RealmEmbedder(RealmConfig(**SMALL))
+    with pytest.raises(ValueError, match="two sentences or more"):
+        ict.warm_up(tmp_path, [Block("a", "One sentence.")] * 4, embedder, tokenizer)
+    with pytest.raises(ValueError, match="multiple of group=4"):
+        ict.warm_up(tmp_path, BLOCKS, embedder, tokenizer, ict.Settings(batch_size=6))
+
+
+# ---- masked language modelling
+
+
+def test_mlm_learns_hidden_words(tmp_path, tokenizer):
+    encoder = RealmKnowledgeAugEncoder(RealmConfig(**SMALL), seed=2)
+    mlm.warm_up(
+        tmp_path,
+        BLOCKS,
+        encoder,
+        tokenizer,
+        mlm.Settings(steps=40, batch_size=8, learning_rate=3e-2, freeze_word_embeddings=False),
+    )
+    loss = loop.read_log(tmp_path / loop.LOG_FILE)["loss"]
+    assert loss[0] == pytest.approx(np.log(30522), rel=0.1)
+    assert np.mean(loss[-5:]) < loss[0] / 2
+    assert warm_start.knowledge_encoder(tmp_path).config.hidden_size == 16
+
+
+# ---- fine-tuning
+
+
+def test_a_step_is_the_models_own_loss_and_gradient(tokenizer):
+    """What fine-tuning computes from blocks tokenised once is what the model gives, forward and backward."""
+    model = open_qa(tokenizer).to(torch.float64).train()
+    question = finetuning.encode_questions([QUESTIONS[1]], tokenizer, 10)
+    evidence = finetuning.Evidence(finetuning.encode_blocks(model.retriever.block_records, tokenizer))
+    model.zero_grads()
+    settings_ = finetuning.Settings(read_an_answer=False)
+    found = finetuning.losses(model, [question[0]._replace(title=None)], evidence, settings_)
+    grads = {key: grad.clone() for key, grad in model.grads.items()}
+    model.zero_grads()
+    inputs = tokenizer([QUESTIONS[1].question], return_tensors="pt")
+    answers = tokenizer(QUESTIONS[1].answers, add_special_tokens=False)["input_ids"]
+    output = model(**inputs, answer_ids=answers, return_dict=True).reader_output
+    assert found["loss"] == pytest.approx(float(output.loss), abs=1e-10)
+    if output.retriever_correct.any():
+        model.backward()
+        largest = max(float(grad.abs().max()) for grad in grads.values())
+        for key, grad in model.grads.items():
+            assert (grad - grads[key]).abs().max() <= 1e-9 * largest, key
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 2), max_size=12), st.lists(st.integers(0, 2), min_size=1, max_size=3))
+def test_occurrences_are_all_places(block, answer):
+    found = finetuning.occurrences(np.array(block, dtype=int), np.array(answer))
+    assert found.tolist() == [i for i in range(len(block)) if block[i : i + len(answer)] == answer]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.booleans(), min_size=1, max_size=8), st.integers(1, 8), st.booleans())
+def test_an_answer_is_read_where_there_is_one(right, beam, wanted):
+    beam = min(beam, len(right))
+    ids = torch.arange(len(right)) + 10
+    order, now_right = finetuning.reading_order(ids, torch.tensor(right), beam, wanted)
+    assert sorted(order.tolist()) == ids.tolist()
+    assert now_right.tolist() == [right[i - 10] for i in order.tolist()]
+    if any(right[:beam]) or not wanted or not any(right):
+        assert order.tolist() == ids.tolist()
+    else:
+        assert now_right[:beam].any() and order[: beam - 1].tolist() == ids[: beam - 1].tolist()
+
+
+def test_evidence_is_of_the_title_and_the_words_that_are_known(tokenizer):
+    evidence = finetuning.Evidence(finetuning.encode_blocks([record(block) for block in BLOCKS], tokenizer), BLOCKS)
+    asked = TrainingQuestion("which city?", ["lima", "paris"])
+    for known, expected in (
+        ({}, [1, 4]), ({"title": "Chad"}, [4]), ({"evidence": "Peru"}, [1]), ({"title": "Cuba"}, []),
+        ({"title": "Peru", "evidence": "hot"}, []),
+    ):  # fmt: skip
+        question = finetuning.encode_questions([asked._replace(**known)], tokenizer, 10)[0]
+        assert [i for i in range(8) if finetuning.is_evidence(question, i, evidence)] == expected
+
+
+@pytest.mark.parametrize("refresh", [False, True])
+def test_fine_tuning_learns_to_retrieve_and_to_read(tmp_path, tokenizer, refresh):
+    model = open_qa(tokenizer)
+    before = model.block_emb.clone()
+    dev = [Question(question.question, question.answers) for question in QUESTIONS]
+    chosen = finetuning.Settings(
+        steps=40, batch_size=8, learning_rate=5e-3 if refresh else 1e-2, refresh_blocks=refresh, refresh_every=15
+    )
+    finetuning.finetune(tmp_path, model, QUESTIONS, chosen, blocks=BLOCKS, dev=dev, evaluate_every=20)
+    measures = loop.read_log(tmp_path / loop.METRICS_FILE)
+    assert measures["step"] == [20, 40]
+    assert torch.equal(model.block_emb, before) is not refresh
+    log = loop.read_log(tmp_path / loop.LOG_FILE)
+    assert np.mean(log["loss"][-5:]) < 0.6 * log["loss"][0]
+    if refresh:
+        assert log["staleness"][:31:15] == [0, 15, 15]
+    found = means(result.measures for result in evaluate(model, dev))
+    assert found["official_exact_match"] >= 0.5  # 1 in 8 by chance
+
+
+def test_questions_that_cannot_be_learned_are_refused(tmp_path, tokenizer):
+    model = open_qa(tokenizer)
+    with pytest.raises(ValueError, match="no question has an answer of 1 to 10 wordpieces"):
+        finetuning.finetune(tmp_path, model, [TrainingQuestion("who?", ["a b c d e f g h i j k"])])
+    with pytest.raises(ValueError, match="has 2 wordpieces"):
+        finetuning.finetune(tmp_path, model, [TrainingQuestion("  ", ["a"])])
+    with pytest.raises(ValueError, match="not those of the model's retriever"):
+        finetuning.finetune(tmp_path, model, QUESTIONS, blocks=BLOCKS[1:])
+    with pytest.raises(ValueError, match="refresh_blocks embeds the blocks anew"):
+        finetuning.finetune(tmp_path, model, QUESTIONS, finetuning.Settings(refresh_blocks=True))
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ({"answer": ["a"]}, 'line 1 has no "question"'),
+        ({"question": " ", "answer": ["a"]}, 'line 1 has no "question"'),
+        ({"question": "a?", "answer": "a"}, 'line 1 has no "answer"'),
+        ({"question": "a?", "answer": ["a"], "title": 3}, '"title" is 3, not a string'),
+    ],
+)
+def test_a_malformed_question_is_named(tmp_path, line, complaint):
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps(line))
+    with pytest.raises(ValueError, match=complaint):
+        finetuning.read_training_questions(path)
+
+
+# ---- folders
+
+
+@pytest.fixture
+def bert_folder(tmp_path):
+    """A BERT's folder, as it is published: other names, no projection."""
+    embedder = RealmEmbedder(RealmConfig(**SMALL), seed=9)
+    prefix = "realm."
+    tensors = {
+        key.removeprefix(prefix): tensor.contiguous()
+        for key, tensor in embedder.state_dict().items()
+        if key.startswith(prefix)
+    }
+    config = {name: SMALL[name] for name in SMALL if name not in ("retriever_proj_size", "span_hidden_size")}
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert", **config}))
+    return tmp_path / "bert", tensors
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+@pytest.mark.parametrize("make", [warm_start.embedder, warm_start.knowledge_encoder, warm_start.reader])
+def test_any_bert_is_a_start(bert_folder, prefix, make):
+    folder, tensors = bert_folder
+    save_file({f"{prefix}{key}": tensor for key, tensor in tensors.items()}, folder / "model.safetensors")
+    model = make(folder, 4)
+    found = model.state_dict()
+    assert all(torch.equal(found[f"realm.{key}"], tensor) for key, tensor in tensors.items())
+    if isinstance(model, RealmKnowledgeAugEncoder):
+        assert found["cls.predictions.decoder.weight"] is found["realm.embeddings.word_embeddings.weight"]
+    if isinstance(model, RealmReader):
+        assert float(found["qa_outputs.dense_intermediate.weight"].abs().max()) > 0
+
+
+def test_a_folder_without_a_trunk_is_refused(bert_folder):
+    folder, tensors = bert_folder
+    tensors.pop("encoder.layer.0.attention.self.query.weight")
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="holds no whole BERT trunk"):
+        warm_start.embedder(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="config"):
+        warm_start.embedder(folder)
+
+
+def test_the_commands_hand_their_folders_on(tmp_path, capsys):
+    """ict, mlm, finetune and ask, from a corpus on disk to an answer."""
+    corpus, questions = tmp_path / "corpus.jsonl", tmp_path / "questions.jsonl"
+    corpus.write_text("".join(json.dumps(block._asdict()) + "\n" for block in BLOCKS))
+    questions.write_text("".join(json.dumps({"question": q.question, "answer": q.answers}) + "\n" for q in QUESTIONS))
+    common = ["--steps", "2", "--seed", "1"]
+    assert main(["ict", str(corpus), "--out", str(tmp_path / "ict"), "--batch-size", "4", *common]) == 0
+    assert main(["mlm", str(corpus), "--out", str(tmp_path / "mlm"), "--batch-size", "2", *common]) == 0
+    tuned = ["finetune", str(questions), str(corpus), "--model", str(tmp_path / "ict"), "--out", str(tmp_path / "qa")]
+    tuned += ["--searcher-beam-size", "4", "--reader-beam-size", "2", "--batch-size", "2", *common]
+    assert main(tuned) == 0
+    assert main(tuned) == 2
+    assert "go on with --resume" in capsys.readouterr().err
+    assert main([*tuned, "--resume"]) == 0
+    assert main(["ask", "--model", str(tmp_path / "qa" / "model"), "--json", "What is the capital of Peru?"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert len(answer["blocks"]) == 2 and answer["answer"]
+    missing = str(tmp_path / "none.jsonl")
+    assert main(["finetune", missing, str(corpus), "--out", str(tmp_path / "x")]) == 2
+    assert "none.jsonl" in capsys.readouterr().err
