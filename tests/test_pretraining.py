@@ -391,7 +391,7 @@ def test_the_command(tmp_path, tokenizer, capsys):
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"title": b.title, "text": b.text}) + "\n" for b in BLOCKS))
     out = tmp_path / "run"
-    command = ["pretrain", str(corpus), "--out", str(out), "--steps", "2", "--batch-size", "2", "--candidates", "3"]
+    command = ["pretrain", str(corpus), "--out", str(out), "--steps", "2", "--batch-size", "2", "--num-candidates", "3"]
     command += ["--model", str(tmp_path / "model"), "--max-passage", "24", "--masking", "spans", "--marginal", "span"]
     assert main(command) == 0
     assert (out / "embedder" / "model.safetensors").is_file() and (out / "training.png").is_file()

@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..corpus import FACTBOOK, MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks, read_documents
+from ..corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks
 from ..embedder import RealmEmbedder
 from ..files import write_atomically
 from ..knowledge_encoder import IGNORED, RealmKnowledgeAugEncoder, marginal_loss, marginal_loss_backward
 from ..mips import BlockIndex
-from . import loop, warm_start
+from . import loop, options, warm_start
 from .masking import MASKINGS, SpanFinder, mask, passages, salient_span, salient_spans
 from .optimizer import AdamW
 from .refresh import INDEX_FOLDER, IndexRefresher
@@ -117,14 +117,14 @@ def pretrain(
     texts = cut_texts(blocks, tokenizer, settings.max_passage, choose, report)
     optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=int(settings.warmup * settings.steps))
     models = {"embedder": embedder.train(), "knowledge_encoder": knowledge_encoder.train()}
-    refresher = IndexRefresher(folder, blocks, embedder, tokenizer, every=settings.refresh_every)
-    index: BlockIndex | None = None
+    refresher = IndexRefresher(folder, blocks, embedder, tokenizer, every=settings.refresh_every, steps=settings.steps)
+    embeddings = index = None
 
     def step(number: int) -> dict[str, float]:
-        nonlocal index
-        embeddings = refresher.embeddings(number)
-        if index is None or index.blocks is not embeddings:
-            index = BlockIndex(embeddings)
+        nonlocal embeddings, index
+        found = refresher.embeddings(number)
+        if found is not embeddings:
+            embeddings, index = found, BlockIndex(found)
         started = time.perf_counter()
         rng = np.random.default_rng([settings.seed, number])
         picked = loop.batch(number, settings.batch_size, len(texts), settings.seed)
@@ -395,10 +395,10 @@ def plot(folder: str | os.PathLike) -> Path:
     steps = np.array(log["step"])
     width = max(1, len(steps) // 40)
     shown = {
-        "loss": "loss (nats a masked wordpiece)",
-        "retrieval_utility": "retrieval utility (nats a text)",
+        "loss": "loss,\nnats a masked wordpiece",
+        "retrieval_utility": "retrieval utility,\nnats a text",
         "null_probability": "p(∅|x)",
-        "staleness": "age of the index (steps)",
+        "staleness": "age of the index,\nsteps",
     }
     for axis, (column, label) in zip(axes, shown.items(), strict=True):
         values = np.array(log[column])
@@ -421,31 +421,26 @@ def plot(folder: str | os.PathLike) -> Path:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `realm-min pretrain`."""
-    parser.add_argument(
-        "corpus", metavar="CORPUS", help=f'"{FACTBOOK}", a .jsonl of {{"title", "text"}}, or a folder of .txt files'
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER", help="the folder of the run and its models"
-    )
+    parser.add_argument("corpus", metavar="CORPUS", help=options.CORPUS_HELP)
     parser.add_argument(
         "--model", metavar="FOLDER",
         help="what to start from: an earlier run's folder, or any BERT's (default: a small model with random weights)",
     )  # fmt: skip
-    parser.add_argument("--resume", action="store_true", help="go on from FOLDER's last checkpoint")
-
-    def number(name: str, kind: type, metavar: str, text: str, default: float) -> None:
-        parser.add_argument(name, type=kind, metavar=metavar, default=default, help=f"{text} (default: {default})")
-
-    number("--steps", int, "N", "updates", DEFAULTS.steps)
-    number("--batch-size", int, "N", "texts an update", DEFAULTS.batch_size)
-    number("--candidates", int, "N", "documents a text, the null document among them", DEFAULTS.num_candidates)
-    number("--learning-rate", float, "RATE", "the highest, after the warm-up", DEFAULTS.learning_rate)
-    number("--refresh-every", int, "STEPS", "how often the index is built anew", DEFAULTS.refresh_every)
-    number("--max-passage", int, "N", "wordpieces of a text", DEFAULTS.max_passage)
-    number("--max-block", int, "N", "wordpieces of a block", DEFAULTS.max_block)
-    number("--dropout", float, "RATE", "of activations and attention, in both models", 0.0)
-    number("--save-every", int, "STEPS", "how often a checkpoint is written", 100)
-    number("--seed", int, "N", "of weights, masks, batches and dropout", DEFAULTS.seed)
+    options.add_run(parser)
+    options.add_settings(
+        parser, DEFAULTS,
+        {
+            "steps": "updates",
+            "batch_size": "texts an update",
+            "num_candidates": "documents a text, the null document among them",
+            "learning_rate": "the highest, after the warm-up",
+            "refresh_every": "steps between indexes",
+            "max_passage": "wordpieces of a text",
+            "max_block": "wordpieces of a block",
+            "freeze_word_embeddings": "leave the word embeddings as they are",
+            "seed": "of weights, masks, batches and dropout",
+        },
+    )  # fmt: skip
     parser.add_argument(
         "--marginal", choices=MARGINALS, default=DEFAULTS.marginal,
         help="what is marginalised over the documents: each masked wordpiece, or, as in the paper, the whole masked "
@@ -457,31 +452,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def run(options: argparse.Namespace) -> None:
+def run(given: argparse.Namespace) -> None:
     """Run `realm-min pretrain`."""
     from ..cli import progress_report, remark
 
-    documents = read_documents(options.corpus)
-    dropout = {"hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout}
-    embedder = warm_start.embedder(options.model, options.seed, **dropout)
-    knowledge_encoder = warm_start.knowledge_encoder(options.model, options.seed, **dropout)
-    tokenizer = warm_start.tokenizer(options.model)
-    settings = Settings(
-        steps=options.steps, batch_size=options.batch_size, num_candidates=options.candidates,
-        learning_rate=options.learning_rate, refresh_every=options.refresh_every, marginal=options.marginal,
-        masking=options.masking, max_passage=options.max_passage, max_block=options.max_block, seed=options.seed,
-    )  # fmt: skip
+    embedder = warm_start.embedder(given.model, given.seed, **options.dropout(given))
+    knowledge_encoder = warm_start.knowledge_encoder(given.model, given.seed, **options.dropout(given))
+    tokenizer = warm_start.tokenizer(given.model)
     with progress_report() as report:
-        blocks = []
-        for block in cut_blocks(documents, tokenizer, min(options.max_block, embedder.config.max_position_embeddings)):
-            blocks.append(block)
-            report("Cutting documents into blocks", len(blocks), None)
+        limit = min(given.max_block, embedder.config.max_position_embeddings)
+        blocks = options.read_blocks(given.corpus, tokenizer, limit, report)
         pretrain(
-            options.out, blocks, embedder, knowledge_encoder, tokenizer, settings, resume=options.resume,
-            save_every=options.save_every, report=report,
+            given.out, blocks, embedder, knowledge_encoder, tokenizer, options.settings_from(given, DEFAULTS),
+            resume=given.resume, save_every=given.save_every, report=report,
         )  # fmt: skip
     if importlib.util.find_spec("matplotlib"):
-        remark(f"The course of the training is drawn in {plot(options.out)}")
+        remark(f"The course of the training is drawn in {plot(given.out)}")
     else:
         remark('No plot: it needs matplotlib, pip install "realm-min[plot]"')
-    remark(f"Ready: {options.out}")
+    remark(f"Ready: realm-min finetune QUESTIONS.jsonl {given.corpus} --model {given.out} --out FOLDER")

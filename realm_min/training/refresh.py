@@ -64,6 +64,7 @@ class IndexRefresher:
         embedder: the model in training; it is read when a snapshot is due.
         tokenizer: a RealmTokenizerFast.
         every: R, steps between snapshots.
+        steps: of the whole run, where they are known: no snapshot is taken whose index none of them would search.
 
     Nothing is written and no process is started before the first call of `embeddings`. Leave a `with` block, or call
     `close`, to stop the builder; it also stops when this process dies.
@@ -77,13 +78,14 @@ class IndexRefresher:
         tokenizer: RealmTokenizerFast,
         *,
         every: int,
+        steps: int | None = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"the index is to be refreshed every {every} steps: give 1 or more")
         if not blocks:
             raise ValueError("there is no block to index: give a corpus that holds text")
         self.run_folder, self.folder = Path(run_folder), Path(run_folder) / INDEX_FOLDER
-        self.blocks, self.embedder, self.tokenizer, self.every = blocks, embedder, tokenizer, every
+        self.blocks, self.embedder, self.tokenizer, self.every, self.steps = blocks, embedder, tokenizer, every, steps
         self.seconds_waited = 0.0  # for the builder, in the last call of `embeddings`
         self._builder: subprocess.Popen | None = None
         self._requested: set[int] = set()
@@ -110,7 +112,7 @@ class IndexRefresher:
             self._start(step)
         elif self._builder.poll() is not None:
             raise self._failure()
-        if step % self.every == 0:
+        if step % self.every == 0 and self._will_be_searched(step):
             self._take_snapshot(step)
         snapshot, self.seconds_waited = snapshot_for(step, self.every), 0.0
         if snapshot != self._snapshot:
@@ -159,7 +161,11 @@ class IndexRefresher:
             )  # fmt: skip
         # What the run has begun before it was stopped.
         for snapshot in sorted({snapshot_for(step, self.every), step // self.every * self.every} - {step}):
-            self._request(snapshot)
+            if self._will_be_searched(snapshot):
+                self._request(snapshot)
+
+    def _will_be_searched(self, snapshot: int) -> bool:
+        return snapshot == 0 or self.steps is None or snapshot + self.every < self.steps
 
     def _take_snapshot(self, step: int) -> None:
         aliases = self.embedder.aliases()
