@@ -41,12 +41,12 @@ PRETRAIN = pretraining.Settings(
     freeze_word_embeddings=True, seed=SEED,
 )  # fmt: skip
 FINETUNE = finetuning.Settings(
-    steps=1000, batch_size=8, learning_rate=1e-4, freeze_word_embeddings=True, seed=SEED
+    steps=900, batch_size=8, learning_rate=1e-4, freeze_word_embeddings=True, seed=SEED
 )  # fmt: skip
 SEARCHER_BEAM, READER_BEAM = 100, 4  # in training; the model that is written reads READ blocks
 READ = 5
 # Questions of the fields, and how often each of the training slice comes beside them: one epoch in all.
-FIELD_QUESTIONS, SLICE_REPEATS = 6408, 8
+FIELD_QUESTIONS, SLICE_REPEATS = 5608, 8
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
