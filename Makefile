@@ -6,10 +6,14 @@ RUN    := $(VENV)/bin/python
 STAMPS := $(VENV)/stamps
 INSTALL = $(VENV)/bin/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-tf test-weights lint format bench bench-model verify-base clean
+.PHONY: demo learn test test-tf test-weights lint format bench bench-model verify-base clean
 
 demo: $(STAMPS)/demo
 	$(RUN) -m realm_min ask $${Q:+"$$Q"} </dev/null
+
+# A retriever that learns from masked words alone, against the same run without its gradient: learn.csv and learn.png.
+learn: $(STAMPS)/demo $(STAMPS)/plot
+	$(RUN) -m realm_min.training.learn --out benchmarks
 
 test: $(STAMPS)/test
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal
