@@ -44,9 +44,10 @@ def weights_at(embedder, step):
 
 
 def expected_index(step, tokenizer, blocks=BLOCKS):
+    """Built here, with the threads of training for step 0 and one for the others."""
     embedder, threads = new_embedder(), torch.get_num_threads()
     weights_at(embedder, step)
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads if step == 0 else 1)
     try:
         return embed_blocks(embedder, tokenizer, blocks)
     finally:
@@ -123,7 +124,10 @@ def test_a_killed_run_finds_or_builds_the_same_index(tmp_path, tokenizer, lost):
 def test_steps_complete_while_an_index_builds(tmp_path, tokenizer):
     blocks = BLOCKS * 60
     embedder = new_embedder()
-    with IndexRefresher(tmp_path, blocks, embedder, tokenizer, every=50) as refresher:
+    waited_for = []
+    with IndexRefresher(
+        tmp_path, blocks, embedder, tokenizer, every=50, waiting=lambda *progress: waited_for.append(progress)
+    ) as refresher:
         done_while_building = 0
         for step in range(100):
             weights_at(embedder, step)
@@ -132,6 +136,8 @@ def test_steps_complete_while_an_index_builds(tmp_path, tokenizer):
             done_while_building += step >= 50 and not (tmp_path / "index" / "index-50.npy").exists()
             assert refresher.seconds_waited == 0 or step == 0
         assert done_while_building >= 10
+        done = [blocks_done for blocks_done, total in waited_for]
+        assert done == sorted(done) and 0 < done[-1] <= len(blocks) and waited_for[0] == (0, len(blocks))
         weights_at(embedder, 100)
         assert not torch.equal(refresher.embeddings(100), embeddings)
         assert torch.equal(refresher.embeddings(100), expected_index(50, tokenizer, blocks))

@@ -39,6 +39,7 @@ from .refresh import INDEX_FOLDER, IndexRefresher
 
 MARGINALS = ("token", "span")
 PLOT_FILE = "training.png"
+STAGE = "Pre-training"
 AT_ONCE = 1024  # texts tokenized in one call
 
 
@@ -117,11 +118,19 @@ def pretrain(
     texts = cut_texts(blocks, tokenizer, settings.max_passage, choose, report)
     optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=int(settings.warmup * settings.steps))
     models = {"embedder": embedder.train(), "knowledge_encoder": knowledge_encoder.train()}
-    refresher = IndexRefresher(folder, blocks, embedder, tokenizer, every=settings.refresh_every, steps=settings.steps)
+    at = 0  # the step
+
+    def waiting(done: int, total: int) -> None:
+        report(STAGE, at, settings.steps, f"waiting for the index: {done:,} of {total:,} blocks")
+
+    refresher = IndexRefresher(
+        folder, blocks, embedder, tokenizer, every=settings.refresh_every, steps=settings.steps, waiting=waiting
+    )
     embeddings = index = None
 
     def step(number: int) -> dict[str, float]:
-        nonlocal embeddings, index
+        nonlocal at, embeddings, index
+        at = number
         found = refresher.embeddings(number)
         if found is not embeddings:
             embeddings, index = found, BlockIndex(found)
@@ -148,7 +157,7 @@ def pretrain(
             folder, models, optimizer, step, settings={**identity, **settings._asdict()}, seed=settings.seed,
             frozen=loop.freeze_word_embeddings if settings.freeze_word_embeddings else lambda name: False,
             resume=resume, evaluate=evaluate, evaluate_every=evaluate_every, save_every=save_every,
-            stage="Pre-training", report=report,
+            stage=STAGE, report=report,
         )  # fmt: skip
     for name, model in models.items():
         shutil.rmtree(folder / name, ignore_errors=True)

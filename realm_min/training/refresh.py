@@ -16,7 +16,7 @@ What the folder holds, each file complete or absent:
     blocks.jsonl, embedder/             what the builder reads: blocks, configuration and tokenizer
     snapshot-STEP.safetensors           the embedder's weights before that step
     index-STEP.npy                      their block embeddings, [blocks, proj] float32
-    builder.log                         what the builder has to complain about
+    builder.log, progress               what the builder has to complain about; how many blocks it has embedded
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ from .loop import checkpoint_step
 INDEX_FOLDER = "index"  # within a run's folder
 NICENESS = 5  # the builder yields to training
 POLL_SECONDS = 0.02
+PROGRESS_FILE = "progress"  # "STEP BLOCKS"
 
 
 def snapshot_for(step: int, every: int) -> int:
@@ -65,6 +67,7 @@ class IndexRefresher:
         tokenizer: a RealmTokenizerFast.
         every: R, steps between snapshots.
         steps: of the whole run, where they are known: no snapshot is taken whose index none of them would search.
+        waiting: called as waiting(done, total), in blocks, while training waits for an index.
 
     Nothing is written and no process is started before the first call of `embeddings`. Leave a `with` block, or call
     `close`, to stop the builder; it also stops when this process dies.
@@ -79,6 +82,7 @@ class IndexRefresher:
         *,
         every: int,
         steps: int | None = None,
+        waiting: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         if every < 1:
             raise ValueError(f"the index is to be refreshed every {every} steps: give 1 or more")
@@ -86,6 +90,7 @@ class IndexRefresher:
             raise ValueError("there is no block to index: give a corpus that holds text")
         self.run_folder, self.folder = Path(run_folder), Path(run_folder) / INDEX_FOLDER
         self.blocks, self.embedder, self.tokenizer, self.every, self.steps = blocks, embedder, tokenizer, every, steps
+        self.waiting = waiting
         self.seconds_waited = 0.0  # for the builder, in the last call of `embeddings`
         self._builder: subprocess.Popen | None = None
         self._requested: set[int] = set()
@@ -153,10 +158,10 @@ class IndexRefresher:
         self.embedder.config.save_pretrained(self.folder / "embedder")
         self.tokenizer.save_pretrained(self.folder / "embedder")
 
-        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
         with open(self.folder / "builder.log", "wb") as log:
             self._builder = subprocess.Popen(
-                [sys.executable, "-m", "realm_min.training.refresh", str(self.folder)],
+                [sys.executable, "-m", "realm_min.training.refresh", str(self.folder), str(torch.get_num_threads())],
                 stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment,
             )  # fmt: skip
         # What the run has begun before it was stopped.
@@ -214,9 +219,16 @@ class IndexRefresher:
         while not self._index_path(snapshot).is_file():
             if self._builder.poll() is not None:
                 raise self._failure()
+            self.waiting(self._blocks_done(snapshot), len(self.blocks))
             time.sleep(POLL_SECONDS)
         self.seconds_waited = time.perf_counter() - started
         return torch.from_numpy(np.load(self._index_path(snapshot), allow_pickle=False))
+
+    def _blocks_done(self, snapshot: int) -> int:
+        """How many blocks the builder has embedded with a snapshot, by its own account."""
+        path = self.folder / PROGRESS_FILE
+        step, _, done = path.read_text(encoding="utf-8").partition(" ") if path.is_file() else ("", "", "")
+        return int(done) if step == str(snapshot) and done else 0
 
     def _failure(self) -> ChildProcessError:
         status = self._builder.wait()
@@ -233,12 +245,15 @@ def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 # ---- in the builder's process
 
 
-def build(folder: Path) -> None:
-    """Read step numbers from the standard input, a line each, and write the index of each snapshot."""
+def build(folder: Path, threads: int) -> None:
+    """Read step numbers from the standard input, a line each, and write the index of each snapshot.
+
+    Args:
+        threads: of the training process.
+    """
     # Ctrl-C is for the training process, which then closes the pipe; so does its death, of whatever kind.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(NICENESS)
-    torch.set_num_threads(1)  # the same bits on any machine load
     requests: queue.SimpleQueue[int] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
 
@@ -247,10 +262,20 @@ def build(folder: Path) -> None:
     embedder = RealmEmbedder(RealmConfig.from_pretrained(folder / "embedder"), initialize=False).eval()
     while True:
         step = requests.get()
+        # Training waits for the first index, and works beside the others. An index built anew has the same bits.
+        torch.set_num_threads(threads if step == 0 else 1)
         snapshot = folder / f"snapshot-{step}.safetensors"
         embedder.load_state_dict(load_file(snapshot), source=str(snapshot))
+        done = 0
+
+        def advance(count: int, step: int = step) -> None:
+            nonlocal done
+            done += count
+            with write_atomically(folder / PROGRESS_FILE) as temporary:
+                temporary.write_text(f"{step} {done}", encoding="utf-8")
+
         with write_atomically(folder / f"index-{step}.npy") as temporary, open(temporary, "wb") as file:
-            np.save(file, embed_blocks(embedder, tokenizer, blocks).numpy())
+            np.save(file, embed_blocks(embedder, tokenizer, blocks, advance).numpy())
 
 
 def _listen(requests: queue.SimpleQueue[int]) -> None:
@@ -264,4 +289,4 @@ def _listen(requests: queue.SimpleQueue[int]) -> None:
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]))
+    build(Path(sys.argv[1]), int(sys.argv[2]))
