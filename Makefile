@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 STAMPS := $(VENV)/stamps
 INSTALL = $(VENV)/bin/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo learn test test-tf test-weights lint format bench bench-model verify-base clean
+.PHONY: demo learn test test-tf test-weights lint format notebooks notebooks-run bench bench-model verify-base clean
 
 demo: $(STAMPS)/demo
 	$(RUN) -m realm_min ask $${Q:+"$$Q"} </dev/null
@@ -24,6 +24,13 @@ test-tf: $(STAMPS)/test $(STAMPS)/tf
 
 test-weights: $(STAMPS)/test $(STAMPS)/weights
 	$(RUN) -m pytest -s tests/heavy/test_weights.py
+
+notebooks: $(STAMPS)/notebooks
+	$(VENV)/bin/jupyter lab notebooks
+
+# Run them all anew and store what they print and draw, or some: make notebooks-run NOTEBOOKS=notebooks/03-retrieval.py
+notebooks-run: $(STAMPS)/test
+	$(RUN) notebooks/run_notebooks.py $(NOTEBOOKS)
 
 lint: $(STAMPS)/test
 	$(VENV)/bin/ruff format --check .
