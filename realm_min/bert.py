@@ -20,8 +20,8 @@ from .parameters import Parameters, Shapes
 
 # Rows of the MLP computed at a time on a CPU: its intermediate activations then stay in cache.
 MLP_ROWS = 400
-# Attention scores held at a time, in numbers.
-SCORES_AT_ONCE = 1 << 23
+# Attention scores computed at a time on a CPU, in numbers: they stay in its second-level caches.
+SCORES_AT_ONCE = 1 << 19
 
 
 # What a forward keeps for its backward, by name; None keeps nothing. A part's own cache lies in its caller's.
@@ -411,27 +411,30 @@ def self_attention(
     query.mul_(width**-0.5)
 
     context = torch.empty_like(query, memory_format=torch.contiguous_format)
-    runs, all_probabilities, factors = [], [], None if head_mask is None else head_mask.to(x.dtype)[:, None, None]
-    for run, query_rows, key_rows in equal_runs(query_lengths, lengths, heads):
-        q, k, v = (by_head(part, heads, len(run)) for part in (query[query_rows], key[key_rows], value[key_rows]))
+    rate, factors = config.attention_probs_dropout_prob, None if head_mask is None else head_mask.to(x.dtype)
+    attentions = x.new_empty(len(lengths), heads, lengths[0], lengths[0]) if output_attentions else None
+    parts = []
+    for part in attention_parts(query_lengths, lengths, heads, x.device):
+        q, c = (by_head(rows, heads, part, part.query_rows) for rows in (query, context))
+        k, v = (by_head(rows, heads, part, part.key_rows) for rows in (key, value))
         scores = q @ k.transpose(2, 3)  # [sequences, heads, queries, tokens]
         if key_mask is not None:
-            scores.add_(key_mask[run, None])
+            scores.add_(key_mask[part.sequences, None])
         softmaxed = ops.softmax_(scores)
-        kept = ops.dropout_mask(softmaxed, config.attention_probs_dropout_prob, generator)
-        probabilities = ops.drop(softmaxed, kept, config.attention_probs_dropout_prob)
+        kept = ops.dropout_mask(softmaxed, rate, generator)
+        probabilities = ops.drop(softmaxed, kept, rate)
         if factors is not None:
-            probabilities = probabilities * factors
+            probabilities = probabilities * factors[part.heads, None, None]
         if output_attentions:
-            all_probabilities.append(probabilities)
+            attentions[part.sequences, part.heads] = probabilities
         if cache is not None:
-            runs.append((len(run), query_rows, key_rows, softmaxed, kept))
-        by_head(context[query_rows], heads, len(run)).copy_(probabilities @ v)
+            parts.append((part, softmaxed, kept))
+        c.copy_(probabilities @ v)
     if cache is not None:
         cache.update(
-            x=x, query=query, key=key, value=value, context=context, queries=queries, factors=factors, runs=runs
+            x=x, query=query, key=key, value=value, context=context, queries=queries, factors=factors, parts=parts
         )
-    return context, torch.cat(all_probabilities) if output_attentions else None
+    return context, attentions
 
 
 def self_attention_backward(
@@ -445,21 +448,23 @@ def self_attention_backward(
     dquery = dqkv[:, :hidden] if queries is None else torch.empty_like(dcontext)
     dkey_value = dqkv[:, hidden:] if queries is None else x.new_empty(x.shape[0], 2 * hidden)
     dkey, dvalue = dkey_value.split(hidden, dim=1)
-    for sequences, query_rows, key_rows, softmaxed, kept in cache["runs"]:
-        q, context, dc = (
-            by_head(part[query_rows], heads, sequences) for part in (cache["query"], cache["context"], dcontext)
+    for part, softmaxed, kept in cache["parts"]:
+        q, c, dc, dq = (
+            by_head(rows, heads, part, part.query_rows) for rows in (cache["query"], cache["context"], dcontext, dquery)
         )
-        k, v = (by_head(part[key_rows], heads, sequences) for part in (cache["key"], cache["value"]))
+        k, v, dk, dv = (
+            by_head(rows, heads, part, part.key_rows) for rows in (cache["key"], cache["value"], dkey, dvalue)
+        )
         probabilities = ops.drop(softmaxed, kept, rate)
         if factors is not None:
-            probabilities = probabilities * factors
-        by_head(dvalue[key_rows], heads, sequences).copy_(probabilities.transpose(2, 3) @ dc)
+            probabilities = probabilities * factors[part.heads, None, None]
+        dv.copy_(probabilities.transpose(2, 3) @ dc)
         # With s the softmax and p what dropout and head mask made of it: ds = s (∂loss/∂s - Σ s ∂loss/∂s), where
         # s ∂loss/∂s = p ∂loss/∂p, and its sum over the keys, Σ p (dc · v), is dc · c.
-        along = (dc * context).sum(-1, keepdim=True)
+        along = (dc * c).sum(-1, keepdim=True)
         dscores = (dc @ v.transpose(2, 3)).mul_(probabilities).addcmul_(softmaxed, along, value=-1)
-        by_head(dquery[query_rows], heads, sequences).copy_(dscores @ k)
-        by_head(dkey[key_rows], heads, sequences).copy_(dscores.transpose(2, 3) @ q)
+        dq.copy_(dscores @ k)
+        dk.copy_(dscores.transpose(2, 3) @ q)
     dquery.mul_((hidden // heads) ** -0.5)  # the forward scaled its queries, and kept them so
     (weight, _), (dweight, dbias) = p.qkv[name], grads.qkv[name]  # weights [hidden, 3 hidden]
     if queries is None:
@@ -469,26 +474,40 @@ def self_attention_backward(
     return dx.index_add_(0, queries, first)
 
 
-def by_head(rows: Tensor, heads: int, sequences: int) -> Tensor:
-    """[sequences * tokens, heads * width] -> [sequences, heads, tokens, width]."""
-    return rows.reshape(sequences, rows.shape[0] // sequences, heads, -1).transpose(1, 2)
+class AttentionPart(NamedTuple):
+    """Some heads of some neighbouring sequences of equal length, and the rows of their queries and keys."""
+
+    sequences: slice
+    heads: slice
+    query_rows: slice
+    key_rows: slice
 
 
-def equal_runs(query_lengths: list[int], lengths: list[int], heads: int) -> Iterator[tuple[range, slice, slice]]:
-    """Neighbouring sequences of equal length, as many at a time as `SCORES_AT_ONCE` allows.
-
-    Yields:
-        Their numbers, the rows of their queries and the rows of their keys.
-    """
+def attention_parts(
+    query_lengths: list[int], lengths: list[int], heads: int, device: torch.device
+) -> Iterator[AttentionPart]:
+    """All sequences and heads, on a CPU as many at a time as `SCORES_AT_ONCE` allows, or one head."""
     sequence = query_row = key_row = 0
     for (queries, keys), group in groupby(zip(query_lengths, lengths, strict=True)):
         left = len(list(group))
-        at_once = max(1, SCORES_AT_ONCE // (heads * queries * keys))
+        heads_at_once = max(1, SCORES_AT_ONCE // (queries * keys)) if device.type == "cpu" else heads * left
+        at_once = max(1, heads_at_once // heads)
         while left:
             count = min(left, at_once)
             next_query, next_key = query_row + count * queries, key_row + count * keys
-            yield range(sequence, sequence + count), slice(query_row, next_query), slice(key_row, next_key)
+            for head in range(0, heads, heads_at_once):
+                some = slice(head, min(head + heads_at_once, heads))
+                yield AttentionPart(
+                    slice(sequence, sequence + count), some, slice(query_row, next_query), slice(key_row, next_key)
+                )
             sequence, query_row, key_row, left = sequence + count, next_query, next_key, left - count
+
+
+def by_head(x: Tensor, heads: int, part: AttentionPart, rows: slice) -> Tensor:
+    """The part of x [all rows, all heads * width] in its `rows`: a view [sequences, heads, tokens, width]."""
+    sequences = part.sequences.stop - part.sequences.start
+    x = x[rows]
+    return x.reshape(sequences, x.shape[0] // sequences, heads, -1).transpose(1, 2)[:, part.heads]
 
 
 def add_dense(
@@ -532,27 +551,36 @@ def add_mlp(
 ) -> Tensor:
     """x + dropout(activation(x W₁ᵀ + b₁) W₂ᵀ + b₂) -> [rows, hidden]."""
     activation_ = ops.ACTIVATIONS[config.hidden_act]
-    inner_weight, inner_bias = p[f"{name}.intermediate.dense.weight"], p[f"{name}.intermediate.dense.bias"]
-    weight, bias = p[f"{name}.output.dense.weight"], p[f"{name}.output.dense.bias"]
-    # Without dropout the product lands on the sum: one pass less.
-    out = x + bias if generator is None else bias.repeat(x.shape[0], 1)
+
+    def inner(rows: Tensor) -> Tensor:
+        return ops.linear(rows, p[f"{name}.intermediate.dense.weight"], p[f"{name}.intermediate.dense.bias"])
+
     if cache is not None:  # the activation is computed again backward: half the memory
-        cache.update(x=x, inner=x.new_empty(x.shape[0], inner_bias.shape[0]))
+        cache.update(x=x, inner=inner(x))
+        activated = torch.empty_like(cache["inner"])
+        for rows in ops.pieces(activated):
+            activation_(activated[rows].copy_(cache["inner"][rows]))
+        out = add_dense(p, f"{name}.output.dense", x, activated, config, generator, part_of(cache, "output"))
+        del cache["output"]["h"]
+        return out
+    if generator is not None:
+        return add_dense(p, f"{name}.output.dense", x, activation_(inner(x)), config, generator)
+    weight, out = p[f"{name}.output.dense.weight"], x + p[f"{name}.output.dense.bias"]
     step = MLP_ROWS if x.device.type == "cpu" else x.shape[0]
-    for first in range(0, x.shape[0], step):
-        rows = slice(first, first + step)
-        inner = ops.linear(x[rows], inner_weight, inner_bias)
-        if cache is not None:
-            cache["inner"][rows] = inner
-        out[rows].addmm_(activation_(inner), weight.t())
-    return out if generator is None else drop(out, config.hidden_dropout_prob, generator, cache, "dropped").add_(x)
+    for rows, out_rows in zip(x.split(step), out.split(step), strict=True):
+        out_rows.addmm_(activation_(inner(rows)), weight.t())
+    return out
 
 
 def mlp_backward(p: Parameters, name: str, dy: Tensor, config: RealmConfig, cache: Cache, grads: Parameters) -> Tensor:
     """∂loss/∂x of `add_mlp` without its residual: that part is `dy` itself."""
-    activated, slope = ops.activation_and_slope(config.hidden_act, cache["inner"])
-    dy = ops.drop(dy, cache.get("dropped"), config.hidden_dropout_prob)
-    dinner = dense_backward(p, f"{name}.output.dense", dy, activated, grads).mul_(slope)
+    output, inner = f"{name}.output.dense", cache["inner"]
+    dy = ops.drop(dy, cache["output"].get("dropped"), config.hidden_dropout_prob)
+    activated, dinner = torch.empty_like(inner), dy @ p[f"{output}.weight"]
+    for rows in ops.pieces(inner):
+        activated[rows], slope = ops.activation_and_slope(config.hidden_act, inner[rows])
+        dinner[rows].mul_(slope)
+    ops.weight_backward(dy, activated, grads[f"{output}.weight"], grads[f"{output}.bias"])
     return dense_backward(p, f"{name}.intermediate.dense", dinner, cache["x"], grads)
 
 

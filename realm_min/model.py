@@ -256,7 +256,8 @@ class RealmModel:
     def zero_grads(self) -> None:
         """Forget the gradients gathered so far."""
         for model in (self, *self.parts.values()):
-            model._grads = None
+            for grad in (model._grads or {}).values():
+                grad.zero_()
 
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return self.config.return_dict if return_dict is None else return_dict

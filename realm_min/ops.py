@@ -9,14 +9,25 @@ are tokens of any number of sequences laid end to end.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
+# Numbers that several elementwise passes take at a time on a CPU: in between they stay in its second-level caches.
+PIECE = 1 << 18
+
 # λ and α of SELU (Klambauer et al. 2017, eq. 2).
 SELU_SCALE, SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+
+
+def pieces(x: Tensor) -> Iterator[slice]:
+    """The rows of x [rows, ...]: on a CPU as many at a time as hold `PIECE` numbers, elsewhere all."""
+    rows = x.shape[0]
+    step = max(1, PIECE // max(1, x.shape[1:].numel())) if x.device.type == "cpu" else rows
+    for first in range(0, rows, step):
+        yield slice(first, first + step)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -25,11 +36,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def linear_backward(dy: Tensor, x: Tensor, weight: Tensor, dweight: Tensor, dbias: Tensor | None = None) -> Tensor:
-    """dx = dy W [rows, in]; dy ᵀ x and the sum of dy's rows are added to `dweight` [out, in] and `dbias` [out]."""
+    """dx = dy W [rows, in]; the weight's and the bias's gradients are added as `weight_backward` does."""
+    weight_backward(dy, x, dweight, dbias)
+    return dy @ weight
+
+
+def weight_backward(dy: Tensor, x: Tensor, dweight: Tensor, dbias: Tensor | None = None) -> None:
+    """Add dyᵀ x to `dweight` [out, in] and the sum of dy's rows to `dbias` [out]."""
     dweight.t().addmm_(x.t(), dy)  # transposed, as the weights lie in memory
     if dbias is not None:
         dbias.add_(dy.sum(0))
-    return dy @ weight
 
 
 def embedding(ids: Tensor, table: Tensor) -> Tensor:
@@ -52,24 +68,30 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 def standardize_(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x̂ = (x - mean) r and r = 1 / sqrt(variance + eps) [..., 1]: a LayerNorm before its weight and bias."""
-    x.sub_(x.mean(-1, keepdim=True))
-    inverse_deviation = (x * x).mean(-1, keepdim=True).add_(eps).rsqrt_()
-    return x.mul_(inverse_deviation), inverse_deviation
+    inverse_deviation = x.new_empty(*x.shape[:-1], 1)
+    for rows in pieces(x):
+        centered = x[rows].sub_(x[rows].mean(-1, keepdim=True))
+        torch.rsqrt((centered * centered).mean(-1, keepdim=True).add_(eps), out=inverse_deviation[rows])
+        centered.mul_(inverse_deviation[rows])
+    return x, inverse_deviation
 
 
 def layer_norm_backward(
     dy: Tensor, standardized: Tensor, inverse_deviation: Tensor, weight: Tensor, dweight: Tensor, dbias: Tensor
 ) -> Tensor:
     """dx = r (g - mean(g) - x̂ mean(g x̂)) with g = dy γ; `dweight` gets Σ dy x̂ and `dbias` Σ dy."""
-    size = weight.shape[0]
-    product = dy * standardized
-    dweight.add_(product.sum(0))
-    dbias.add_(dy.sum(0))
-    # Means over a row of what is multiplied by γ are matrix-vector products with γ: no pass of their own.
-    along = (product @ weight).div_(-size)[:, None]
-    mean = (dy @ weight).div_(size)[:, None]
-    g = torch.mul(dy, weight, out=product)
-    return g.sub_(mean).addcmul_(standardized, along).mul_(inverse_deviation)
+    dx, size = torch.empty_like(dy), weight.shape[0]
+    for rows in pieces(dy):
+        of_rows, normal = dy[rows], standardized[rows]
+        product = of_rows * normal
+        dweight.add_(product.sum(0))
+        dbias.add_(of_rows.sum(0))
+        # Means over a row of what is multiplied by γ are matrix-vector products with γ: no pass of their own.
+        along = (product @ weight).div_(-size)[:, None]
+        mean = (of_rows @ weight).div_(size)[:, None]
+        g = torch.mul(of_rows, weight, out=dx[rows])
+        g.sub_(mean).addcmul_(normal, along).mul_(inverse_deviation[rows])
+    return dx
 
 
 def softmax_(scores: Tensor) -> Tensor:

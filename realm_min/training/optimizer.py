@@ -8,14 +8,13 @@ place, so that a training step allocates next to nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Numbers updated at a time: a piece of a parameter, its gradient and its averages then stays in cache all along.
-PIECE = 1 << 17
+from .. import ops
 
 
 @dataclass
@@ -78,10 +77,11 @@ class AdamW:
                     continue
                 self.mean[name], self.square[name] = torch.zeros_like(grad), torch.zeros_like(grad)
             decay = 1 - rate * self.weight_decay if decays(name) else 1.0
-            for p, g, mean, square in pieces(parameter, grad, self.mean[name], self.square[name]):
-                mean.mul_(first).add_(g, alpha=(1 - first) * clip)
-                square.mul_(second).addcmul_(g, g, value=(1 - second) * clip**2)
-                p.mul_(decay).addcdiv_(mean, square.sqrt().add_(self.eps * root), value=-scale)
+            p, g, mean, square = as_stored(parameter, grad, self.mean[name], self.square[name])
+            for rows in ops.pieces(p):
+                average = mean[rows].mul_(first).add_(g[rows], alpha=(1 - first) * clip)
+                deviation = square[rows].mul_(second).addcmul_(g[rows], g[rows], value=(1 - second) * clip**2).sqrt()
+                p[rows].mul_(decay).addcdiv_(average, deviation.add_(self.eps * root), value=-scale)
         return norm
 
     def rate(self) -> float:
@@ -120,17 +120,16 @@ def decays(name: str) -> bool:
     return not name.endswith(("bias", "LayerNorm.weight", "layer_normalization.weight"))
 
 
-def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of each of several tensors of one shape, some `PIECE` numbers at a time, as they lie in memory."""
-    if tensors[0].dim() == 2 and tensors[0].stride(0) == 1:
-        tensors = tuple(tensor.t() for tensor in tensors)
-    rows = max(1, PIECE // max(1, tensors[0].shape[1:].numel()))
-    yield from zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+def as_stored(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors of one shape with the axes in the order of memory: dense weights are stored transposed."""
+    transposed = tensors[0].dim() == 2 and tensors[0].stride(0) == 1
+    return tuple(tensor.t() if transposed else tensor for tensor in tensors)
 
 
 def norm_of(grad: Tensor) -> float:
     """The Euclidean norm of one gradient."""
-    return math.hypot(*(float(torch.linalg.vector_norm(piece)) for (piece,) in pieces(grad)))
+    (grad,) = as_stored(grad)
+    return math.hypot(*(float(torch.linalg.vector_norm(grad[rows])) for rows in ops.pieces(grad)))
 
 
 def global_norm(norms: Iterable[float]) -> float:
