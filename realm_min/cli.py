@@ -24,7 +24,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from . import indexing, tensorflow_checkpoint, verify
+from . import indexing, plots, tensorflow_checkpoint, verify
 from .corpus import FACTBOOK, read_documents
 from .evaluation import compiled, evaluate, means, read_questions
 from .files import write_atomically
@@ -93,6 +93,12 @@ def parser() -> argparse.ArgumentParser:
     model_option(sub, "the one that ships, over the CIA World Factbook")
     sub.add_argument("-k", type=int, metavar="N", help="blocks to read for a question (default: the model's)")
     sub.add_argument("--json", action="store_true", help="print one JSON object a question")
+    sub.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE.png",
+        help="draw what was retrieved, scored and attended to for one question (needs matplotlib)",
+    )
 
     sub = command("evaluate", run_evaluate, "Measure the answers to questions whose answers are known.")
     sub.add_argument(
@@ -221,11 +227,19 @@ def run_ask(options: argparse.Namespace) -> None:
     for question in options.questions:
         if not question.strip():
             raise ValueError("the question is empty: ask something")
+    if options.plot:
+        if len(options.questions) != 1:
+            raise ValueError(f"--plot draws one question, and {len(options.questions)} were given: give one")
+        plots.check(options.plot)
     model = load_model(options.model)
     show = print_json if options.json else print_answer
     if options.questions or not (sys.stdin.isatty() and sys.stdout.isatty()):
         for question in options.questions or EXAMPLES:
-            show(model.answer([question], options.k)[0])
+            answer = model.answer([question], options.k)[0]
+            show(answer)
+            if options.plot:
+                plots.plot_answer(model, answer, options.plot)
+                remark(f"Drawn in {options.plot}")
         return
     remark("Ask in English; an empty line or Ctrl-D ends.")
     while question := read_line("? "):

@@ -7,7 +7,7 @@ f(x, z) = Embed_input(x)ᵀ Embed_doc(z), and the answer is the best-scoring spa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +52,18 @@ class Answer:
     probability: float
     block_rank: int
     blocks: list[RetrievedBlock]
+
+
+class SpanScores(NamedTuple):
+    """The reader's score of every span of some blocks, and what it read; padded on the right to the longest block."""
+
+    ids: Tensor  # [beam, tokens], [CLS] question [SEP] block [SEP]
+    offsets: Tensor  # [beam, tokens, 2], each token's first character and the one after its last
+    in_block: Tensor  # bool [beam, tokens], the block's own tokens: where spans may begin and end
+    starts: Tensor  # [spans], first token of each span
+    ends: Tensor  # [spans], last token of each span
+    logits: Tensor  # S_read [beam, spans], the dtype's minimum added to spans outside the block
+    attentions: tuple[Tensor, ...] | None  # where asked for, of each layer, [beam, heads, tokens, tokens]
 
 
 class RealmForOpenQA(RealmModel):
@@ -234,28 +246,14 @@ class RealmForOpenQA(RealmModel):
 
     def answer_from(self, question: str, scores: Tensor, block_ids: Tensor) -> Answer:
         """Answer a question from given blocks: f(x, z) [blocks] float32 and their numbers [blocks] int64."""
-        config, device = self.config, self.reader.device
         texts = [self.retriever.block_records[i].decode() for i in block_ids.tolist()]
-        inputs = self.retriever.tokenizer(
-            [question] * len(texts), texts, padding=True, truncation=True, max_length=config.reader_seq_len,
-            return_special_tokens_mask=True, return_offsets_mapping=True, return_tensors="pt",
-        )  # fmt: skip
-        ids = pad_to(inputs.input_ids, config.max_span_width, config.pad_token_id).to(device)
-        mask, types, in_block = (
-            pad_to(x, config.max_span_width, 0).to(device)
-            for x in (inputs.attention_mask, inputs.token_type_ids, block_mask(inputs))
-        )
-        if not in_block.any():
-            raise ValueError(f"every block retrieved for {question!r} is empty: index documents that hold text")
-        logits, _ = self.reader.span_logits(ids, mask, types, None, None, None, scores.to(device), in_block)
+        ids, offsets, _, starts, ends, logits, _ = self.score_spans(question, texts, scores)
         best = int(logits.argmax())
         block, candidate = divmod(best, logits.shape[1])
-        starts, ends = span_candidates(ids.shape[1], config.max_span_width, device)
         start, end = int(starts[candidate]), int(ends[candidate])
         probabilities = ops.softmax(logits.reshape(-1)).view_as(logits)
         same = spans_equal_to(ids, starts, ends, ids[block, start : end + 1])  # [beam, spans]
-        offsets = inputs.offset_mapping[block]
-        first_char, last_char = whole_words(texts[block], int(offsets[start][0]), int(offsets[end][1]))
+        first_char, last_char = whole_words(texts[block], int(offsets[block, start, 0]), int(offsets[block, end, 1]))
         priors = ops.softmax(scores).tolist()
         return Answer(
             question=question,
@@ -268,6 +266,32 @@ class RealmForOpenQA(RealmModel):
                 RetrievedBlock(*found) for found in zip(block_ids.tolist(), texts, scores.tolist(), priors, strict=True)
             ],
         )
+
+    def score_spans(
+        self, question: str, texts: list[str], scores: Tensor, *, output_attentions: bool = False
+    ) -> SpanScores:
+        """Read blocks, given as text with their f(x, z) [blocks] float32, for one question.
+
+        Raises:
+            ValueError: every block is empty.
+        """
+        config, device = self.config, self.reader.device
+        inputs = self.retriever.tokenizer(
+            [question] * len(texts), texts, padding=True, truncation=True, max_length=config.reader_seq_len,
+            return_special_tokens_mask=True, return_offsets_mapping=True, return_tensors="pt",
+        )  # fmt: skip
+        ids = pad_to(inputs.input_ids, config.max_span_width, config.pad_token_id).to(device)
+        mask, types, in_block = (
+            pad_to(x, config.max_span_width, 0).to(device)
+            for x in (inputs.attention_mask, inputs.token_type_ids, block_mask(inputs))
+        )
+        if not in_block.any():
+            raise ValueError(f"every block retrieved for {question!r} is empty: index documents that hold text")
+        logits, encoded = self.reader.span_logits(
+            ids, mask, types, None, None, None, scores.to(device), in_block, output_attentions
+        )
+        starts, ends = span_candidates(ids.shape[1], config.max_span_width, device)
+        return SpanScores(ids, inputs.offset_mapping, in_block, starts, ends, logits, encoded.attentions)
 
     def _embed_questions(self, questions: list[str]) -> Tensor:
         for question in questions:
