@@ -1,30 +1,35 @@
 """A trained model in one small file: pruned vocabulary, quantised weights and block embeddings, no text.
 
-Three steps make it small. Wordpieces that the corpus never uses go, and their embeddings with them. Each row of a
-matrix is rounded to multiples of its own step, σ_row / levels, at the precision that just fits the budget. Then the
-whole numbers are Huffman-coded: a normal variable of deviation σ in steps of Δ has an entropy of log2(√(2πe) σ/Δ) bits,
-about 4.2 at Δ = σ/4.5. Vectors (biases, LayerNorms) are kept in float16.
+Three steps make it small. Wordpieces that the corpus never uses go, and their embeddings with them. Matrices are
+rounded to multiples of a step, at the precision that just fits the budget. Then the whole numbers are Huffman-coded: a
+normal variable of deviation σ in steps of Δ has an entropy of log2(√(2πe) σ/Δ) bits, 4.2 at Δ = σ/4.5. Vectors (biases,
+LayerNorms) are kept in float16.
+
+What rounding does to W x matters, not what it does to W. So W is rounded input by input, and each input's error is made
+up for by the inputs after it, as far as they correlate (Frantar et al. 2022, *GPTQ*, section 3). With H = E[x xᵀ] over
+a sample of texts and H⁻¹ = Uᵀ U, input j's error e_j costs (e_j / U_jj)² in the output; steps in proportion to U_jj
+spread the cost evenly.
 
 The blocks' text is not stored. Its hash is, so that whoever cuts the corpus anew can tell that it is the same.
 
     magic, sha256 of the rest
     4 bytes: length of the header; the header: JSON, deflated
-    codes        int8, Huffman-coded: every matrix, row by row, in the order of the header
-    steps        float16, one a row
+    codes        int8, Huffman-coded: every matrix, input by input, those with the smallest steps first
+    steps        float16: of each matrix a factor for each output (row), and one for each input (column)
     vectors      float16
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
-import math
 import os
 import re
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +37,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import bert, ops
 from .config import RealmConfig
-from .corpus import MAX_WORDPIECES, Document, corpus_hash, cut_blocks
+from .corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks, record
 from .files import write_atomically
 from .open_qa import RealmForOpenQA
 from .tokenizer import RealmTokenizerFast
 from .tokenizer_base import SPECIAL_TOKEN_NAMES
 
 MAGIC = b"realm-min packed model, format 1\n"
-BLOCK_LEVELS = 16  # a step of σ/16 moves a block's embedding by 1.8 % of its length
-LEVELS = [2 ** (i / 16) for i in range(0, 81)]  # 1 to 32 steps a standard deviation
+LEVELS = [2 ** (i / 32) for i in range(161)]  # 1 to 32 steps a standard deviation, in the trunk
+WORD_LEVELS = 0.6  # times those: a wordpiece's error is not added up over layers
+FINE_LEVELS = 16  # of the block embeddings and the small heads: an error of 1.8 %
+SAMPLE_BLOCKS, SAMPLE_QUESTIONS, SAMPLE_BATCH = 48, 96, 8  # texts to gather E[x xᵀ] from
+DAMPING = 0.03  # added to the diagonal of E[x xᵀ], times its mean: the sample is small
 
 # Weights that these two models hold, as the published checkpoints do, and never read.
 UNREAD = re.compile(r"(embedder|reader)\.cls\.predictions\..*|reader\.realm\.pooler\..*")
@@ -65,7 +74,8 @@ def pack(
     Args:
         model: with `block_emb` of the blocks that `documents` are cut into.
         corpus: names the documents and their version, for the error of who has another one.
-        extra_texts: the vocabulary keeps the wordpieces of these too, say the training questions.
+        extra_texts: training questions, say: the vocabulary keeps their wordpieces, and the rounding is fitted to a
+            sample of them and of the blocks.
 
     Returns:
         The manifest, as `load_packed` returns it.
@@ -75,7 +85,7 @@ def pack(
             finite; a budget that is too small.
     """
     limit = min(MAX_WORDPIECES, model.config.max_position_embeddings)
-    documents = list(documents)
+    documents, extra_texts = list(documents), list(extra_texts)
     blocks = list(cut_blocks(documents, tokenizer, limit))
     if len(blocks) != model.block_emb.shape[0]:
         raise ValueError(
@@ -92,17 +102,20 @@ def pack(
     config = model.config.to_dict() | {"vocab_size": len(kept)}
     config |= {name: kept.index(token) for name, token in _config_tokens(model.config).items()}
     matrices, vectors, copies = _to_store(model.state_dict(), kept)
+    moments = input_moments(model, tokenizer, blocks, extra_texts)
     manifest = {
         "corpus": corpus_hash(blocks),
         "corpus_name": corpus,
         "blocks": len(blocks),
         "max_wordpieces": limit,
+        "weights": sum(matrix.size for matrix in matrices.values()),
     }
     header = {"config": config, "tokenizer": settings, "vocabulary": vocabulary, "copies": copies}
+    feedbacks = {key: feedback_factor(moments[key]) for key in matrices if key in moments}
 
-    def packed(levels: float) -> bytes:
-        found = manifest | {"levels": round(levels, 3), "weights": sum(matrix.size for matrix in matrices.values())}
-        return _assemble(header | {"manifest": found}, matrices, vectors, levels)
+    def packed(levels: float, draft: bool) -> bytes:
+        found = manifest | {"levels": round(levels, 3)}
+        return _assemble(header | {"manifest": found}, matrices, vectors, feedbacks, levels, draft)
 
     data = _largest_within(budget, packed)
     with write_atomically(path) as temporary:
@@ -110,20 +123,15 @@ def pack(
     return _split(data)[0]["manifest"]
 
 
-def _largest_within(budget: int, packed: Callable[[float], bytes]) -> bytes:
-    """The file with the finest steps that fits; its size grows with the levels."""
-    best = packed(LEVELS[0])
-    if len(best) > budget:
-        raise ValueError(f"the smallest file has {len(best):,} bytes, the budget is {budget:,}: raise it")
-    low, high = 0, len(LEVELS)  # LEVELS[low] fits, LEVELS[high] does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        data = packed(LEVELS[middle])
+def _largest_within(budget: int, packed: Callable[[float, bool], bytes]) -> bytes:
+    """The file with the finest steps that fits; `packed(levels, draft)` grows with the levels, a draft is quick."""
+    fitting = bisect.bisect_right(LEVELS, budget, key=lambda levels: len(packed(levels, True)))
+    for levels in reversed(LEVELS[:fitting]):
+        data = packed(levels, False)  # a little larger than the draft: the weights carry earlier errors
         if len(data) <= budget:
-            low, best = middle, data
-        else:
-            high = middle
-    return best
+            return data
+    smallest = len(packed(LEVELS[0], False))
+    raise ValueError(f"the smallest file has {smallest:,} bytes, the budget is {budget:,}: raise it")
 
 
 def load_packed(path: str | os.PathLike) -> tuple[RealmForOpenQA, RealmTokenizerFast, dict[str, Any]]:
@@ -132,8 +140,8 @@ def load_packed(path: str | os.PathLike) -> tuple[RealmForOpenQA, RealmTokenizer
     Returns:
         The model, float32, in evaluation mode, without a retriever; weights that it never reads are zeros, the
         decoder the word embeddings. Its tokenizer. The manifest: `corpus` (`corpus_hash` of the blocks), `corpus_name`,
-        `blocks`, `max_wordpieces` (how they were cut), `levels` (steps a standard deviation), `weights` (how many are
-        quantised).
+        `blocks`, `max_wordpieces` (how they were cut), `weights` (how many are quantised), `levels` (steps a standard
+        deviation).
 
     Raises:
         FileNotFoundError: no such file.
@@ -216,36 +224,146 @@ def is_quantized(key: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and "token_type" not in key and shape[0] > 1
 
 
-def quantize(matrix: np.ndarray, levels: float) -> tuple[np.ndarray, np.ndarray]:
-    """Round each row of `matrix` [rows, columns] to multiples of a step.
+def levels_of(key: str, levels: float) -> float:
+    """Steps a standard deviation of one matrix, where the trunk has `levels`."""
+    if key.endswith(_WORDS):
+        return WORD_LEVELS * levels
+    return levels if ".realm.encoder." in key or ".position_embeddings." in key else FINE_LEVELS
+
+
+def quantize(
+    matrix: np.ndarray, levels: float, feedback: np.ndarray | None = None, draft: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Round `matrix` [rows, columns] to multiples of steps [rows, columns], each a row's factor times a column's.
+
+    Args:
+        levels: a row's factor is its standard deviation / levels, or as large as its largest entry needs.
+        feedback: U [columns, columns], see `feedback_factor`; None rounds each entry to the nearest multiple.
+        draft: leave the feedback out, not the steps that come with it.
 
     Returns:
-        Codes [rows, columns] int8 and steps [rows] float16, σ_row / levels, or as large as the row's largest entry
-        needs; their products are the rounded matrix.
+        Codes [rows, columns] int8, factors [rows] and [columns] float16; their product is the rounded matrix.
     """
-    largest = np.abs(matrix).max(1)
-    steps = np.maximum(matrix.std(1) / levels, largest / 127).astype(np.float16)
-    codes = np.rint(matrix / np.where(steps > 0, steps, 1).astype(np.float32)[:, None])
-    return np.clip(codes, -127, 127).astype(np.int8), steps
+    rows = np.maximum(matrix.std(1) / levels, np.abs(matrix).max(1) / 127).astype(np.float16)
+    each = np.where(rows > 0, rows, 1).astype(np.float32)  # a row of zeros has no step
+    columns = np.ones(matrix.shape[1], np.float32)
+    if feedback is not None:
+        columns = np.diag(feedback) / np.exp(np.log(np.diag(feedback)).mean())  # geometric mean 1
+        columns = np.maximum(columns, np.abs(matrix / each[:, None]).max(0) / 127)
+    columns = columns.astype(np.float16)
+    steps = columns.astype(np.float32)[:, None] * each  # [columns, rows]: what is rounded together lies together
+    if feedback is None or draft:
+        codes = np.clip(np.rint(matrix.T / steps), -127, 127)
+    else:
+        codes = round_with_feedback(matrix.T, steps, feedback)
+    return codes.T.astype(np.int8), rows, columns
 
 
-def dequantize(codes: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Codes [rows, columns] int8 times steps [rows] float16 -> float32."""
-    return codes * steps.astype(np.float32)[:, None]
+def dequantize(codes: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Codes [rows, columns] int8 times factors [rows], [columns] float16 -> float32."""
+    return codes * rows.astype(np.float32)[:, None] * columns.astype(np.float32)
+
+
+def round_with_feedback(weights: np.ndarray, steps: np.ndarray, feedback: np.ndarray, at_once: int = 64) -> np.ndarray:
+    """Round `weights` [inputs, outputs] to multiples of `steps`, input by input; what follows makes up for the errors.
+
+    With e_j the error of input j, the inputs k > j move by -e_j U_jk / U_jj (GPTQ, equation 3 and algorithm 1).
+
+    Args:
+        feedback: U [inputs, inputs] float32, upper triangular.
+        at_once: inputs whose errors reach the later ones in one product.
+
+    Returns:
+        Codes [inputs, outputs] float32, whole numbers from -127 to 127.
+    """
+    rest, codes = weights.copy(), np.empty_like(weights)
+    for start in range(0, len(rest), at_once):
+        stop = min(start + at_once, len(rest))
+        errors = np.empty_like(rest[start:stop])
+        for j in range(start, stop):
+            codes[j] = np.clip(np.rint(rest[j] / steps[j]), -127, 127)
+            errors[j - start] = (rest[j] - codes[j] * steps[j]) / feedback[j, j]
+            rest[j + 1 : stop] -= feedback[j, j + 1 : stop, None] * errors[j - start]
+        rest[stop:] -= feedback[start:stop, stop:].T @ errors
+    return codes
+
+
+def feedback_factor(moment: np.ndarray) -> np.ndarray:
+    """U, upper triangular [inputs, inputs] float32, with Uᵀ U = (H + damping)⁻¹ of H = E[x xᵀ] [inputs, inputs]."""
+    damped = moment.astype(np.float64)
+    damped[np.diag_indices_from(damped)] += DAMPING * np.trace(damped) / len(damped)
+    return np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
+
+
+def input_moments(
+    model: RealmForOpenQA, tokenizer: RealmTokenizerFast, blocks: list[Block], questions: list[str]
+) -> dict[str, np.ndarray]:
+    """E[x xᵀ] [inputs, inputs] float32 of what each dense layer of the two trunks reads, by the key of its weight.
+
+    The sample: blocks and questions, evenly spaced, for the embedder; each of those blocks with a question (where
+    there are none, its title) for the reader.
+    """
+    blocks = blocks[:: -(-len(blocks) // SAMPLE_BLOCKS)]
+    questions = questions[:: -(-len(questions) // SAMPLE_QUESTIONS)] if questions else []
+    asked = [questions[i % len(questions)] if questions else block.title for i, block in enumerate(blocks)]
+    titles, texts = [block.title for block in blocks], [block.text for block in blocks]
+    records = [record(block).decode() for block in blocks]
+    sums: dict[str, Tensor] = {}
+    for name, pairs in (("embedder", [(titles, texts), (questions, None)]), ("reader", [(asked, records)])):
+        for first, second in pairs:
+            for start in range(0, len(first), SAMPLE_BATCH):
+                batch = slice(start, start + SAMPLE_BATCH)
+                inputs = tokenizer(
+                    first[batch],
+                    None if second is None else second[batch],
+                    truncation=True,
+                    max_length=min(model.config.reader_seq_len, model.config.max_position_embeddings),
+                    return_tensors="pt",
+                )
+                for key, x in _dense_inputs(model.parts[name], inputs):
+                    key = f"{name}.{key}"
+                    sums[key] = sums.get(key, 0) + x.t() @ x / len(x)
+    return {key: moment.cpu().numpy() for key, moment in sums.items()}
+
+
+def _dense_inputs(part: Any, inputs: Any) -> Iterator[tuple[str, Tensor]]:
+    """The key of each dense weight of a part's trunk, and the rows [tokens of the batch, inputs] that it multiplies."""
+    config = part.config
+    checked = bert.check_inputs(
+        config, inputs.input_ids, inputs.attention_mask, inputs.token_type_ids, None, None
+    )  # fmt: skip
+    cache = bert.bert(part.p, config, checked, read="unpadded", keep=True).cache
+    for index, layer in enumerate(cache["layers"]):
+        activated = ops.ACTIVATIONS[config.hidden_act](layer["mlp"]["inner"].clone())
+        for name, x in (
+            ("attention.self.query", layer["attention"]["x"]),
+            ("attention.self.key", layer["attention"]["x"]),
+            ("attention.self.value", layer["attention"]["x"]),
+            ("attention.output.dense", layer["output"]["h"]),
+            ("intermediate.dense", layer["mlp"]["x"]),
+            ("output.dense", activated),
+        ):
+            yield f"realm.encoder.layer.{index}.{name}.weight", x
 
 
 # ---- the file
 
 
 def _assemble(
-    header: dict[str, Any], matrices: dict[str, np.ndarray], vectors: dict[str, np.ndarray], levels: float
+    header: dict[str, Any],
+    matrices: dict[str, np.ndarray],
+    vectors: dict[str, np.ndarray],
+    feedbacks: dict[str, np.ndarray],
+    levels: float,
+    draft: bool,
 ) -> bytes:
     coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)  # the codes repeat nothing worth a match
     codes, steps = [], []
     for key, matrix in matrices.items():
-        rounded, row_steps = quantize(matrix, BLOCK_LEVELS if key == "block_emb" else levels)
-        codes.append(coder.compress(rounded.tobytes()))
-        steps.append(row_steps.tobytes())
+        rounded, rows, columns = quantize(matrix, levels_of(key, levels), feedbacks.get(key), draft)
+        # The coder adapts its table as it goes: like beside like.
+        codes.append(coder.compress(rounded.T[_stored_order(columns)].tobytes()))
+        steps += [rows.astype("<f2").tobytes(), columns.astype("<f2").tobytes()]
     streams = [
         b"".join((*codes, coder.flush())),
         b"".join(steps),
@@ -254,6 +372,10 @@ def _assemble(
     text = zlib.compress(json.dumps(header | {"streams": [len(stream) for stream in streams]}).encode(), 9)
     payload = b"".join((struct.pack("<I", len(text)), text, *streams))
     return MAGIC + hashlib.sha256(payload).digest() + payload
+
+
+def _stored_order(columns: np.ndarray) -> np.ndarray:
+    return np.argsort(columns, kind="stable")
 
 
 def _split(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
@@ -277,19 +399,21 @@ def _split(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
 def _fill(tensors: dict[str, Tensor], copies: dict[str, str], codes: bytes, steps: bytes, vectors: bytes) -> None:
     """Write the weights into a model's tensors, in place."""
     stored = {key: tensor for key, tensor in tensors.items() if not UNREAD.fullmatch(key) and key not in copies}
-    matrices = {key: tuple(tensor.shape) for key, tensor in stored.items() if is_quantized(key, tuple(tensor.shape))}
-    total = sum(math.prod(shape) for shape in matrices.values())
+    matrices = {key for key, tensor in stored.items() if is_quantized(key, tuple(tensor.shape))}
+    total = sum(stored[key].numel() for key in matrices)
     all_codes = np.frombuffer(zlib.decompressobj(-15).decompress(codes, total + 1), np.int8)
     all_steps, all_vectors = np.frombuffer(steps, "<f2"), np.frombuffer(vectors, "<f2")
     if len(all_codes) != total:
         raise ValueError(f"it holds {len(all_codes):,} weights, and its configuration asks for {total:,}")
-    code_rows, step_rows, rest = _taking(all_codes), _taking(all_steps), _taking(all_vectors)
+    next_codes, next_steps, next_vector = _taking(all_codes), _taking(all_steps), _taking(all_vectors)
     for key, tensor in stored.items():
         if key in matrices:
-            rows, columns = matrices[key]
-            array = dequantize(code_rows(rows * columns).reshape(rows, columns), step_rows(rows))
+            rows, columns = next_steps(tensor.shape[0]), next_steps(tensor.shape[1])
+            array_codes = np.empty(tuple(tensor.shape), np.int8)
+            array_codes.T[_stored_order(columns)] = next_codes(tensor.numel()).reshape(len(columns), len(rows))
+            array = dequantize(array_codes, rows, columns)
         else:
-            array = rest(tensor.numel()).reshape(tensor.shape).astype(np.float32)
+            array = next_vector(tensor.numel()).reshape(tensor.shape).astype(np.float32)
         tensor.copy_(torch.from_numpy(array))
     for key, source in copies.items():
         tensors[key].copy_(tensors[source])

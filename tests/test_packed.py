@@ -13,11 +13,14 @@ from realm_min.packed import (
     UNREAD,
     _largest_within,
     dequantize,
+    feedback_factor,
     is_quantized,
     kept_pieces,
+    levels_of,
     load_packed,
     pack,
     quantize,
+    round_with_feedback,
 )
 from realm_min.packed import (
     _tokenizer as pruned_tokenizer,
@@ -94,21 +97,75 @@ def test_quantize_rounds_to_the_nearest_multiple(shape, levels, scale, seed):
     random = np.random.default_rng(seed)
     matrix = (random.standard_t(2, shape) * scale).astype(np.float32)
     matrix[0] = 0
-    codes, steps = quantize(matrix, levels)
-    assert codes.dtype == np.int8 and steps.dtype == np.float16 and steps.shape == (shape[0],)
-    restored = dequantize(codes, steps)
+    codes, rows, columns = quantize(matrix, levels)
+    assert codes.dtype == np.int8 and rows.dtype == columns.dtype == np.float16
+    assert rows.shape == shape[:1] and (columns == 1).all()
+    restored = dequantize(codes, rows, columns)
     assert restored.dtype == np.float32 and not restored[0].any()
     wanted = np.maximum(matrix.std(1) / levels, np.abs(matrix).max(1) / 127)
     # float16 keeps 11 bits of a step, and its own smallest steps are 2^-24.
-    assert (np.abs(steps - wanted) <= wanted * 2**-11 + 2**-25).all()
-    assert (np.abs(restored - matrix) <= steps.astype(np.float32)[:, None] * 0.5001 + 127 * 2**-25).all()
+    assert (np.abs(rows - wanted) <= wanted * 2**-11 + 2**-25).all()
+    assert (np.abs(restored - matrix) <= rows.astype(np.float32)[:, None] * 0.5001 + 127 * 2**-25).all()
 
 
 def test_one_outlier_is_not_clipped():
     matrix = np.full((1, 400), 0.01, np.float32)
     matrix[0, 7] = 5.0
-    codes, steps = quantize(matrix, 32)
-    assert codes[0, 7] == 127 and abs(dequantize(codes, steps)[0, 7] - 5) < 5e-3
+    restored = dequantize(*quantize(matrix, 32))
+    assert abs(restored[0, 7] - 5) < 5e-3
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    inputs=st.integers(1, 40),
+    outputs=st.integers(1, 20),
+    at_once=st.integers(1, 50),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_feedback_moves_later_inputs(inputs, outputs, at_once, seed):
+    """Against the plain loop: after each rounding, the inputs left are those that serve the output best."""
+    random = np.random.default_rng(seed)
+    weights = random.standard_normal((inputs, outputs)).astype(np.float32)
+    steps = random.uniform(0.05, 0.5, (inputs, outputs)).astype(np.float32)
+    x = random.standard_normal((3 * inputs, inputs)) @ random.standard_normal((inputs, inputs))
+    moment = x.T @ x / len(x) + 0.1 * inputs * np.eye(inputs)
+    feedback = np.linalg.cholesky(np.linalg.inv(moment)).T
+    rest, expected = weights.astype(np.float64), np.empty((inputs, outputs))
+    for j in range(inputs):
+        expected[j] = np.clip(np.rint(rest[j] / steps[j]), -127, 127)
+        error = rest[j] - expected[j] * steps[j]
+        if j + 1 < inputs:  # the least-squares answer to the error so far: solve H_rr d = H_rj e
+            later = slice(j + 1, None)
+            rest[later] += np.linalg.solve(moment[later, later], moment[later, j : j + 1]) @ error[None]
+    codes = round_with_feedback(weights, steps, feedback.astype(np.float32), at_once)
+    assert codes.dtype == np.float32 and np.abs(codes).max() <= 127
+    # Where float32 and float64 round a tie apart, both are right, and what follows differs.
+    assert (codes != expected).any(0).sum() <= 1 + outputs // 10
+
+
+@settings(deadline=None, derandomize=True, max_examples=25)
+@given(rank=st.integers(1, 30), levels=st.floats(1.5, 8), seed=st.integers(0, 2**32 - 1))
+def test_feedback_serves_the_output(rank, levels, seed):
+    """On correlated inputs W x is nearer than rounding to the nearest brings it, in no more bits."""
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((2000, rank)) @ random.standard_normal((rank, 96))
+    x += 0.3 * random.standard_normal((2000, 96))
+    matrix = random.standard_normal((64, 96)).astype(np.float32)
+    feedback = feedback_factor((x.T @ x / len(x)).astype(np.float32))
+    fed, plain = quantize(matrix, levels, feedback), quantize(matrix, levels)
+    error = [np.square(x @ (dequantize(*found) - matrix).T).mean() for found in (fed, plain)]
+    assert error[0] < 0.8 * error[1]
+    bits = [np.log2(4.13 * np.maximum(found[0].std(0), 0.25)).sum() for found in (fed, plain)]
+    assert bits[0] < 1.1 * bits[1]
+
+
+def test_feedback_factor():
+    moment = np.array([[4.0, 1.0], [1.0, 2.0]])
+    factor = feedback_factor(moment).astype(np.float64)
+    assert factor[1, 0] == 0
+    inverse = np.linalg.inv(moment + 0.03 * 3.0 * np.eye(2))
+    np.testing.assert_allclose(factor.T @ factor, inverse, rtol=1e-6)
+    assert np.isfinite(feedback_factor(np.ones((5, 5), np.float32))).all()  # of rank 1
 
 
 def test_weights_come_back(model, tokenizer, loaded):
@@ -123,9 +180,11 @@ def test_weights_come_back(model, tokenizer, loaded):
             tensor = tensor[kept]
         assert new[key].dtype == torch.float32 and new[key].shape == tensor.shape
         if is_quantized(key, tuple(tensor.shape)):
-            levels = 16 if key == "block_emb" else manifest["levels"]
-            steps = torch.maximum(tensor.std(1, correction=0) / levels, tensor.abs().amax(1) / 127)
-            assert ((new[key] - tensor).abs().amax(1) <= 0.502 * steps).all(), key
+            steps = torch.maximum(
+                tensor.std(1, correction=0) / levels_of(key, manifest["levels"]), tensor.abs().amax(1) / 127
+            )
+            most = 20 if "encoder" in key else 0.502  # feedback moves single weights further
+            assert ((new[key] - tensor).abs().amax(1) <= most * steps).all(), key
             assert (new[key] - tensor).abs().max() > 0 or steps.max() == 0, key
         else:
             assert torch.equal(new[key], tensor.half().float()), key
@@ -230,9 +289,9 @@ def test_budget_is_used(model, tokenizer, path, tmp_path):
 
 def test_largest_within_finds_the_last_that_fits():
     asked = []
-    data = _largest_within(1000, lambda levels: asked.append(levels) or bytes(int(100 * levels)))
-    assert 950 < len(data) <= 1000 and len(asked) < 9
-    assert len(_largest_within(10**6, lambda levels: bytes(int(100 * levels)))) == 3200
+    data = _largest_within(1000, lambda levels, draft: asked.append(levels) or bytes(int(100 * levels)))
+    assert 950 < len(data) <= 1000 and len(asked) < 11
+    assert len(_largest_within(10**6, lambda levels, draft: bytes(int(100 * levels)))) == 3200
 
 
 def test_same_input_same_bytes(model, tokenizer, path, tmp_path):
