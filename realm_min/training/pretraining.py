@@ -52,6 +52,9 @@ class Settings(NamedTuple):
     learning_rate: float = 5e-5
     warmup: float = 0.1  # of the steps
     refresh_every: int = 200  # steps; see `refresh`
+    # The retriever stays as it is: a stage before the one that trains both, in which the encoder learns to use what is
+    # retrieved. Until it can, what it says of documents is noise to the retriever.
+    encoder_alone: bool = False
     marginal: str = "token"  # or "span": see `knowledge_encoder.marginal_loss`
     masking: str = "salient"  # or "tokens", "spans": see `masking`
     max_passage: int = 96  # wordpieces of x, its title and special tokens included
@@ -63,8 +66,11 @@ class Settings(NamedTuple):
 DEFAULTS = Settings()
 
 
+NO_BLOCK = -1
+
+
 class Text(NamedTuple):
-    """Sentences to be masked, and the number of the block they were cut from."""
+    """Sentences to be masked, and the number of the block they were cut from or NO_BLOCK."""
 
     block: int
     title: str
@@ -88,6 +94,7 @@ def pretrain(
     settings: Settings = DEFAULTS,
     *,
     find: SpanFinder = salient_spans,
+    texts: list[Text] | None = None,
     resume: bool = False,
     save_every: int = 100,
     evaluate: Callable[[], dict[str, float]] | None = None,
@@ -103,6 +110,8 @@ def pretrain(
             for an index, and `tokens_per_second` read.
         tokenizer: a RealmTokenizerFast.
         find: finds salient spans; a tagger can take its place.
+        texts: X, the texts to mask, where they are not the blocks' own: the paper's come from CC-News, its blocks from
+            Wikipedia (section 4.2). Their `block` is NO_BLOCK.
         evaluate, evaluate_every, save_every, resume, report: as `loop.train`.
 
     Raises:
@@ -115,9 +124,17 @@ def pretrain(
     choose = MASKINGS[settings.masking]
     if choose is salient_span:
         choose = lambda text, rng: salient_span(text, rng, find)  # noqa: E731
-    texts = cut_texts(blocks, tokenizer, settings.max_passage, choose, report)
+    if texts is None:
+        texts = cut_texts(blocks, tokenizer, settings.max_passage, choose, report)
+    else:
+        texts = with_something_to_mask(texts, tokenizer, choose)
+        if not texts:
+            raise ValueError("no text has anything to mask: give others, or another masking")
     optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=int(settings.warmup * settings.steps))
-    models = {"embedder": embedder.train(), "knowledge_encoder": knowledge_encoder.train()}
+    models = {"embedder": embedder, "knowledge_encoder": knowledge_encoder}
+    trained = {"knowledge_encoder": knowledge_encoder} if settings.encoder_alone else models
+    for model in models.values():
+        model.train(model in trained.values())
     at = 0  # the step
 
     def waiting(done: int, total: int) -> None:
@@ -149,12 +166,13 @@ def pretrain(
     identity = {
         "task": "pretrain",
         "corpus": corpus_hash(blocks),
+        "texts": corpus_hash(Block(text.title, text.text) for text in texts),
         "embedder": embedder.config.to_dict(),
         "knowledge_encoder": knowledge_encoder.config.to_dict(),
     }
     with refresher:
         loop.train(
-            folder, models, optimizer, step, settings={**identity, **settings._asdict()}, seed=settings.seed,
+            folder, trained, optimizer, step, settings={**identity, **settings._asdict()}, seed=settings.seed,
             frozen=loop.freeze_word_embeddings if settings.freeze_word_embeddings else lambda name: False,
             resume=resume, evaluate=evaluate, evaluate_every=evaluate_every, save_every=save_every,
             stage=STAGE, report=report,
@@ -256,7 +274,7 @@ def learn(
     examples: list[Example],
     settings: Settings,
 ) -> dict[str, float]:
-    """Add the gradients of a batch's loss to both models, which are in training mode.
+    """Add the gradients of a batch's loss to both models, which are in training mode; see `Settings.encoder_alone`.
 
     Returns:
         loss: -log p(y|x) a masked wordpiece.
@@ -292,12 +310,13 @@ def learn(
         torch.ones_like(loss), log_likelihood, relevance_score, masked, whole_span
     )
     knowledge_encoder.masked_log_likelihood_backward(dlog_likelihood.flatten(0, 1), of_words)
-    # f(x, z) is an inner product: the gradient of each side is the other side.
-    drelevance = drelevance[:, :, None]  # [batch, candidates, 1]
-    ddocuments = torch.zeros_like(documents)
-    ddocuments.index_add_(0, candidates.flatten(), (drelevance * queries[:, None]).flatten(0, 1))
-    embedder._backward(of_documents, {"projected_score": ddocuments})
-    embedder._backward(of_queries, {"projected_score": (drelevance * picked).sum(1)})
+    if not settings.encoder_alone:
+        # f(x, z) is an inner product: the gradient of each side is the other side.
+        drelevance = drelevance[:, :, None]  # [batch, candidates, 1]
+        ddocuments = torch.zeros_like(documents)
+        ddocuments.index_add_(0, candidates.flatten(), (drelevance * queries[:, None]).flatten(0, 1))
+        embedder._backward(of_documents, {"projected_score": ddocuments})
+        embedder._backward(of_queries, {"projected_score": (drelevance * picked).sum(1)})
 
     prior = ops.softmax(relevance_score)
     span_log_likelihood = log_likelihood.sum(2)  # [batch, candidates]
