@@ -64,7 +64,7 @@ def default_file(tmp_path_factory):
     indexing.index(DOCUMENTS, folder / "ready", model, tokenizer)
     indexed = RealmForOpenQA.from_pretrained(folder / "ready")
     file = folder / "default.realm"
-    pack(indexed, tokenizer, DOCUMENTS, file, corpus="capitals==1.0", extra_texts=cli.EXAMPLES)
+    pack(indexed, tokenizer, DOCUMENTS, file, corpus="capitals==1.0", extra_texts=cli.EXAMPLES, common_pieces=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(indexing, "DEFAULT_MODEL", file)
         yield file

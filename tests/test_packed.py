@@ -33,6 +33,7 @@ DOCUMENTS = [
     Document("Kenya", "Highest point: Mount Kenya 5,199 m."),
 ]
 QUESTIONS = ["Who governs Zanzibar?", "What is the capital of Uruguay?"]
+OPTIONS = {"corpus": "three countries 1", "budget": 70_000, "extra_texts": QUESTIONS, "common_pieces": 0}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def model(blocks):
 @pytest.fixture(scope="module")
 def path(model, tokenizer, tmp_path_factory):
     path = tmp_path_factory.mktemp("packed") / "model.bin"
-    pack(model, tokenizer, DOCUMENTS, path, corpus="three countries 1", budget=70_000, extra_texts=QUESTIONS)
+    pack(model, tokenizer, DOCUMENTS, path, **OPTIONS)
     return path
 
 
@@ -243,6 +244,15 @@ def test_texts_are_spelt_as_before(tokenizer, loaded, blocks):
     assert "".join(pruned.tokenize(unseen)).replace("##", "") == "antarctica'sglaciers,中国!"
 
 
+def test_common_pieces_stay(model, tokenizer, tmp_path):
+    options = OPTIONS | {"budget": 300_000, "common_pieces": 5000}
+    pack(model, tokenizer, DOCUMENTS, tmp_path / "model.bin", **options)
+    pruned = load_packed(tmp_path / "model.bin")[1]
+    pieces = list(tokenizer.vocab)
+    assert set(pieces[999:5000]) <= pruned.vocab.keys() and "[unused500]" not in pruned.vocab
+    assert len(pruned) < 7000
+
+
 def test_special_tokens_keep_their_parts(model, tokenizer, loaded):
     restored, pruned, _ = loaded
     pieces = list(pruned.vocab)
@@ -279,7 +289,7 @@ def test_budget_is_used(model, tokenizer, path, tmp_path):
     manifests = {}
     for budget in (60_000, 66_000):
         out = tmp_path / f"{budget}.bin"
-        manifests[budget] = pack(model, tokenizer, DOCUMENTS, out, corpus="c", budget=budget)
+        manifests[budget] = pack(model, tokenizer, DOCUMENTS, out, corpus="c", budget=budget, common_pieces=0)
         assert 0.97 * budget < out.stat().st_size <= budget
     assert manifests[60_000]["levels"] < manifests[66_000]["levels"]
     with pytest.raises(ValueError, match="the budget is 1,000: raise it"):
@@ -295,8 +305,7 @@ def test_largest_within_finds_the_last_that_fits():
 
 
 def test_same_input_same_bytes(model, tokenizer, path, tmp_path):
-    options = {"corpus": "three countries 1", "budget": 70_000, "extra_texts": QUESTIONS}
-    pack(model, tokenizer, DOCUMENTS, tmp_path / "again.bin", **options)
+    pack(model, tokenizer, DOCUMENTS, tmp_path / "again.bin", **OPTIONS)
     assert (tmp_path / "again.bin").read_bytes() == path.read_bytes()
 
 
