@@ -3,7 +3,7 @@
     python -m realm_min.training.learn --seeds 0 1 2 --out FOLDER
 
 The documents are lines of the CIA World Factbook, three for each of 40 countries: capital, internet code, nationality.
-The texts x are sentences of templates about one such fact, with its last unknown word masked:
+The texts x are sentences made from templates about one such fact, with the answer masked:
 
     x   the parliament of norway meets in [MASK] .
     z   norway [SEP] capital - name : oslo .
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import multiprocessing
 import re
 import tempfile
@@ -71,7 +72,7 @@ FIELDS = {
 
 
 class Settings(NamedTuple):
-    """The sizes of the experiment."""
+    """The sizes of the experiment. One layer is enough to copy a word, and to weigh the words of a text."""
 
     countries: int = 40
     warm_up_steps: int = 200
@@ -98,11 +99,13 @@ class Fact(NamedTuple):
 class Task(NamedTuple):
     """Facts and their texts as ids. Fact i is stated in document i.
 
-    `questions[i]` are the texts x about fact i, `answers[i]` is the id of the masked word.
+    `documents[i]` are the ids of its title and its text, `questions[i]` the texts x about fact i, `answers[i]` is the
+    masked word.
     """
 
     facts: list[Fact]
     tokenizer: RealmTokenizerFast
+    documents: list[tuple[list[int], list[int]]]
     questions: list[list[list[int]]]
     answers: list[int]
     trained: list[int]  # facts that training asks for
@@ -119,54 +122,73 @@ class Record(NamedTuple):
     held_out_r1: float
     held_out_r5: float
     evidence_probability: float  # p(z|x) of the fact's document, mean over the held-out texts
-    probabilities: Tensor  # p(z|x) [documents] for the first held-out text: how one distribution moves
+    probabilities: Tensor  # p(z|x) [documents] for task.questions[task.held_out[0]][0]: how one distribution moves
 
 
 # ---- the task
 
 
-def read_facts(countries: int, seed: int) -> list[Fact]:
-    """The facts of `countries` countries of one-word names, drawn by `seed`; field by field.
-
-    Raises:
-        ValueError: fewer countries than that have every field.
-    """
+@functools.cache
+def facts_by_country() -> dict[str, dict[str, Fact]]:
+    """The facts of every country of a one-word name that states all of them."""
     found: dict[str, dict[str, Fact]] = {}
     for title, text in factbook_documents():
         for line in text.split("\n") if title.isalpha() else ():
             for field, (pattern, _) in FIELDS.items():
                 if match := re.fullmatch(pattern, line):
                     found.setdefault(title, {})[field] = Fact(field, match[1], Block(title, line))
-    complete = [title for title, facts in found.items() if len(facts) == len(FIELDS)]
-    if not 2 <= countries <= len(complete):
-        raise ValueError(f"countries={countries}: the Factbook has {len(complete)} with every field; ask for 2 or more")
-    drawn = np.random.default_rng(seed).choice(len(complete), countries, replace=False)
-    return [found[complete[i]][field] for field in FIELDS for i in drawn]
+    return {title: facts for title, facts in found.items() if len(facts) == len(FIELDS)}
+
+
+def draw_facts(countries: int, seed: int) -> list[Fact]:
+    """All facts of so many countries, field by field.
+
+    Raises:
+        ValueError: there are fewer, or none could be held out and trained.
+    """
+    known = facts_by_country()
+    if not 2 <= countries <= len(known):
+        raise ValueError(f"countries={countries}: the Factbook has {len(known)} with every field; ask for 2 or more")
+    drawn = np.random.default_rng(seed).choice(list(known), countries, replace=False)
+    return [known[title][field] for field in FIELDS for title in drawn]
 
 
 def make_task(countries: int, seed: int) -> Task:
-    """Facts, a vocabulary of their whole words, every text as ids, and a quarter of the facts held out."""
-    facts = read_facts(countries, seed)
+    """Draw facts, hold a quarter of them out, and write every text in ids.
+
+    Raises:
+        ValueError: as `draw_facts`.
+    """
+    facts = draw_facts(countries, seed)
     texts = [[text.format(fact.block.title) for text in FIELDS[fact.field][1]] for fact in facts]
-    shipped = RealmTokenizerFast(SHIPPED_VOCABULARY)
-    words = set()
-    for text in [text for group in texts for text in group] + [" ".join(fact.block) for fact in facts]:
-        words |= set(" ".join(shipped.tokenize(text)).replace(" ##", "").split())
-    with tempfile.TemporaryDirectory() as folder:
-        vocabulary = Path(folder) / "vocab.txt"
-        vocabulary.write_text(
-            "\n".join([*SPECIAL_TOKENS, *sorted(words - set(SPECIAL_TOKENS))]) + "\n", encoding="utf-8"
-        )
-        tokenizer = RealmTokenizerFast(vocabulary)
+    tokenizer = whole_word_tokenizer(
+        [*(text for group in texts for text in group), *(" ".join(f.block) for f in facts)]
+    )
+
+    def ids(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
     order = np.random.default_rng([seed, 1]).permutation(len(facts)).tolist()
     return Task(
         facts,
         tokenizer,
-        questions=[[tokenizer.encode(text, add_special_tokens=False) for text in group] for group in texts],
+        documents=[(ids(fact.block.title), ids(fact.block.text)) for fact in facts],
+        questions=[[ids(text) for text in group] for group in texts],
         answers=tokenizer.convert_tokens_to_ids([fact.answer.lower() for fact in facts]),
         trained=sorted(order[len(facts) // 4 :]),
         held_out=sorted(order[: len(facts) // 4]),
     )
+
+
+def whole_word_tokenizer(texts: Sequence[str]) -> RealmTokenizerFast:
+    """A tokenizer whose wordpieces are the whole words of `texts`, so that every answer is one."""
+    shipped = RealmTokenizerFast(SHIPPED_VOCABULARY)
+    words = {word for text in texts for word in " ".join(shipped.tokenize(text)).replace(" ##", "").split()}
+    with tempfile.TemporaryDirectory() as folder:
+        vocabulary = Path(folder) / "vocab.txt"
+        lines = [*SPECIAL_TOKENS, *sorted(words - set(SPECIAL_TOKENS))]
+        vocabulary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return RealmTokenizerFast(vocabulary)
 
 
 def configuration(task: Task, settings: Settings) -> RealmConfig:
@@ -181,16 +203,14 @@ def configuration(task: Task, settings: Settings) -> RealmConfig:
 
 def embedder_inputs(task: Task, questions: Sequence[list[int]], model: RealmEmbedder) -> dict[str, Tensor]:
     """The texts and then all documents, "[CLS] x [SEP]" and "[CLS] title [SEP] text [SEP]", as one batch."""
-    encode = task.tokenizer.encode
-    documents = [[encode(part, add_special_tokens=False) for part in fact.block] for fact in task.facts]
     of_texts = [sequence(task.tokenizer, question) for question in questions]
-    return pad([*of_texts, *(sequence(task.tokenizer, *parts) for parts in documents)], model)
+    return pad([*of_texts, *(sequence(task.tokenizer, *document) for document in task.documents)], model)
 
 
 def encoder_inputs(
     task: Task, questions: Sequence[list[int]], documents: Sequence[list[int]], answers: Sequence[int], model: Any
 ) -> dict[str, Tensor]:
-    """ "[CLS] x [SEP] z [SEP]" and the labels, [pairs, tokens], for pairs of a text and a document."""
+    """What the encoder reads of pairs, "[CLS] x [SEP] z [SEP]", and the labels, [pairs, tokens]."""
     tokenizer = task.tokenizer
     pairs = zip(questions, documents, strict=True)
     inputs = pad([sequence(tokenizer, question, document) for question, document in pairs], model)
@@ -199,9 +219,10 @@ def encoder_inputs(
     return {**inputs, "labels": labels}
 
 
-def document_ids(task: Task) -> list[list[int]]:
+def evidence_ids(task: Task) -> list[list[int]]:
     """What the encoder reads of each document: "title. text"."""
-    return [task.tokenizer.encode(f"{title}. {text}", add_special_tokens=False) for _, _, (title, text) in task.facts]
+    (stop,) = task.tokenizer.encode(".", add_special_tokens=False)
+    return [[*title, stop, *text] for title, text in task.documents]
 
 
 # ---- the encoder's warm-up: no retriever in it
@@ -214,10 +235,10 @@ def warm_up(task: Task, settings: Settings, seed: int) -> RealmKnowledgeAugEncod
         return encoder
     optimizer = AdamW(settings.warm_up_rate, settings.warm_up_steps, warmup_steps=settings.warm_up_steps // 10)
     rng = np.random.default_rng([seed, 2])
-    documents, count = document_ids(task), len(task.facts)
+    documents, count = evidence_ids(task), len(task.facts)
     for _ in range(settings.warm_up_steps):
         picked = rng.integers(count, size=settings.warm_up_batch).tolist()
-        # Facts lie field by field, in the same order of countries: another country's answer to the same field.
+        # Facts lie field by field, in one order of countries: each gets some country's answer to the same field.
         field = count // len(FIELDS)
         dealt = [task.answers[i - i % field + int(rng.integers(field))] for i in picked]
         evidence = [
@@ -253,11 +274,9 @@ def learn(
         seed: draws the texts.
     """
     rng = np.random.default_rng([seed, 3])
-    of_encoder, of_embedder = (
-        AdamW(settings.encoder_rate, settings.steps),
-        AdamW(settings.retriever_rate, settings.steps),
-    )
-    documents, losses = document_ids(task), []
+    of_encoder = AdamW(settings.encoder_rate, settings.steps)
+    of_embedder = AdamW(settings.retriever_rate, settings.steps)
+    documents, losses = evidence_ids(task), []
     yield measure(task, embedder, 0, float("nan"))
     for step in range(1, settings.steps + 1):
         picked = [task.trained[i] for i in loop.batch(step - 1, settings.batch, len(task.trained), seed)]
@@ -305,7 +324,7 @@ def measure(task: Task, embedder: RealmEmbedder, step: int, loss: float) -> Reco
     projected = embedder(**embedder_inputs(task, questions, embedder)).projected_score
     embedder.train()
     scores = projected[: len(questions)] @ projected[len(questions) :].t()  # [texts, documents]
-    rank = (scores > scores.gather(1, own)).sum(1)  # documents that stand before it
+    rank = (scores >= scores.gather(1, own)).sum(1) - 1  # documents that stand before it; a tie counts against it
     probabilities = ops.softmax(scores)
     held_out = sum(len(task.questions[i]) for i in task.held_out)
     trained_rank, held_out_rank = rank[held_out:], rank[:held_out]
@@ -318,7 +337,6 @@ def measure(task: Task, embedder: RealmEmbedder, step: int, loss: float) -> Reco
 
 def run(seed: int, with_gradient: bool, settings: Settings = DEFAULTS) -> list[Record]:
     """One run from fresh weights; the two runs of a seed differ in the retriever's gradient alone."""
-    torch.set_num_threads(1)  # the runs share the cores, and a thread more would change the last digits
     task = make_task(settings.countries, seed)
     encoder = warm_up(task, settings, seed)
     embedder = RealmEmbedder(configuration(task, settings), seed=seed + 1)
@@ -328,7 +346,8 @@ def run(seed: int, with_gradient: bool, settings: Settings = DEFAULTS) -> list[R
 def experiment(seeds: Sequence[int], settings: Settings = DEFAULTS) -> Iterator[tuple[int, bool, list[Record]]]:
     """(seed, with_gradient, records) of both runs of every seed as they end, two at a time."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, context) as pool:
+    # A thread each: the runs share the cores, and more threads would change the last digits.
+    with ProcessPoolExecutor(2, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         runs = {
             pool.submit(run, seed, with_gradient, settings): (seed, with_gradient)
             for seed in seeds
@@ -344,13 +363,18 @@ def experiment(seeds: Sequence[int], settings: Settings = DEFAULTS) -> Iterator[
 Runs = dict[tuple[int, bool], list[Record]]  # by seed and gradient
 
 
+def in_order(runs: Runs) -> list[tuple[tuple[int, bool], list[Record]]]:
+    """Seed by seed, the run with the gradient first."""
+    return sorted(runs.items(), key=lambda item: (item[0][0], not item[0][1]))
+
+
 def write_csv(runs: Runs, path: Path) -> None:
     """A row a record: seed, gradient (1 or 0) and the record's numbers."""
     columns = Record._fields[:-1]
     with write_atomically(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["seed", "gradient", *columns])
-        for (seed, with_gradient), records in sorted(runs.items(), reverse=True):
+        for (seed, with_gradient), records in in_order(runs):
             for record in records:
                 writer.writerow([seed, int(with_gradient), record.step, *(f"{value:.4f}" for value in record[1:-1])])
 
@@ -394,15 +418,16 @@ def plot(runs: Runs, path: Path) -> None:
 
 def show(runs: Runs) -> None:
     """Print the first and the last record of every run."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="The retriever before and after, by masked words alone")
+    table = Table(title="The retriever before and after, by masked words alone", box=box.SIMPLE)
     table.add_column("seed", justify="right")
     table.add_column("gradient")
-    for name in ("loss", "R@1 trained", "R@5 trained", "R@1 held out", "R@5 held out"):
-        table.add_column(name, justify="right")
-    for (seed, with_gradient), records in sorted(runs.items(), reverse=True):
+    for name in ("loss", "R@1\ntrained", "R@5\ntrained", "R@1\nheld out", "R@5\nheld out"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for (seed, with_gradient), records in in_order(runs):
         # The first loss is the mean of the first steps: before them there is none.
         first, last = records[0]._replace(loss=records[1].loss), records[-1]
         numbers = [f"{first.loss:.2f} → {last.loss:.2f}"]
