@@ -4,7 +4,8 @@
     ict        MiniLM                       sentences, and the blocks they stood in
     mlm        MiniLM                       words hidden in blocks
     read       ict's embedder, mlm's        facts with the answer hidden and evidence retrieved; the embedder waits
-    pretrain   ict's embedder, read's       more of them; the embedder learns too, from nothing but the hidden words
+    pretrain   ict's embedder, read's       more of them; the embedder learns too, on the questions' side, from
+                                            nothing but the hidden words
     finetune   pretrain's                   questions made from the Factbook's fields, and the training slice of
                                             WebQuestions
     pack       finetune's                   nothing: writes the file that ships
@@ -43,7 +44,9 @@ READ = pretraining.Settings(
     steps=80, batch_size=8, num_candidates=5, learning_rate=1e-4, refresh_every=80, marginal="span",
     freeze_word_embeddings=True, encoder_alone=True, seed=SEED,
 )  # fmt: skip
-PRETRAIN = READ._replace(steps=120, learning_rate=3e-5, refresh_every=120, encoder_alone=False, seed=SEED + 1)
+PRETRAIN = READ._replace(
+    steps=100, learning_rate=2e-5, encoder_alone=False, freeze_documents=True, seed=SEED + 1
+)  # fmt: skip
 FINETUNE = finetuning.Settings(
     steps=900, batch_size=8, learning_rate=1e-4, freeze_word_embeddings=True, seed=SEED
 )  # fmt: skip
@@ -131,6 +134,7 @@ def train(
         else:
             model = RealmForOpenQA.from_pretrained(out / "model")
             asked = [question.question for question in factbook_questions(SEED)]
+            asked += [question.question for question in read_questions(train_file)] if train_file else []
             pack(
                 model, tokenizer, factbook_documents(), out / indexing.DEFAULT_MODEL.name,
                 corpus=indexing.factbook_name(), extra_texts=asked,
@@ -151,7 +155,10 @@ def finetune(
     values = {**NO_DROPOUT, "searcher_beam_size": SEARCHER_BEAM, "reader_beam_size": READER_BEAM}
     start = out / "start"  # blocks embedded once, for a run that is stopped
     if not start.is_dir():
-        model = finetuning.new_model(out / "pretrain", blocks, tokenizer, SEED, report, **values)
+        documents = warm_start.embedder(out / "ict", SEED)
+        model = finetuning.new_model(
+            out / "pretrain", blocks, tokenizer, SEED, report, document_embedder=documents, **values
+        )
         indexing.write_ready(start, blocks, model.block_emb, model, tokenizer, MAX_WORDPIECES)
     model = RealmForOpenQA.from_pretrained(start, retriever=RealmRetriever.from_pretrained(start))
     dev: list[Question] = factbook_slice(read_questions(dev_file), blocks) if dev_file else []

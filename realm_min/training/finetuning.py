@@ -24,6 +24,7 @@ from torch import Tensor
 from .. import indexing
 from ..config import RealmConfig
 from ..corpus import MAX_WORDPIECES, Block, json_lines, record
+from ..embedder import RealmEmbedder
 from ..evaluation import Question, evaluate, means, read_questions
 from ..open_qa import MAX_QUESTION_WORDPIECES, RealmForOpenQA, pad_to
 from ..retriever import BLOCK_RECORDS_FILE, RealmRetriever
@@ -125,7 +126,9 @@ def finetune(
     optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=int(settings.warmup * settings.steps))
     refresher = None
     if settings.refresh_blocks:
-        refresher = IndexRefresher(folder, list(blocks), model.embedder, tokenizer, every=settings.refresh_every)
+        refresher = IndexRefresher(
+            folder, list(blocks), model.embedder, tokenizer, every=settings.refresh_every, steps=settings.steps
+        )
 
     def step(number: int) -> dict[str, float]:
         stale = {}
@@ -458,11 +461,14 @@ def new_model(
     tokenizer: Any,
     seed: int = 0,
     report: Callable[..., None] = lambda stage, done, total, note="": None,
+    *,
+    document_embedder: RealmEmbedder | None = None,
     **values: Any,
 ) -> RealmForOpenQA:
     """A model to fine-tune: embedder and reader as `warm_start` takes them from `folder`, blocks embedded.
 
     Args:
+        document_embedder: embeds the blocks where the embedder of `folder` was trained for the questions' side alone.
         values: configuration values to replace; beams are cut to the number of blocks.
     """
     embedder = warm_start.embedder(folder, seed, **values)
@@ -484,6 +490,7 @@ def new_model(
 
     tensors = {f"embedder.{key}": tensor for key, tensor in embedder.state_dict().items()}
     tensors |= {f"reader.{key}": tensor for key, tensor in reader.state_dict().items()}
-    embeddings = indexing.embed_blocks(embedder.eval(), tokenizer, blocks, advance)
+    documents = (document_embedder or embedder).eval()
+    embeddings = indexing.embed_blocks(documents, tokenizer, blocks, advance)
     model.load_state_dict(tensors | {"block_emb": embeddings})
     return model

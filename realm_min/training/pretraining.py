@@ -55,6 +55,8 @@ class Settings(NamedTuple):
     # The retriever stays as it is: a stage before the one that trains both, in which the encoder learns to use what is
     # retrieved. Until it can, what it says of documents is noise to the retriever.
     encoder_alone: bool = False
+    # Only the question's side of f(x, z) learns: blocks keep the embeddings they begin with, as in fine-tuning.
+    freeze_documents: bool = False
     marginal: str = "token"  # or "span": see `knowledge_encoder.marginal_loss`
     masking: str = "salient"  # or "tokens", "spans": see `masking`
     max_passage: int = 96  # wordpieces of x, its title and special tokens included
@@ -136,13 +138,12 @@ def pretrain(
     for model in models.values():
         model.train(model in trained.values())
     at = 0  # the step
+    every = settings.steps if settings.encoder_alone or settings.freeze_documents else settings.refresh_every
 
     def waiting(done: int, total: int) -> None:
         report(STAGE, at, settings.steps, f"waiting for the index: {done:,} of {total:,} blocks")
 
-    refresher = IndexRefresher(
-        folder, blocks, embedder, tokenizer, every=settings.refresh_every, steps=settings.steps, waiting=waiting
-    )
+    refresher = IndexRefresher(folder, blocks, embedder, tokenizer, every=every, steps=settings.steps, waiting=waiting)
     embeddings = index = None
 
     def step(number: int) -> dict[str, float]:
@@ -274,7 +275,7 @@ def learn(
     examples: list[Example],
     settings: Settings,
 ) -> dict[str, float]:
-    """Add the gradients of a batch's loss to both models, which are in training mode; see `Settings.encoder_alone`.
+    """Add the gradients of a batch's loss to both models, which are in training mode; `Settings` says what is frozen.
 
     Returns:
         loss: -log p(y|x) a masked wordpiece.
@@ -293,8 +294,13 @@ def learn(
     rows = {block: row for row, block in enumerate(distinct, start=1)}  # row 0 is the null document
     candidates = torch.tensor([[0, *(rows[block] for block in row)] for row in found], device=queries.device)
     evidence = [blocks[block] for block in distinct]
-    document_inputs = pad(document_sequences(tokenizer, evidence, embedder, settings.max_block), embedder)
+    frozen = settings.encoder_alone or settings.freeze_documents
+    # Frozen blocks are as the index has them: the null document alone, which is in no index, is embedded.
+    embedded = [] if frozen else evidence
+    document_inputs = pad(document_sequences(tokenizer, embedded, embedder, settings.max_block), embedder)
     documents = embedder(**document_inputs, return_dict=True).projected_score  # [1 + distinct, proj]
+    if frozen:
+        documents = torch.cat([documents, index.blocks[distinct].to(documents)])
     of_documents = embedder._cache
     picked = documents[candidates]  # [batch, candidates, proj]
     relevance_score = (picked @ queries[:, :, None])[:, :, 0]  # [batch, candidates]
@@ -310,12 +316,13 @@ def learn(
         torch.ones_like(loss), log_likelihood, relevance_score, masked, whole_span
     )
     knowledge_encoder.masked_log_likelihood_backward(dlog_likelihood.flatten(0, 1), of_words)
-    if not settings.encoder_alone:
-        # f(x, z) is an inner product: the gradient of each side is the other side.
-        drelevance = drelevance[:, :, None]  # [batch, candidates, 1]
+    # f(x, z) is an inner product: the gradient of each side is the other side.
+    drelevance = drelevance[:, :, None]  # [batch, candidates, 1]
+    if not frozen:
         ddocuments = torch.zeros_like(documents)
         ddocuments.index_add_(0, candidates.flatten(), (drelevance * queries[:, None]).flatten(0, 1))
         embedder._backward(of_documents, {"projected_score": ddocuments})
+    if not settings.encoder_alone:
         embedder._backward(of_queries, {"projected_score": (drelevance * picked).sum(1)})
 
     prior = ops.softmax(relevance_score)
@@ -363,12 +370,15 @@ def document_sequences(
     tokenizer: Any, evidence: list[Block], embedder: RealmEmbedder, max_wordpieces: int
 ) -> list[list[tuple[int, int]]]:
     """What Embed_doc reads, "[CLS] title [SEP] text [SEP]", of the null document "[CLS] [SEP] [SEP]" and each block."""
+    null = sequence(tokenizer, (), ())
+    if not evidence:
+        return [null]
     encoded = tokenizer(
         [block.title for block in evidence], [block.text for block in evidence], truncation="only_second",
         max_length=min(max_wordpieces, embedder.config.max_position_embeddings),
     )  # fmt: skip
     pairs = zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
-    return [sequence(tokenizer, (), ()), *(list(zip(ids, types, strict=True)) for ids, types in pairs)]
+    return [null, *(list(zip(ids, types, strict=True)) for ids, types in pairs)]
 
 
 def joint_inputs(
