@@ -1,0 +1,145 @@
+"""Every link of the documents leads somewhere, every symbol they name is defined there, no module is left out."""
+
+import ast
+import importlib
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from realm_min.cli import parser
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What the documents tell readers to write, or what a run leaves: no files of this repository.
+NOT_HERE = {"block_records.npy"}
+
+
+def prose(path):
+    """The text without fenced code."""
+    return re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def links(path):
+    """(text, target) of every link and picture."""
+    return re.findall(r"\[((?:[^][]|\\.)*)\]\(([^)\s]+)\)", prose(path))
+
+
+def relative_links():
+    return [
+        (path, text, target)
+        for path in DOCUMENTS
+        for text, target in links(path)
+        if not target.startswith(("http://", "https://"))
+    ]
+
+
+def anchors(path):
+    """The anchors that a Markdown viewer gives the headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(path), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def definitions(body):
+    """Names that a module's or a class's statements define, with those of classes as CLASS.NAME."""
+    found = set()
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{name}" for name in definitions(node.body)}
+        for target in node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]:
+            found |= {name.id for name in ast.walk(target) if isinstance(name, ast.Name)} if target else set()
+    return found
+
+
+def module_name(path):
+    """`realm_min/training/ict.py` -> realm_min.training.ict; what is not in the package has none."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts[0] == "kernels":
+        parts = ("realm_min", *parts)
+    return ".".join(parts) if parts[0] == "realm_min" else None
+
+
+def modules():
+    """Every module of the package, its packages' own files aside."""
+    found = [*ROOT.glob("realm_min/**/*.py"), *ROOT.glob("kernels/*.py")]
+    return sorted(path.relative_to(ROOT) for path in found if not path.name.startswith("__"))
+
+
+def test_relative_links_lead_to_files_and_headings():
+    found = relative_links()
+    assert len(found) > 100
+    for path, _, target in found:
+        file, _, anchor = target.partition("#")
+        goal = (path.parent / file).resolve() if file else path
+        assert goal.exists() and goal.is_relative_to(ROOT), f"{path.name} links to {target}, which is not there"
+        assert not anchor or anchor in anchors(goal), f"{path.name} links to {target}: no such heading"
+
+
+def test_symbols_are_defined_in_the_file_their_link_leads_to():
+    checked = 0
+    for path, text, target in relative_links():
+        if not target.endswith(".py"):
+            continue
+        goal = (path.parent / target).resolve()
+        symbol = text.strip("`")
+        assert text == f"`{symbol}`", f"{path.name} links to {target} without naming a symbol: {text}"
+        if symbol == goal.name or symbol == goal.relative_to(ROOT).as_posix():
+            continue  # the file itself
+        defined = definitions(ast.parse(goal.read_text(encoding="utf-8")).body)
+        short = symbol.split(".", 1)[1] if symbol.startswith(f"{goal.stem}.") else symbol
+        assert short in defined, f"{path.name}: {symbol} is not defined in {target}"
+        if name := module_name(goal):
+            value = importlib.import_module(name)
+            for part in short.split("."):
+                value = getattr(value, part) if hasattr(value, part) else value.__annotations__[part]
+        checked += 1
+    assert checked > 100
+
+
+def test_pictures_name_modules_that_exist():
+    names = {path.name for path in modules()}
+    for picture in (ROOT / "docs").glob("*.svg"):
+        text = " ".join(ElementTree.parse(picture).getroot().itertext())
+        found = set(re.findall(r"\b(\w+\.py)\b", text))
+        assert len(found) > 30 and found <= names, f"{picture.name} names {sorted(found - names)}"
+
+
+def test_every_module_is_in_the_reading_order_once():
+    text = prose(ROOT / "README.md")
+    section = text[text.index("\n## Read") : text.index("\n## ", text.index("\n## Read") + 1)]
+    listed = [(ROOT / target).relative_to(ROOT) for _, target in re.findall(r"\[(`[^`]+`)\]\(([^)]+\.py)\)", section)]
+    assert sorted(listed) == modules()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_files_and_commands_named_in_text_exist(path):
+    text = path.read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([\w-]+):", makefile, flags=re.MULTILINE))
+    for target in re.findall(r"(?:^|`)make ([\w-]+)", text, flags=re.MULTILINE):
+        assert target in targets, f"{path.name} names make {target}"
+    (commands,) = [action.choices for action in parser()._actions if getattr(action, "choices", None)]
+    for command in re.findall(r"(?:^|`)realm-min (\w+)", text, flags=re.MULTILINE):
+        assert command in commands, f"{path.name} names realm-min {command}"
+    for name in re.findall(r"`((?:tests|benchmarks|notebooks|docs|kernels|realm_min)/[\w./-]*)`", text):
+        assert (ROOT / name).exists(), f"{path.name} names {name}"
+    known = {found.name for folder in ("realm_min", "kernels", "tests", "benchmarks", "notebooks", "docs")
+             for found in (ROOT / folder).rglob("*.py")}  # fmt: skip
+    for name in re.findall(r"`(\w+\.(?:py|npy))`", text):
+        assert name in known | NOT_HERE, f"{path.name} names {name}"
+
+
+def test_options_named_in_text_exist():
+    (commands,) = [action.choices for action in parser()._actions if getattr(action, "choices", None)]
+    options = {option for command in commands.values() for option in command._option_string_actions}
+    checked = 0
+    for path in DOCUMENTS:
+        for line in re.findall(r"(?:^|`)(?:realm-min |finetune|pretrain|ict|ask)[^`\n#]*", path.read_text("utf-8"),
+                               flags=re.MULTILINE):  # fmt: skip
+            for option in re.findall(r"(?<!\S)(--[\w-]+)", line):
+                assert option in options, f"{path.name} names {option}: {line}"
+                checked += 1
+    assert checked > 5
