@@ -153,7 +153,8 @@ class RealmForOpenQA(RealmModel):
 
         Returns:
             For one question as transformers: `reader_output` (a `RealmReaderOutput`) and `predicted_answer_ids`
-            [answer tokens]. For several, a tuple of each, in order.
+            [answer tokens]. For several, a tuple of each, in order; `backward()` then differentiates the sum of their
+            losses, and `backward(loss=…)` [batch] weighs them.
 
         Raises:
             ValueError: no retriever; more blocks asked for than there are; inputs of a wrong rank, shape or range.
@@ -170,30 +171,32 @@ class RealmForOpenQA(RealmModel):
         ).projected_score  # [batch, proj]
         question_cache = self.embedder._cache
         _, block_ids = self._search(projections, self.searcher_beam_size)
-        outputs = [
-            self._read(
-                input_ids[i : i + 1], projections[i], block_ids[i], None if answer_ids is None else answer_ids[i]
-            )
-            for i in range(input_ids.shape[0])
-        ]
+        outputs, reader_caches = [], []
+        for i, ids in enumerate(input_ids.split(1)):
+            answers = None if answer_ids is None else answer_ids[i]
+            outputs.append(self._read(ids, projections[i], block_ids[i], answers))
+            reader_caches.append(self.reader._cache)
         reader_output, predicted = outputs[0] if len(outputs) == 1 else tuple(zip(*outputs, strict=True))
         output = RealmForOpenQAOutput(reader_output, predicted)
-        if len(outputs) > 1:
-            self._keep(outputs={})  # losses of several questions: differentiate them one at a time
-        else:
-            self._keep(
-                question=question_cache, reader=self.reader._cache, block_ids=block_ids[0],
-                outputs={"loss": ()} if self.keeps and "loss" in reader_output else {},
-            )  # fmt: skip
+        loss = {} if answer_ids is None else {"loss": torch.Size([len(outputs)] if len(outputs) > 1 else [])}
+        self._keep(question=question_cache, readers=reader_caches, block_ids=block_ids, outputs=loss)
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
     def _backward(self, cache: dict[str, Any], cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Through the reader, and through f(x, z) into the question's embedding; the blocks' embeddings are frozen."""
-        found = self.reader._backward(cache["reader"], cotangents)
-        blocks = self.block_emb[cache["block_ids"]].to(self.device)  # [searcher beam, proj]
-        dprojection = found["relevance_score"] @ blocks
-        self.embedder._backward(cache["question"], {"projected_score": dprojection[None]})
-        return {"relevance_score": found["relevance_score"]}
+        """Through the reader, and through f(x, z) into the questions' embeddings; the blocks' embeddings are frozen.
+
+        Without a cotangent the losses of several questions are differentiated as their sum; `loss=` [batch] weighs
+        them otherwise. Every question's reading is kept until then.
+        """
+        drelevance, dprojections = [], []
+        for reader_cache, ids, dloss in zip(
+            cache["readers"], cache["block_ids"], cotangents["loss"].reshape(-1), strict=True
+        ):
+            drelevance.append(self.reader._backward(reader_cache, {"loss": dloss})["relevance_score"])
+            blocks = self.block_emb[ids].to(self.device)  # [searcher beam, proj]
+            dprojections.append(drelevance[-1] @ blocks)
+        self.embedder._backward(cache["question"], {"projected_score": torch.stack(dprojections)})
+        return {"relevance_score": torch.stack(drelevance).view(*cotangents["loss"].shape, -1)}
 
     def _read(
         self, question_ids: Tensor, projection: Tensor, block_ids: Tensor, answer_ids: list[list[int]] | None
