@@ -37,6 +37,13 @@ class Encoded(NamedTuple):
     cache: Cache | None = None
 
 
+class LayerAgain(NamedTuple):
+    """What stands for a layer's cache where the layer is to be computed again."""
+
+    arguments: dict[str, Any]  # of `layer`
+    state: Tensor | None  # the generator's, before the layer drew its dropout masks
+
+
 class Inputs(NamedTuple):
     """Checked inputs of a batch: ids or embeddings, mask, types and positions, each [batch, tokens, ...]."""
 
@@ -165,6 +172,7 @@ def bert(
     output_hidden_states: bool = False,
     generator: torch.Generator | None = None,
     keep: bool = False,
+    checkpoint_layers: bool = False,
     name: str = "realm",
 ) -> Encoded:
     """Encode a batch.
@@ -177,6 +185,8 @@ def bert(
         head_mask: [heads] or [layers, heads], factors on the attention probabilities.
         generator: draws the dropout masks; None turns dropout off.
         keep: keep what `bert_backward` needs.
+        checkpoint_layers: of each layer keep the input alone; `bert_backward` computes the rest again, bit for bit
+            (Chen et al. 2016, "Training deep nets with sublinear memory cost").
 
     Returns:
         The last layer as `read` says; where asked for, the states [batch, tokens, hidden] before the first and after
@@ -209,13 +219,14 @@ def bert(
             firsts = torch.tensor(lengths, device=x.device).cumsum(0) - torch.tensor(lengths, device=x.device)
             key_mask = None if key_mask is None else key_mask[:, :1]  # of a [tokens, tokens] mask, the first row
         layer_cache: Cache | None = {} if keep else None
-        x, probabilities = layer(
-            p, config, f"{name}.encoder.layer.{index}", x, lengths, key_mask,
-            head_mask=None if head_mask is None else head_mask[index], queries=firsts,
-            output_attentions=output_attentions, generator=generator, cache=layer_cache,
+        arguments = dict(
+            name=f"{name}.encoder.layer.{index}", x=x, lengths=lengths, key_mask=key_mask,
+            head_mask=None if head_mask is None else head_mask[index], queries=firsts, generator=generator,
         )  # fmt: skip
+        state = None if generator is None else generator.get_state()
+        x, probabilities = layer(p, config, **arguments, output_attentions=output_attentions, cache=layer_cache)
         if keep:
-            cache["layers"].append(layer_cache)
+            cache["layers"].append(LayerAgain(arguments, state) if checkpoint_layers else layer_cache)
         if output_hidden_states:
             hidden_states.append(x.view(batch, tokens, -1))
         if output_attentions:
@@ -260,8 +271,29 @@ def bert_backward(
         dx = dhidden.reshape(-1, hidden)
         dx = dx if kept is None else dx[kept]
     for index in reversed(range(config.num_hidden_layers)):
-        dx = layer_backward(p, config, f"{name}.encoder.layer.{index}", dx, cache["layers"][index], grads)
+        layer_cache = cache["layers"][index]
+        if isinstance(layer_cache, LayerAgain):
+            layer_cache = compute_again(p, config, layer_cache)
+        dx = layer_backward(p, config, f"{name}.encoder.layer.{index}", dx, layer_cache, grads)
     return embed_backward(p, config, f"{name}.embeddings", dx, cache, grads)
+
+
+def compute_again(p: Parameters, config: RealmConfig, again: LayerAgain) -> Cache:
+    """A layer's cache from a second forward with the dropout masks of the first; the generator goes on undisturbed."""
+    generator, cache = again.arguments["generator"], {}
+    if generator is None:
+        layer(p, config, **again.arguments, cache=cache)
+        return cache
+    state = generator.get_state()
+    generator.set_state(again.state)
+    layer(p, config, **again.arguments, cache=cache)
+    generator.set_state(state)
+    return cache
+
+
+def rows_of(cache: Cache, rows: Tensor) -> Cache:
+    """A cache of tensors [all rows, ...] with some of its rows alone."""
+    return {name: rows_of(kept, rows) if isinstance(kept, dict) else kept[rows] for name, kept in cache.items()}
 
 
 def part_of(cache: Cache | None, name: str) -> Cache | None:
@@ -346,8 +378,8 @@ def layer(
     *,
     head_mask: Tensor | None,
     queries: Tensor | None,
-    output_attentions: bool,
     generator: torch.Generator | None,
+    output_attentions: bool = False,
     cache: Cache | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """One encoder layer on `x` [rows, hidden]: attention, then the MLP, each added to its input and normalised.

@@ -6,6 +6,8 @@ p(z|x) = softmax over f(x, z). The loss is -log p(y|x), so it teaches the retrie
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -72,29 +74,39 @@ class RealmKnowledgeAugEncoder(RealmModel):
         head: trunk.Cache | None = {} if self.keeps else None
         logits = trunk.mlm_logits(self.p, self.config, encoded.hidden.reshape(-1, hidden), cache=head)
         logits = logits.view(sequences, tokens, -1)
-        loss = None
+        loss = words = None
         if labels is not None:
             self._check_labels(sequences, tokens, relevance_score, labels, mlm_mask)
-            loss = marginal_mlm_loss(logits, relevance_score, labels, mlm_mask, whole_span)
+            words = counted_words(logits, labels, self.config.num_candidates, mlm_mask)
+            loss = marginal_loss(words.log_likelihood, relevance_score, mlm_mask, whole_span)
         outputs = {"logits": logits.shape} | ({} if loss is None else {"loss": loss.shape})
         self._keep(
-            trunk=encoded.cache, head=head, logits=logits, relevance_score=relevance_score, labels=labels,
-            mlm_mask=mlm_mask, whole_span=whole_span, outputs=outputs,
+            trunk=encoded.cache, head=head, words=words, relevance_score=relevance_score, mlm_mask=mlm_mask,
+            whole_span=whole_span, outputs=outputs,
         )  # fmt: skip
         output = MaskedLMOutput(loss, logits, encoded.hidden_states, encoded.attentions)
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
     def _backward(self, cache: trunk.Cache, cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
-        logits, found = cache["logits"], {}
-        dlogits = cotangents.get("logits", torch.zeros((), dtype=logits.dtype, device=logits.device))
+        found, head = {}, cache["head"]
         if "loss" in cotangents:
-            of_loss, found["relevance_score"] = marginal_mlm_loss_backward(
-                cotangents["loss"], logits, cache["relevance_score"], cache["labels"], cache["mlm_mask"],
+            words = cache["words"]
+            dlog_likelihood, found["relevance_score"] = marginal_loss_backward(
+                cotangents["loss"], words.log_likelihood, cache["relevance_score"], cache["mlm_mask"],
                 cache["whole_span"],
             )  # fmt: skip
-            dlogits = dlogits + of_loss
-        dhidden = trunk.mlm_logits_backward(self.p, self.config, dlogits.flatten(0, 1), cache["head"], self.own_grads)
-        dhidden = dhidden.view(*logits.shape[:2], -1)
+            dlogits = log_likelihood_backward(dlog_likelihood.flatten()[words.rows], words.logits, words.targets)
+        if "logits" in cotangents:
+            every = cotangents["logits"].flatten(0, 1)
+            dlogits = every.index_add(0, words.rows, dlogits) if "loss" in cotangents else every
+        else:  # no other row has a gradient to take through the vocabulary
+            head = trunk.rows_of(head, words.rows)
+        dhidden = trunk.mlm_logits_backward(self.p, self.config, dlogits, head, self.own_grads)
+        sequences, tokens, _ = cache["outputs"]["logits"]
+        if "logits" not in cotangents:
+            every = dhidden.new_zeros(sequences * tokens, dhidden.shape[1])
+            dhidden = every.index_copy_(0, words.rows, dhidden)
+        dhidden = dhidden.view(sequences, tokens, -1)
         found["inputs_embeds"] = trunk.bert_backward(self.p, self.config, dhidden, cache["trunk"], self.own_grads)
         return found
 
@@ -112,7 +124,10 @@ class RealmKnowledgeAugEncoder(RealmModel):
         """
         inputs = trunk.check_inputs(self.config, input_ids, attention_mask, token_type_ids, None, None)
         generator = self.generator if self.training else None
-        encoded = trunk.bert(self.p, self.config, inputs, read="unpadded", generator=generator, keep=True)
+        encoded = trunk.bert(
+            self.p, self.config, inputs, read="unpadded", generator=generator, keep=True,
+            checkpoint_layers=self.checkpoint_layers,
+        )  # fmt: skip
         rows = (labels != IGNORED).reshape(-1).nonzero()[:, 0]
         head: trunk.Cache = {}
         hidden = encoded.hidden.reshape(-1, encoded.hidden.shape[2])  # [sequences * tokens, hidden]
@@ -149,6 +164,7 @@ class RealmKnowledgeAugEncoder(RealmModel):
         ):
             if value is not None and tuple(value.shape) != expected:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}: expected {expected}")
+        ops.check_targets(labels, self.config.vocab_size)
 
 
 def marginal_mlm_loss(
@@ -165,30 +181,28 @@ def marginal_mlm_loss(
     Returns:
         The loss [].
     """
-    targets = repeat_labels(labels, relevance_score.shape[1])
-    log_likelihood = -ops.cross_entropy(logits.flatten(0, 1), targets.flatten()).view(targets.shape)
-    return marginal_loss(log_likelihood, relevance_score, mlm_mask, whole_span)
+    words = counted_words(logits, labels, relevance_score.shape[1], mlm_mask)
+    return marginal_loss(words.log_likelihood, relevance_score, mlm_mask, whole_span)
 
 
-def marginal_mlm_loss_backward(
-    dloss: Tensor,
-    logits: Tensor,
-    relevance_score: Tensor,
-    labels: Tensor,
-    mlm_mask: Tensor | None,
-    whole_span: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """∂loss/∂logits and ∂loss/∂relevance_score of `marginal_mlm_loss`."""
-    targets = repeat_labels(labels, relevance_score.shape[1])
-    rows = logits.flatten(0, 1)
-    log_likelihood = -ops.cross_entropy(rows, targets.flatten()).view(targets.shape)
-    dlog_likelihood, drelevance = marginal_loss_backward(dloss, log_likelihood, relevance_score, mlm_mask, whole_span)
-    return log_likelihood_backward(dlog_likelihood.flatten(), rows, targets.flatten()).view(logits.shape), drelevance
+class CountedWords(NamedTuple):
+    """The words that the loss reads, those with a label which the mask counts, and how likely they are."""
+
+    rows: Tensor  # where they stand, [words] of batch * candidates * tokens
+    logits: Tensor  # [words, vocabulary]
+    targets: Tensor  # [words]
+    log_likelihood: Tensor  # log p(y_j|z,x) [batch, candidates, tokens], 0 elsewhere
 
 
-def repeat_labels(labels: Tensor, candidates: int) -> Tensor:
-    """The same y for every z: [batch, tokens] -> [batch, candidates, tokens]."""
-    return labels[:, None].expand(labels.shape[0], candidates, labels.shape[1])
+def counted_words(logits: Tensor, labels: Tensor, candidates: int, mlm_mask: Tensor | None) -> CountedWords:
+    """Arguments as in `marginal_mlm_loss`; every candidate z of a text has the same words y to predict."""
+    counted = labels != IGNORED if mlm_mask is None else (labels != IGNORED) & mlm_mask.bool()
+    every = (labels.shape[0], candidates, labels.shape[1])  # batch, candidates, tokens
+    rows = counted[:, None].expand(every).reshape(-1).nonzero()[:, 0]
+    logits, targets = logits.flatten(0, 1)[rows], labels[:, None].expand(every).reshape(-1)[rows]
+    log_likelihood = logits.new_zeros(every)
+    log_likelihood.view(-1)[rows] = -ops.cross_entropy(logits, targets)
+    return CountedWords(rows, logits, targets, log_likelihood)
 
 
 def log_likelihood_backward(dlog_likelihood: Tensor, logits: Tensor, targets: Tensor) -> Tensor:

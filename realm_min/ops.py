@@ -105,11 +105,6 @@ def softmax(scores: Tensor) -> Tensor:
     return softmax_(scores.clone())
 
 
-def softmax_backward(dy: Tensor, probabilities: Tensor) -> Tensor:
-    """dx = y (dy - Σ dy y) for y = softmax(x)."""
-    return probabilities * (dy - (dy * probabilities).sum(-1, keepdim=True))
-
-
 def logsumexp(x: Tensor, dim: int) -> Tensor:
     """log Σ exp(x) along `dim`, exact for any magnitude; a slice of -inf alone gives -inf."""
     largest = x.amax(dim, keepdim=True)
@@ -229,13 +224,18 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> 
     Raises:
         ValueError: a target that is neither a class nor `ignore_index`.
     """
+    check_targets(targets, logits.shape[1], ignore_index)
     ignored = targets == ignore_index
-    wrong = ~ignored & ((targets < 0) | (targets >= logits.shape[1]))
-    if wrong.any():
-        raise ValueError(
-            f"label {targets[wrong][0].item()} is out of range: labels are 0..{logits.shape[1] - 1}, "
-            f"or {ignore_index} where there is none"
-        )
     shifted = logits - logits.amax(1, keepdim=True)
     picked = shifted.gather(1, targets.masked_fill(ignored, 0)[:, None])[:, 0]
     return (shifted.exp_().sum(1).log_() - picked).masked_fill_(ignored, 0)
+
+
+def check_targets(targets: Tensor, classes: int, ignore_index: int = -100) -> None:
+    """Raise the ValueError that names a target which is neither one of 0..classes - 1 nor `ignore_index`."""
+    wrong = (targets != ignore_index) & ((targets < 0) | (targets >= classes))
+    if wrong.any():
+        raise ValueError(
+            f"label {targets[wrong][0].item()} is out of range: labels are 0..{classes - 1}, "
+            f"or {ignore_index} where there is none"
+        )

@@ -51,6 +51,7 @@ class RealmScorer(RealmModel):
             if key.startswith("embedder.")
         ):
             separate = RealmEmbedder(self.config, seed=self.seed, initialize=False).to(self.device).to(self.dtype)
+            separate.checkpoint_layers = self.checkpoint_layers
             self.parts["query_embedder"] = separate.train(self.training)
         super().load_state_dict(state_dict, source)
 

@@ -1,13 +1,17 @@
 """Gradients by hand against autograd on transformers' modules, and against central differences."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_models import CONFIGS, ids_and_mask, twins
+from reference_cases import to_numpy
+from test_models import CONFIGS, fill, ids_and_mask, twins
+from test_models_numpy import DrawnRetriever
 
 import realm_min
-from realm_min import ops
+from realm_min import bert, knowledge_encoder, ops, parameters, reader
+from realm_min import numpy_reference as reference
 
 TOLERANCE = 2e-4  # of a gradient's largest value, float32
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -107,6 +111,21 @@ class TestAutograd:
         assert_same_gradients(theirs, ours)
         assert_gradient(scores.grad, dinputs["relevance_score"], "relevance_score")
 
+    def test_knowledge_encoder_with_a_cotangent_of_its_logits(self, name):
+        theirs, ours = models(name, "RealmKnowledgeAugEncoder")
+        config = ours.config
+        ids, mask, types = ids_and_mask(config, config.num_candidates, 9)
+        inputs = dict(
+            input_ids=ids, attention_mask=mask, token_type_ids=types, labels=torch.arange(9)[None],
+            relevance_score=torch.randn(1, config.num_candidates),
+        )  # fmt: skip
+        output = theirs(**inputs)
+        cotangent = torch.randn(output.logits.shape) / 100
+        (3 * output.loss + (output.logits * cotangent).sum()).backward()
+        ours(**inputs)
+        ours.backward(loss=torch.tensor(3.0), logits=cotangent)
+        assert_same_gradients(theirs, ours)
+
     @pytest.mark.parametrize("answered", [True, False])
     def test_reader(self, name, answered):
         theirs, ours = models(name, "RealmReader")
@@ -152,16 +171,29 @@ def test_open_qa_reaches_the_question(vocabulary):
     assert_same_gradients(theirs, ours, tolerance=1e-10)
 
 
-def test_a_batch_of_questions_has_no_loss_of_its_own(vocabulary):
-    import numpy as np
-
+def test_a_batch_of_questions_adds_the_gradients_of_each(vocabulary):
     model = realm_min.RealmForOpenQA(realm_min.RealmConfig(**CONFIGS["one-layer"] | dict(vocab_size=30522)))
-    model.block_emb.normal_()
-    records = np.array([b"The capital of a country is a city."] * 9, dtype=object)
+    fill(model)
+    model = model.to(torch.float64).eval()
+    records = np.array([f"The capital of country {i} is city {i * 7}.".encode() for i in range(9)], dtype=object)
     model.retriever = realm_min.RealmRetriever(records, realm_min.RealmTokenizerFast(str(vocabulary)))
-    model(torch.tensor([[101, 2054, 102], [101, 2040, 102]]), answer_ids=[[[2103]], [[2103]]])
-    with pytest.raises(ValueError, match="returned no loss"):
-        model.backward()
+    questions, answers = torch.tensor([[101, 2054, 102], [101, 2040, 102]]), [[[2103]], [[3007], [2406]]]
+    weights = torch.tensor([1.0, 1.0], dtype=torch.float64)
+    for given_weights in (False, True):
+        losses, scores = [], []
+        model.zero_grads()
+        for i in range(2):
+            losses.append(model(questions[i : i + 1], answer_ids=answers[i]).reader_output.loss)
+            scores.append(model.backward(loss=weights[i])["relevance_score"])
+        expected = {key: grad.clone() for key, grad in model.grads.items()}
+        model.zero_grads()
+        output = model(questions, answer_ids=answers).reader_output
+        found = model.backward(loss=weights) if given_weights else model.backward()
+        assert torch.allclose(torch.stack([o.loss for o in output]), torch.stack(losses), rtol=1e-12)
+        assert torch.allclose(found["relevance_score"], torch.stack(scores), rtol=1e-10, atol=1e-14)
+        for key, grad in expected.items():
+            assert torch.allclose(model.grads[key], grad, rtol=1e-10, atol=1e-14), key
+        weights = torch.tensor([0.25, 3.0], dtype=torch.float64)
 
 
 def test_gradients_add_up_until_zeroed():
@@ -219,6 +251,210 @@ def test_dropout_backward_uses_the_masks_of_the_forward():
         assert abs((above - below) / (2 * eps) / grad[index].item() - 1) < 1e-6, key
 
 
+def model_inputs(name, config, seed=0):
+    """A model with random weights in training mode and the inputs of a call that gives it a gradient."""
+    model = getattr(realm_min, name)(config, seed=seed)
+    fill(model, seed)
+    generator = torch.Generator().manual_seed(seed)
+    beam, candidates, tokens = config.reader_beam_size, config.num_candidates, 10
+    ids, mask, types = ids_and_mask(config, beam, tokens, seed)
+    inputs = dict(input_ids=ids, attention_mask=mask, token_type_ids=types)
+    if name == "RealmScorer":
+        cand, cand_mask, _ = (x.view(beam, candidates, 8) for x in ids_and_mask(config, beam * candidates, 8, seed))
+        inputs |= dict(candidate_input_ids=cand, candidate_attention_mask=cand_mask)
+    if name == "RealmKnowledgeAugEncoder":
+        ids, mask, types = ids_and_mask(config, 2 * candidates, tokens, seed)
+        labels = torch.randint(0, config.vocab_size, (2, tokens), generator=generator)
+        inputs = dict(
+            input_ids=ids, attention_mask=mask, token_type_ids=types, labels=labels.masked_fill(labels % 5 == 0, -100),
+            relevance_score=torch.randn(2, candidates, generator=generator), mlm_mask=(labels % 2).float(),
+        )  # fmt: skip
+    if name == "RealmReader":
+        starts = torch.full((config.searcher_beam_size, 2), -1)
+        starts[:beam, 0] = 4
+        inputs |= dict(
+            relevance_score=torch.randn(config.searcher_beam_size, generator=generator),
+            block_mask=torch.ones(config.searcher_beam_size, tokens, dtype=torch.bool),
+            start_positions=starts, end_positions=starts + 1, has_answers=starts[:, 0] > 0,
+        )  # fmt: skip
+    return model, inputs
+
+
+COTANGENTS = {"RealmEmbedder": "projected_score", "RealmScorer": "relevance_score"}
+
+
+def backward(model, output):
+    """Of the loss, or with a cotangent of sines for a model that has none."""
+    name = COTANGENTS.get(type(model).__name__)
+    if name is None:
+        return model.backward()
+    return model.backward(**{name: torch.arange(output[name].numel(), dtype=model.dtype).sin().view_as(output[name])})
+
+
+@pytest.mark.parametrize("name", ["RealmEmbedder", "RealmScorer", "RealmKnowledgeAugEncoder", "RealmReader"])
+@pytest.mark.parametrize("training", [True, False])
+def test_layers_computed_again_give_the_same_bits(name, training):
+    gradients = []
+    for checkpoint in (False, True):
+        values = CONFIGS["three-layers"] | dict(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2)
+        model, inputs = model_inputs(name, realm_min.RealmConfig(**values))
+        model.train(training).checkpoint_layers = checkpoint
+        assert all(part.checkpoint_layers == checkpoint for part in model.parts.values())
+        found = []
+        for _ in range(2):  # the second step's dropout goes on from the same state
+            dinputs = backward(model, model(**inputs))
+            found.append({**dinputs, **{key: grad.clone() for key, grad in model.grads.items()}})
+        gradients.append(found)
+    for plain, again in zip(*gradients, strict=True):
+        assert all(torch.equal(plain[key], again[key]) for key in plain)
+
+
+def storages(found, value):
+    """The storages of all tensors in nested data, address -> bytes."""
+    if isinstance(value, torch.Tensor):
+        found[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+    elif isinstance(value, dict):
+        for part in value.values():
+            storages(found, part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            storages(found, part)
+    return found
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.0])
+@pytest.mark.parametrize("act", ["gelu_new", "gelu", "relu"])
+@pytest.mark.parametrize("batch,tokens", [(4, 24), (2, 96), (6, 50)])
+@pytest.mark.parametrize("name", ["RealmKnowledgeAugEncoder", "RealmReader"])
+def test_a_training_step_keeps_no_more_than_autograd(name, batch, tokens, act, dropout):
+    values = CONFIGS["three-layers"] | dict(
+        hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, hidden_act=act, num_candidates=batch,
+        reader_beam_size=batch, searcher_beam_size=batch, vocab_size=500,
+    )  # fmt: skip
+    theirs, ours = twins("three-layers", name, **values)
+    theirs.train(), ours.train()
+    ids = torch.randint(0, 500, (batch, tokens))
+    if name == "RealmReader":
+        starts = torch.full((batch, 1), 5)
+        inputs = dict(
+            relevance_score=torch.randn(batch), block_mask=torch.ones(batch, tokens, dtype=torch.bool),
+            start_positions=starts, end_positions=starts, has_answers=starts[:, 0] > 0,
+        )  # fmt: skip
+    else:
+        labels = torch.full((1, tokens), -100)
+        labels[0, 3:7] = 9
+        inputs = dict(relevance_score=torch.randn(1, batch), labels=labels, mlm_mask=(labels > 0).float())
+    inputs |= dict(attention_mask=torch.ones_like(ids), token_type_ids=torch.zeros_like(ids))
+    saved = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: storages(saved, tensor) and tensor, lambda x: x):
+        loss = theirs(ids, **inputs).loss
+    ours(ids, **inputs)
+    weights = storages(storages({}, list(theirs.parameters())), dict(ours.state_dict()))
+    theirs_bytes, ours_bytes = (
+        sum(size for address, size in kept.items() if address not in weights)
+        for kept in (saved, storages({}, ours._cache))
+    )
+    assert 0 < ours_bytes <= theirs_bytes, ours_bytes / theirs_bytes
+    ours.checkpoint_layers = True
+    ours(ids, **inputs)
+    again_bytes = sum(size for address, size in storages({}, ours._cache).items() if address not in weights)
+    assert again_bytes < 0.6 * ours_bytes and loss.requires_grad
+
+
+def sampled_differences(loss, weights, grads, buffers=(), entries=5, eps=2e-5, seed=0):
+    """Compare `grads` with central differences of `loss` of the arrays `weights`, changed in place.
+
+    Of each tensor the entry of largest gradient and some others, drawn; within 1e-6 of the largest gradient.
+    """
+    rng = np.random.default_rng(seed)
+    for key, grad in grads.items():
+        if key in buffers:
+            continue
+        grad, scale = grad.numpy(), float(grad.abs().max())
+        if key.endswith(("key.bias", "dense_output.bias", "layer_normalization.bias")):
+            scale = float(grads[key[:-4] + "weight"].abs().max())  # zero but for rounding: see assert_same_gradients
+        flat = weights[key].reshape(-1)  # a view: the arrays are contiguous
+        picked = {int(np.abs(grad).argmax()), *rng.integers(0, grad.size, min(entries, grad.size)).tolist()}
+        for i in picked:
+            before = flat[i]
+            flat[i] = before + eps
+            above = loss()
+            flat[i] = before - eps
+            below = loss()
+            flat[i] = before
+            error = abs((above - below) / (2 * eps) - grad.reshape(-1)[i])
+            assert error <= 1e-6 * scale, f"{key}[{i}]: {error} of {scale}"
+
+
+# No word of the inputs is the padding word: its row gets no gradient, which no difference can see.
+DIFFERENCE_VALUES = dict(
+    hidden_size=12, num_attention_heads=3, num_hidden_layers=2, intermediate_size=20, vocab_size=40,
+    retriever_proj_size=6, span_hidden_size=8, max_span_width=3, num_candidates=2, reader_beam_size=2,
+    num_block_records=7, searcher_beam_size=3, initializer_range=0.3, layer_norm_eps=1e-5, pad_token_id=39,
+    max_position_embeddings=16,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("act", ["gelu_new", "gelu"])
+@pytest.mark.parametrize("name", ["RealmEmbedder", "RealmScorer", "RealmKnowledgeAugEncoder", "RealmReader"])
+def test_models_against_differences_of_the_numpy_reference(name, act):
+    config = realm_min.RealmConfig(**DIFFERENCE_VALUES, hidden_act=act)
+    model, inputs = model_inputs(name, config)
+    for key, ids in inputs.items():
+        if key.endswith("input_ids"):
+            ids.remainder_(39)
+    model = model.to(torch.float64).eval()
+    weights = {key: np.ascontiguousarray(array) for key, array in to_numpy(model.state_dict()).items()}
+    for alias, key in model.aliases().items():
+        weights[alias] = weights[key]
+    inputs = {key: x.double() if x.is_floating_point() else x for key, x in inputs.items()}
+    arrays = {key: x.numpy() for key, x in inputs.items()}
+    function = {"RealmEmbedder": reference.embedder, "RealmScorer": reference.scorer, "RealmReader": reference.reader}
+    function = function.get(name, reference.knowledge_encoder)
+    output_name = COTANGENTS.get(name, "loss")
+
+    def loss():
+        value = function(weights, config, **arrays)[output_name]
+        return float(value) if output_name == "loss" else float((value.ravel() * np.sin(np.arange(value.size))).sum())
+
+    output = model(**inputs)
+    dinputs = backward(model, output)
+    grads = {key: grad for key, grad in model.grads.items() if key not in model.aliases()}
+    sampled_differences(loss, weights, grads)
+    if "relevance_score" in dinputs:
+        sampled_differences(loss, arrays, {"relevance_score": dinputs["relevance_score"]})
+
+
+def test_open_qa_against_differences_of_the_numpy_reference():
+    config = realm_min.RealmConfig(**DIFFERENCE_VALUES, hidden_act="gelu_new")
+    rng, retrieved, tokens = np.random.default_rng(0), config.reader_beam_size, 9
+    concat = dict(
+        input_ids=rng.integers(0, 39, (retrieved, tokens)), attention_mask=np.ones((retrieved, tokens), np.int64),
+        token_type_ids=np.tile(np.arange(tokens) > 2, (retrieved, 1)).astype(np.int64),
+        special_tokens_mask=np.zeros((retrieved, tokens), np.int64),
+    )  # fmt: skip
+    gold = np.array([[4], [-1]])
+    answers = (np.array([True, False]), gold, gold)
+    model = realm_min.RealmForOpenQA(config, retriever=DrawnRetriever(concat, answers))
+    fill(model)
+    model = model.to(torch.float64).eval()
+    weights = {key: np.ascontiguousarray(array) for key, array in to_numpy(model.state_dict()).items()}
+    question = rng.integers(0, 39, (1, 5))
+
+    def loss():
+        found = reference.open_qa(
+            weights, config, weights["block_emb"], **{f"concat_{key}": x for key, x in concat.items()},
+            has_answers=answers[0], start_positions=gold, end_positions=gold, input_ids=question,
+        )  # fmt: skip
+        return float(found["reader_output"]["loss"])
+
+    output = model(torch.from_numpy(question), answer_ids=[[1]])
+    assert abs(output.reader_output.loss.item() - loss()) < 1e-10
+    model.backward()
+    assert any(grad.any() for key, grad in model.grads.items() if key.startswith("embedder."))
+    sampled_differences(loss, weights, model.grads, buffers=("block_emb",), entries=3)
+
+
 def central_difference(function, x, cotangent, eps=1e-6):
     gradient = torch.zeros_like(x)
     for i in range(x.numel()):
@@ -252,8 +488,6 @@ def test_operations_against_central_differences(shape, seed):
     x, dy = torch.randn(rows, size, dtype=torch.float64), torch.randn(rows, size, dtype=torch.float64)
     close = dict(rtol=1e-6, atol=1e-8)
 
-    assert torch.allclose(ops.softmax_backward(dy, ops.softmax(x)), central_difference(ops.softmax, x, dy), **close)
-
     w, b = torch.randn(size, dtype=torch.float64), torch.randn(size, dtype=torch.float64)
     dw, db = torch.zeros_like(w), torch.zeros_like(b)
     dx = ops.layer_norm_backward(dy, *ops.standardize_(x.clone(), 0.1), w, dw, db)
@@ -276,3 +510,75 @@ def test_operations_against_central_differences(shape, seed):
     padded = torch.zeros_like(dtable)
     ops.embedding_backward(dy, ids, padded, padding_id=1)
     assert not padded[1].any() and torch.equal(padded[[0, 2, 3, 4]], dtable[[0, 2, 3, 4]])
+
+    kept = ops.dropout_mask(x, 0.4, torch.Generator().manual_seed(seed))
+    dropped = central_difference(lambda x: ops.drop(x, kept, 0.4), x, dy)
+    assert torch.allclose(ops.drop(dy, kept, 0.4), dropped, **close)
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(shapes, st.integers(0, 99))
+def test_losses_against_central_differences(shape, seed):
+    torch.manual_seed(seed)
+    rows, size = shape
+    x, dy = torch.randn(rows, size, dtype=torch.float64), torch.randn(rows, dtype=torch.float64)
+    targets = torch.randint(0, size, (rows,))
+    targets[torch.rand(rows) < 0.3] = -100
+    found = knowledge_encoder.log_likelihood_backward(dy, x, targets)
+    expected = central_difference(lambda x: -ops.cross_entropy(x, targets), x, dy)
+    assert torch.allclose(found, expected, rtol=1e-6, atol=1e-8)
+
+    logits, correct = x.flatten(), torch.rand(rows * size) < 0.5
+    correct[0] = True
+    found = reader.marginal_log_loss_gradient(logits, correct)
+    expected = central_difference(lambda x: reader.marginal_log_loss(x, correct), logits, torch.ones(()))
+    assert torch.allclose(found, expected, rtol=1e-6, atol=1e-8)
+
+
+@settings(deadline=None, derandomize=True, max_examples=20)
+@given(
+    lengths=st.lists(st.integers(1, 4), min_size=1, max_size=4), heads=st.integers(1, 3), seed=st.integers(0, 99),
+    rate=st.sampled_from([0.0, 0.4]), masked=st.booleans(), first=st.booleans(), at_once=st.sampled_from([1, 20, 1000]),
+)  # fmt: skip
+def test_attention_against_central_differences(lengths, heads, seed, rate, masked, first, at_once):
+    """Sequences of drawn lengths, dropout, head masks, first positions alone; heads and sequences in any portions."""
+    config = realm_min.RealmConfig(
+        hidden_size=2 * heads, num_attention_heads=heads, num_hidden_layers=1, intermediate_size=1, vocab_size=1,
+        max_position_embeddings=1, attention_probs_dropout_prob=rate, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    name, size, before = "realm.encoder.layer.0.attention.self", 2 * heads, bert.SCORES_AT_ONCE
+    only = {key: shape for key, shape in realm_min.RealmEmbedder.shapes(config).items() if key.startswith(name)}
+    p = parameters.allocate(only, torch.float64, "cpu")
+    grads = parameters.allocate(only, torch.float64, "cpu", zeros=True)
+    for tensor in p.values():
+        tensor.normal_()
+    x = torch.randn(sum(lengths), size, dtype=torch.float64)
+    head_mask = torch.rand(heads, dtype=torch.float64) if masked else None
+    queries = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths) if first else None
+    dy = torch.randn(len(lengths) if first else len(x), size, dtype=torch.float64)
+
+    def attend(x, cache=None):
+        generator = torch.Generator().manual_seed(seed) if rate else None
+        return bert.self_attention(
+            p, config, name, x, lengths, None, head_mask, queries, False, generator, cache
+        )[0]  # fmt: skip
+
+    try:
+        bert.SCORES_AT_ONCE = at_once
+        attend(x, cache := {})
+        dx = bert.self_attention_backward(p, config, name, dy, cache, grads)
+        assert torch.allclose(dx, central_difference(attend, x, dy), rtol=1e-6, atol=1e-7)
+        for key, tensor in p.items():
+
+            def with_weight(value, tensor=tensor):
+                kept = tensor.clone()
+                tensor.copy_(value)
+                y = attend(x)
+                tensor.copy_(kept)
+                return y
+
+            expected = central_difference(with_weight, tensor.clone(memory_format=torch.contiguous_format), dy)
+            assert torch.allclose(grads[key], expected, rtol=1e-6, atol=1e-7), key
+    finally:
+        bert.SCORES_AT_ONCE = before
