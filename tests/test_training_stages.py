@@ -116,6 +116,10 @@ def test_ict_teaches_the_retriever(tmp_path, tokenizer):
     assert np.mean(log["accuracy"][:5]) < 0.7 and np.mean(log["accuracy"][-5:]) > 0.9
     again = warm_start.embedder(tmp_path)
     assert all(torch.equal(tensor, embedder.state_dict()[key]) for key, tensor in again.state_dict().items())
+    encoder = warm_start.knowledge_encoder(tmp_path).state_dict()  # the embedder's trunk, and a head of its own
+    assert all(torch.equal(encoder[key], again.state_dict()[key]) for key in encoder if key.startswith("realm."))
+    words = encoder["realm.embeddings.word_embeddings.weight"]
+    assert torch.equal(encoder["cls.predictions.decoder.weight"], words)
 
 
 def test_a_corpus_without_clozes_is_refused(tmp_path, tokenizer):

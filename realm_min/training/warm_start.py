@@ -51,9 +51,13 @@ def load(cls: type[Model], folder: str | os.PathLike | None, part: str, seed: in
     if folder is None:
         return cls(small_config(**values), seed=seed)
     folder = Path(folder)
-    folder = folder / part if (folder / part).is_dir() else resolve_folder(folder, "config", "weights")
+    of_stage = (folder / part).is_dir()
+    folder = folder / part if of_stage else resolve_folder(folder, "config", "weights")
     model = cls(_config(folder, values), seed=seed)
     found = _realm_names(checkpoint.read_state_dict(folder))
+    if of_stage and part == EMBEDDER and cls is RealmKnowledgeAugEncoder:
+        # An embedder has a masked-language-model head in its checkpoint, which no stage has trained or tied.
+        found = {key: tensor for key, tensor in found.items() if not key.startswith("cls.predictions.")}
     current = model.state_dict()
     taken = {key: tensor for key, tensor in found.items() if key in current}
     missing = [key for key in current if key.startswith("realm.") and key not in taken]
