@@ -157,7 +157,7 @@ def draw_heads(axes: Any, attention: np.ndarray, words: np.ndarray, start: int, 
     """Attention [heads, tokens] of the answer's tokens; the scale ends at the largest on a token of `words`."""
     heat(axes, attention, "attention", "Reds", 0.0, attention[:, words].max())
     for edge in (start - 0.5, end + 0.5):
-        axes.axvline(edge, color=ANSWER, linewidth=0.8)
+        axes.axvline(edge, color="black", linewidth=0.8)
     axes.set_ylabel("head")
     axes.set_yticks(range(len(attention)), range(1, len(attention) + 1), fontsize=7)
     axes.xaxis.get_major_locator().set_params(integer=True)
