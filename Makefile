@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 STAMPS := $(VENV)/stamps
 INSTALL = $(VENV)/bin/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo learn test test-tf test-weights lint format notebooks notebooks-run bench bench-model verify-base clean
+.PHONY: demo learn test test-tf test-weights lint format notebooks notebooks-run bench bench-model bench-train verify-base clean
 
 demo: $(STAMPS)/demo
 	$(RUN) -m realm_min ask $${Q:+"$$Q"} </dev/null
@@ -46,9 +46,24 @@ bench: $(STAMPS)/bench
 bench-model: $(STAMPS)/bench
 	$(RUN) benchmarks/bench_model.py
 
+bench-train: $(STAMPS)/bench
+	$(RUN) benchmarks/bench_train.py
+
 # A random checkpoint of each kind at BERT-base size: errors, time and memory of `realm-min verify`.
 verify-base: $(STAMPS)/test
 	$(RUN) benchmarks/verify_base.py
+
+# The default model, from MiniLM, in two hours or so on two cores; a run that was stopped goes on. WEBQUESTIONS is a folder
+# with webquestions.train.jsonl, webquestions.dev.jsonl and webquestions.devtest.jsonl; WORK is where the stages go.
+WORK ?= train-demo
+TRAIN = OMP_WAIT_POLICY=passive $(RUN)
+train-demo: $(STAMPS)/ablation
+	$(TRAIN) -m realm_min.training.demo --out $(WORK) $(if $(WEBQUESTIONS),\
+	    --train $(WEBQUESTIONS)/webquestions.train.jsonl --dev $(WEBQUESTIONS)/webquestions.dev.jsonl)
+
+# After it: what each stage brought.
+ablation: $(STAMPS)/ablation
+	$(TRAIN) benchmarks/ablation.py --work $(WORK) --questions $(WEBQUESTIONS)/webquestions.dev.jsonl $(WEBQUESTIONS)/webquestions.devtest.jsonl
 
 $(STAMPS)/venv:
 	$(PYTHON) -m venv $(VENV)
