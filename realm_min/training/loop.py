@@ -30,7 +30,6 @@ from torch import Tensor
 
 from ..files import write_atomically
 from ..model import RealmModel
-from .memory import keep_freed_memory
 from .optimizer import AdamW
 
 RUN_FILE = "run.json"
@@ -86,7 +85,6 @@ def train(
     if done:
         _restore(folder, models, optimizer)
     saved = done
-    keep_freed_memory()
     with _log(folder / LOG_FILE, done) as log, _log(folder / METRICS_FILE, done) as log_metrics:
         report(stage, done, total)
         for number in range(done, total):
