@@ -281,7 +281,7 @@ def learn(
     Returns:
         loss: -log p(y|x) a masked wordpiece.
         retrieval_utility: Σ_z p(z|x) [log p(y|z,x) - log p(y|∅,x)], how much better than the null document the
-            retrieved ones predict y, in nats a text, averaged over the batch (REALM section 4.5 and figure 4).
+            retrieved ones predict y, in nats a text, averaged over the batch (REALM appendix D).
         null_probability: p(∅|x), averaged. Neither is there without a null document.
         tokens: how many were read.
     """
