@@ -7,6 +7,7 @@ part's tensors stand in the state dict.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -524,6 +525,7 @@ def attention_parts(
         left = len(list(group))
         heads_at_once = max(1, SCORES_AT_ONCE // (queries * keys)) if device.type == "cpu" else heads * left
         at_once = max(1, heads_at_once // heads)
+        heads_at_once = math.ceil(heads / math.ceil(heads / heads_at_once))  # in equal shares
         while left:
             count = min(left, at_once)
             next_query, next_key = query_row + count * queries, key_row + count * keys

@@ -269,7 +269,7 @@ class RealmModel:
         return found
 
     def zero_grads(self) -> None:
-        """Forget the gradients gathered so far."""
+        """Set the gradients gathered so far to zero, in place."""
         for model in (self, *self.parts.values()):
             for grad in (model._grads or {}).values():
                 grad.zero_()
