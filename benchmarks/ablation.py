@@ -113,6 +113,7 @@ def main() -> None:
 
     with progress_report() as report:
         demo.train(given.work, until="pretrain", report=report)
+    torch.set_float32_matmul_precision("highest")  # as everybody's answers are computed
     blocks = indexing.read_blocks(given.work / "model")
     final = RealmForOpenQA.from_pretrained(
         given.work / "model", retriever=RealmRetriever.from_pretrained(given.work / "model")
