@@ -469,5 +469,6 @@ plt.show()
 #     covered = np.cumsum(posterior[np.argsort(-prior)])                 # in the order the retriever returns them
 #     print(record.step, int((covered < 0.95).sum()) + 1)
 # ```
-# The number falls as the retriever learns: a good retriever needs few candidates, and a bad one needs many to improve.
+# While the retriever knows little it takes many, in the end one is enough: a good retriever needs few candidates, and a
+# bad one needs many to improve.
 # </details>
