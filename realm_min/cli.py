@@ -38,7 +38,7 @@ EXAMPLES = (
     "What is the capital of Uruguay?",
     "Which countries border Switzerland?",
     "What is the highest point of Kenya?",
-    "When did Estonia regain its independence?",
+    "Who is the president of France?",
     "What is the official language of Brazil?",
 )
 
@@ -139,11 +139,8 @@ def run_index(options: argparse.Namespace) -> None:
     documents = read_documents(options.corpus)
     if options.model:
         model, tokenizer = indexing.load_unindexed(options.model)
-    elif indexing.DEFAULT_MODEL.is_file():
-        model, tokenizer, _ = load_packed(indexing.DEFAULT_MODEL)
     else:
-        model, tokenizer = indexing.untrained_model()
-        remark("No --model given: a small one with untrained weights is used. Its answers will be arbitrary.")
+        model, tokenizer, _ = load_packed(indexing.DEFAULT_MODEL)
     with progress_report() as report:
         indexing.index(documents, options.out, model, tokenizer, restart=options.restart, report=report)
     remark(f'Ready: realm-min ask --model "{options.out}"')
@@ -193,8 +190,6 @@ def load_model(name: str | None) -> RealmForOpenQA:
 def default_model_folder() -> Path:
     """The ready folder of the model that ships, over the Factbook; made on first use, kept in the cache."""
     packed = indexing.DEFAULT_MODEL
-    if not packed.is_file():
-        return untrained_model_folder()
     folder = indexing.default_folder(hashlib.sha256(packed.read_bytes()).hexdigest())
     if not folder.is_dir():
         remark(f"Unpacking the default model, this once, into {folder}")
@@ -203,21 +198,6 @@ def default_model_folder() -> Path:
                 packed, read_documents(FACTBOOK), folder, corpus_name=indexing.factbook_name(), report=report
             )
     return folder
-
-
-def untrained_model_folder() -> Path:
-    model, tokenizer = indexing.untrained_model()
-    folder = indexing.default_folder(indexing.model_hash(model, tokenizer))
-    remark(
-        "Default model: small, with UNTRAINED weights (seed 0), so its answers are arbitrary. "
-        "Give a trained one with --model."
-    )
-    if folder.is_dir():
-        remark(f"Its index of the CIA World Factbook is in {folder}\n")
-        return folder
-    remark(f"Indexing the CIA World Factbook for it, this once, into {folder}")
-    with progress_report() as report:
-        return indexing.index(read_documents(FACTBOOK), folder, model, tokenizer, report=report)
 
 
 # ---- ask

@@ -311,19 +311,6 @@ def check_open_qa(folder: Path) -> None:
         raise ValueError(f"{folder} holds a {architectures[0]}: give the folder of a {RealmForOpenQA.__name__}")
 
 
-def untrained_model(seed: int = 0) -> tuple[RealmForOpenQA, RealmTokenizerFast]:
-    """A small model with random weights: it shows the path from text to answer, not good answers."""
-    config = RealmConfig(
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=512,
-        num_block_records=1,
-    )
-    tokenizer = RealmTokenizerFast(vocab_file=str(Path(__file__).parent / "assets" / "vocab.txt"))
-    return RealmForOpenQA(config, seed=seed).eval(), tokenizer
-
-
 def cache_folder() -> Path:
     """$XDG_CACHE_HOME/realm-min, or ~/.cache/realm-min."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "realm-min"

@@ -21,8 +21,7 @@ from realm_min.evaluation import normalize_answer
 from realm_min.open_qa import RealmForOpenQA
 from realm_min.packed import load_packed, pack
 from realm_min.retriever import RealmRetriever
-
-untrained_model = indexing.untrained_model
+from realm_min.training import warm_start
 
 CAPITALS = {"Uruguay": "Montevideo", "Norway": "Oslo", "Kenya": "Nairobi", "Japan": "Tokyo", "Peru": "Lima"}
 DOCUMENTS = [
@@ -53,7 +52,7 @@ def tiny_model(seed=0):
         span_hidden_size=16,
         num_block_records=1,
     )
-    return RealmForOpenQA(config, seed=seed).eval(), untrained_model()[1]
+    return RealmForOpenQA(config, seed=seed).eval(), warm_start.tokenizer(None)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -119,14 +118,6 @@ def test_embeddings_are_those_of_transformers(folder):
     with torch.no_grad():
         expected = theirs.eval().embedder(**inputs).projected_score
     assert (theirs.block_emb - expected).abs().max() < 1e-5 * expected.abs().max()
-
-
-def test_untrained_model_is_always_the_same():
-    (one, tokenizer), (two, _) = untrained_model(), untrained_model()
-    digest = indexing.model_hash(one, tokenizer)
-    assert digest == indexing.model_hash(two, tokenizer)
-    assert indexing.default_folder(digest) != indexing.default_folder(indexing.model_hash(*tiny_model()))
-    assert one.num_parameters() < 20e6
 
 
 def test_embed_blocks_does_not_depend_on_company(tiny):
@@ -322,20 +313,6 @@ def test_default_model_of_another_factbook(tmp_path, monkeypatch, capsys, defaul
     monkeypatch.setattr(indexing, "DEFAULT_MODEL", tmp_path / "cut.realm")
     (tmp_path / "cut.realm").write_bytes(default_file.read_bytes()[:-9])
     assert "cut.realm cannot be read" in fails(capsys, "ask", "why?")
-
-
-def test_untrained_model_while_none_ships(tmp_path, monkeypatch, capsys, corpus):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(indexing, "DEFAULT_MODEL", tmp_path / "none")
-    monkeypatch.setattr(indexing, "untrained_model", tiny_model)
-    asked = []
-    monkeypatch.setattr(cli, "read_documents", lambda corpus: asked.append(corpus) or DOCUMENTS)
-    for _ in range(2):
-        assert main(["ask", "why?"]) == 0
-        assert "UNTRAINED" in capsys.readouterr().err
-    assert asked == ["factbook"]
-    assert main(["index", str(corpus), "--out", str(tmp_path / "out")]) == 0
-    assert "untrained" in capsys.readouterr().err
 
 
 def test_prompt_on_a_terminal(folder):
