@@ -2,7 +2,7 @@
 # # 1. From text to wordpieces
 #
 # REALM answers a question $x$ by retrieving *documents* $z$ and reading the answer $y$ in them. Its documents are no
-# whole articles: they are *blocks* of at most 288 wordpieces (REALM, section 4.1), so that one always fits the reader.
+# whole articles: they are *blocks* of at most 288 wordpieces (REALM, section 4.3), so that one always fits the reader.
 # This notebook goes from text to blocks, and from blocks to the ids that every model here takes.
 #
 # | step | here |

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 3. Retrieval as maximum inner product search
 #
-# The relevance of a document to a text is an inner product of two embeddings (REALM, section 3.2, equation 2), and
+# The relevance of a document to a text is an inner product of two embeddings (REALM, section 3.2), and
 # p(z|x) is its softmax over all documents:
 #
 # $$f(x, z) = \mathrm{Embed_{input}}(x)^\top\, \mathrm{Embed_{doc}}(z), \qquad
