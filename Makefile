@@ -53,7 +53,7 @@ bench-train: $(STAMPS)/bench
 verify-base: $(STAMPS)/test
 	$(RUN) benchmarks/verify_base.py
 
-# The default model, from MiniLM, in two hours or so on two cores; a run that was stopped goes on. WEBQUESTIONS is a folder
+# The default model, from MiniLM, in 70 minutes or so on two cores; a run that was stopped goes on. WEBQUESTIONS is a folder
 # with webquestions.train.jsonl, webquestions.dev.jsonl and webquestions.devtest.jsonl; WORK is where the stages go.
 WORK ?= train-demo
 TRAIN = OMP_WAIT_POLICY=passive $(RUN)
