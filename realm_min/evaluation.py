@@ -129,12 +129,17 @@ def read_questions(path: str | os.PathLike) -> Iterator[Question]:
         ValueError: a line is malformed; it is named by its number.
     """
     for number, value in json_lines(path):
-        question, answers = value.get("question"), value.get("answer")
-        if not isinstance(question, str) or not question.strip():
-            raise ValueError(f'{path} line {number} has no "question"; each line needs one, a string that is not empty')
-        if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
-            raise ValueError(f'{path} line {number} has no "answer"; each line needs one, a list of strings')
-        yield Question(question, answers)
+        yield checked_question(path, number, value)
+
+
+def checked_question(path: str | os.PathLike, number: int, value: dict[str, Any]) -> Question:
+    """The question of line `number`; ValueError if it has none, or no answers."""
+    question, answers = value.get("question"), value.get("answer")
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f'{path} line {number} has no "question"; each line needs one, a string that is not empty')
+    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(f'{path} line {number} has no "answer"; each line needs one, a list of strings')
+    return Question(question, answers)
 
 
 def evaluate(

@@ -24,8 +24,7 @@ from torch import Tensor
 from .. import indexing
 from ..config import RealmConfig
 from ..corpus import MAX_WORDPIECES, Block, json_lines, record
-from ..embedder import RealmEmbedder
-from ..evaluation import Question, evaluate, means, read_questions
+from ..evaluation import Question, checked_question, evaluate, means, read_questions
 from ..open_qa import MAX_QUESTION_WORDPIECES, RealmForOpenQA, pad_to
 from ..retriever import BLOCK_RECORDS_FILE, RealmRetriever
 from . import loop, options, warm_start
@@ -281,11 +280,7 @@ def read_training_questions(path: str | os.PathLike) -> list[TrainingQuestion]:
     """
     found = []
     for number, value in json_lines(path):
-        question, answers = value.get("question"), value.get("answer")
-        if not isinstance(question, str) or not question.strip():
-            raise ValueError(f'{path} line {number} has no "question"; each line needs one, a string that is not empty')
-        if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
-            raise ValueError(f'{path} line {number} has no "answer"; each line needs one, a list of strings')
+        question, answers = checked_question(path, number, value)
         known = {key: value[key] for key in ("title", "evidence") if value.get(key) is not None}
         for key, given in known.items():
             if not isinstance(given, str):
@@ -461,14 +456,11 @@ def new_model(
     tokenizer: Any,
     seed: int = 0,
     report: Callable[..., None] = lambda stage, done, total, note="": None,
-    *,
-    document_embedder: RealmEmbedder | None = None,
     **values: Any,
 ) -> RealmForOpenQA:
     """A model to fine-tune: embedder and reader as `warm_start` takes them from `folder`, blocks embedded.
 
     Args:
-        document_embedder: embeds the blocks where the embedder of `folder` was trained for the questions' side alone.
         values: configuration values to replace; beams are cut to the number of blocks.
     """
     embedder = warm_start.embedder(folder, seed, **values)
@@ -490,7 +482,6 @@ def new_model(
 
     tensors = {f"embedder.{key}": tensor for key, tensor in embedder.state_dict().items()}
     tensors |= {f"reader.{key}": tensor for key, tensor in reader.state_dict().items()}
-    documents = (document_embedder or embedder).eval()
-    embeddings = indexing.embed_blocks(documents, tokenizer, blocks, advance)
+    embeddings = indexing.embed_blocks(embedder.eval(), tokenizer, blocks, advance)
     model.load_state_dict(tensors | {"block_emb": embeddings})
     return model
