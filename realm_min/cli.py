@@ -24,7 +24,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from . import indexing, plots, tensorflow_checkpoint, verify
+from . import distributed, indexing, plots, tensorflow_checkpoint, verify
 from .corpus import FACTBOOK, read_documents
 from .evaluation import compiled, evaluate, means, read_questions
 from .files import write_atomically
@@ -47,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = parser().parse_args(arguments)
     try:
-        return options.run(options) or 0
+        with distributed.join():
+            return options.run(options) or 0
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ModuleNotFoundError) as error:

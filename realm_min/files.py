@@ -1,8 +1,10 @@
-"""Files are complete or absent: each is written under a temporary name and then renamed."""
+"""Files are complete or absent: each is written under a temporary name and then renamed. A folder has one writer."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,3 +25,39 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_writer(folder: str | os.PathLike) -> Iterator[None]:
+    """Be the one job that writes `folder`, which need not exist yet, until the block ends or this process dies.
+
+    The lock is the kernel's, on FOLDER.lock beside it, so that a killed job leaves none behind.
+
+    Raises:
+        FileExistsError: another job writes it; the message names its process.
+    """
+    folder = Path(folder)
+    path = folder.with_name(folder.name + ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = open(path, "a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "another job"
+            file.close()
+            raise FileExistsError(
+                f"{folder} is being written by {owner}: wait for it, or name another folder"
+            ) from None
+        if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+            break
+        file.close()  # its owner has just removed it: take a new one
+    with file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

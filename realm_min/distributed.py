@@ -1,0 +1,284 @@
+"""Several processes on one job: `torchrun` starts them, torch.distributed connects them (gloo on CPUs, NCCL on GPUs).
+
+Each process is a rank of the world, and all run the same program. A process that torchrun did not start is rank 0 of a
+world of one, where every exchange returns what it was given; so no caller asks how many there are.
+
+When a rank dies, the others stop and say which. Every rank has a watcher, a thread that counts upwards in torchrun's
+key-value store, once a second, and reads how far the others have come: a count that stands still for `PATIENCE`
+seconds, or the message that a failing rank leaves behind, becomes a `RankFailedError` in the main thread. A collective
+that breaks off because its peer is gone waits for that verdict, and raises it instead of its own error.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BEAT = 1.0  # seconds between two counts of a watcher
+PATIENCE = 10.0  # seconds without a count after which a rank is held for dead
+GRACE = 5.0  # seconds a main thread that is stuck in a collective has to notice
+# A collective waits this long for a rank that is alive: one may build an index while others wait for it.
+COLLECTIVE_TIMEOUT = timedelta(hours=12)
+
+Value = TypeVar("Value")
+
+
+class RankFailedError(ConnectionError):
+    """Another rank died or failed; the message names it."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks that work on one job, seen from one of them; `group` is theirs, None for all that torchrun started."""
+
+    rank: int = 0
+    size: int = 1
+    group: Any = None
+    watcher: Watcher | None = field(default=None, repr=False)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which alone writes, prints and shows progress."""
+        return self.rank == 0
+
+    def share(self, items: list[Value]) -> list[Value]:
+        """This rank's part of what all have in the same order: items rank, rank + size, …"""
+        return items[self.rank :: self.size]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.gather_objects(None)
+
+    def broadcast_object(self, value: Value) -> Value:
+        """Rank 0's `value`, on every rank; anything that can be pickled."""
+        if self.size == 1:
+            return value
+        box = [value]
+        with self.exchanging():
+            dist.broadcast_object_list(box, src=self._global_rank(0), group=self.group)
+        return box[0]
+
+    def gather_objects(self, value: Value) -> list[Value]:
+        """Every rank's `value`, in the order of ranks, on every rank."""
+        if self.size == 1:
+            return [value]
+        box: list[Any] = [None] * self.size
+        with self.exchanging():
+            dist.all_gather_object(box, value, group=self.group)
+        return box
+
+    def on_first(self, function: Callable[[], Value]) -> Value:
+        """What `function` returns on rank 0, on every rank; what it raises there is raised on every rank."""
+        if self.size == 1:
+            return function()
+        value = error = None
+        if self.is_first:
+            try:
+                value = function()
+            except Exception as raised:
+                error = raised
+        value, error = self.broadcast_object((value, error))
+        if error is not None:
+            raise error
+        return value
+
+    def broadcast_(self, tensor: Tensor) -> None:
+        """Overwrite `tensor` with rank 0's; it is contiguous and of one shape and dtype on every rank."""
+        if self.size > 1:
+            with self.exchanging():
+                dist.broadcast(tensor, src=self._global_rank(0), group=self.group)
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Overwrite `tensor` with the sum of all ranks'; the bits are the same on every rank."""
+        if self.size > 1:
+            with self.exchanging():
+                dist.all_reduce(tensor, group=self.group)
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Every rank's `tensor`, of one shape and dtype, in the order of ranks: [size, *shape]."""
+        gathered = tensor.new_empty(self.size, *tensor.shape)
+        if self.size == 1:
+            return gathered.copy_(tensor[None])
+        with self.exchanging():
+            dist.all_gather(list(gathered.unbind(0)), tensor.contiguous(), group=self.group)
+        return gathered
+
+    @contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """Around a collective of torch.distributed: where it fails, say which rank is to blame.
+
+        Raises:
+            RankFailedError: a rank died or failed.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            raise (self.watcher.verdict() if self.watcher else None) or error from error
+
+    def _global_rank(self, rank: int) -> int:
+        return rank if self.group is None else dist.get_global_rank(self.group, rank)
+
+
+_world = World()
+
+
+def world() -> World:
+    """The world that this process has joined: of one rank, unless `join` says otherwise."""
+    return _world
+
+
+@contextmanager
+def join(patience: float = PATIENCE) -> Iterator[World]:
+    """Join the ranks that torchrun started, until the block ends; without torchrun, a world of one.
+
+    Args:
+        patience: seconds of silence after which a rank is held for dead.
+
+    Raises:
+        RankFailedError: while the block runs, in the main thread: another rank died or failed.
+        ConnectionError: the other ranks cannot be reached.
+    """
+    global _world
+    size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    if size == 1 or _world.size > 1:
+        yield _world
+        return
+    rank = int(os.environ["RANK"])
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    try:
+        store, rank, size = next(dist.rendezvous("env://"))
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
+    except RuntimeError as error:  # torch's connection errors among them
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ConnectionError(f"rank {rank} of {size} cannot reach the others at {address}: {error}") from error
+    watcher = Watcher(store, rank, size, patience)
+    _world = World(rank, size, watcher=watcher)
+    try:
+        with watcher:
+            yield _world
+            _world.barrier()  # nobody leaves, and takes the store along, while another works
+    except Exception as error:
+        if rank and not isinstance(error, RankFailedError) and watcher.first_said(error):
+            sys.exit(2)  # the same bad input on every rank: one message is enough
+        raise
+    finally:
+        _world = World()
+    dist.destroy_process_group()
+
+
+class Watcher:
+    """Counts upwards for this rank and watches the others' counts; see the head of this module."""
+
+    def __init__(self, store: Any, rank: int, size: int, patience: float) -> None:
+        self._store, self._rank, self._size, self._patience = store.clone(), rank, size, patience
+        self._names = self._exchange_names(store)
+        self._error: RankFailedError | None = None
+        self._found, self._closing = threading.Event(), threading.Event()
+        self._raised = False
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="watcher")
+
+    def __enter__(self) -> Watcher:
+        self._main = threading.main_thread().ident
+        self._handlers = {
+            signal.SIGUSR1: signal.signal(signal.SIGUSR1, self._raise),
+            # As torchrun ends the ranks that are left: clean up behind us.
+            signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)),
+        }
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        self._closing.set()
+        self._thread.join()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if error is not None and not isinstance(error, RankFailedError):
+            self._say(f"failed {_text(error)}")
+
+    def verdict(self) -> RankFailedError | None:
+        """Which rank is to blame for a collective that broke off; waits until that is known, as it soon must be."""
+        self._found.wait(self._patience + 2 * BEAT)
+        self._raised = True
+        return self._error
+
+    def first_said(self, error: Exception) -> bool:
+        """Whether rank 0 fails of the very same; it is given the time to."""
+        for _ in range(8):
+            try:
+                if self._store.get("heart/0") == f"failed {_text(error)}".encode():
+                    return True
+            except RuntimeError:  # rank 0 has left, and the store with it
+                return False
+            time.sleep(BEAT / 4)
+        return False
+
+    def _exchange_names(self, store: Any) -> list[str]:
+        self._say("0")
+        store.set(f"name/{self._rank}", f"process {os.getpid()} on {socket.gethostname()}")
+        return [store.get(f"name/{rank}").decode() for rank in range(self._size)]
+
+    def _say(self, text: str) -> None:
+        try:
+            self._store.set(f"heart/{self._rank}", text)
+        except RuntimeError:  # the store is gone: the others will notice that
+            pass
+
+    def _watch(self) -> None:
+        keys = [f"heart/{rank}" for rank in range(self._size)]
+        count, counts, since = 0, [b""] * self._size, [time.monotonic()] * self._size
+        while not self._closing.wait(BEAT):
+            count += 1
+            try:
+                self._store.set(keys[self._rank], str(count))
+                found = self._store.multi_get(keys)
+            except RuntimeError:
+                if not self._closing.wait(2 * BEAT):  # else the job ended, and its store with it
+                    keeper = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else f"rank 0 ({self._names[0]})"
+                    self._fail(f"{keeper}, which keeps the ranks together, is gone")
+                return
+            now = time.monotonic()
+            for rank, value in enumerate(found):
+                if rank == self._rank:
+                    continue
+                if value.startswith(b"failed "):
+                    return self._fail(f"rank {rank} ({self._names[rank]}) failed: {value[7:].decode()}")
+                if value != counts[rank]:
+                    counts[rank], since[rank] = value, now
+                elif now - since[rank] > self._patience:
+                    silence = f"died, or has been silent for {now - since[rank]:.0f} s"
+                    return self._fail(f"rank {rank} ({self._names[rank]}) {silence}")
+
+    def _fail(self, reason: str) -> None:
+        self._error = RankFailedError(
+            f"{reason}. Rank {self._rank} stops too; what is complete is kept: start the same job again, with any "
+            "number of ranks"
+        )
+        self._found.set()
+        signal.pthread_kill(self._main, signal.SIGUSR1)
+        if not self._closing.wait(GRACE):  # stuck in a collective that does not notice
+            print(f"realm-min: {self._error}", file=sys.stderr, flush=True)
+            os._exit(2)
+
+    def _raise(self, *_: Any) -> None:
+        if not self._raised:
+            self._raised = True
+            raise self._error
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": ")

@@ -1,0 +1,87 @@
+"""Real processes, connected over gloo as torchrun connects them, for the tests of several ranks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from realm_min import distributed
+
+# One process imports torch; the ranks are forked from it, which costs milliseconds in place of seconds.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["realm_min.cli", "tests.ranks" if __name__.startswith("tests.") else "ranks"])
+
+
+class Rank(NamedTuple):
+    """A process that runs, and where its outcome will come from."""
+
+    process: Any
+    outcome: Any
+
+
+class Outcome(NamedTuple):
+    """What a rank returned, or the error it ended with (as "Type: message"); neither if it was killed."""
+
+    value: Any = None
+    error: str | None = None
+
+
+def start(function: Callable[..., Any], size: int, *arguments: Any, patience: float = 8.0) -> list[Rank]:
+    """Call `function(*arguments)`, of a module's top level, in `size` new processes inside `distributed.join`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(size):
+        receiver, sender = CONTEXT.Pipe(duplex=False)
+        process = CONTEXT.Process(
+            target=_work, args=(sender, rank, size, port, patience, function, arguments), daemon=True
+        )
+        process.start()
+        sender.close()
+        ranks.append(Rank(process, receiver))
+    return ranks
+
+
+def finish(ranks: list[Rank], timeout: float = 120) -> list[Outcome]:
+    """Wait for the processes; those that still run after `timeout` seconds are killed, and the test fails."""
+    outcomes = []
+    for number, rank in enumerate(ranks):
+        try:
+            if not rank.outcome.poll(timeout):
+                raise TimeoutError(f"rank {number} did not end within {timeout} s")
+            outcomes.append(rank.outcome.recv())
+        except EOFError:  # killed
+            outcomes.append(Outcome())
+        except TimeoutError:
+            for other in ranks:
+                other.process.kill()
+            raise
+        rank.process.join()
+    return outcomes
+
+
+def run(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
+    """What each of `size` ranks returns from `function(*arguments)`; the first error of a rank is raised."""
+    outcomes = finish(start(function, size, *arguments))
+    for number, outcome in enumerate(outcomes):
+        assert outcome.error is None, f"rank {number}: {outcome.error}"
+    return [outcome.value for outcome in outcomes]
+
+
+def _work(sender: Any, rank: int, size: int, port: int, patience: float, function: Callable, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        with distributed.join(patience):
+            value = function(*arguments)
+        sender.send(Outcome(value))
+    except BaseException as error:
+        traceback.print_exc()
+        sender.send(Outcome(error=f"{type(error).__name__}: {error}"))

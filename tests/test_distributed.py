@@ -1,0 +1,138 @@
+"""Ranks that exchange values, and what happens when one of them goes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import ranks
+import torch
+
+from realm_min import distributed
+from realm_min.distributed import World
+from realm_min.files import only_writer
+
+
+def exchange():
+    world = distributed.world()
+    numbers = torch.arange(3.0) * (world.rank + 1)
+    world.sum_(numbers)
+    first = torch.full((2,), float(world.rank + 5))
+    world.broadcast_(first)
+    return (
+        numbers.tolist(), first.tolist(), world.broadcast_object(f"of {world.rank}"), world.gather_objects(world.rank),
+        world.all_gather(torch.tensor([world.rank, -world.rank])).tolist(), world.on_first(os.getpid),
+        world.share(list(range(7))),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_exchanges_agree_with_their_definitions(size):
+    found = ranks.run(exchange, size)
+    everyone, total = list(range(size)), sum(range(1, size + 1))
+    for rank, (numbers, first, word, gathered, tensors, pid, share) in enumerate(found):
+        assert numbers == [0.0, total, 2.0 * total]
+        assert first == [5.0, 5.0]
+        assert word == "of 0"
+        assert gathered == everyone
+        assert tensors == [[r, -r] for r in everyone]
+        assert pid == found[0][5]
+        assert share == list(range(rank, 7, size))
+
+
+def test_alone_every_exchange_returns_what_it_was_given():
+    alone, numbers = World(), torch.arange(3.0)
+    alone.sum_(numbers)
+    alone.broadcast_(numbers)
+    alone.barrier()
+    assert numbers.tolist() == [0.0, 1.0, 2.0]
+    assert (alone.broadcast_object("x"), alone.gather_objects("x"), alone.on_first(lambda: 3)) == ("x", ["x"], 3)
+    assert alone.all_gather(numbers).tolist() == [[0.0, 1.0, 2.0]]
+
+
+def fail_on_first():
+    def refuse():
+        raise FileExistsError("the folder is taken")
+
+    distributed.world().on_first(refuse)
+
+
+def test_what_rank_0_refuses_is_refused_on_every_rank():
+    outcomes = ranks.finish(ranks.start(fail_on_first, 3))
+    assert outcomes[0].error == "FileExistsError: the folder is taken"
+    assert [outcome.error for outcome in outcomes[1:]] == ["SystemExit: 2"] * 2  # in silence: rank 0 has said it
+
+
+def work_for_ever(exchanging):
+    numbers = torch.ones(4)
+    while True:
+        if exchanging:
+            distributed.world().sum_(numbers)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("exchanging", [True, False])
+def test_the_others_stop_and_name_the_rank_that_was_killed(exchanging):
+    running = ranks.start(work_for_ever, 3, exchanging, patience=4.0)
+    time.sleep(2)
+    os.kill(running[1].process.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    outcomes = ranks.finish(running, timeout=30)
+    assert time.monotonic() - killed < 15
+    assert outcomes[1] == ranks.Outcome()
+    for rank in (0, 2):
+        assert outcomes[rank].error.startswith("RankFailedError: rank 1 (process ")
+        assert str(running[1].process.pid) in outcomes[rank].error
+
+
+def work_until_rank_1_fails():
+    if distributed.world().rank == 1:
+        raise ValueError("bad block 17")
+    work_for_ever(False)
+
+
+def test_the_others_say_how_a_rank_failed():
+    outcomes = ranks.finish(ranks.start(work_until_rank_1_fails, 2), timeout=30)
+    assert outcomes[1].error == "ValueError: bad block 17"
+    assert "rank 1 (process" in outcomes[0].error and "failed: ValueError: bad block 17" in outcomes[0].error
+
+
+def test_torchrun_connects_the_ranks():
+    """The real launcher, its own store and its own environment."""
+    script = "from realm_min import distributed as d\nwith d.join() as w:\n    print(w.gather_objects(w.rank), w.size)"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python", sys.executable, "-c"]
+    done = subprocess.run([*command, script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[0, 1] 2"] * 2
+
+
+def test_a_folder_has_one_writer(tmp_path):
+    folder = tmp_path / "run"
+    with only_writer(folder):
+        with pytest.raises(FileExistsError, match=rf"run is being written by process {os.getpid()} on .*: wait for it"):
+            with only_writer(folder):
+                pass
+    with only_writer(folder):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def hold(folder):
+    with only_writer(folder):
+        time.sleep(60)
+
+
+def test_a_killed_writer_leaves_the_folder_free(tmp_path):
+    holder = ranks.start(hold, 1, tmp_path / "run")[0]
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "run.lock").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with pytest.raises(FileExistsError):
+        with only_writer(tmp_path / "run"):
+            pass
+    holder.process.kill()
+    holder.process.join()
+    with only_writer(tmp_path / "run"):
+        pass
