@@ -5,7 +5,8 @@ world of one, where every exchange returns what it was given; so no caller asks 
 
 When a rank dies, the others stop and say which. Every rank has a watcher, a thread that counts upwards in torchrun's
 key-value store, once a second, and reads how far the others have come: a count that stands still for `PATIENCE`
-seconds, or the message that a failing rank leaves behind, becomes a `RankFailedError` in the main thread. A collective
+seconds, a process of the same machine that is gone, or the message that a failing rank leaves behind, becomes a
+`RankFailedError` in the main thread. A collective
 that breaks off because its peer is gone waits for that verdict, and raises it instead of its own error.
 """
 
@@ -18,9 +19,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -92,6 +94,7 @@ class World:
                 error = raised
         value, error = self.broadcast_object((value, error))
         if error is not None:
+            error.said_by_first = True
             raise error
         return value
 
@@ -173,7 +176,7 @@ def join(patience: float = PATIENCE) -> Iterator[World]:
             yield _world
             _world.barrier()  # nobody leaves, and takes the store along, while another works
     except Exception as error:
-        if rank and not isinstance(error, RankFailedError) and watcher.first_said(error):
+        if rank and (getattr(error, "said_by_first", False) or watcher.first_said(error)):
             sys.exit(2)  # the same bad input on every rank: one message is enough
         raise
     finally:
@@ -187,6 +190,12 @@ class Watcher:
     def __init__(self, store: Any, rank: int, size: int, patience: float) -> None:
         self._store, self._rank, self._size, self._patience = store.clone(), rank, size, patience
         self._names = self._exchange_names(store)
+        stats = [Path(f"/proc/{name.split()[1]}/stat") for name in self._names]
+        here = socket.gethostname()
+        self._stats = [
+            stat if name.endswith(f" on {here}") and stat.is_file() else None
+            for name, stat in zip(self._names, stats, strict=True)
+        ]
         self._error: RankFailedError | None = None
         self._found, self._closing = threading.Event(), threading.Event()
         self._raised = False
@@ -209,6 +218,8 @@ class Watcher:
             signal.signal(number, handler)
         if error is not None and not isinstance(error, RankFailedError):
             self._say(f"failed {_text(error)}")
+        if error is not None and self._rank == 0 and not by_torchrun():
+            time.sleep(3 * BEAT)  # until the others have read it: the store may go with this process
 
     def verdict(self) -> RankFailedError | None:
         """Which rank is to blame for a collective that broke off; waits until that is known, as it soon must be."""
@@ -229,28 +240,30 @@ class Watcher:
 
     def _exchange_names(self, store: Any) -> list[str]:
         self._say("0")
+        if self._rank == 0:
+            store.set("verdict", "")
         store.set(f"name/{self._rank}", f"process {os.getpid()} on {socket.gethostname()}")
         return [store.get(f"name/{rank}").decode() for rank in range(self._size)]
 
     def _say(self, text: str) -> None:
-        try:
+        with suppress(RuntimeError):  # if the store is gone, the others will notice that
             self._store.set(f"heart/{self._rank}", text)
-        except RuntimeError:  # the store is gone: the others will notice that
-            pass
 
     def _watch(self) -> None:
-        keys = [f"heart/{rank}" for rank in range(self._size)]
+        keys = ["verdict", *(f"heart/{rank}" for rank in range(self._size))]
         count, counts, since = 0, [b""] * self._size, [time.monotonic()] * self._size
         while not self._closing.wait(BEAT):
             count += 1
             try:
-                self._store.set(keys[self._rank], str(count))
-                found = self._store.multi_get(keys)
+                self._store.set(f"heart/{self._rank}", str(count))
+                verdict, *found = self._store.multi_get(keys)
             except RuntimeError:
                 if not self._closing.wait(2 * BEAT):  # else the job ended, and its store with it
-                    keeper = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else f"rank 0 ({self._names[0]})"
+                    keeper = "torchrun" if by_torchrun() else f"rank 0 ({self._names[0]})"
                     self._fail(f"{keeper}, which keeps the ranks together, is gone")
                 return
+            if verdict:
+                return self._fail(verdict.decode())
             now = time.monotonic()
             for rank, value in enumerate(found):
                 if rank == self._rank:
@@ -259,11 +272,24 @@ class Watcher:
                     return self._fail(f"rank {rank} ({self._names[rank]}) failed: {value[7:].decode()}")
                 if value != counts[rank]:
                     counts[rank], since[rank] = value, now
+                elif self._is_gone(rank):
+                    return self._fail(f"rank {rank} ({self._names[rank]}) died")
                 elif now - since[rank] > self._patience:
-                    silence = f"died, or has been silent for {now - since[rank]:.0f} s"
-                    return self._fail(f"rank {rank} ({self._names[rank]}) {silence}")
+                    return self._fail(
+                        f"rank {rank} ({self._names[rank]}) has been silent for {now - since[rank]:.0f} s"
+                    )
+
+    def _is_gone(self, rank: int) -> bool:
+        """Whether its process, which was seen on this machine, is there no more."""
+        stat = self._stats[rank]
+        try:
+            return stat is not None and stat.read_text().rpartition(")")[2].split()[0] in "ZX"  # a zombie, or dead
+        except OSError:
+            return True
 
     def _fail(self, reason: str) -> None:
+        with suppress(RuntimeError):
+            self._store.set("verdict", reason)  # so that all agree
         self._error = RankFailedError(
             f"{reason}. Rank {self._rank} stops too; what is complete is kept: start the same job again, with any "
             "number of ranks"
@@ -278,6 +304,11 @@ class Watcher:
         if not self._raised:
             self._raised = True
             raise self._error
+
+
+def by_torchrun() -> bool:
+    """Whether torchrun started this process, and keeps the store."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _text(error: BaseException) -> str:

@@ -101,11 +101,16 @@ def test_the_others_say_how_a_rank_failed():
 
 def test_torchrun_connects_the_ranks():
     """The real launcher, its own store and its own environment."""
-    script = "from realm_min import distributed as d\nwith d.join() as w:\n    print(w.gather_objects(w.rank), w.size)"
+    script = """
+import os
+from realm_min.distributed import join
+with join() as world:
+    os.write(1, b"%d of %d\\n" % (sum(world.gather_objects(world.rank)), world.size))
+"""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python", sys.executable, "-c"]
     done = subprocess.run([*command, script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["[0, 1] 2"] * 2
+    assert done.stdout.splitlines() == ["1 of 2"] * 2
 
 
 def test_a_folder_has_one_writer(tmp_path):
@@ -136,3 +141,17 @@ def test_a_killed_writer_leaves_the_folder_free(tmp_path):
     holder.process.join()
     with only_writer(tmp_path / "run"):
         pass
+
+
+def stop_then_work(exchanging):
+    if distributed.world().rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    work_for_ever(exchanging)
+
+
+def test_a_rank_that_is_silent_is_held_for_dead():
+    running = ranks.start(stop_then_work, 2, False, patience=2.0)
+    time.sleep(5)
+    running[1].process.kill()
+    outcomes = ranks.finish(running, timeout=30)
+    assert "rank 1 (process" in outcomes[0].error and "silent for" in outcomes[0].error
