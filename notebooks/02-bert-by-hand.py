@@ -139,7 +139,7 @@ activated = ops.ACTIVATIONS[config.hidden_act](inner.clone())
 x_out = norm(f"{layer}.output.LayerNorm", x_attended + dense(f"{layer}.output.dense", activated))
 
 whole_layer, _ = bert.layer(
-    p, config, layer, x, [len(tokens)], None, head_mask=None, queries=None, output_attentions=False, generator=None
+    p, config, layer, x, [len(tokens)], None, head_mask=None, queries=None, output_attentions=False, seeds=None
 )
 assert torch.allclose(x_out, whole_layer, atol=1e-5)
 assert torch.allclose(x_out, output.hidden_states[1][0], atol=1e-5)

@@ -39,10 +39,9 @@ class Encoded(NamedTuple):
 
 
 class LayerAgain(NamedTuple):
-    """What stands for a layer's cache where the layer is to be computed again."""
+    """What stands for a layer's cache where the layer is to be computed again: the arguments of `layer`."""
 
-    arguments: dict[str, Any]  # of `layer`
-    state: Tensor | None  # the generator's, before the layer drew its dropout masks
+    arguments: dict[str, Any]
 
 
 class Inputs(NamedTuple):
@@ -171,7 +170,7 @@ def bert(
     head_mask: Tensor | None = None,
     output_attentions: bool = False,
     output_hidden_states: bool = False,
-    generator: torch.Generator | None = None,
+    seeds: list[int] | None = None,
     keep: bool = False,
     checkpoint_layers: bool = False,
     name: str = "realm",
@@ -184,7 +183,7 @@ def bert(
             [batch, tokens, hidden]; "unpadded" the same with zeros at padded positions; "first" the first position
             alone [batch, hidden].
         head_mask: [heads] or [layers, heads], factors on the attention probabilities.
-        generator: draws the dropout masks; None turns dropout off.
+        seeds: of each sequence's dropout masks; None turns dropout off.
         keep: keep what `bert_backward` needs.
         checkpoint_layers: of each layer keep the input alone; `bert_backward` computes the rest again, bit for bit
             (Chen et al. 2016, "Training deep nets with sublinear memory cost").
@@ -208,7 +207,9 @@ def bert(
         kept = None if min(lengths) == tokens else mask.reshape(-1).nonzero()[:, 0]
 
     cache: Cache | None = {"inputs": inputs, "kept": kept, "read": read, "layers": []} if keep else None
-    x = embed(p, config, f"{name}.embeddings", inputs, kept, generator, part_of(cache, "embeddings"))  # [rows, hidden]
+    x = embed(
+        p, config, f"{name}.embeddings", inputs, kept, lengths, seeds, part_of(cache, "embeddings")
+    )  # [rows, hidden]
     hidden_states, attentions = [x.view(batch, tokens, -1)] if output_hidden_states else [], []
     firsts = None
     for index in range(config.num_hidden_layers):
@@ -222,12 +223,11 @@ def bert(
         layer_cache: Cache | None = {} if keep else None
         arguments = dict(
             name=f"{name}.encoder.layer.{index}", x=x, lengths=lengths, key_mask=key_mask,
-            head_mask=None if head_mask is None else head_mask[index], queries=firsts, generator=generator,
+            head_mask=None if head_mask is None else head_mask[index], queries=firsts, seeds=seeds, number=index,
         )  # fmt: skip
-        state = None if generator is None else generator.get_state()
         x, probabilities = layer(p, config, **arguments, output_attentions=output_attentions, cache=layer_cache)
         if keep:
-            cache["layers"].append(LayerAgain(arguments, state) if checkpoint_layers else layer_cache)
+            cache["layers"].append(LayerAgain(arguments) if checkpoint_layers else layer_cache)
         if output_hidden_states:
             hidden_states.append(x.view(batch, tokens, -1))
         if output_attentions:
@@ -274,22 +274,10 @@ def bert_backward(
     for index in reversed(range(config.num_hidden_layers)):
         layer_cache = cache["layers"][index]
         if isinstance(layer_cache, LayerAgain):
-            layer_cache = compute_again(p, config, layer_cache)
+            again, layer_cache = layer_cache, {}
+            layer(p, config, **again.arguments, cache=layer_cache)
         dx = layer_backward(p, config, f"{name}.encoder.layer.{index}", dx, layer_cache, grads)
     return embed_backward(p, config, f"{name}.embeddings", dx, cache, grads)
-
-
-def compute_again(p: Parameters, config: RealmConfig, again: LayerAgain) -> Cache:
-    """A layer's cache from a second forward with the dropout masks of the first; the generator goes on undisturbed."""
-    generator, cache = again.arguments["generator"], {}
-    if generator is None:
-        layer(p, config, **again.arguments, cache=cache)
-        return cache
-    state = generator.get_state()
-    generator.set_state(again.state)
-    layer(p, config, **again.arguments, cache=cache)
-    generator.set_state(state)
-    return cache
 
 
 def rows_of(cache: Cache, rows: Tensor) -> Cache:
@@ -325,7 +313,8 @@ def embed(
     name: str,
     inputs: Inputs,
     kept: Tensor | None,
-    generator: torch.Generator | None,
+    lengths: list[int],
+    seeds: list[int] | None,
     cache: Cache | None = None,
 ) -> Tensor:
     """LayerNorm(word + token type + position) of the rows `kept` (None: all) -> [rows, hidden]."""
@@ -341,7 +330,8 @@ def embed(
     types = ops.embedding(rows(inputs.types), p[f"{name}.token_type_embeddings.weight"])
     positions = ops.embedding(rows(inputs.positions), p[f"{name}.position_embeddings.weight"])
     x = normalize(p, f"{name}.LayerNorm", types.add_(words).add_(positions), config, part_of(cache, "norm"))
-    return drop(x, config.hidden_dropout_prob, generator, cache, "dropped")
+    hidden_masks, _ = dropout_streams(config, seeds, 0, x.device)
+    return drop(x, hidden_masks, lengths, cache, "dropped")
 
 
 def embed_backward(
@@ -349,7 +339,7 @@ def embed_backward(
 ) -> Tensor:
     """Gradients of the three tables; returns that of the word embeddings, [batch, tokens, hidden]."""
     inputs, kept, cache = trunk_cache["inputs"], trunk_cache["kept"], trunk_cache["embeddings"]
-    dx = ops.drop(dx, cache["dropped"], config.hidden_dropout_prob)
+    dx = ops.drop(dx, cache.get("dropped"), config.hidden_dropout_prob)
     dx = normalize_backward(p, f"{name}.LayerNorm", dx, cache["norm"], grads)
     if kept is not None:
         dx = dx.new_zeros(inputs.types.numel(), dx.shape[1]).index_copy_(0, kept, dx)
@@ -361,12 +351,32 @@ def embed_backward(
     return dx
 
 
-def drop(x: Tensor, probability: float, generator: torch.Generator | None, cache: Cache | None, name: str) -> Tensor:
-    """Dropout; its mask is kept under `name`."""
-    kept = ops.dropout_mask(x, probability, generator)
+class Dropout(NamedTuple):
+    """Streams for the masks of hidden states and of attention probabilities; None drops nothing."""
+
+    hidden: ops.DropoutStreams | None
+    attention: ops.DropoutStreams | None
+
+
+def dropout_streams(config: RealmConfig, seeds: list[int] | None, part: int, device: torch.device) -> Dropout:
+    """The streams of one part of the trunk: 0 for the embeddings, i + 1 for layer i."""
+    rates = config.hidden_dropout_prob, config.attention_probs_dropout_prob
+    return Dropout(
+        *(
+            ops.DropoutStreams(seeds, 2 * part + i, rate, device) if seeds is not None and rate else None
+            for i, rate in enumerate(rates)
+        )
+    )
+
+
+def drop(x: Tensor, masks: ops.DropoutStreams | None, lengths: list[int], cache: Cache | None, name: str) -> Tensor:
+    """Dropout of x [rows, hidden], the rows of sequences of `lengths`; its mask is kept under `name`."""
+    if masks is None:
+        return x
+    kept = masks.mask([length * x.shape[1] for length in lengths]).view(x.shape)
     if cache is not None:
         cache[name] = kept
-    return ops.drop(x, kept, probability)
+    return ops.drop(x, kept, masks.probability)
 
 
 def layer(
@@ -379,7 +389,8 @@ def layer(
     *,
     head_mask: Tensor | None,
     queries: Tensor | None,
-    generator: torch.Generator | None,
+    seeds: list[int] | None = None,
+    number: int = 0,
     output_attentions: bool = False,
     cache: Cache | None = None,
 ) -> tuple[Tensor, Tensor | None]:
@@ -388,19 +399,23 @@ def layer(
     Args:
         lengths: tokens of each sequence; they sum to `rows`.
         key_mask: [batch, 1 or tokens, tokens], added to the attention scores.
-        queries: rows to compute the output for; None means all.
+        queries: rows to compute the output for, one a sequence; None means all.
+        seeds: of each sequence's dropout masks; None turns dropout off.
+        number: the layer's, from 0, which gives it masks of its own.
 
     Returns:
         The output [rows or queries, hidden] and, where asked for, the attention probabilities.
     """
+    dropout = dropout_streams(config, seeds, number + 1, x.device)
     context, probabilities = self_attention(
-        p, config, f"{name}.attention.self", x, lengths, key_mask, head_mask, queries, output_attentions, generator,
-        part_of(cache, "attention"),
+        p, config, f"{name}.attention.self", x, lengths, key_mask, head_mask, queries, output_attentions,
+        dropout.attention, part_of(cache, "attention"),
     )  # fmt: skip
-    x = x if queries is None else x[queries]
-    x = add_dense(p, f"{name}.attention.output.dense", x, context, config, generator, part_of(cache, "output"))
+    if queries is not None:
+        x, lengths = x[queries], [1] * len(lengths)
+    x = add_dense(p, f"{name}.attention.output.dense", x, context, lengths, dropout.hidden, part_of(cache, "output"))
     x = normalize(p, f"{name}.attention.output.LayerNorm", x, config, part_of(cache, "norm"))
-    x = add_mlp(p, name, x, config, generator, part_of(cache, "mlp"))
+    x = add_mlp(p, name, x, config, lengths, dropout.hidden, part_of(cache, "mlp"))
     return normalize(p, f"{name}.output.LayerNorm", x, config, part_of(cache, "mlp norm")), probabilities
 
 
@@ -427,7 +442,7 @@ def self_attention(
     head_mask: Tensor | None,
     queries: Tensor | None,
     output_attentions: bool,
-    generator: torch.Generator | None,
+    dropout: ops.DropoutStreams | None,
     cache: Cache | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """softmax(Q Kᵀ / √width + mask) V within each sequence (Vaswani et al. 2017, eq. 1) -> [rows | queries, hidden]."""
@@ -444,7 +459,7 @@ def self_attention(
     query.mul_(width**-0.5)
 
     context = torch.empty_like(query, memory_format=torch.contiguous_format)
-    rate, factors = config.attention_probs_dropout_prob, None if head_mask is None else head_mask.to(x.dtype)
+    factors = None if head_mask is None else head_mask.to(x.dtype)
     attentions = x.new_empty(len(lengths), heads, lengths[0], lengths[0]) if output_attentions else None
     parts = []
     for part in attention_parts(query_lengths, lengths, heads, x.device):
@@ -454,19 +469,20 @@ def self_attention(
         if key_mask is not None:
             scores.add_(key_mask[part.sequences, None])
         softmaxed = ops.softmax_(scores)
-        kept = ops.dropout_mask(softmaxed, rate, generator)
-        probabilities = ops.drop(softmaxed, kept, rate)
+        probabilities = softmaxed
+        if dropout is not None:
+            sequences, heads_here, *plane = scores.shape
+            kept = dropout.mask([math.prod(plane)] * sequences, part.sequences, portions=heads_here)
+            probabilities = ops.drop(softmaxed, kept.view(scores.shape), dropout.probability)
         if factors is not None:
             probabilities = probabilities * factors[part.heads, None, None]
         if output_attentions:
             attentions[part.sequences, part.heads] = probabilities
         if cache is not None:
-            parts.append((part, softmaxed, kept))
+            parts.append((part, softmaxed, probabilities))
         c.copy_(probabilities @ v)
     if cache is not None:
-        cache.update(
-            x=x, query=query, key=key, value=value, context=context, queries=queries, factors=factors, parts=parts
-        )
+        cache.update(x=x, query=query, key=key, value=value, context=context, queries=queries, parts=parts)
     return context, attentions
 
 
@@ -475,22 +491,19 @@ def self_attention_backward(
 ) -> Tensor:
     """∂loss/∂x of `self_attention` [rows, hidden] from that of its context [rows | queries, hidden]."""
     heads, hidden = config.num_attention_heads, config.hidden_size
-    x, queries, factors, rate = cache["x"], cache["queries"], cache["factors"], config.attention_probs_dropout_prob
+    x, queries = cache["x"], cache["queries"]
     # One [rows, 3 hidden] gradient where the forward made one product.
     dqkv = x.new_empty(x.shape[0], 3 * hidden) if queries is None else None
     dquery = dqkv[:, :hidden] if queries is None else torch.empty_like(dcontext)
     dkey_value = dqkv[:, hidden:] if queries is None else x.new_empty(x.shape[0], 2 * hidden)
     dkey, dvalue = dkey_value.split(hidden, dim=1)
-    for part, softmaxed, kept in cache["parts"]:
+    for part, softmaxed, probabilities in cache["parts"]:
         q, c, dc, dq = (
             by_head(rows, heads, part, part.query_rows) for rows in (cache["query"], cache["context"], dcontext, dquery)
         )
         k, v, dk, dv = (
             by_head(rows, heads, part, part.key_rows) for rows in (cache["key"], cache["value"], dkey, dvalue)
         )
-        probabilities = ops.drop(softmaxed, kept, rate)
-        if factors is not None:
-            probabilities = probabilities * factors[part.heads, None, None]
         dv.copy_(probabilities.transpose(2, 3) @ dc)
         # With s the softmax and p what dropout and head mask made of it: ds = s (∂loss/∂s - Σ s ∂loss/∂s), where
         # s ∂loss/∂s = p ∂loss/∂p, and its sum over the keys, Σ p (dc · v), is dc · c.
@@ -549,17 +562,17 @@ def add_dense(
     name: str,
     x: Tensor,
     h: Tensor,
-    config: RealmConfig,
-    generator: torch.Generator | None,
+    lengths: list[int],
+    dropout: ops.DropoutStreams | None,
     cache: Cache | None = None,
 ) -> Tensor:
     """x + dropout(h Wᵀ + b) -> [rows, hidden]."""
     weight, bias = p[f"{name}.weight"], p[f"{name}.bias"]
     if cache is not None:
         cache["h"] = h
-    if generator is None:
+    if dropout is None:
         return (x + bias).addmm_(h, weight.t())  # the product lands on the sum: one pass less
-    return drop(ops.linear(h, weight, bias), config.hidden_dropout_prob, generator, cache, "dropped").add_(x)
+    return drop(ops.linear(h, weight, bias), dropout, lengths, cache, "dropped").add_(x)
 
 
 def add_dense_backward(
@@ -580,7 +593,8 @@ def add_mlp(
     name: str,
     x: Tensor,
     config: RealmConfig,
-    generator: torch.Generator | None,
+    lengths: list[int],
+    dropout: ops.DropoutStreams | None,
     cache: Cache | None = None,
 ) -> Tensor:
     """x + dropout(activation(x W₁ᵀ + b₁) W₂ᵀ + b₂) -> [rows, hidden]."""
@@ -594,11 +608,11 @@ def add_mlp(
         activated = torch.empty_like(cache["inner"])
         for rows in ops.pieces(activated):
             activation_(activated[rows].copy_(cache["inner"][rows]))
-        out = add_dense(p, f"{name}.output.dense", x, activated, config, generator, part_of(cache, "output"))
+        out = add_dense(p, f"{name}.output.dense", x, activated, lengths, dropout, part_of(cache, "output"))
         del cache["output"]["h"]
         return out
-    if generator is not None:
-        return add_dense(p, f"{name}.output.dense", x, activation_(inner(x)), config, generator)
+    if dropout is not None:
+        return add_dense(p, f"{name}.output.dense", x, activation_(inner(x)), lengths, dropout)
     weight, out = p[f"{name}.output.dense.weight"], x + p[f"{name}.output.dense.bias"]
     step = MLP_ROWS if x.device.type == "cpu" else x.shape[0]
     for rows, out_rows in zip(x.split(step), out.split(step), strict=True):

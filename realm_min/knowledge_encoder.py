@@ -123,9 +123,9 @@ class RealmKnowledgeAugEncoder(RealmModel):
             [sequences, tokens], 0 where there is no label; and what `masked_log_likelihood_backward` needs.
         """
         inputs = trunk.check_inputs(self.config, input_ids, attention_mask, token_type_ids, None, None)
-        generator = self.generator if self.training else None
+        seeds = self._seeds(len(input_ids)) if self.training else None
         encoded = trunk.bert(
-            self.p, self.config, inputs, read="unpadded", generator=generator, keep=True,
+            self.p, self.config, inputs, read="unpadded", seeds=seeds, keep=True,
             checkpoint_layers=self.checkpoint_layers,
         )  # fmt: skip
         rows = (labels != IGNORED).reshape(-1).nonzero()[:, 0]

@@ -22,6 +22,9 @@ class RealmModel:
         config: sizes and options.
         seed: draws the initial weights, and the dropout masks in training.
 
+    `dropout_seeds`, set before a call, gives each of its sequences a seed of its own (0 to 2⁶³ - 1), for that call;
+    otherwise `generator` draws them.
+
     A new model is in training mode, as transformers' are; one from a folder is in evaluation mode.
     """
 
@@ -36,6 +39,7 @@ class RealmModel:
         self.training = True
         self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
+        self.dropout_seeds: list[int] | None = None
         self.parts: dict[str, RealmModel] = {}
         self._grads: Parameters | None = None
         self._call: tuple[tuple, dict] | None = None  # the last call's arguments
@@ -274,6 +278,15 @@ class RealmModel:
             for grad in (model._grads or {}).values():
                 grad.zero_()
 
+    def _seeds(self, sequences: int) -> list[int]:
+        """A seed for the dropout of each sequence of this call."""
+        seeds, self.dropout_seeds = self.dropout_seeds, None
+        if seeds is None:
+            return torch.randint(2**63 - 1, (sequences,), generator=self.generator, device=self.device).tolist()
+        if len(seeds) != sequences:
+            raise ValueError(f"dropout_seeds holds {len(seeds)} seeds: the call has {sequences} sequences")
+        return seeds
+
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return self.config.return_dict if return_dict is None else return_dict
 
@@ -291,15 +304,16 @@ class RealmModel:
     ) -> trunk.Encoded:
         """Run the trunk under `realm.`, with the configuration's answer where an argument is None."""
         config = self.config
+        inputs = trunk.check_inputs(config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         return trunk.bert(
             self.p,
             config,
-            trunk.check_inputs(config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
+            inputs,
             read=read,
             head_mask=head_mask,
             output_attentions=config.output_attentions if output_attentions is None else output_attentions,
             output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            generator=self.generator if self.training else None,
+            seeds=self._seeds(len(inputs.types)) if self.training else None,
             keep=self.keeps,
             checkpoint_layers=self.checkpoint_layers,
         )

@@ -119,30 +119,57 @@ def log_softmax(x: Tensor, dim: int) -> Tensor:
     return shifted - shifted.exp().sum(dim, keepdim=True).log_()
 
 
-def dropout_mask(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor | None:
-    """What dropout keeps of `x` (Srivastava et al. 2014): a bool of its shape, false with `probability`.
+class DropoutStreams:
+    """Random bits for the dropout masks of one part of a model, a stream for each sequence.
 
-    `generator` draws it; None means evaluation. A mask of None keeps all. On a CPU the probability is rounded to a
-    multiple of 2⁻¹⁶, since 16 random bits decide each number; they depend on the generator alone, on any machine.
+    A sequence's masks follow from its seed and the part's number alone, not from what else is in the batch, and
+    equal seeds give equal masks on any machine's CPU.
     """
-    if generator is None or probability == 0:
-        return None
-    if x.device.type != "cpu":
-        return torch.rand(x.shape, generator=generator, device=x.device) >= probability
-    # One draw seeds a generator of 64 bits at a time: six times as fast as a draw for each number.
-    seed = int(torch.randint(2**63 - 1, (), generator=generator))
-    bits = np.random.SFC64(seed).random_raw((x.numel() + 3) // 4).view(np.uint16)[: x.numel()]
-    return torch.from_numpy(bits >= round(probability * 2**16)).view(x.shape)
 
+    def __init__(self, seeds: list[int], part: int, probability: float, device: torch.device) -> None:
+        """`seeds`: of each sequence, 0 to 2⁶³ - 1; `probability`: that a number is dropped, in [0, 1)."""
+        self.probability = probability
+        self.on_cpu = device.type == "cpu"
+        if self.on_cpu:
+            self.streams = [np.random.SFC64([seed, part]) for seed in seeds]
+        else:
+            own = (int(np.random.SeedSequence([seed, part]).generate_state(1, np.uint64)[0] >> 1) for seed in seeds)
+            self.streams = [torch.Generator(device).manual_seed(seed) for seed in own]
 
-def dropout_factors(kept: Tensor, probability: float, dtype: torch.dtype) -> Tensor:
-    """What dropout multiplies by: 0 where it does not keep, else 1 / (1 - probability), so that the mean stays."""
-    return kept.view(torch.uint8).to(dtype).mul_(1 / (1 - probability))  # bytes convert seven times as fast as bools
+    def mask(self, counts: list[int], sequences: slice = slice(None), portions: int = 1) -> Tensor:
+        """What dropout keeps: bools, false with `probability`, drawn for some of the sequences and laid end to end.
+
+        Args:
+            counts: of numbers in a portion of each sequence.
+            portions: of each sequence (heads, say). One after the other they are what one draw of all would give.
+
+        On a CPU the probability is rounded to a multiple of 2⁻¹⁶, since 16 random bits decide each number.
+        """
+        kept = np.empty(portions * sum(counts), dtype=bool) if self.on_cpu else []
+        start = 0
+        for stream, count in zip(self.streams[sequences], counts, strict=True):
+            if not self.on_cpu:
+                drawn = torch.rand(portions * count, generator=stream, device=stream.device)
+                kept.append(drawn >= self.probability)
+                continue
+            # One draw of 64 bits serves four numbers: six times as fast as a draw for each.
+            words = (count + 3) // 4
+            bits = stream.random_raw(portions * words).view(np.uint16).reshape(portions, 4 * words)[:, :count]
+            of_sequence = kept[start : start + portions * count].reshape(portions, count)
+            np.greater_equal(bits, round(self.probability * 2**16), out=of_sequence)
+            start += portions * count
+        return torch.from_numpy(kept) if self.on_cpu else torch.cat(kept)
 
 
 def drop(x: Tensor, kept: Tensor | None, probability: float) -> Tensor:
-    """Dropout. It is its own gradient: dx = drop(dy, kept, probability)."""
-    return x if kept is None else dropout_factors(kept, probability, x.dtype).mul_(x)
+    """Dropout (Srivastava et al. 2014): 0 where the bool `kept`, of x's shape, is false, else x / (1 - probability).
+
+    None keeps all. It is its own gradient: dx = drop(dy, kept, probability).
+    """
+    if kept is None:
+        return x
+    factors = kept.view(torch.uint8).to(x.dtype)  # bytes convert seven times as fast as bools
+    return factors.mul_(1 / (1 - probability)).mul_(x)
 
 
 def gelu_(x: Tensor) -> Tensor:

@@ -511,7 +511,7 @@ def test_operations_against_central_differences(shape, seed):
     ops.embedding_backward(dy, ids, padded, padding_id=1)
     assert not padded[1].any() and torch.equal(padded[[0, 2, 3, 4]], dtable[[0, 2, 3, 4]])
 
-    kept = ops.dropout_mask(x, 0.4, torch.Generator().manual_seed(seed))
+    kept = ops.DropoutStreams([seed], 0, 0.4, x.device).mask([x.numel()]).view(x.shape)
     dropped = central_difference(lambda x: ops.drop(x, kept, 0.4), x, dy)
     assert torch.allclose(ops.drop(dy, kept, 0.4), dropped, **close)
 
@@ -559,9 +559,9 @@ def test_attention_against_central_differences(lengths, heads, seed, rate, maske
     dy = torch.randn(len(lengths) if first else len(x), size, dtype=torch.float64)
 
     def attend(x, cache=None):
-        generator = torch.Generator().manual_seed(seed) if rate else None
+        streams = bert.dropout_streams(config, [seed + i for i in range(len(lengths))] if rate else None, 1, x.device)
         return bert.self_attention(
-            p, config, name, x, lengths, None, head_mask, queries, False, generator, cache
+            p, config, name, x, lengths, None, head_mask, queries, False, streams.attention, cache
         )[0]  # fmt: skip
 
     try:

@@ -246,9 +246,27 @@ def test_dropout_is_drawn_from_the_seed(class_name):
     assert torch.equal(run(1, training=False), run(2, training=False))
 
 
+def test_a_sequence_has_the_dropout_of_its_seed_whatever_the_batch():
+    config = realm_min.RealmConfig(**CONFIGS["one-layer"])
+    model = realm_min.RealmEmbedder(config)
+    ids, mask = torch.arange(18).view(3, 6), torch.ones(3, 6, dtype=torch.long)
+    mask[1, 4:] = 0
+    model.dropout_seeds = [7, 8, 9]
+    together = model(ids, attention_mask=mask).projected_score
+    assert model.dropout_seeds is None
+    for row in range(3):
+        tokens = int(mask[row].sum())
+        model.dropout_seeds = [7 + row]
+        assert torch.allclose(model(ids[row : row + 1, :tokens]).projected_score[0], together[row], atol=1e-6)
+    assert not torch.allclose(model(ids, attention_mask=mask).projected_score, together, atol=1e-3)
+    model.dropout_seeds = [1]
+    with pytest.raises(ValueError, match="dropout_seeds holds 1 seeds: the call has 3 sequences"):
+        model(ids)
+
+
 def test_dropout_keeps_the_mean():
     x = torch.ones(200, 500)
-    kept = ops.dropout_mask(x, 0.1, torch.Generator().manual_seed(0))
+    kept = ops.DropoutStreams([0], 0, 0.1, x.device).mask([x.numel()]).view(x.shape)
     dropped = ops.drop(x, kept, 0.1)
     assert set(dropped.unique().tolist()) == {0.0, x.new_tensor(1 / 0.9).item()}
     assert abs(dropped.mean().item() - 1) < 0.01

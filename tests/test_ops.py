@@ -240,25 +240,49 @@ def test_every_activation_of_the_configuration_is_there():
     assert set(ops.ACTIVATIONS) == set(reference.ACTIVATIONS) == set(ACTIVATIONS)
 
 
-def dropout(x, probability, generator):
-    return ops.drop(x, ops.dropout_mask(x, probability, generator), probability)
+def dropout(x, probability, seed):
+    streams = ops.DropoutStreams([seed + row for row in range(len(x))], 3, probability, x.device)
+    kept = streams.mask([x[0].numel()] * len(x)).view(x.shape)
+    return ops.drop(x, kept, probability)
 
 
 @DRAWN
 @given(seed=st.integers(0, 2**31), dtype=DTYPES, shape=st.tuples(SIZES, SIZES), p=st.sampled_from([0.1, 0.5, 0.9]))
 def test_dropout_keeps_a_number_scaled_or_zeroes_it(seed, dtype, shape, p):
     x, x_ = drawn(np.random.default_rng(seed), shape, dtype)
-    actual = dropout(x, p, torch.Generator().manual_seed(seed))
-    again = dropout(x, p, torch.Generator().manual_seed(seed))
+    actual, again = dropout(x, p, seed), dropout(x, p, seed)
     assert torch.equal(actual, again)
     kept = actual.numpy() != 0
     check(actual, np.where(kept, x_ / (1 - p), 0.0), dtype)
-    assert dropout(x, p, None) is x
-    assert dropout(x, 0.0, torch.Generator()) is x
+    assert ops.drop(x, None, p) is x
+
+
+@DRAWN
+@given(
+    seeds=st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4), part=st.integers(0, 9),
+    portions=st.integers(1, 4), count=st.integers(1, 9), split=st.integers(0, 4),
+)  # fmt: skip
+def test_a_sequence_has_its_masks_whatever_stands_beside_it(seeds, portions, part, count, split):
+    """All sequences and portions at once, or some after others: the same bits."""
+
+    def streams(seeds):
+        return ops.DropoutStreams(seeds, part, 0.5, torch.device("cpu"))
+
+    together = streams(seeds).mask([count] * len(seeds), portions=portions).view(len(seeds), portions, count)
+    for row, seed in enumerate(seeds):
+        assert torch.equal(streams([seed]).mask([count], portions=portions).view(portions, count), together[row])
+    pieces, first = streams(seeds), min(split, portions)
+    drawn = [
+        pieces.mask([count] * len(seeds), portions=some).view(len(seeds), some, count)
+        for some in (first, portions - first)
+    ]
+    assert torch.equal(torch.cat(drawn, 1), together)
+    some = streams(seeds).mask([count], slice(len(seeds) - 1, len(seeds)), portions)
+    assert torch.equal(some.view(portions, count), together[-1])
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_dropout_zeroes_its_share(p):
-    actual = dropout(torch.ones(100_000), p, torch.Generator().manual_seed(0))
+    actual = dropout(torch.ones(4, 25_000), p, 0)
     assert abs((actual == 0).double().mean().item() - p) < 0.005  # three standard deviations are at most 0.0048
     assert abs(actual.double().mean().item() - 1) < 0.01

@@ -252,7 +252,9 @@ class TorchPath(MeasuredPath):
 
     def embeddings(self, model: Any, stage: Stage, ids: Tensor, mask: Tensor, types: Tensor) -> Tensor:
         inputs = trunk.check_inputs(self.config, ids, mask, types, None, None)
-        return trunk.embed(model.p, self.config, "realm.embeddings", inputs, None, None).view(*ids.shape, -1)
+        return trunk.embed(
+            model.p, self.config, "realm.embeddings", inputs, None, [ids.shape[1]] * len(ids), None
+        ).view(*ids.shape, -1)
 
     def attention(self, model: Any, stage: Stage, x: Tensor, mask: Tensor) -> Tensor:
         """The first half of `bert.layer`."""
@@ -263,13 +265,14 @@ class TorchPath(MeasuredPath):
         context, _ = trunk.self_attention(
             p, config, f"{name}.self", rows, [tokens] * batch, key_mask, None, None, False, None
         )
-        rows = trunk.add_dense(p, f"{name}.output.dense", rows, context, config, None)
+        rows = trunk.add_dense(p, f"{name}.output.dense", rows, context, [tokens] * batch, None)
         return trunk.normalize(p, f"{name}.output.LayerNorm", rows, config).view(x.shape)
 
     def mlp(self, model: Any, stage: Stage, x: Tensor) -> Tensor:
         """The second half of `bert.layer`."""
         name = f"realm.encoder.layer.{stage.layer}"
-        rows = trunk.add_mlp(model.p, name, x.reshape(-1, x.shape[2]), self.config, None)
+        lengths = [x.shape[1]] * len(x)
+        rows = trunk.add_mlp(model.p, name, x.reshape(-1, x.shape[2]), self.config, lengths, None)
         return trunk.normalize(model.p, f"{name}.output.LayerNorm", rows, self.config).view(x.shape)
 
     def pooler(self, model: Any, stage: Stage, x: Tensor) -> Tensor:
