@@ -277,7 +277,10 @@ def bert_backward(
             again, layer_cache = layer_cache, {}
             layer(p, config, **again.arguments, cache=layer_cache)
         dx = layer_backward(p, config, f"{name}.encoder.layer.{index}", dx, layer_cache, grads)
-    return embed_backward(p, config, f"{name}.embeddings", dx, cache, grads)
+        grads.passed(f"{name}.encoder.layer.{index}")
+    dx = embed_backward(p, config, f"{name}.embeddings", dx, cache, grads)
+    grads.passed(f"{name}.embeddings")
+    return dx
 
 
 def rows_of(cache: Cache, rows: Tensor) -> Cache:

@@ -275,8 +275,8 @@ class RealmModel:
     def zero_grads(self) -> None:
         """Set the gradients gathered so far to zero, in place."""
         for model in (self, *self.parts.values()):
-            for grad in (model._grads or {}).values():
-                grad.zero_()
+            if model._grads is not None:
+                model._grads.flat.zero_()
 
     def _seeds(self, sequences: int) -> list[int]:
         """A seed for the dropout of each sequence of this call."""

@@ -7,6 +7,10 @@ all three; the state dict shows its three parts. Both are views: writing to eith
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -14,18 +18,55 @@ from torch import Tensor
 Shapes = dict[str, "tuple[int, ...] | str"]
 
 
+# Gradients begin at multiples of so many numbers in `flat`: whole cache lines.
+ALIGNED = 64
+
+
 class Parameters(dict[str, Tensor]):
-    """State-dict key -> tensor. `qkv` maps an attention's name to its fused weight [hidden, 3 hidden] and bias."""
+    """State-dict key -> tensor. `qkv` maps an attention's name to its fused weight [hidden, 3 hidden] and bias.
+
+    Gradients lie side by side in one tensor, `flat`, in the order in which a forward meets their parameters. The
+    backward calls `passed(part)` when it has gone through a part, "realm.encoder.layer.3" say, and so through all that
+    lies behind it; within `last_pass` that reaches the `listener`.
+    """
 
     qkv: dict[str, tuple[Tensor, Tensor]]
+    flat: Tensor
+    listener: Callable[[str], None] | None = None
+    _in_last_pass = False
+
+    def passed(self, part: str) -> None:
+        """Say that in this pass nothing more is added to the gradients of `part` and of what lies behind it."""
+        if self._in_last_pass and self.listener is not None:
+            self.listener(part)
+
+    @contextmanager
+    def last_pass(self) -> Iterator[None]:
+        """Around the last of the backward passes that add up: what it has passed is final."""
+        self._in_last_pass = True
+        try:
+            yield
+        finally:
+            self._in_last_pass = False
 
 
 def allocate(shapes: Shapes, dtype: torch.dtype, device: torch.device | str, *, zeros: bool = False) -> Parameters:
-    """Parameters in the order of `shapes`, of any values or of zeros."""
-    empty = torch.zeros if zeros else torch.empty
+    """Parameters in the order of `shapes`, of any values; or of zeros and side by side, as gradients are."""
     parameters = Parameters()
     parameters.qkv = {}
     fused: dict[str, Tensor] = {}
+    if zeros:
+        numbers = sum(_aligned(math.prod(shape)) for shape in shapes.values() if not isinstance(shape, str))
+        parameters.flat = torch.zeros(numbers, dtype=dtype, device=device)
+    used = 0
+
+    def empty(shape: tuple[int, ...]) -> Tensor:
+        nonlocal used
+        if not zeros:
+            return torch.empty(shape, dtype=dtype, device=device)
+        start, used = used, used + _aligned(math.prod(shape))
+        return parameters.flat[start : start + math.prod(shape)].view(shape)
+
     for name, shape in shapes.items():
         attention, _, role = name.rpartition("self.")
         if isinstance(shape, str):
@@ -34,17 +75,23 @@ def allocate(shapes: Shapes, dtype: torch.dtype, device: torch.device | str, *, 
             kind, part = role.split(".")[1], ("query", "key", "value").index(role.split(".")[0])
             width = shape[0]
             if part == 0:
-                fused[kind] = empty((*shape[1:], 3 * width), dtype=dtype, device=device)
+                fused[kind] = empty((*shape[1:], 3 * width))
             # [in, out] for the weight, [out] for the bias; the transpose of a vector is itself.
             parameters[name] = fused[kind][..., part * width : (part + 1) * width].t()
             if kind == "bias":
                 parameters.qkv[attention + "self"] = (fused["weight"], fused["bias"])
         elif is_dense_weight(name):
-            parameters[name] = empty(shape[::-1], dtype=dtype, device=device).t()
+            parameters[name] = empty(shape[::-1]).t()
+        elif zeros:
+            parameters[name] = empty(shape)
         else:
             # Zeros cost nothing until touched, and a 6.8 GB table of block embeddings may never be.
             parameters[name] = torch.zeros(shape, dtype=dtype, device=device)
     return parameters
+
+
+def _aligned(numbers: int) -> int:
+    return -(-numbers // ALIGNED) * ALIGNED
 
 
 def is_dense_weight(name: str) -> bool:
