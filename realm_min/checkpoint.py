@@ -16,12 +16,14 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import safetensors
 import torch
 
 from .config import CONFIG_FILE, RealmConfig
+from .distributed import World
 from .files import write_atomically
 from .parameters import Shapes
 
@@ -53,8 +55,14 @@ _DTYPE_NAMES = {
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_state_dict(folder: str | os.PathLike) -> dict[str, torch.Tensor]:
+def read_state_dict(
+    folder: str | os.PathLike, sliced: str | None = None, world: World | None = None
+) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint folder, by key, with the shapes and dtypes that are stored.
+
+    With `sliced` and `world` it is a collective, and the checksum is the ranks' common work: of the tensor under the
+    key `sliced`, each rank reads its slice alone (`World.slice_of`); it touches the rest of it where it uses it. Files
+    of torch.save are read whole by every rank.
 
     Looks for model.safetensors, model.safetensors.index.json, pytorch_model.bin, pytorch_model.bin.index.json, in this
     order. The tensors are memory-mapped: writing into them changes no file, and they cost memory as they are touched.
@@ -66,7 +74,8 @@ def read_state_dict(folder: str | os.PathLike) -> dict[str, torch.Tensor]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds config.json and the weights")
-    for (stem, suffix), read in ((SAFETENSORS, _read_safetensors), (PICKLED, _read_pickled)):
+    safe = partial(read_safetensors, sliced=sliced, world=world or World())
+    for (stem, suffix), read in ((SAFETENSORS, safe), (PICKLED, _read_pickled)):
         if (folder / (stem + suffix)).is_file():
             return read(folder / (stem + suffix))
         if (folder / f"{stem}{suffix}.index.json").is_file():
@@ -106,20 +115,71 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, torch.Tensor]]) -
     return state_dict
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except Exception as error:  # whatever the parser says of untrusted bytes, the file is at fault
-        raise _damaged(path, str(error).partition("\n")[0]) from None
-    if "crc32" in metadata:
+def read_safetensors(path: Path, sliced: str | None, world: World) -> dict[str, torch.Tensor]:
+    """The tensors of one file; otherwise as `read_state_dict`."""
+    tensors: dict[str, torch.Tensor] = {}
+    stored = None
+
+    def read() -> list[tuple[int, int]]:
+        """CRC-32 and length of what stands before this rank's slice, of the slice, and of what stands after it."""
+        nonlocal stored
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                stored = (file.metadata() or {}).get("crc32")
+                tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+        except Exception as error:  # whatever the parser says of untrusted bytes, the file is at fault
+            raise _damaged(path, str(error).partition("\n")[0]) from None
+        return [] if stored is None else _pieces(tensors, sliced, world)
+
+    pieces = world.gather_results(read)
+    if stored is not None:
         crc = 0
-        for key in _stored_order(tensors):
-            crc = _add_to_crc(crc, key, tensors[key])
-        if f"{crc:08x}" != metadata["crc32"]:
-            raise _damaged(path, f"its checksum is {crc:08x}, not the stored {metadata['crc32']}")
+        for piece in (pieces[0][0], *(mine for _, mine, _ in pieces), pieces[0][2]):
+            crc = combine_crc32(crc, *piece)
+        if f"{crc:08x}" != stored:
+            raise _damaged(path, f"its checksum is {crc:08x}, not the stored {stored}")
     return tensors
+
+
+def _pieces(tensors: dict[str, torch.Tensor], sliced: str | None, world: World) -> list[tuple[int, int]]:
+    crcs, lengths = [0, 0, 0], [0, 0, 0]
+    place = 0
+    for key in _stored_order(tensors):
+        tensor, heading = tensors[key], _heading(key, tensors[key])
+        crcs[place], lengths[place] = zlib.crc32(heading, crcs[place]), lengths[place] + len(heading)
+        if key == sliced and tensor.dim():
+            mine = _bytes_of(tensor[world.slice_of(len(tensor))])
+            crcs[1], lengths[1], place = zlib.crc32(mine), len(mine), 2
+        else:
+            crcs[place], lengths[place] = zlib.crc32(_bytes_of(tensor), crcs[place]), lengths[place] + tensor.nbytes
+    return list(zip(crcs, lengths, strict=True))
+
+
+def combine_crc32(first: int, second: int, length: int) -> int:
+    """The CRC-32 of a + b, from those of a and of b, and the length of b in bytes.
+
+    A zero bit at the end of the data is a linear step of the 32 bits of a CRC; squared, it stands for two bits, four, …
+    Moved on by as many zeros as b has bits, a's CRC and b's are added.
+    """
+
+    def times(matrix: list[int], bits: int) -> int:
+        total = 0
+        for i, column in enumerate(matrix):
+            if bits >> i & 1:
+                total ^= column
+        return total
+
+    step = [
+        0xEDB88320,
+        *(1 << i for i in range(31)),
+    ]  # column i: what becomes of bit i; lowest bit first, as zlib has it
+    zeros = 8 * length
+    while zeros:
+        if zeros & 1:
+            first = times(step, first)
+        step = [times(step, column) for column in step]
+        zeros >>= 1
+    return first ^ second
 
 
 def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
@@ -374,9 +434,9 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
-def _add_to_crc(crc: int, key: str, tensor: torch.Tensor) -> int:
-    crc = zlib.crc32(f"{key} {tensor.dtype} {list(tensor.shape)}".encode(), crc)
-    return zlib.crc32(_bytes_of(tensor), crc)
+def _heading(key: str, tensor: torch.Tensor) -> bytes:
+    """What stands for a tensor in the checksum, before its bytes."""
+    return f"{key} {tensor.dtype} {list(tensor.shape)}".encode()
 
 
 def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor], config: RealmConfig) -> None:
@@ -410,8 +470,9 @@ def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor], config: Rea
         file.write(header(0))
         crc = 0
         for key in entries:
-            crc = _add_to_crc(crc, key, tensors[key])
-            file.write(_bytes_of(tensors[key]))
+            data = _bytes_of(tensors[key])
+            crc = zlib.crc32(data, zlib.crc32(_heading(key, tensors[key]), crc))
+            file.write(data)
         file.seek(0)
         file.write(header(crc))  # of the same length: the checksum always has 8 digits
 

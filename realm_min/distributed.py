@@ -60,6 +60,12 @@ class World:
         """This rank's part of what all have in the same order: items rank, rank + size, …"""
         return items[self.rank :: self.size]
 
+    def slice_of(self, total: int, unit: int = 16) -> slice:
+        """This rank's part of `total` rows, consecutive ones, cut at multiples of `unit`; it may be empty."""
+        units = -(-total // unit)
+        ends = (self.rank * units // self.size, (self.rank + 1) * units // self.size)
+        return slice(*(min(end * unit, total) for end in ends))
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.gather_objects(None)
@@ -98,6 +104,27 @@ class World:
             raise error
         return value
 
+    def gather_results(self, function: Callable[[], Value]) -> list[Value]:
+        """What `function` returns on each rank, in their order, on every rank; what it raises on one, all raise.
+
+        Where it raises on several, all raise the error of the first of them.
+        """
+        value = error = None
+        try:
+            value = function()
+        except RankFailedError:
+            raise
+        except Exception as raised:
+            if self.size == 1:
+                raise
+            error = raised
+        results = self.gather_objects((value, error))
+        for _, error in results:
+            if error is not None:
+                error.said_by_first = True  # as it raises the same
+                raise error
+        return [value for value, _ in results]
+
     def broadcast_(self, tensor: Tensor) -> None:
         """Overwrite `tensor` with rank 0's; it is contiguous and of one shape and dtype on every rank."""
         if self.size > 1:
@@ -118,6 +145,20 @@ class World:
         with self.exchanging():
             dist.all_gather(list(gathered.unbind(0)), tensor.contiguous(), group=self.group)
         return gathered
+
+    def all_to_all(self, tensor: Tensor, counts: list[int]) -> Tensor:
+        """Send each rank its rows of `tensor`: the first counts[0] to rank 0, the next counts[1] to rank 1, …
+
+        tensor [sum of counts, …]; shape and counts are the same on every rank. Returns what the others, in their
+        order, have for this one: [size, counts[rank], …].
+        """
+        if self.size == 1:
+            return tensor[None]
+        mine = counts[self.rank]
+        received = tensor.new_empty(self.size * mine, *tensor.shape[1:])
+        with self.exchanging():
+            dist.all_to_all_single(received, tensor.contiguous(), [mine] * self.size, counts, group=self.group)
+        return received.view(self.size, mine, *tensor.shape[1:])
 
     @contextmanager
     def exchanging(self) -> Iterator[None]:

@@ -110,18 +110,19 @@ class BlockIndex:
 
     compression: what the scan reads. None: the blocks; "bfloat16": half the bytes of float32; "int8": a quarter. The
     answer is the same, whatever the compression; the copy costs memory and data it represents badly costs time.
+    first: the number of the first block, for errors, where the blocks are a slice of more.
 
     Raises ValueError for blocks that are empty, not [N, D] float32/float16/bfloat16, or not finite (naming the row).
     """
 
-    def __init__(self, blocks: Tensor, compression: str | None = None):
+    def __init__(self, blocks: Tensor, compression: str | None = None, *, first: int = 0):
         check_blocks(blocks)
         if compression not in COMPRESSIONS:
             raise ValueError(f"compression is {compression!r}: choose one of {COMPRESSIONS}")
         self.blocks = blocks.detach().contiguous()
         self.compression = compression
         self.last_search: SearchReport | None = None
-        self._codes = compress(self.blocks, compression)
+        self._codes = compress(self.blocks, compression, first)
 
     def __len__(self) -> int:
         return self.blocks.shape[0]
@@ -232,8 +233,11 @@ def check_blocks(blocks: Tensor) -> None:
         raise ValueError(f"blocks have shape {tuple(blocks.shape)}: an empty index cannot be searched")
 
 
-def check_search(queries: Tensor, blocks: Tensor, k: int) -> None:
-    """Raise ValueError, naming the value, for queries [Q, D] or k that `blocks` [N, D] cannot be searched with."""
+def check_search(queries: Tensor, blocks: Tensor, k: int, total: int | None = None) -> None:
+    """Raise ValueError, naming the value, for queries [Q, D] or k that `blocks` [N, D] cannot be searched with.
+
+    total: the number of blocks, where `blocks` are a slice of them.
+    """
     if not isinstance(queries, Tensor) or queries.dtype not in BLOCK_DTYPES:
         kind = queries.dtype if isinstance(queries, Tensor) else type(queries).__name__
         raise ValueError(f"queries are {kind}: give a torch tensor of float32, float16 or bfloat16")
@@ -245,8 +249,9 @@ def check_search(queries: Tensor, blocks: Tensor, k: int) -> None:
         raise ValueError(f"queries are on {queries.device}, the blocks on {blocks.device}: move one with .to(device)")
     if isinstance(k, bool) or not isinstance(k, int):
         raise ValueError(f"k is {k!r}: give an integer")
-    if not 1 <= k <= blocks.shape[0]:
-        raise ValueError(f"k is {k}: it must lie in 1..{blocks.shape[0]}, the number of blocks")
+    total = blocks.shape[0] if total is None else total
+    if not 1 <= k <= total:
+        raise ValueError(f"k is {k}: it must lie in 1..{total}, the number of blocks")
     finite = queries.isfinite().all(1)
     if not finite.all():
         raise ValueError(f"query {int((~finite).nonzero()[0])} holds NaN or infinity: queries must be finite")
@@ -255,8 +260,8 @@ def check_search(queries: Tensor, blocks: Tensor, k: int) -> None:
 # ------------------------------------------------------------------------------------------- compression and bounds
 
 
-def compress(blocks: Tensor, compression: str | None) -> Codes:
-    """Codes of blocks [N, D] with their bounds. Raises ValueError naming the first row that is not finite."""
+def compress(blocks: Tensor, compression: str | None, first: int = 0) -> Codes:
+    """Codes of blocks [N, D] with their bounds. Raises ValueError naming the first row, from `first`, not finite."""
     n, d = blocks.shape
     groups = -(-n // BASE_GROUP)
     target = {None: blocks.dtype, "bfloat16": torch.bfloat16, "int8": torch.int8}[compression]
@@ -272,7 +277,7 @@ def compress(blocks: Tensor, compression: str | None) -> Codes:
         chunk = slice(start // BASE_GROUP, -(-(start + rows.shape[0]) // BASE_GROUP))
         largest = rows.abs().amax(1).float()  # [rows]
         if not largest.isfinite().all():
-            refuse_non_finite(rows, start)
+            refuse_non_finite(rows, first + start)
         if same:
             coded = rows.double()
         elif target == torch.bfloat16:

@@ -52,6 +52,47 @@ def test_alone_every_exchange_returns_what_it_was_given():
     assert alone.all_gather(numbers).tolist() == [[0.0, 1.0, 2.0]]
 
 
+def exchange_rows():
+    world = distributed.world()
+    counts = [2, 0, 3][: world.size]
+    rows = torch.arange(sum(counts))[:, None] * 10 + world.rank  # of what is for rank 0, rank 1, …
+    return world.all_to_all(rows, counts).tolist(), world.gather_results(lambda: world.rank), world.slice_of(50)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_each_rank_gets_its_rows_of_all(size):
+    counts = [2, 0, 3][:size]
+    edges = {1: [0, 50], 2: [0, 32, 50], 3: [0, 16, 32, 50]}[size]  # 50 rows are four units of 16
+    for rank, (received, results, part) in enumerate(ranks.run(exchange_rows, size)):
+        first = sum(counts[:rank])
+        assert received == [[[10 * i + r] for i in range(first, first + counts[rank])] for r in range(size)]
+        assert results == list(range(size))
+        assert part == slice(edges[rank], edges[rank + 1])
+
+
+@pytest.mark.parametrize("total", [0, 1, 16, 17, 400])
+def test_slices_are_all_rows_in_order(total):
+    slices = [World(rank, 7).slice_of(total) for rank in range(7)]
+    assert [row for part in slices for row in range(part.start, part.stop)] == list(range(total))
+    assert all(part.start % 16 == 0 or part.start == total for part in slices)
+    lengths = [len(range(part.start, part.stop)) for part in slices]
+    assert max(lengths) - min(lengths) <= 16 + 15
+
+
+def fail_beyond_first():
+    def refuse():
+        if distributed.world().rank:
+            raise ValueError(f"slice {distributed.world().rank} is damaged")
+
+    distributed.world().gather_results(refuse)
+
+
+def test_what_one_rank_refuses_is_said_once():
+    outcomes = ranks.finish(ranks.start(fail_beyond_first, 3))
+    assert outcomes[0].error == "ValueError: slice 1 is damaged"
+    assert [outcome.error for outcome in outcomes[1:]] == ["SystemExit: 2"] * 2
+
+
 def fail_on_first():
     def refuse():
         raise FileExistsError("the folder is taken")
