@@ -149,7 +149,10 @@ def run_index(options: argparse.Namespace) -> None:
 
 @contextmanager
 def progress_report() -> Iterator[indexing.Report]:
-    """A progress bar for each stage of the work."""
+    """A progress bar for each stage of the work, on rank 0."""
+    if not distributed.world().is_first:
+        yield lambda stage, done, total, note="": None
+        return
     with progress_bar() as bar:
         tasks: dict[str, Any] = {}
 

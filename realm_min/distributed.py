@@ -137,6 +137,22 @@ class World:
             with self.exchanging():
                 dist.all_reduce(tensor, group=self.group)
 
+    def start_sum(self, tensor: Tensor) -> Callable[[], None]:
+        """As `sum_`, in the background: `tensor` holds the sum once the function that this returns has been called.
+
+        Every rank starts its exchanges in the same order, those in the background among them.
+        """
+        if self.size == 1:
+            return lambda: None
+        with self.exchanging():
+            work = dist.all_reduce(tensor, group=self.group, async_op=True)
+
+        def wait() -> None:
+            with self.exchanging():
+                work.wait()
+
+        return wait
+
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Every rank's `tensor`, of one shape and dtype, in the order of ranks: [size, *shape]."""
         gathered = tensor.new_empty(self.size, *tensor.shape)

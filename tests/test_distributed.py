@@ -19,8 +19,12 @@ def exchange():
     world = distributed.world()
     numbers = torch.arange(3.0) * (world.rank + 1)
     world.sum_(numbers)
+    later = torch.arange(3.0) * (world.rank + 1)
+    wait = world.start_sum(later)
     first = torch.full((2,), float(world.rank + 5))
     world.broadcast_(first)
+    wait()
+    assert later.tolist() == numbers.tolist()
     return (
         numbers.tolist(), first.tolist(), world.broadcast_object(f"of {world.rank}"), world.gather_objects(world.rank),
         world.all_gather(torch.tensor([world.rank, -world.rank])).tolist(), world.on_first(os.getpid),

@@ -82,7 +82,8 @@ def test_the_in_batch_loss_and_its_gradient_are_autograds(tokenizer):
     embedder = RealmEmbedder(RealmConfig(**SMALL), seed=2).to(torch.float64).train()
     examples = [ict.cloze(block, np.random.default_rng(5), ict.DEFAULTS) for block in BLOCKS[:4]]
     embedder.zero_grads()
-    loss, accuracy = ict.in_batch_loss(embedder, tokenizer, examples, ict.DEFAULTS)
+    share, _ = loop.share(0, 0, examples)
+    loss, accuracy = ict.in_batch_loss(embedder, tokenizer, examples, ict.DEFAULTS, share)
     grad = embedder.grads["cls.dense.weight"].clone()
 
     # The same through torch's autograd, on the pooled states that the embedder computes.

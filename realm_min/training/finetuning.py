@@ -146,7 +146,7 @@ def finetune(
         loop.train(
             folder, {"embedder": model.embedder, "reader": model.reader}, optimizer, step,
             settings={**identity, **settings._asdict()}, seed=settings.seed, resume=resume, save_every=save_every,
-            frozen=frozen_words_and_unread if settings.freeze_word_embeddings else unread,
+            frozen=loop.frozen(settings.freeze_word_embeddings),
             evaluate=(lambda: means(result.measures for result in evaluate(model, dev))) if dev else None,
             evaluate_every=evaluate_every, stage="Fine-tuning", report=report,
         )  # fmt: skip
@@ -357,18 +357,6 @@ def reader_inputs(
         types[i, len(question) : len(question) + len(text) + 1] = 1
         in_block[i, len(question) : len(question) + len(text)] = True
     return ids.to(device), mask.to(device), types.to(device), in_block.to(device)
-
-
-# ---- what is trained, and the index
-
-
-def unread(name: str) -> bool:
-    """The masked-language-model heads: in the checkpoints, though nothing here reads them."""
-    return ".cls.predictions." in name
-
-
-def frozen_words_and_unread(name: str) -> bool:
-    return unread(name) or loop.freeze_word_embeddings(name)
 
 
 def _digest(items: Iterable[Any]) -> str:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +20,9 @@ import numpy as np
 import torch
 
 from .. import ops
-from ..corpus import Block, corpus_hash, split_sentences
+from ..corpus import Block, split_sentences
 from ..embedder import RealmEmbedder
 from . import loop, options, warm_start
-from .optimizer import AdamW
 from .warm_start import EMBEDDER
 
 
@@ -60,20 +57,17 @@ def warm_up(
     embedder: RealmEmbedder,
     tokenizer: Any,
     settings: Settings = DEFAULTS,
-    *,
-    resume: bool = False,
-    save_every: int = 100,
-    evaluate: Callable[[], dict[str, float]] | None = None,
-    evaluate_every: int = 0,
-    report: Callable[..., None] = lambda stage, done, total, note="": None,
+    **given: Any,
 ) -> Path:
     """Train `embedder` in place and write it to FOLDER/embedder, with the tokenizer in FOLDER.
+
+    Args:
+        given: `loop.train`'s resume, save_every, evaluate, evaluate_every and report.
 
     Raises:
         ValueError: no block has two sentences; settings out of range.
         FileExistsError, DivergedError, KeyboardInterrupt: as `loop.train`.
     """
-    folder = Path(folder)
     usable = [block for block in blocks if len(split_sentences(block.text)) > 1]
     if len(usable) < 2:
         raise ValueError("the Inverse Cloze Task needs two blocks of two sentences or more: give a larger corpus")
@@ -82,32 +76,21 @@ def warm_up(
             f"batch_size={settings.batch_size} must be a multiple of group={settings.group} and at least 2: the other "
             "blocks of a batch are the wrong answers"
         )
+    loop.check_batch(settings.batch_size)
     groups = [usable[i : i + settings.group] for i in range(0, len(usable) - settings.group + 1, settings.group)]
     if not groups:
         raise ValueError(f"{len(usable)} blocks are fewer than group={settings.group}: give a smaller group")
-    optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=int(settings.warmup * settings.steps))
-    embedder.train()
 
     def step(number: int) -> dict[str, float]:
-        random = np.random.default_rng([settings.seed, number])
         picked = loop.batch(number, settings.batch_size // settings.group, len(groups), settings.seed)
-        examples = [cloze(block, random, settings) for i in picked for block in groups[i]]
-        loss, accuracy = in_batch_loss(embedder, tokenizer, examples, settings)
-        return {"loss": loss, "accuracy": accuracy}
+        share, own = loop.share(settings.seed, number, [block for i in picked for block in groups[i]])
+        examples = [cloze(block, share.random(place), settings) for place, block in zip(share.places, own, strict=True)]
+        loss, accuracy = in_batch_loss(embedder, tokenizer, examples, settings, share)
+        return {"loss": loop.once(loss), "accuracy": loop.once(accuracy)}
 
-    identity = {"task": "ict", "corpus": corpus_hash(blocks), "config": embedder.config.to_dict()}
-    loop.train(
-        folder, {"embedder": embedder}, optimizer, step,
-        settings={**identity, **settings._asdict()}, seed=settings.seed, resume=resume, save_every=save_every,
-        evaluate=evaluate, evaluate_every=evaluate_every,
-        frozen=loop.freeze_word_embeddings if settings.freeze_word_embeddings else lambda name: False,
-        stage="Inverse Cloze Task", report=report,
-    )  # fmt: skip
-    embedder.eval()
-    shutil.rmtree(folder / EMBEDDER, ignore_errors=True)
-    embedder.save_pretrained(folder / EMBEDDER)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return loop.train_one(
+        folder, EMBEDDER, embedder, step, settings, blocks, tokenizer, task="ict", stage="Inverse Cloze Task", **given
+    )
 
 
 def cloze(block: Block, random: np.random.Generator, settings: Settings) -> Example:
@@ -120,12 +103,13 @@ def cloze(block: Block, random: np.random.Generator, settings: Settings) -> Exam
 
 
 def in_batch_loss(
-    embedder: RealmEmbedder, tokenizer: Any, examples: list[Example], settings: Settings
+    embedder: RealmEmbedder, tokenizer: Any, examples: list[Example], settings: Settings, share: loop.Share
 ) -> tuple[float, float]:
     """-mean log P(z|x) over the batch and the share of examples whose own block scores best; gradients are added.
 
     ∂loss/∂f(x_i, z_j) = (P(z_j|x_i) - [i = j]) / batch, and f is an inner product, so each side's gradient is that
-    matrix times the other side.
+    matrix times the other side. The blocks of all ranks compete: each rank embeds its own `examples`, has the whole
+    matrix from everybody's embeddings, and needs of either side's gradient the rows that are its own.
     """
     queries = tokenizer(
         [example.query for example in examples], padding=True, truncation=True, max_length=settings.max_query,
@@ -135,18 +119,22 @@ def in_batch_loss(
         [example.title for example in examples], [example.text for example in examples], padding=True,
         truncation="only_second", max_length=settings.max_evidence, return_tensors="pt",
     ).to(embedder.device)  # fmt: skip
-    x = embedder(**queries, return_dict=True).projected_score  # [batch, proj]
+    embedder.dropout_seeds = share.dropout_seeds(0)
+    x = embedder(**queries, return_dict=True).projected_score  # [own examples, proj]
     of_queries = embedder._cache
-    z = embedder(**evidence, return_dict=True).projected_score  # [batch, proj]
+    embedder.dropout_seeds = share.dropout_seeds(1)
+    z = embedder(**evidence, return_dict=True).projected_score  # [own examples, proj]
+    x, z = share.of_all(torch.cat([x, z], 1)).chunk(2, 1)  # [batch, proj] each
     scores = x @ z.t()  # [batch, batch]
-    own = torch.arange(len(examples), device=scores.device)
-    loss = ops.cross_entropy(scores, own).mean()
-    accuracy = (scores.argmax(1) == own).float().mean()
+    right = torch.arange(len(scores), device=scores.device)
+    loss = ops.cross_entropy(scores, right).mean()
+    accuracy = (scores.argmax(1) == right).float().mean()
     dscores = ops.softmax(scores)
-    dscores[own, own] -= 1
-    dscores.div_(len(examples))
-    embedder.backward(projected_score=dscores.t() @ x)
-    embedder._backward(of_queries, {"projected_score": dscores @ z})
+    dscores[right, right] -= 1
+    dscores.div_(len(scores))
+    embedder.backward(projected_score=(dscores.t() @ x)[share.places])
+    with embedder.own_grads.last_pass():
+        embedder._backward(of_queries, {"projected_score": (dscores @ z)[share.places]})
     return float(loss), float(accuracy)
 
 
@@ -178,14 +166,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Run `realm-min ict`."""
-    from ..cli import progress_report, remark
-
     embedder = warm_start.embedder(given.model, given.seed, **options.dropout(given))
-    tokenizer = warm_start.tokenizer(given.model)
-    with progress_report() as report:
-        blocks = options.read_blocks(given.corpus, tokenizer, given.max_evidence, report)
-        warm_up(
-            given.out, blocks, embedder, tokenizer, options.settings_from(given, DEFAULTS), resume=given.resume,
-            save_every=given.save_every, report=report,
-        )  # fmt: skip
-    remark(f"Ready: realm-min pretrain {given.corpus} --model {given.out} --out FOLDER")
+    options.run_warm_up(given, warm_up, embedder, DEFAULTS, given.max_evidence)
+    options.remark(f"Ready: realm-min pretrain {given.corpus} --model {given.out} --out FOLDER")

@@ -7,8 +7,12 @@ A job's folder holds
     log.csv metrics.csv      what each step and each evaluation reported
 
 A step is a function of its number, the weights and what lies in the folder; whatever it draws at random comes from
-`step_seed`. So a run that was killed at any moment and goes on from its checkpoint ends, on a CPU, with the bits of a
-run that never stopped.
+`step_seed` or a `Share`. So a run that was killed at any moment and goes on from its checkpoint ends, on a CPU, with
+the bits of a run that never stopped.
+
+On several ranks (`distributed`) each takes its share of every batch, and gradients are summed over them (`exchange`):
+what is learnt is what one rank would learn, but for rounding. Rank 0 alone writes the folder, and gives the others its
+weights as a run begins or goes on; so it may go on with another number of ranks.
 """
 
 from __future__ import annotations
@@ -17,19 +21,24 @@ import csv
 import json
 import math
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..files import write_atomically
+from ..corpus import Block, corpus_hash
+from ..distributed import world
+from ..files import only_writer, write_atomically
 from ..model import RealmModel
+from .exchange import GradientExchange
 from .optimizer import AdamW
 
 RUN_FILE = "run.json"
@@ -37,8 +46,17 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 LOG_FILE = "log.csv"
 METRICS_FILE = "metrics.csv"
 
-# step(number) -> what to log, "loss" among it; the gradients are left in the models.
+# step(number) -> what to log, "loss" among it; the gradients are left in the models. Both add up over the ranks.
 Step = Callable[[int], dict[str, float]]
+
+Item = TypeVar("Item")
+
+# What stands in a model's checkpoints though no loss reaches it.
+UNREAD = {
+    "embedder": ("cls.predictions.",),
+    "knowledge_encoder": ("realm.pooler.",),
+    "reader": ("cls.predictions.", "realm.pooler."),
+}
 
 
 class DivergedError(ValueError):
@@ -65,26 +83,38 @@ def train(
 
     Args:
         folder: the run's; made where it is absent.
-        models: by name; a tensor that two of them share is updated once.
+        models: by name, in the order in which a step's last backward passes come; a tensor that two of them share is
+            updated once.
         settings: all that decides the result, as JSON values: what a resumed run is compared by.
         seed: of dropout, by way of `step_seed`.
         resume: go on from the folder's checkpoint; without one, from the start.
         frozen: the names ("MODEL.KEY") of tensors to leave as they are.
-        evaluate: measures of the models as they stand, every `evaluate_every` steps and at the end.
-        report: called as report(stage, done, total, note).
+        evaluate: measures of the models as they stand, every `evaluate_every` steps and at the end; on every rank.
+        report: called on rank 0 as report(stage, done, total, note).
 
     Raises:
         FileExistsError: the folder holds a run and `resume` is false.
-        ValueError: it is a run of other settings, or its checkpoint is damaged.
+        ValueError: it is a run of other settings, its checkpoint is damaged, or ranks were given different settings.
+        RankFailedError: another rank died; the last checkpoint is kept.
         DivergedError: a loss or gradient is not finite; the message names step, seed and the last good checkpoint.
         KeyboardInterrupt: as it came; the step it came in is kept up to.
     """
     folder = Path(folder)
     total = optimizer.total_steps
-    done = _open_run(folder, settings, resume)
-    if done:
-        _restore(folder, models, optimizer)
-    saved = done
+    everyone = world()
+    if not everyone.is_first:
+        report = lambda stage, done, total, note="": None  # noqa: E731
+    _check_same(settings)
+
+    def begin() -> int:
+        done = _open_run(folder, settings, resume)
+        if done:
+            _restore(folder, models, optimizer)
+        return done
+
+    saved = done = everyone.on_first(begin)
+    _take_from_first(models, optimizer)
+    exchange = GradientExchange(models.values(), _trainable(models, frozen)[1].values())
     with _log(folder / LOG_FILE, done) as log, _log(folder / METRICS_FILE, done) as log_metrics:
         report(stage, done, total)
         for number in range(done, total):
@@ -94,6 +124,8 @@ def train(
                 model.zero_grads()
             try:
                 logged = step(number)
+                exchange.finish()
+                logged = _summed(logged)
             except KeyboardInterrupt:
                 _save(folder, models, optimizer, number)
                 raise KeyboardInterrupt(
@@ -122,6 +154,130 @@ def train(
             report(stage, number + 1, total, f"loss {logged['loss']:.3f}")
     for model in models.values():
         model.zero_grads()
+
+
+def train_one(
+    folder: str | os.PathLike,
+    name: str,
+    model: RealmModel,
+    step: Step,
+    settings: Any,
+    blocks: Sequence[Block],
+    tokenizer: Any,
+    *,
+    task: str,
+    stage: str,
+    **options: Any,
+) -> Path:
+    """A run of `train` for one model, which is then written to FOLDER/NAME, with the tokenizer in FOLDER.
+
+    Args:
+        name: the model's, EMBEDDER or KNOWLEDGE_ENCODER.
+        settings: the job's: a NamedTuple with steps, learning_rate, warmup, freeze_word_embeddings and seed.
+        blocks: the corpus.
+        task, stage: what the run is called in its run.json, and in reports.
+        options: `train`'s own: resume, save_every, evaluate, evaluate_every, report.
+    """
+    folder = Path(folder)
+    optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=int(settings.warmup * settings.steps))
+    identity = {"task": task, "corpus": corpus_hash(blocks), "config": model.config.to_dict()}
+    with only_job(folder):
+        train(
+            folder, {name: model.train()}, optimizer, step, settings={**identity, **settings._asdict()},
+            seed=settings.seed, frozen=frozen(settings.freeze_word_embeddings), stage=stage, **options,
+        )  # fmt: skip
+        write_models(folder, {name: model}, tokenizer)
+    return folder
+
+
+@contextmanager
+def only_job(folder: str | os.PathLike) -> Iterator[None]:
+    """Be the one job, of all these ranks, that writes `folder`.
+
+    Raises:
+        FileExistsError: another job does.
+    """
+    with ExitStack() as held:
+        world().on_first(lambda: held.enter_context(only_writer(folder)))
+        yield
+
+
+def write_models(folder: Path, models: dict[str, RealmModel], tokenizer: Any) -> None:
+    """Write each finished model to FOLDER/NAME, and the tokenizer to FOLDER: what the next stage begins with."""
+
+    def write() -> None:
+        for name, model in models.items():
+            shutil.rmtree(folder / name, ignore_errors=True)
+            model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder)
+
+    for model in models.values():
+        model.eval()
+    world().on_first(write)
+
+
+# ---- what a step draws
+
+
+class Share(NamedTuple):
+    """One rank's part of a step's batch.
+
+    What an example draws at random follows from the run's seed, the step and the example's place in the whole batch,
+    and so not from the number of ranks.
+    """
+
+    seed: int
+    step: int
+    places: list[int]  # of this rank's examples in the batch
+    count: int  # of examples in the batch
+
+    def random(self, place: int) -> np.random.Generator:
+        """What decides the masks and other choices of the example at `place`."""
+        return np.random.default_rng([self.seed, self.step, place])
+
+    def dropout_seeds(self, first: int = 0, sequences: int = 1) -> list[int]:
+        """For `dropout_seeds` of a model that reads so many sequences of each example, its `first` and the next."""
+        return [dropout_seed(self.seed, self.step, place, first + i) for place in self.places for i in range(sequences)]
+
+    def of_all(self, rows: Tensor) -> Tensor:
+        """The rows of the whole batch [count, ...], from every rank's rows of its own examples [places, ...]."""
+        found = rows.new_zeros(self.count, *rows.shape[1:])
+        found[self.places] = rows
+        world().sum_(found)
+        return found
+
+    def total(self, count: int) -> int:
+        """The sum of what every rank counts in its part of the batch."""
+        counted = torch.tensor(count)
+        world().sum_(counted)
+        return int(counted)
+
+
+def share(seed: int, step: int, items: Sequence[Item]) -> tuple[Share, list[Item]]:
+    """This rank's part of a batch, and the items of it."""
+    places = world().share(list(range(len(items))))
+    return Share(seed, step, places, len(items)), [items[place] for place in places]
+
+
+def check_batch(size: int) -> None:
+    """Refuse a batch that leaves a rank without work.
+
+    Raises:
+        ValueError: it has fewer examples than there are ranks.
+    """
+    if size < world().size:
+        raise ValueError(f"batch_size={size} is less than the {world().size} ranks: give more, or start fewer ranks")
+
+
+def dropout_seed(seed: int, step: int, number: int, sequence: int) -> int:
+    """The seed of the dropout masks of one sequence of a step: of example `number`, say."""
+    drawn = np.random.SeedSequence([seed, step, number, 1 + sequence]).generate_state(1, np.uint64)[0]
+    return int(drawn >> np.uint64(1))
+
+
+def once(value: float) -> float:
+    """For the log: `value`, which is the same on every rank, so that the sum over the ranks is `value`."""
+    return value if world().is_first else 0.0
 
 
 def step_seed(seed: int, number: int) -> int:
@@ -171,6 +327,45 @@ def seed_model(model: RealmModel, seed: int) -> None:
         part.generator.manual_seed(seed)
 
 
+def _check_same(settings: dict[str, Any]) -> None:
+    """ValueError if another rank was given other settings than rank 0, another corpus say."""
+    first, *others = world().gather_objects(settings)
+    for rank, given in enumerate(others, start=1):
+        for key in sorted(first.keys() | given.keys()):
+            if first.get(key) != given.get(key):
+                raise ValueError(
+                    f"rank {rank} has {key}={given.get(key)!r}, rank 0 {first.get(key)!r}: give all ranks the same "
+                    "command and the same files"
+                )
+
+
+def _take_from_first(models: dict[str, RealmModel], optimizer: AdamW) -> None:
+    """Overwrite weights and optimizer state with rank 0's."""
+    everyone = world()
+    if everyone.size == 1:
+        return
+    for tensor in _tensors(models).values():
+        held = tensor.contiguous()
+        everyone.broadcast_(held)
+        tensor.copy_(held)
+    state = optimizer.state_dict()
+    kinds = everyone.broadcast_object(
+        {key: (tensor.shape, tensor.dtype, tensor.device) for key, tensor in state.items()}
+    )
+    found = {}
+    for key, (shape, dtype, device) in kinds.items():
+        found[key] = state[key].contiguous() if everyone.is_first else torch.empty(shape, dtype=dtype, device=device)
+        everyone.broadcast_(found[key])
+    optimizer.load_state_dict(found)
+
+
+def _summed(logged: dict[str, float]) -> dict[str, float]:
+    """What the ranks have to log, added up."""
+    values = torch.tensor(list(logged.values()), dtype=torch.float64)
+    world().sum_(values)
+    return dict(zip(logged, values.tolist(), strict=True))
+
+
 def _open_run(folder: Path, settings: dict[str, Any], resume: bool) -> int:
     """Compare or write the settings; returns how many steps are done."""
     settings = json.loads(json.dumps(settings))
@@ -211,6 +406,8 @@ def _trainable(
 
 
 def _save(folder: Path, models: dict[str, RealmModel], optimizer: AdamW, done: int) -> None:
+    if not world().is_first:
+        return
     tensors = {f"model.{key}": tensor.contiguous() for key, tensor in _tensors(models).items()}
     tensors |= {f"optimizer.{key}": tensor.contiguous() for key, tensor in optimizer.state_dict().items()}
     with write_atomically(folder / CHECKPOINT_FILE) as temporary:
@@ -243,7 +440,10 @@ def _evaluated(models: dict[str, RealmModel], evaluate: Callable[[], dict[str, f
 
 @contextmanager
 def _log(path: Path, done: int) -> Iterator[Callable[[dict[str, float]], None]]:
-    """A function that appends a row; rows of steps that will run once more are dropped first."""
+    """A function that appends a row, on rank 0; rows of steps that will run once more are dropped first."""
+    if not world().is_first:
+        yield lambda row: None
+        return
     columns: list[str] = []
     if path.is_file():
         with open(path, encoding="utf-8", newline="") as file:
@@ -272,6 +472,16 @@ def _write_rows(file: Any, columns: list[str], rows: list[dict[str, Any]], heade
     writer.writerows(rows)
 
 
+def frozen(word_embeddings: bool = False) -> Callable[[str], bool]:
+    """For `train`'s `frozen`: what nothing reads, and the tables of word embeddings with what is tied to them if so."""
+
+    def is_frozen(name: str) -> bool:
+        model, _, key = name.partition(".")
+        return key.startswith(UNREAD.get(model, ())) or (word_embeddings and freeze_word_embeddings(name))
+
+    return is_frozen
+
+
 def freeze_word_embeddings(name: str) -> bool:
-    """For `frozen`: the tables of word embeddings and what is tied to them."""
+    """For `train`'s `frozen`: the tables of word embeddings and what is tied to them."""
     return "word_embeddings" in name

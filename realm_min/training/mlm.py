@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ..corpus import Block, corpus_hash
+from ..corpus import Block
 from ..knowledge_encoder import IGNORED, RealmKnowledgeAugEncoder
 from . import loop, masking, options, warm_start
-from .optimizer import AdamW
 from .warm_start import KNOWLEDGE_ENCODER
 
 
@@ -45,51 +42,50 @@ def warm_up(
     encoder: RealmKnowledgeAugEncoder,
     tokenizer: Any,
     settings: Settings = DEFAULTS,
-    *,
-    resume: bool = False,
-    save_every: int = 100,
-    report: Callable[..., None] = lambda stage, done, total, note="": None,
+    **given: Any,
 ) -> Path:
-    """Train `encoder` in place and write it to FOLDER/knowledge_encoder.
+    """Train `encoder` in place and write it to FOLDER/knowledge_encoder, with the tokenizer in FOLDER.
+
+    Args:
+        given: `loop.train`'s resume, save_every, evaluate, evaluate_every and report.
 
     Raises:
+        ValueError: a batch of fewer blocks than there are ranks.
         FileExistsError, DivergedError, KeyboardInterrupt: as `loop.train`.
     """
-    folder = Path(folder)
-    optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=int(settings.warmup * settings.steps))
-    encoder.train()
+    loop.check_batch(settings.batch_size)
 
     def step(number: int) -> dict[str, float]:
-        rng = np.random.default_rng([settings.seed, number])
         picked = loop.batch(number, settings.batch_size, len(blocks), settings.seed)
-        ids, mask, labels = batch([blocks[i] for i in picked], tokenizer, rng, settings.max_wordpieces)
+        share, own = loop.share(settings.seed, number, [blocks[i] for i in picked])
+        ids, mask, labels = batch(own, tokenizer, [share.random(place) for place in share.places], settings)
+        encoder.dropout_seeds = share.dropout_seeds()
         log_likelihood, cache = encoder.masked_log_likelihood(ids, mask, torch.zeros_like(ids), labels)
-        count = int((labels != IGNORED).sum())
-        encoder.masked_log_likelihood_backward(torch.full_like(log_likelihood, -1 / count), cache)
+        count = share.total(int((labels != IGNORED).sum()))
+        with encoder.own_grads.last_pass():
+            encoder.masked_log_likelihood_backward(torch.full_like(log_likelihood, -1 / count), cache)
         return {"loss": -float(log_likelihood.sum()) / count}
 
-    identity = {"task": "mlm", "corpus": corpus_hash(blocks), "config": encoder.config.to_dict()}
-    loop.train(
-        folder, {"knowledge_encoder": encoder}, optimizer, step,
-        settings={**identity, **settings._asdict()}, seed=settings.seed, resume=resume, save_every=save_every,
-        frozen=loop.freeze_word_embeddings if settings.freeze_word_embeddings else lambda name: False,
-        stage="Masked language modelling", report=report,
+    return loop.train_one(
+        folder, KNOWLEDGE_ENCODER, encoder, step, settings, blocks, tokenizer, task="mlm",
+        stage="Masked language modelling", **given,
     )  # fmt: skip
-    encoder.eval()
-    shutil.rmtree(folder / KNOWLEDGE_ENCODER, ignore_errors=True)
-    encoder.save_pretrained(folder / KNOWLEDGE_ENCODER)
-    return folder
 
 
 def batch(
-    blocks: list[Block], tokenizer: Any, rng: np.random.Generator, max_wordpieces: int
+    blocks: list[Block], tokenizer: Any, random: list[np.random.Generator], settings: Settings
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """[CLS] title. text [SEP] of each block with masks in it: ids, attention mask and labels, [batch, tokens] int64."""
+    """[CLS] title. text [SEP] of each block with masks in it: ids, attention mask and labels, [batch, tokens] int64.
+
+    Args:
+        random: draws the masks of each block.
+    """
     rows = []
-    for passage in masking.passages([tuple(block) for block in blocks], tokenizer):
+    passages = masking.passages([tuple(block) for block in blocks], tokenizer)
+    for passage, rng in zip(passages, random, strict=True):
         positions = {*masking.random_tokens(passage, rng), *masking.salient_span(passage, rng)}
         rows.append(masking.mask(passage.ids, sorted(positions), tokenizer.mask_token_id))
-    tokens = min(max_wordpieces, 2 + max(len(ids) for ids, _ in rows))
+    tokens = min(settings.max_wordpieces, 2 + max(len(ids) for ids, _ in rows))
     ids = torch.full((len(rows), tokens), tokenizer.pad_token_id)
     labels = torch.full_like(ids, IGNORED)
     for i, (masked, targets) in enumerate(rows):
@@ -124,14 +120,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Run `realm-min mlm`."""
-    from ..cli import progress_report, remark
-
     encoder = warm_start.knowledge_encoder(given.model, given.seed, **options.dropout(given))
-    tokenizer = warm_start.tokenizer(given.model)
-    with progress_report() as report:
-        blocks = options.read_blocks(given.corpus, tokenizer, given.max_wordpieces, report)
-        warm_up(
-            given.out, blocks, encoder, tokenizer, options.settings_from(given, DEFAULTS), resume=given.resume,
-            save_every=given.save_every, report=report,
-        )  # fmt: skip
-    remark(f"Ready: {given.out}")
+    options.run_warm_up(given, warm_up, encoder, DEFAULTS, given.max_wordpieces)
+    options.remark(f"Ready: {given.out}")

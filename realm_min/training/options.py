@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..corpus import FACTBOOK, Block, cut_blocks, read_documents
+from ..distributed import world
+from . import warm_start
 
 CORPUS_HELP = f'"{FACTBOOK}", a .jsonl of {{"title", "text"}}, or a folder of .txt files'
 
@@ -47,6 +49,29 @@ def settings_from(options: argparse.Namespace, defaults: Any) -> Any:
 def dropout(options: argparse.Namespace) -> dict[str, float]:
     """Configuration values of --dropout."""
     return {"hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout}
+
+
+def run_warm_up(
+    given: argparse.Namespace, warm_up: Callable[..., Path], model: Any, defaults: Any, max_wordpieces: int
+) -> None:
+    """Run `warm_up`, of a job that trains one model on the blocks of a corpus, with the options given."""
+    from ..cli import progress_report
+
+    tokenizer = warm_start.tokenizer(given.model)
+    with progress_report() as report:
+        blocks = read_blocks(given.corpus, tokenizer, max_wordpieces, report)
+        warm_up(
+            given.out, blocks, model, tokenizer, settings_from(given, defaults), resume=given.resume,
+            save_every=given.save_every, report=report,
+        )  # fmt: skip
+
+
+def remark(text: str) -> None:
+    """Say something on the standard error, on rank 0."""
+    from ..cli import remark
+
+    if world().is_first:
+        remark(text)
 
 
 def read_blocks(corpus: str, tokenizer: Any, max_wordpieces: int, report: Callable[..., None]) -> list[Block]:

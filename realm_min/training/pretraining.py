@@ -175,7 +175,7 @@ def pretrain(
     with refresher:
         loop.train(
             folder, trained, optimizer, step, settings={**identity, **settings._asdict()}, seed=settings.seed,
-            frozen=loop.freeze_word_embeddings if settings.freeze_word_embeddings else lambda name: False,
+            frozen=loop.frozen(settings.freeze_word_embeddings),
             resume=resume, evaluate=evaluate, evaluate_every=evaluate_every, save_every=save_every,
             stage=STAGE, report=report,
         )  # fmt: skip
