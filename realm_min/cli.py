@@ -143,8 +143,9 @@ def run_index(options: argparse.Namespace) -> None:
     else:
         model, tokenizer, _ = load_packed(indexing.DEFAULT_MODEL)
     with progress_report() as report:
-        indexing.index(documents, options.out, model, tokenizer, restart=options.restart, report=report)
-    remark(f'Ready: realm-min ask --model "{options.out}"')
+        indexing.index(documents, options.out, model, tokenizer, restart=options.restart, report=report, remark=remark)
+    if distributed.world().is_first:
+        remark(f'Ready: realm-min ask --model "{options.out}"')
 
 
 @contextmanager

@@ -9,17 +9,25 @@ The folder is what `RealmForOpenQA.from_pretrained(folder, retriever=RealmRetrie
     block_titles.txt                    the title alone, a line a block
     manifest.json                       hashes of the corpus and of the model that embedded it
 
-Work goes on in `FOLDER.partial/`, in shards of a few hundred blocks. A run that was stopped goes on after the last
-whole shard, and ends with the very same bits, since no batch crosses a shard.
+Work goes on in `FOLDER.partial/`, in shards of a few hundred blocks, which the ranks of `distributed.world()` share. A
+run that was stopped goes on with the shards that are not there yet, with as many ranks as it then has.
+
+The folder's bits are the same for any number of ranks and threads, and however often the job was stopped: no batch
+crosses a shard, and one thread computes a batch from end to end. (Several threads that share a product may add it up
+in another order; MKL's do, where it has few rows.) A process with several threads computes as many batches at once.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +35,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import checkpoint, corpus
+from . import checkpoint, corpus, distributed
 from .config import RealmConfig
 from .corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks, from_record, record
-from .files import write_atomically
+from .files import only_writer, write_atomically
 from .hub import resolve_folder
 from .open_qa import RealmForOpenQA
 from .packed import load_packed
 from .retriever import BLOCK_RECORDS_FILE, RealmRetriever, read_block_records
 from .tokenizer import RealmTokenizerFast
 
-SHARD_SIZE = 256  # blocks: what a stop can cost
-BATCH_SIZE = 64
+SHARD_SIZE = 256  # blocks: what a stop can cost a rank
+BATCH_SIZE = 16  # blocks, whose activations a core's cache can hold
+GPU_BATCH_SIZE = 64
+CHECKSUM_SIZE = 32  # bytes, at the end of a shard's file
 
 DEFAULT_MODEL = Path(__file__).parent / "assets" / "default-model.realm"  # packed, with the Factbook's embeddings
 
@@ -59,45 +69,49 @@ def index(
     max_wordpieces: int = MAX_WORDPIECES,
     restart: bool = False,
     report: Report = lambda stage, done, total: None,
+    remark: Callable[[str], None] = warnings.warn,
 ) -> Path:
     """Write a ready folder for `documents`; a job that was stopped goes on where it stood.
 
+    All ranks of `distributed.world()` call it with the same documents and model; each embeds its part of the blocks.
+
     Args:
-        folder: to be made; it appears when all is written.
+        folder: to be made; it appears when all is written. Every rank must see it.
         model: its `embedder` embeds the blocks, and its weights go into the folder; its `block_emb` is not read.
         tokenizer: a RealmTokenizerFast; it is saved too.
         restart: forget what an earlier job left in `folder.partial`.
+        report: called on rank 0 alone, with the progress of all ranks.
+        remark: called on rank 0 with what an earlier job left damaged, and is computed again.
 
     Raises:
-        ValueError: the corpus has no text, or `folder.partial` is of another corpus, model or setting.
-        FileExistsError: `folder` holds something already.
+        ValueError: the corpus has no text, or `folder.partial` is of another corpus, model or setting; the ranks do
+            not have the same corpus or model.
+        FileExistsError: `folder` holds something already, or another job writes it.
+        FileNotFoundError: what a rank has written is not to be seen on rank 0.
         KeyboardInterrupt: as it came, with a message that says what is kept.
     """
-    folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists already: remove it or name another folder")
-    limit = min(max_wordpieces, model.config.max_position_embeddings)
-    blocks = _cut(documents, tokenizer, limit, None, report)
-    if not blocks:
-        raise ValueError("the corpus has no text: give documents that hold some")
-
-    manifest = {
-        "format": 1,
-        "corpus": corpus_hash(blocks),
-        "model": model_hash(model, tokenizer),
-        "blocks": len(blocks),
-        "max_wordpieces": limit,
-        "shard_size": SHARD_SIZE,
-    }
+    folder, world = Path(folder), distributed.world()
     partial = folder.with_name(folder.name + ".partial")
-    _open_partial(partial, manifest, restart)
-    embeddings = _embed_shards(blocks, partial, model, tokenizer, report)
-
-    ready = partial / "ready"
-    shutil.rmtree(ready, ignore_errors=True)
-    _write_ready(ready, blocks, embeddings, model, tokenizer, manifest)
-    os.replace(ready, folder)
-    shutil.rmtree(partial)
+    if not world.is_first:
+        report = lambda stage, done, total: None  # noqa: E731
+    with ExitStack() as held:
+        world.on_first(lambda: _reserve(folder, held))
+        limit = min(max_wordpieces, model.config.max_position_embeddings)
+        blocks = _cut(documents, tokenizer, limit, None, report)
+        if not blocks:
+            raise ValueError("the corpus has no text: give documents that hold some")
+        manifest = {
+            "format": 1,
+            "corpus": corpus_hash(blocks),
+            "model": model_hash(model, tokenizer),
+            "blocks": len(blocks),
+            "max_wordpieces": limit,
+            "shard_size": SHARD_SIZE,
+        }
+        _check_agreement(blocks, manifest)
+        complete = world.on_first(lambda: _open_partial(partial, manifest, restart, remark))
+        _embed_shards(blocks, partial, complete, model, tokenizer, report)
+        world.on_first(lambda: _finish(folder, partial, blocks, model, tokenizer, manifest))
     return folder
 
 
@@ -186,7 +200,55 @@ def _cut(documents: Iterable[Document], tokenizer: Any, limit: int, total: int |
     return blocks
 
 
-def _open_partial(partial: Path, manifest: dict[str, Any], restart: bool) -> None:
+def _reserve(folder: Path, held: ExitStack) -> None:
+    """Make sure that nothing is in the way, and that no other job writes `folder` while `held` is open."""
+    _refuse_existing(folder)
+    held.enter_context(only_writer(folder))
+    _refuse_existing(folder)  # another job may have just finished it
+
+
+def _refuse_existing(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists already: remove it or name another folder")
+
+
+def _check_agreement(blocks: list[Block], manifest: dict[str, Any]) -> None:
+    """ValueError, the same on every rank, if one of them has another corpus or model than rank 0."""
+    world = distributed.world()
+    manifests = world.gather_objects(manifest)
+    for rank, other in enumerate(manifests):
+        if other["model"] != manifests[0]["model"]:
+            raise ValueError(f"rank {rank} has another model than rank 0: give every rank the same --model")
+        if other["corpus"] != manifests[0]["corpus"]:
+            number, first, second = _first_difference(blocks, rank)
+            raise ValueError(
+                f"rank {rank} reads another corpus than rank 0: block {number} is {first} on rank 0 and {second} on "
+                f"rank {rank}: give every rank the same CORPUS"
+            )
+
+
+def _first_difference(blocks: list[Block], rank: int) -> tuple[int, str, str]:
+    """The first block that differs between rank 0 and `rank`, and what it is on either: where it begins to differ."""
+    gather = distributed.world().gather_objects
+
+    def first_difference(values: list[Any]) -> int:
+        ours, theirs = (gather(values)[i] for i in (0, rank))
+        return next(i for i in range(len(ours) + 1) if ours[i : i + 1] != theirs[i : i + 1])
+
+    start = SHARD_SIZE * first_difference([corpus_hash(shard) for shard in _shards(blocks)])
+    number = start + first_difference(blocks[start : start + SHARD_SIZE])
+    records = gather(record(blocks[number]).decode() if number < len(blocks) else None)
+    ours, theirs = records[0], records[rank]
+    same = len(os.path.commonprefix([ours or "", theirs or ""]))
+
+    def excerpt(text: str | None) -> str:
+        return "missing" if text is None else repr(text[max(same - 20, 0) :][:50])
+
+    return number, excerpt(ours), excerpt(theirs)
+
+
+def _open_partial(partial: Path, manifest: dict[str, Any], restart: bool, remark: Callable[[str], None]) -> list[int]:
+    """Make or take over the folder of an unfinished job; returns the numbers of the shards that it holds."""
     path = partial / MANIFEST_FILE
     if path.is_file() and restart:
         shutil.rmtree(partial)
@@ -202,32 +264,156 @@ def _open_partial(partial: Path, manifest: dict[str, Any], restart: bool) -> Non
         raise ValueError(f"{partial} is in the way and no indexing job's: remove it or name another folder")
     partial.mkdir(parents=True, exist_ok=True)
     _write_json(path, manifest)
+    for half in partial.glob(".*.tmp"):  # what a killed rank was writing
+        half.unlink()
+
+    complete = []
+    for number in range(-(-manifest["blocks"] // SHARD_SIZE)):
+        shard = _shard_path(partial, number)
+        if shard.is_file():
+            try:
+                _read_shard(shard)
+                complete.append(number)
+            except ValueError as error:
+                remark(f"{error}: it is computed again")
+                shard.unlink()
+    return complete
 
 
-def _embed_shards(blocks: list[Block], partial: Path, model: RealmForOpenQA, tokenizer: Any, report: Report) -> Tensor:
-    """Embed the shards that are not in `partial` yet; returns all embeddings, [blocks, proj] float32."""
-    paths = [partial / f"embeddings-{i:06d}.npy" for i in range(-(-len(blocks) // SHARD_SIZE))]
-    shards = [blocks[start : start + SHARD_SIZE] for start in range(0, len(blocks), SHARD_SIZE)]
-    kept = done = sum(len(shard) for path, shard in zip(paths, shards, strict=True) if path.is_file())
+def _embed_shards(
+    blocks: list[Block], partial: Path, complete: list[int], model: RealmForOpenQA, tokenizer: Any, report: Report
+) -> None:
+    """Embed the shards that are not in `partial` yet, each rank its part; returns when all ranks are done."""
+    world, shards = distributed.world(), _shards(blocks)
+    todo = {number: shard for number, shard in enumerate(shards) if number not in set(complete)}
+    parts = _parts(todo, tokenizer)
+    others = [number for part in parts[1:] for number in part] if world.is_first else []  # not seen complete yet
+    done = sum(len(shards[number]) for number in complete)
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
         report("Embedding blocks", done, len(blocks))
 
+    def look_at_others() -> None:
+        for number in [number for number in others if _shard_path(partial, number).is_file()]:
+            others.remove(number)
+            advance(len(shards[number]))
+
     try:
         advance(0)
-        for path, shard in zip(paths, shards, strict=True):
-            if not path.is_file():
-                with write_atomically(path) as temporary, open(temporary, "wb") as file:
-                    np.save(file, embed_blocks(model.embedder, tokenizer, shard, advance).numpy())
-                kept += len(shard)
+        for number in parts[world.rank]:
+            _write_shard(_shard_path(partial, number), embed_blocks(model.embedder, tokenizer, shards[number], advance))
+            look_at_others()
+        world.barrier()
+        look_at_others()
     except KeyboardInterrupt:
+        kept = sum(len(shard) for number, shard in enumerate(shards) if _shard_path(partial, number).is_file())
         raise KeyboardInterrupt(
             f"{kept:,} of {len(blocks):,} blocks are embedded and kept in {partial}. "
             "The same command goes on from there."
         ) from None
-    return torch.from_numpy(np.concatenate([np.load(path, allow_pickle=False) for path in paths]))
+
+
+def _finish(
+    folder: Path, partial: Path, blocks: list[Block], model: RealmForOpenQA, tokenizer: Any, manifest: dict[str, Any]
+) -> None:
+    """Put the shards together and write the ready folder."""
+    embeddings = torch.empty(len(blocks), model.config.retriever_proj_size)
+    for number, rows in enumerate(embeddings.split(SHARD_SIZE)):
+        path = _shard_path(partial, number)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is missing: see that {partial.parent} is the same folder for every rank, and give the same "
+                "command again, which computes what is missing"
+            )
+        rows.copy_(torch.from_numpy(_read_shard(path)))
+    ready = partial / "ready"
+    shutil.rmtree(ready, ignore_errors=True)
+    _write_ready(ready, blocks, embeddings, model, tokenizer, manifest)
+    os.replace(ready, folder)
+    shutil.rmtree(partial)
+
+
+# ---- shards
+
+
+def _shards(blocks: list[Block]) -> list[list[Block]]:
+    return [blocks[start : start + SHARD_SIZE] for start in range(0, len(blocks), SHARD_SIZE)]
+
+
+def _parts(shards: dict[int, list[Block]], tokenizer: Any) -> list[list[int]]:
+    """Which of the numbered shards each rank embeds, ascending: about as many tokens as any other rank.
+
+    The longest first, each goes to the rank that has the fewest tokens so far (Graham 1969, "Bounds on multiprocessing
+    timing anomalies"); the ranks count the tokens together.
+    """
+    world = distributed.world()
+    if world.size == 1:
+        return [list(shards)]
+    counted = {number: sum(_lengths(shards[number], tokenizer)) for number in world.share(list(shards))}
+    tokens = {number: count for part in world.gather_objects(counted) for number, count in part.items()}
+    totals, parts = [0] * world.size, [[] for _ in range(world.size)]
+    for number in sorted(tokens, key=lambda number: (-tokens[number], number)):
+        rank = totals.index(min(totals))
+        totals[rank] += tokens[number]
+        parts[rank].append(number)
+    return [sorted(part) for part in parts]
+
+
+def _shard_path(partial: Path, number: int) -> Path:
+    return partial / f"embeddings-{number:06d}.npy"
+
+
+def _write_shard(path: Path, embeddings: Tensor) -> None:
+    """Write [blocks, proj] float32 as .npy, and after it a checksum, which np.load does not read."""
+    data = io.BytesIO()
+    np.save(data, embeddings.numpy())
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(data.getvalue() + _checksum(path, data.getvalue()))
+
+
+def _read_shard(path: Path) -> np.ndarray:
+    """[blocks, proj] float32; ValueError if the file is not as `_write_shard` left it, under that name."""
+    data = path.read_bytes()
+    if data[-CHECKSUM_SIZE:] != _checksum(path, data[:-CHECKSUM_SIZE]):
+        raise ValueError(f"{path} is damaged (its checksum is wrong)")
+    return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+def _checksum(path: Path, data: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + data).digest()
+
+
+# ---- embeddings
+
+
+def embed_on_ranks(
+    embedder: Any, tokenizer: Any, blocks: list[Block], advance: Callable[[int], None] = lambda count: None
+) -> Tensor:
+    """What `embed_blocks` returns, bit for bit, on every rank of `distributed.world()`; each computes its part.
+
+    All ranks call it, with the same blocks and weights. `advance(count)` is called batch by batch with this rank's
+    blocks, and at the end with all others'.
+    """
+    world = distributed.world()
+    if world.size == 1:
+        return embed_blocks(embedder, tokenizer, blocks, advance)
+    shards = _shards(blocks)
+    parts = _parts(dict(enumerate(shards)), tokenizer)
+    # A short shard is the last of all, so also of its part: `embed_blocks` makes the same shards of it again.
+    own = embed_blocks(embedder, tokenizer, [block for i in parts[world.rank] for block in shards[i]], advance)
+    padded = own.new_zeros(max(sum(len(shards[i]) for i in part) for part in parts), own.shape[1])
+    padded[: len(own)] = own
+    embeddings = own.new_empty(len(blocks), own.shape[1])
+    rows = embeddings.split(SHARD_SIZE)
+    for part, gathered in zip(parts, world.all_gather(padded), strict=True):
+        start = 0
+        for number in part:
+            rows[number].copy_(gathered[start : start + len(rows[number])])
+            start += len(rows[number])
+    advance(len(blocks) - len(own))
+    return embeddings
 
 
 def embed_blocks(
@@ -235,20 +421,55 @@ def embed_blocks(
 ) -> Tensor:
     """Embed_doc of each block, [blocks, proj] float32 on the CPU; `advance(count)` is called batch by batch.
 
-    Batches are of similar lengths, so that few of their tokens are padding.
+    Within a shard, batches are of similar lengths, so that few of their tokens are padding.
     """
-    pairs = [block.title for block in blocks], [block.text for block in blocks]
-    lengths = [len(ids) for ids in tokenizer(*pairs, return_token_type_ids=False)["input_ids"]]
-    order = sorted(range(len(blocks)), key=lengths.__getitem__)
+    batch_size = BATCH_SIZE if embedder.device.type == "cpu" else GPU_BATCH_SIZE
     embeddings = torch.empty(len(blocks), embedder.config.retriever_proj_size)
-    for start in range(0, len(order), BATCH_SIZE):
-        batch = order[start : start + BATCH_SIZE]
-        inputs = tokenizer(
-            [blocks[i].title for i in batch], [blocks[i].text for i in batch], padding=True, return_tensors="pt"
-        ).to(embedder.device)
-        embeddings[batch] = embedder(**inputs, return_dict=True).projected_score.float().cpu()  # [batch, proj]
-        advance(len(batch))
+
+    def embed(inputs: Any) -> Tensor:
+        return embedder.forward(**inputs.to(embedder.device), return_dict=True).projected_score  # [batch, proj]
+
+    with _side_by_side(embedder.device) as apply:
+        for number, shard in enumerate(_shards(blocks)):
+            rows = embeddings[number * SHARD_SIZE :]
+            lengths = _lengths(shard, tokenizer)
+            order = sorted(range(len(shard)), key=lambda i: -lengths[i])  # the last to end are short
+            batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+            inputs = (
+                tokenizer(*_pairs([shard[i] for i in batch]), padding=True, return_tensors="pt") for batch in batches
+            )
+            for batch, projected in zip(batches, apply(embed, inputs), strict=True):
+                rows[batch] = projected.float().cpu()
+                advance(len(batch))
     return embeddings
+
+
+@contextmanager
+def _side_by_side(device: torch.device) -> Iterator[Callable[..., Iterator[Tensor]]]:
+    """A `map` with as many calls at a time as torch has threads, each on one of them; on a GPU, one call at a time."""
+    threads = torch.get_num_threads()
+    if threads == 1 or device.type != "cpu":
+        yield map
+        return
+    pool = ThreadPoolExecutor(threads)
+    torch.set_num_threads(1)
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _lengths(blocks: list[Block], tokenizer: Any) -> list[int]:
+    """Tokens of each block, as they are embedded."""
+    return [len(ids) for ids in tokenizer(*_pairs(blocks), return_token_type_ids=False)["input_ids"]]
+
+
+def _pairs(blocks: list[Block]) -> tuple[list[str], list[str]]:
+    return [block.title for block in blocks], [block.text for block in blocks]
+
+
+# ---- the ready folder
 
 
 def _write_ready(
