@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 STAMPS := $(VENV)/stamps
 INSTALL = $(VENV)/bin/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo learn test test-tf test-weights lint format notebooks notebooks-run bench bench-model bench-train verify-base clean
+.PHONY: demo learn test test-tf test-weights lint format notebooks notebooks-run bench bench-model bench-train bench-scale verify-base clean
 
 demo: $(STAMPS)/demo
 	$(RUN) -m realm_min ask $${Q:+"$$Q"} </dev/null
@@ -48,6 +48,10 @@ bench-model: $(STAMPS)/bench
 
 bench-train: $(STAMPS)/bench
 	$(RUN) benchmarks/bench_train.py
+
+# Ranks of one thread each, and the constants of the cost model; the tables of docs/scaling.md and README.md are made anew.
+bench-scale: $(STAMPS)/bench $(STAMPS)/demo
+	$(RUN) benchmarks/bench_scale.py
 
 # A random checkpoint of each kind at BERT-base size: errors, time and memory of `realm-min verify`.
 verify-base: $(STAMPS)/test

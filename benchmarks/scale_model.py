@@ -23,6 +23,7 @@ DIMENSIONS = 128
 CODE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # a dimension, as the scan reads it
 BOUND_BYTES = {"float32": 8, "bfloat16": 16, "int8": 20}  # a group of BASE_GROUP rows: norm, residual, scale
 HEAD_BYTES, CANDIDATE_BYTES = 32, 8  # how much a rank searches for; a score and an id, packed into one int64
+BUCKET = 1 << 20  # gradients that are summed at a time
 QUERIES_AT_ONCE = 64  # which one pass over the blocks can serve
 MEASURED_CODES = ("float32", "int8")
 CSV = Path(__file__).parent / "scale.csv"
@@ -53,6 +54,7 @@ CONSTANTS = {
     "embed rate base": ("FLOP/s", "embedding blocks at BERT-base size, one rank alone"),
     "tokens": ("", "of a Factbook block, on average"),
     "train rate": ("FLOP/s", "forward and backward pass of a training step, one rank alone"),
+    "train rate base": ("FLOP/s", "the same at BERT-base size"),
     "update": ("s", "clipping and updating one parameter, one rank alone"),
 }
 Constants = dict[str, float]
@@ -139,9 +141,12 @@ def gather_seconds(constants: Constants, ranks: int, bytes_a_rank: float, machin
     return (ranks - 1) * step * crowding(constants, ranks / machines)
 
 
-def reduce_seconds(constants: Constants, ranks: int, count: float, machines: int = 1) -> float:
-    """A ring of `count` bytes: R - 1 steps that add the parts up and R - 1 that spread the sums, an R-th of it each."""
-    step = constants["reduce latency"] + count / ranks / constants["reduce bandwidth"]
+def reduce_seconds(constants: Constants, ranks: int, count: float, machines: int = 1, messages: int = 1) -> float:
+    """A ring of `count` bytes: R - 1 steps that add the parts up and R - 1 that spread the sums, an R-th of it each.
+
+    Sent as so many `messages`, each has its own latency.
+    """
+    step = messages * constants["reduce latency"] + count / ranks / constants["reduce bandwidth"]
     return 2 * (ranks - 1) * step * crowding(constants, ranks / machines)
 
 
@@ -199,8 +204,19 @@ def embed_seconds(constants: Constants, ranks: int, flops: float, rate: str = "e
     return flops / ranks / constants[rate] * stretch(constants, "product", ranks / machines)
 
 
+def gradients_seconds(constants: Constants, ranks: int, parameters: int, machines: int = 1) -> float:
+    """The sum of all gradients over the ranks, in buckets of BUCKET numbers."""
+    return reduce_seconds(constants, ranks, 4 * parameters, machines, messages=-(-parameters // BUCKET))
+
+
 def train_seconds(
-    constants: Constants, ranks: int, flops: float, parameters: int, search: float = 0.0, machines: int = 1
+    constants: Constants,
+    ranks: int,
+    flops: float,
+    parameters: int,
+    search: float = 0.0,
+    rate: str = "train rate",
+    machines: int = 1,
 ) -> float:
     """A data-parallel step: search, forward and backward pass of a rank's share of the batch, all-reduce, update.
 
@@ -210,8 +226,8 @@ def train_seconds(
         search: its seconds, from `search_seconds`.
     """
     slower = stretch(constants, "product", ranks / machines)
-    compute = 3 * flops / ranks / constants["train rate"] * slower
-    reduce = reduce_seconds(constants, ranks, 4 * parameters, machines)
+    compute = 3 * flops / ranks / constants[rate] * slower
+    reduce = gradients_seconds(constants, ranks, parameters, machines)
     update = parameters * constants["update"] * stretch(constants, "scan", ranks / machines)
     return search + compute + reduce + update
 
@@ -272,23 +288,30 @@ def predicted(constants: Constants, row: Row) -> float:
     return train_seconds(constants, ranks, row["flops"], int(row["parameters"]))
 
 
+def over_network(rows: list[Row], latency: float | None, bandwidth: float | None) -> list[Row]:
+    """The rows with another latency (seconds) and bandwidth (bytes a second) of the exchanges, where they are given."""
+    given = {"latency": latency, "bandwidth": bandwidth}
+    return [
+        {**row, "value": given[kind]} if (kind := str(row["name"]).split()[-1]) in given and given[kind] else row
+        for row in rows
+    ]
+
+
 # ---- tables
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def table(head: list[str], rows: list[list[str]], text: int = 1) -> str:
+    """A Markdown table; the first `text` columns are text, the others numbers."""
+    lines = [head, ["---"] * text + ["---:"] * (len(head) - text), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def constants_table(rows: list[Row]) -> str:
+def constants_table(constants: Constants) -> str:
     """Every constant with its value."""
-    constants = constants_of(rows)
-    return table(
-        ["constant", "value", "what it is"],
-        [[name, _with_unit(constants[name], unit), text] for name, (unit, text) in CONSTANTS.items()
-         if name in constants],
-    ).replace("| ---: | ---: |", "| ---: | --- |")  # fmt: skip
+    lines = [
+        [name, _with_unit(constants[name], unit), text] for name, (unit, text) in CONSTANTS.items() if name in constants
+    ]
+    return table(["constant", "value", "what it is"], lines, text=3)
 
 
 def measured_table(rows: list[Row], section: str) -> str:
@@ -301,18 +324,46 @@ def measured_table(rows: list[Row], section: str) -> str:
         lines.append(
             [
                 label(row),
-                f"{row['ranks']:.0f}" if row["name"] == "ranks" else "no ranks",
+                "`BlockIndex`" if row["name"] == "BlockIndex" else f"{row['ranks']:.0f}",
                 _time(row["value"]),
                 _time(said),
                 f"{said / row['value'] - 1:+.0%}",
                 f"{row['ratio']:.2f}x",
-                f"{row['share']:.1%}" if "share" in row and row["ranks"] > 1 else "",
             ]
+            + ([f"{row['share']:.1%}" if "share" in row else ""] if section == "search" else [])
         )
-    return table(["work", "ranks", "measured", "predicted", "off by", "speed-up", "exchange"], lines)
+    head = ["work", "ranks", "measured", "predicted", "off by", "speed-up"]
+    return table(head + ["exchange"] * (section == "search"), lines)
 
 
-def memory_table(sizes: list[int]) -> str:
+def summary_table(rows: list[Row]) -> str:
+    """What 2 and 4 ranks bring: the largest search, the embedding, the training step."""
+    lines: dict[str, list[str]] = {}
+    largest = max(row.get("blocks", 0) for row in rows if row["section"] == "search")
+    for row in rows:
+        if row["name"] == "ranks" and (row["section"] != "search" or row["blocks"] == largest):
+            found = lines.setdefault(label(row), [label(row)])
+            found.append(_time(row["value"]))
+            found += [f"{row['ratio']:.2f}x"] if row["ranks"] > 1 else []
+    return table(["work", "1 rank", "2 ranks", "speed-up", "4 ranks", "speed-up"], list(lines.values()))
+
+
+def memory_table(rows: list[Row]) -> str:
+    """Memory that the largest index took on a rank, beside what the model says."""
+    largest = max(row.get("blocks", 0) for row in rows if row["section"] == "search")
+    found = {
+        (row["codes"], row["ranks"]): row["bytes"]
+        for row in rows
+        if row["section"] == "search" and "bytes" in row and row["blocks"] == largest
+    }
+    lines = []
+    for (codes, ranks), held in found.items():
+        said = index_bytes(int(largest), int(ranks), str(codes))
+        lines.append([str(codes), f"{ranks:.0f}", _bytes(held), _bytes(said), f"{said / held - 1:+.0%}"])
+    return table(["codes", "ranks", "measured", "predicted", "off by"], lines)
+
+
+def slices_table(sizes: list[int]) -> str:
     """Bytes of the index, and the slice of a rank."""
     shown = (1, 2, 4, 16, 64, 256)
     lines = [
@@ -323,10 +374,9 @@ def memory_table(sizes: list[int]) -> str:
     return table(["blocks", *(f"R = {ranks}" for ranks in shown)], lines)
 
 
-def search_table(rows: list[Row], sizes: list[int], plan: Plan) -> str:
+def search_table(constants: Constants, sizes: list[int], plan: Plan) -> str:
     """Machines that hold the index, and what a search takes on them."""
-    constants, lines = constants_of(rows), []
-    cores = int(constants["cores"])
+    cores, lines = int(constants["cores"]), []
     for blocks in sizes:
         for memory in plan.memory:
             machines = machines_needed(constants, blocks, memory * 2**30, plan.codes)
@@ -334,23 +384,20 @@ def search_table(rows: list[Row], sizes: list[int], plan: Plan) -> str:
             seconds = [
                 search_seconds(constants, blocks, ranks, queries, plan.k, plan.codes, machines) for queries in (1, 64)
             ]
+            received = (ranks - 1) * sum(exchanged_bytes(ranks, 1, plan.k))
             lines.append(
                 [
                     _count(blocks), f"{memory:,.0f} GiB", f"{machines:,}", f"{ranks:,}",
-                    _bytes(index_bytes(blocks, ranks, plan.codes)), *map(_time, seconds),
-                    _bytes((ranks - 1) * sum(exchanged_bytes(ranks, 1, plan.k))),
+                    _bytes(index_bytes(blocks, ranks, plan.codes)), *map(_time, seconds), _bytes(received),
                 ]
             )  # fmt: skip
-    return table(
-        ["blocks", "a machine's memory", "machines", "ranks", "a rank's slice", "1 query", "64 queries",
-         "bytes a rank receives for 1 query"], lines,
-    )  # fmt: skip
+    head = ["blocks", "a machine's memory", "machines", "ranks", "a rank's slice", "1 query", "64 queries"]
+    return table([*head, "a rank receives, 1 query"], lines)
 
 
-def embedding_table(rows: list[Row], sizes: list[int]) -> str:
+def embedding_table(constants: Constants, sizes: list[int]) -> str:
     """A full re-embedding at BERT-base size: operations, machine-hours, hours on so many machines."""
-    constants, config = constants_of(rows), RealmConfig()
-    cores, shown, lines = int(constants["cores"]), (1, 16, 256, 4096), []
+    config, cores, shown, lines = RealmConfig(), int(constants["cores"]), (1, 16, 256, 4096), []
     for blocks in sizes:
         flops = blocks * encoder_flops(config, [constants["tokens"]])
         hours = [
@@ -366,10 +413,10 @@ def step_flops(config: RealmConfig, plan: Plan) -> float:
     return plan.texts * encoder_flops(config, each)
 
 
-def training_table(rows: list[Row], sizes: list[int], plan: Plan) -> str:
+def training_table(constants: Constants, sizes: list[int], plan: Plan) -> str:
     """A pre-training step of the paper's batch at BERT-base size, on the fewest machines and on more."""
-    constants, config = constants_of(rows), RealmConfig()
-    cores, parameters = int(constants["cores"]), 2 * encoder_parameters(config)
+    config, cores = RealmConfig(), int(constants["cores"])
+    parameters = 2 * encoder_parameters(config)
     flops, memory, lines = step_flops(config, plan), max(plan.memory), []
     for blocks in sizes:
         fewest = machines_needed(constants, blocks, memory * 2**30, plan.codes, parameters)
@@ -378,12 +425,10 @@ def training_table(rows: list[Row], sizes: list[int], plan: Plan) -> str:
             if ranks > plan.texts:
                 continue
             search = search_seconds(constants, blocks, ranks, plan.texts, plan.candidates, plan.codes, machines)
-            reduce = reduce_seconds(constants, ranks, 4 * parameters, machines)
-            whole = train_seconds(constants, ranks, flops, parameters, search, machines)
-            lines.append(
-                [_count(blocks), f"{machines:,}", f"{ranks:,}", _time(search), _time(whole - search - reduce),
-                 _time(reduce), _time(whole)]
-            )  # fmt: skip
+            reduce = gradients_seconds(constants, ranks, parameters, machines)
+            whole = train_seconds(constants, ranks, flops, parameters, search, "train rate base", machines)
+            parts = (search, whole - search - reduce, reduce, whole)
+            lines.append([_count(blocks), f"{machines:,}", f"{ranks:,}", *map(_time, parts)])
     return table(["blocks", "machines", "ranks", "search", "compute and update", "all-reduce", "step"], lines)
 
 
@@ -391,15 +436,25 @@ SECTIONS = ("search", "embedding", "training")
 SIZES = [13_353_718, 100_000_000, 1_000_000_000, 10_000_000_000]
 
 
-def tables(rows: list[Row], sizes: list[int] = SIZES, plan: Plan = Plan()) -> dict[str, str]:  # noqa: B008
-    """Every table of docs/scaling.md by its name, from the rows of a scale.csv."""
+def plan_tables(constants: Constants, sizes: list[int], plan: Plan) -> dict[str, str]:
+    """The tables of sizes that nobody here can run, by name."""
     return {
-        "constants": constants_table(rows),
+        "slices": slices_table(sizes),
+        "plan search": search_table(constants, sizes, plan),
+        "plan embedding": embedding_table(constants, sizes),
+        "plan training": training_table(constants, sizes, plan),
+    }
+
+
+def tables(rows: list[Row]) -> dict[str, str]:
+    """Every table of the documents by its name, from the rows of a scale.csv."""
+    constants = constants_of(rows)
+    return {
+        "constants": constants_table(constants),
         **{section: measured_table(rows, section) for section in SECTIONS},
-        "plan memory": memory_table(sizes),
-        "plan search": search_table(rows, sizes, plan),
-        "plan embedding": embedding_table(rows, sizes),
-        "plan training": training_table(rows, sizes, plan),
+        "memory": memory_table(rows),
+        "summary": summary_table(rows),
+        **plan_tables(constants, SIZES, Plan()),
     }
 
 
@@ -424,8 +479,9 @@ def label(row: Row) -> str:
         queries = f"{row['queries']:.0f} quer{'y' if row['queries'] == 1 else 'ies'}"
         return f"{queries} over {_count(row['blocks'])} blocks, {row['codes']}, k = {row['k']:.0f}"
     if row["section"] == "embedding":
-        return f"{row['blocks']:.0f} Factbook blocks"
-    return f"{row['queries']:.0f} texts"
+        work = "index" if row["name"] == "command" else "embed"
+        return f"{work} {row['blocks']:.0f} Factbook blocks"
+    return f"a training step of {row['queries']:.0f} blocks of 128 wordpieces"
 
 
 def _count(value: float) -> str:

@@ -144,7 +144,7 @@ def test_parameters_and_operations_are_those_of_the_encoder():
 def test_a_step_is_its_parts(r, flops, parameters):
     step = scale_model.train_seconds(IDEAL, r, flops, parameters, search=0.25)
     assert step == pytest.approx(
-        0.25 + 3 * flops / r / 7e10 + scale_model.reduce_seconds(IDEAL, r, 4 * parameters) + 2e-9 * parameters
+        0.25 + 3 * flops / r / 7e10 + scale_model.gradients_seconds(IDEAL, r, parameters) + 2e-9 * parameters
     )
 
 
