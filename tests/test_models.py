@@ -50,7 +50,8 @@ def fill(model, seed=0):
     with torch.no_grad():
         for key, tensor in model.state_dict().items():
             is_norm = tensor.dim() == 1 and key.endswith("weight")
-            std = 1 if key == "block_emb" else model.config.initializer_range if tensor.dim() > 1 else 0.1
+            # Blocks that keep the scores near 1: a loss is a difference of scores, and as exact as the largest of them.
+            std = 0.1 if key == "block_emb" else model.config.initializer_range if tensor.dim() > 1 else 0.1
             tensor.normal_(float(is_norm), std, generator=generator)
 
 
