@@ -19,11 +19,13 @@ from .parameters import Shapes
 class RealmEmbedder(RealmModel):
     """Projects a text onto the space in which relevance is an inner product."""
 
+    unread = ("cls.predictions.",)
+
     @classmethod
     def shapes(cls, config: RealmConfig) -> Shapes:
         return {
             **{f"realm.{key}": shape for key, shape in trunk.shapes(config).items()},
-            **trunk.mlm_head_shapes(config),  # in the checkpoints, though nothing here reads it
+            **trunk.mlm_head_shapes(config),
             **trunk.dense_shapes("cls.dense", config.hidden_size, config.retriever_proj_size),
             **trunk.norm_shapes("cls.LayerNorm", config.retriever_proj_size),
         }

@@ -33,6 +33,8 @@ class RealmModel:
     own_arguments: ClassVar[tuple[str, ...]] = ()
     part_classes: ClassVar[dict[str, type[RealmModel]]] = {}  # of the parts that have keys of their own
     buffers: ClassVar[tuple[str, ...]] = ()
+    # How the names of the parameters begin that are in the checkpoints and that no output depends on.
+    unread: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: RealmConfig, *, seed: int = 0, initialize: bool = True) -> None:
         self.config = config
@@ -261,12 +263,15 @@ class RealmModel:
         """Gradients of the model's own tensors, laid out as they are."""
         if self._grads is None:
             shapes = {key: shape for key, shape in self.shapes(self.config).items() if key not in self.buffers}
-            self._grads = allocate(shapes, self.dtype, self.device, zeros=True)
+            self._grads = allocate(shapes, self.dtype, self.device, zeros=True, constant=self.unread)
         return self._grads
 
     @property
     def grads(self) -> dict[str, Tensor]:
-        """∂loss/∂parameter under the state dict's keys, summed over the `backward` calls since `zero_grads`."""
+        """∂loss/∂parameter under the state dict's keys, summed over the `backward` calls since `zero_grads`.
+
+        What is `unread` has a gradient of zeros that takes no memory and cannot be written to.
+        """
         found = dict(self.own_grads)
         for name, part in self.parts.items():
             found |= {f"{name}.{key}": tensor for key, tensor in part.grads.items()}

@@ -50,13 +50,24 @@ class Parameters(dict[str, Tensor]):
             self._in_last_pass = False
 
 
-def allocate(shapes: Shapes, dtype: torch.dtype, device: torch.device | str, *, zeros: bool = False) -> Parameters:
-    """Parameters in the order of `shapes`, of any values; or of zeros and side by side, as gradients are."""
+def allocate(
+    shapes: Shapes,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    *,
+    zeros: bool = False,
+    constant: tuple[str, ...] = (),
+) -> Parameters:
+    """Parameters in the order of `shapes`, of any values; or of zeros and side by side, as gradients are.
+
+    Of the zeros, those under names that begin as one of `constant` are a single number, and not among the others.
+    """
     parameters = Parameters()
     parameters.qkv = {}
     fused: dict[str, Tensor] = {}
     if zeros:
-        numbers = sum(_aligned(math.prod(shape)) for shape in shapes.values() if not isinstance(shape, str))
+        own = (shape for name, shape in shapes.items() if not (isinstance(shape, str) or name.startswith(constant)))
+        numbers = sum(_aligned(math.prod(shape)) for shape in own)
         parameters.flat = torch.zeros(numbers, dtype=dtype, device=device)
     used = 0
 
@@ -71,6 +82,8 @@ def allocate(shapes: Shapes, dtype: torch.dtype, device: torch.device | str, *, 
         attention, _, role = name.rpartition("self.")
         if isinstance(shape, str):
             parameters[name] = parameters[shape]
+        elif name.startswith(constant):
+            parameters[name] = torch.zeros((), dtype=dtype, device=device).expand(shape)
         elif attention and role.split(".")[0] in ("query", "key", "value"):
             kind, part = role.split(".")[1], ("query", "key", "value").index(role.split(".")[0])
             width = shape[0]
@@ -92,6 +105,11 @@ def allocate(shapes: Shapes, dtype: torch.dtype, device: torch.device | str, *, 
 
 def _aligned(numbers: int) -> int:
     return -(-numbers // ALIGNED) * ALIGNED
+
+
+def is_constant(tensor: Tensor) -> bool:
+    """Whether it is one number seen at every place, as the gradient of what no loss reaches: it takes no memory."""
+    return tensor.dim() > 0 and not any(tensor.stride())
 
 
 def is_dense_weight(name: str) -> bool:

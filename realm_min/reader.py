@@ -21,12 +21,14 @@ from .spans import span_candidates, span_logits, span_logits_backward
 class RealmReader(RealmModel):
     """Scores every span of the retrieved blocks."""
 
+    unread = ("cls.", "realm.pooler.")
+
     @classmethod
     def shapes(cls, config: RealmConfig) -> Shapes:
         spans = config.span_hidden_size
         return {
             **{f"realm.{key}": shape for key, shape in trunk.shapes(config).items()},
-            **trunk.mlm_head_shapes(config),  # in the checkpoints, though nothing here reads it
+            **trunk.mlm_head_shapes(config),
             **trunk.dense_shapes("qa_outputs.dense_intermediate", config.hidden_size, 2 * spans),
             **trunk.dense_shapes("qa_outputs.dense_output", spans, 1),
             **trunk.norm_shapes("qa_outputs.layer_normalization", spans),

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realm_min import RealmConfig, RealmEmbedder
+from realm_min import RealmConfig, RealmEmbedder, RealmReader
 from realm_min.training.optimizer import AdamW, global_norm, norm_of
 
 
@@ -57,6 +57,49 @@ def test_tied_weights_move_once():
     AdamW(0.1, 10).update(both, {"a.weight": grad, "b.weight": grad})
     AdamW(0.1, 10).update(one, {"a.weight": torch.ones(2, 2)})
     assert torch.equal(tied, one["a.weight"])
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(seed=st.integers(0, 99), rows=st.integers(1, 40), words=st.integers(1, 6), restart=st.booleans())
+def test_a_table_of_embeddings_moves_as_any_matrix(seed, rows, words, restart):
+    """Where gradients reach few of its rows, only those are computed; not a bit may differ."""
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(rows, 3, generator=generator)
+    weights = {"embeddings.weight": start.clone(), "dense.weight": start.clone()}
+    options = dict(learning_rate=0.01, total_steps=20, max_grad_norm=1e9)  # the norm, added up in another order
+    optimizers = [AdamW(**options) for _ in weights]
+    for _ in range(12):
+        grad = torch.zeros(rows, 3)
+        reached = torch.randint(rows, (words,), generator=generator)
+        grad[reached] = torch.randn(words, 3, generator=generator)
+        for optimizer, (name, weight) in zip(optimizers, weights.items(), strict=True):
+            optimizer.update({name: weight}, {name: grad})
+        assert torch.equal(*weights.values())
+        if restart:
+            states = [optimizer.state_dict() for optimizer in optimizers]
+            optimizers = [AdamW(**options) for _ in weights]
+            for optimizer, state in zip(optimizers, states, strict=True):
+                optimizer.load_state_dict(state)
+
+
+def test_what_nothing_reads_is_left_alone():
+    sizes = dict(vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    model = RealmReader(RealmConfig(**sizes, max_position_embeddings=12, span_hidden_size=4))
+    grads = model.grads
+    assert grads.keys() == model.state_dict().keys()
+    unread = [name for name in grads if name.startswith(RealmReader.unread)]
+    assert "cls.predictions.decoder.weight" in unread and "realm.pooler.dense.weight" in unread
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name, grad in grads.items():
+        if name in unread:
+            assert not grad.any() and grad.untyped_storage().nbytes() == 4, name
+        else:
+            grad.fill_(1e-3)
+    AdamW(0.01, 10).update(model.state_dict(), grads)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]) == (name in unread), name
+    model.zero_grads()
+    assert not any(grad.any() for grad in model.grads.values())
 
 
 def test_state_goes_on_where_it_stopped():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..distributed import world
 from ..model import RealmModel
-from ..parameters import ALIGNED, Parameters
+from ..parameters import ALIGNED, Parameters, is_constant
 
 BUCKET = 1 << 20  # numbers that are summed at a time, at most
 
@@ -77,7 +77,7 @@ def buckets(grads: Parameters, wanted: set[int], size: int = BUCKET) -> list[tup
     spans = sorted(
         (grad.storage_offset(), grad.storage_offset() + 1 + _last(grad))
         for grad in grads.values()
-        if grad.data_ptr() in wanted
+        if grad.data_ptr() in wanted and not is_constant(grad)
     )
     whole: list[tuple[int, int]] = []
     for start, stop in spans:

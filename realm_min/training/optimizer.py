@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..parameters import is_constant
 
 
 @dataclass
@@ -46,6 +47,7 @@ class AdamW:
             raise ValueError(f"weight_decay={self.weight_decay} must not be negative, betas={self.betas} lie in [0, 1)")
         self.mean: dict[str, Tensor] = {}
         self.square: dict[str, Tensor] = {}
+        self._reached: dict[str, Tensor] = {}  # of each embedding table: bool [rows]
 
     def update(self, parameters: dict[str, Tensor], grads: dict[str, Tensor]) -> float:
         """One step, on `parameters` in place; `grads` are only read.
@@ -61,7 +63,10 @@ class AdamW:
             FloatingPointError: that norm is not finite; nothing was changed.
         """
         once = {id(parameters[name]): name for name in reversed(grads)}
-        norms = {name: norm_of(grad) for name, grad in grads.items() if once[id(parameters[name])] == name}
+        norms = {}
+        for name, grad in grads.items():
+            if once[id(parameters[name])] == name and not is_constant(grad):
+                norms[name] = self._norm_of_table(name, grad) if is_table(name) else norm_of(grad)
         norm = global_norm(norms.values())
         clip = min(1.0, self.max_grad_norm / norm) if norm else 1.0
         rate = self.rate()
@@ -77,12 +82,37 @@ class AdamW:
                     continue
                 self.mean[name], self.square[name] = torch.zeros_like(grad), torch.zeros_like(grad)
             decay = 1 - rate * self.weight_decay if decays(name) else 1.0
-            p, g, mean, square = as_stored(parameter, grad, self.mean[name], self.square[name])
-            for rows in ops.pieces(p):
-                average = mean[rows].mul_(first).add_(g[rows], alpha=(1 - first) * clip)
-                deviation = square[rows].mul_(second).addcmul_(g[rows], g[rows], value=(1 - second) * clip**2).sqrt()
-                p[rows].mul_(decay).addcdiv_(average, deviation.add_(self.eps * root), value=-scale)
+            tensors = whole = as_stored(parameter, self.mean[name], self.square[name], grad)
+            rows = self._reached_rows(name)
+            if rows is not None:
+                parameter.mul_(decay)  # which is all that happens to the other rows
+                tensors, decay = [tensor.index_select(0, rows) for tensor in whole], 1.0
+            for piece in ops.pieces(tensors[0]):
+                p, mean, square, g = (tensor[piece] for tensor in tensors)
+                mean.mul_(first).add_(g, alpha=(1 - first) * clip)
+                square.mul_(second).addcmul_(g, g, value=(1 - second) * clip**2)
+                p.mul_(decay).addcdiv_(mean, root_(square.clone()).add_(self.eps * root), value=-scale)
+            if rows is not None:
+                for tensor, some in zip(whole[:3], tensors[:3], strict=True):
+                    tensor.index_copy_(0, rows, some)
         return norm
+
+    def _norm_of_table(self, name: str, grad: Tensor) -> float:
+        """As `norm_of`; which rows the gradient reaches is remembered on the way."""
+        of_rows = torch.linalg.vector_norm(grad, dim=1)
+        reached = of_rows != 0
+        self._reached[name] = reached.logical_or_(self._reached.get(name, reached))
+        return float(torch.linalg.vector_norm(of_rows))
+
+    def _reached_rows(self, name: str) -> Tensor | None:
+        """The rows of an embedding table that any gradient has reached, if they are the smaller part.
+
+        The averages of the others are 0, and Adam leaves them where they are: a batch holds a few of the words.
+        """
+        reached = self._reached.get(name)
+        if reached is None or 2 * int(reached.sum()) > len(reached):
+            return None
+        return reached.nonzero()[:, 0]
 
     def rate(self) -> float:
         """The learning rate of the step to come."""
@@ -113,11 +143,27 @@ class AdamW:
         self.step = int(state["step"])
         self.mean = {name: tensor.clone() for name, tensor in averages["mean"].items()}
         self.square = {name: tensor.clone() for name, tensor in averages["square"].items()}
+        # An average that has faded to 0 moves its row no more than one that never was anything else.
+        self._reached = {
+            name: (tensor != 0).any(1) | (self.square[name] != 0).any(1)
+            for name, tensor in self.mean.items()
+            if is_table(name)
+        }
 
 
 def decays(name: str) -> bool:
     """Whether weight decay applies: to matrices, not to biases and LayerNorms."""
     return not name.endswith(("bias", "LayerNorm.weight", "layer_normalization.weight"))
+
+
+def is_table(name: str) -> bool:
+    """Whether it is a table of embeddings, of which a batch reads some rows."""
+    return name.endswith("embeddings.weight")
+
+
+def root_(x: Tensor) -> Tensor:
+    """√x of what is not negative, as x / √x: many times as fast as torch's `sqrt` on a CPU."""
+    return x.mul_((x + torch.finfo(x.dtype).tiny).rsqrt_())
 
 
 def as_stored(*tensors: Tensor) -> tuple[Tensor, ...]:
