@@ -55,7 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         remark(f"realm-min: {one_line(error)}")
         return 2
     except KeyboardInterrupt as interrupt:
-        remark(f"\nInterrupted. {interrupt}".rstrip())
+        if os.environ.get("RANK", "0") == "0":  # torchrun interrupts all ranks
+            remark(f"\nInterrupted. {interrupt}".rstrip())
         return 130
     return 0
 
