@@ -176,6 +176,25 @@ class World:
             dist.all_to_all_single(received, tensor.contiguous(), [mine] * self.size, counts, group=self.group)
         return received.view(self.size, mine, *tensor.shape[1:])
 
+    def post(self, number: int, rank: int) -> Callable[[], None]:
+        """Send `number` to another rank, which may `receive` it later; what this returns waits until it has."""
+        letter = torch.tensor(number)
+        with self.exchanging():
+            work = dist.isend(letter, dst=self._global_rank(rank), group=self.group)
+
+        def wait(letter: Tensor = letter) -> None:  # the letter lives as long
+            with self.exchanging():
+                work.wait()
+
+        return wait
+
+    def receive(self, rank: int) -> int:
+        """Wait for the next number that `rank` posts to this one."""
+        letter = torch.tensor(0)
+        with self.exchanging():
+            dist.recv(letter, src=self._global_rank(rank), group=self.group)
+        return int(letter)
+
     @contextmanager
     def exchanging(self) -> Iterator[None]:
         """Around a collective of torch.distributed: where it fails, say which rank is to blame.
@@ -198,6 +217,34 @@ _world = World()
 def world() -> World:
     """The world that this process has joined: of one rank, unless `join` says otherwise."""
     return _world
+
+
+@contextmanager
+def split(last: int) -> Iterator[World]:
+    """Part the ranks in two until the block ends: for the `last` ones `world()` is these, for the others the others.
+
+    Every rank calls it. With `last` = 0 nothing changes.
+
+    Raises:
+        ValueError: no rank would be left in the first part.
+    """
+    global _world
+    whole = _world
+    first = whole.size - last
+    if first < 1 or last < 0:
+        raise ValueError(
+            f"{last} of {whole.size} ranks cannot be parted from the others: start more ranks, or part fewer"
+        )
+    if last:
+        parts = list(range(first)), list(range(first, whole.size))
+        # A group is made by all ranks, those outside it too.
+        groups = [dist.new_group(part, timeout=COLLECTIVE_TIMEOUT) for part in parts]
+        number = int(whole.rank >= first)
+        _world = World(parts[number].index(whole.rank), len(parts[number]), groups[number], whole.watcher)
+    try:
+        yield _world
+    finally:
+        _world = whole
 
 
 @contextmanager

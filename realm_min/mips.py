@@ -140,6 +140,10 @@ class BlockIndex:
         """Bytes of the blocks, their compressed copy and the bounds."""
         return sum(tensor.nbytes for tensor in self._tensors().values())
 
+    def rows(self, ids: Tensor) -> Tensor:
+        """The vectors of blocks ids [...] int64 -> [..., D]."""
+        return self.blocks[ids.to(self.device)]
+
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """`mips_topk` of queries [Q, D] over the index; `last_search` then tells how much was rescored."""
         if self.blocks.is_cuda:

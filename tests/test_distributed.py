@@ -83,6 +83,31 @@ def test_slices_are_all_rows_in_order(total):
     assert max(lengths) - min(lengths) <= 16 + 15
 
 
+def part_and_post():
+    whole = distributed.world()
+    with distributed.split(1) as part:
+        assert distributed.world() is part
+        gathered = part.gather_objects(whole.rank)
+        if whole.rank == 0:
+            for wait in [whole.post(number, whole.size - 1) for number in (7, 8)]:
+                wait()
+        received = [whole.receive(0), whole.receive(0)] if whole.rank == whole.size - 1 else []
+    assert distributed.world() is whole
+    return part.rank, gathered, received, whole.gather_objects(whole.rank)
+
+
+def test_ranks_are_parted_and_send_numbers():
+    assert ranks.run(part_and_post, 3) == [
+        (0, [0, 1], [], [0, 1, 2]),
+        (1, [0, 1], [], [0, 1, 2]),
+        (0, [2], [7, 8], [0, 1, 2]),
+    ]
+    with distributed.split(0) as part:
+        assert part.size == 1
+    with pytest.raises(ValueError, match="1 of 1 ranks cannot be parted"), distributed.split(1):
+        pass
+
+
 def fail_beyond_first():
     def refuse():
         if distributed.world().rank:

@@ -169,9 +169,11 @@ def test_a_step_against_autograd_through_transformers_modules(tokenizer, margina
         mine.load_state_dict(other.state_dict())
     settings = SETTINGS._replace(marginal=marginal)
     texts = pretraining.cut_texts(BLOCKS, tokenizer, 24, masking.salient_span)[:7:3]
-    examples = pretraining.hide(texts, tokenizer, masking.salient_span, np.random.default_rng(0))
+    examples = pretraining.hide(texts, tokenizer, masking.salient_span, [np.random.default_rng(0)] * 3)
     index = torch.randn(len(BLOCKS), 8)
-    logged = pretraining.learn(*ours, tokenizer, BLOCKS, BlockIndex(index), examples, settings)
+    logged = pretraining.learn(
+        *ours, tokenizer, BLOCKS, BlockIndex(index), examples, settings, loop.share(0, 0, examples)[0]
+    )
 
     def encode(*texts, limit=max_positions):
         rows = [tokenizer(*text, truncation="longest_first" if len(text) == 1 else "only_second", max_length=limit)
@@ -248,10 +250,11 @@ def test_retrieval_utility_is_what_the_documents_add(tokenizer):
     knowledge_encoder.masked_log_likelihood = log_likelihood
     knowledge_encoder.masked_log_likelihood_backward = lambda gradient, cache: None
     texts = pretraining.cut_texts(BLOCKS, tokenizer, 24, masking.salient_span)
-    (example,) = pretraining.hide(texts[:1], tokenizer, masking.salient_span, np.random.default_rng(1))
+    (example,) = pretraining.hide(texts[:1], tokenizer, masking.salient_span, [np.random.default_rng(1)])
     pieces = sum(label != -100 for label in example.labels)
     index = BlockIndex(torch.randn(len(BLOCKS), 8))
-    logged = pretraining.learn(embedder, knowledge_encoder, tokenizer, BLOCKS, index, [example], SETTINGS)
+    share, _ = loop.share(0, 0, [example])
+    logged = pretraining.learn(embedder, knowledge_encoder, tokenizer, BLOCKS, index, [example], SETTINGS, share)
     assert seen["rows"].flatten().tolist() == [0, 1, 1, 1]  # the null document stands first
     assert logged["retrieval_utility"] == pytest.approx(pieces * (1 - logged["null_probability"]), rel=1e-6)
     assert logged["loss"] == pytest.approx(

@@ -155,8 +155,8 @@ def test_the_builders_failure_is_reported(tmp_path, tokenizer):
 def test_a_killed_builder_is_reported_at_the_next_step(tmp_path, tokenizer):
     with IndexRefresher(tmp_path, BLOCKS, new_embedder(), tokenizer, every=5) as refresher:
         refresher.embeddings(0)
-        os.kill(refresher._builder.pid, signal.SIGKILL)
-        refresher._builder.wait()
+        os.kill(refresher._builder.process.pid, signal.SIGKILL)
+        refresher._builder.process.wait()
         with pytest.raises(ChildProcessError, match="it ended with status -9"):
             refresher.embeddings(1)
 
@@ -179,7 +179,7 @@ tokenizer = RealmTokenizerFast({vocabulary!r})
 refresher = IndexRefresher({folder!r}, BLOCKS * 2000, new_embedder(), tokenizer, every=5)
 refresher._start(0)
 refresher._take_snapshot(0)
-print(refresher._builder.pid, flush=True)
+print(refresher._builder.process.pid, flush=True)
 refresher.embeddings(0)
 """
 

@@ -159,7 +159,8 @@ def test_a_step_is_the_models_own_loss_and_gradient(tokenizer):
     evidence = finetuning.Evidence(finetuning.encode_blocks(model.retriever.block_records, tokenizer))
     model.zero_grads()
     settings_ = finetuning.Settings(read_an_answer=False)
-    found = finetuning.losses(model, [question[0]._replace(title=None)], evidence, settings_)
+    share, asked = loop.share(0, 0, [question[0]._replace(title=None)])
+    found = finetuning.losses(model, asked, evidence, settings_, share)
     grads = {key: grad.clone() for key, grad in model.grads.items()}
     model.zero_grads()
     inputs = tokenizer([QUESTIONS[1].question], return_tensors="pt")

@@ -14,6 +14,8 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +26,12 @@ from torch import Tensor
 from .. import indexing
 from ..config import RealmConfig
 from ..corpus import MAX_WORDPIECES, Block, json_lines, record
+from ..distributed import split, world
 from ..evaluation import Question, checked_question, evaluate, means, read_questions
 from ..open_qa import MAX_QUESTION_WORDPIECES, RealmForOpenQA, pad_to
 from ..retriever import BLOCK_RECORDS_FILE, RealmRetriever
-from . import loop, options, warm_start
+from ..sharded_index import ShardedBlockIndex
+from . import loop, options, refresh, warm_start
 from .optimizer import AdamW
 from .refresh import IndexRefresher
 
@@ -98,6 +102,7 @@ def finetune(
     evaluate_every: int = 0,
     resume: bool = False,
     save_every: int = 100,
+    refresh_ranks: int = 0,
     report: Callable[..., None] = lambda stage, done, total, note="": None,
 ) -> RealmForOpenQA:
     """Train `model`, its embedder and its reader, in place.
@@ -108,10 +113,12 @@ def finetune(
         blocks: the evidence as titles and texts, which `refresh_blocks` needs; with them a question that knows its
             title, or words of its evidence, takes evidence from nowhere else.
         dev: questions to measure the model by, every `evaluate_every` steps and at the end.
+        refresh_ranks: with `refresh_blocks`, so many ranks, the last, do nothing but build indexes. In the end they
+            have rank 0's model too.
 
     Raises:
         ValueError: no question has an answer that can be a span; an empty or overlong question;
-            other blocks than the retriever has.
+            other blocks than the retriever has; too few ranks.
         FileExistsError, DivergedError, KeyboardInterrupt: as `loop.train`.
     """
     records = model.retriever.block_records
@@ -119,15 +126,54 @@ def finetune(
         raise ValueError("the blocks given are not those of the model's retriever: give the corpus it was indexed with")
     if settings.refresh_blocks and blocks is None:
         raise ValueError("refresh_blocks embeds the blocks anew: give them, with their titles")
-    tokenizer = model.retriever.tokenizer
+    if refresh_ranks and not settings.refresh_blocks:
+        raise ValueError(f"refresh_ranks={refresh_ranks} have nothing to build: refresh the blocks, or leave it at 0")
+    loop.check_batch(settings.batch_size, refresh_ranks)
+    everyone = world()
+    training = everyone.size - refresh_ranks
+    with split(refresh_ranks):
+        if everyone.rank >= training:
+            refresh.build_on_ranks(folder, list(blocks), model.embedder, model.retriever.tokenizer, everyone)
+        else:
+            builders = partial(refresh.BuilderRanks, everyone, training) if refresh_ranks else refresh.BuilderProcess
+            with loop.only_job(folder):
+                _train(
+                    folder, model, questions, settings, blocks, dev, builders,
+                    evaluate_every=evaluate_every, resume=resume, save_every=save_every, report=report,
+                )  # fmt: skip
+    model.eval()
+    if refresh_ranks:
+        loop.take_from_first({"embedder": model.embedder, "reader": model.reader})
+    if settings.refresh_blocks:  # the index of the finished embedder
+        model.block_emb = refresh.embed_together(model.embedder, model.retriever.tokenizer, list(blocks))
+    return model
+
+
+def _train(
+    folder: str | os.PathLike,
+    model: RealmForOpenQA,
+    questions: Sequence[TrainingQuestion],
+    settings: Settings,
+    blocks: Sequence[Block] | None,
+    dev: Sequence[Question],
+    builders: Callable[[Path], Any],
+    *,
+    report: Callable[..., None],
+    **given: Any,
+) -> None:
+    tokenizer, records = model.retriever.tokenizer, model.retriever.block_records
     evidence = Evidence(encode_blocks(records, tokenizer, report), blocks)
     encoded = encode_questions(questions, tokenizer, model.config.max_span_width)
     optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=int(settings.warmup * settings.steps))
     refresher = None
     if settings.refresh_blocks:
         refresher = IndexRefresher(
-            folder, list(blocks), model.embedder, tokenizer, every=settings.refresh_every, steps=settings.steps
-        )
+            folder, list(blocks), model.embedder, tokenizer, every=settings.refresh_every, steps=settings.steps,
+            builders=builders,
+        )  # fmt: skip
+    together = world().size > 1
+    if together and refresher is None:
+        model.index = refresh.searchable(model.block_emb)
 
     def step(number: int) -> dict[str, float]:
         stale = {}
@@ -135,28 +181,42 @@ def finetune(
             embeddings = refresher.embeddings(number)
             if embeddings is not model.block_emb:
                 model.block_emb = embeddings
-            stale = {"staleness": refresher.staleness(number), "seconds_waited": refresher.seconds_waited}
+                if together:
+                    model.index = refresh.searchable(embeddings)
+            stale = {
+                "staleness": loop.once(refresher.staleness(number)),
+                "seconds_waited": loop.once(refresher.seconds_waited),
+            }
         picked = loop.batch(number, settings.batch_size, len(encoded), settings.seed)
-        return losses(model, [encoded[i] for i in picked], evidence, settings) | stale
+        share, own = loop.share(settings.seed, number, [encoded[i] for i in picked])
+        return losses(model, own, evidence, settings, share) | stale
 
     model.train()
     identity = {"task": "finetune", "config": model.config.to_dict()}
     identity |= {"questions": _digest(questions), "blocks": _digest(records)}
     try:
-        loop.train(
-            folder, {"embedder": model.embedder, "reader": model.reader}, optimizer, step,
-            settings={**identity, **settings._asdict()}, seed=settings.seed, resume=resume, save_every=save_every,
-            frozen=loop.frozen(settings.freeze_word_embeddings),
-            evaluate=(lambda: means(result.measures for result in evaluate(model, dev))) if dev else None,
-            evaluate_every=evaluate_every, stage="Fine-tuning", report=report,
-        )  # fmt: skip
+        with refresher or nullcontext():
+            loop.train(
+                folder, {"embedder": model.embedder, "reader": model.reader}, optimizer, step,
+                settings={**identity, **settings._asdict()}, seed=settings.seed,
+                frozen=loop.frozen(settings.freeze_word_embeddings),
+                evaluate=(lambda: measures(model, dev)) if dev else None, stage="Fine-tuning", report=report, **given,
+            )  # fmt: skip
     finally:
-        if refresher is not None:
-            refresher.close()
-    model.eval()
-    if settings.refresh_blocks:  # the index of the finished embedder
-        model.block_emb = indexing.embed_blocks(model.embedder, tokenizer, list(blocks))
-    return model
+        if together:  # what searches with all ranks is of no use to one
+            model._index = None
+
+
+def measures(model: RealmForOpenQA, questions: Sequence[Question]) -> dict[str, float | None]:
+    """The mean measures of a model's answers, each rank answering its part of the questions."""
+    everyone = world()
+    own = [result.measures for result in evaluate(model, everyone.share(list(questions)))]
+    if isinstance(model.index, ShardedBlockIndex):
+        model.index.follow()
+    found: list[dict[str, float | None]] = [{}] * len(questions)
+    for rank, theirs in enumerate(everyone.gather_objects(own)):
+        found[rank :: everyone.size] = theirs
+    return means(found)
 
 
 def losses(
@@ -164,9 +224,15 @@ def losses(
     questions: list[Encoded],
     evidence: Evidence,
     settings: Settings,
+    share: loop.Share,
 ) -> dict[str, float]:
-    """The mean losses of a batch of questions, by name; gradients are added to the model's."""
-    embedder = model.embedder
+    """The mean losses of a batch of questions, by name; gradients are added to the model's.
+
+    Args:
+        questions: this rank's part of the batch, as `share` says; over the ranks, losses and gradients add up.
+    """
+    embedder, reader = model.embedder, model.reader
+    embedder.dropout_seeds = share.dropout_seeds()
     ids, mask = padded([question.ids for question in questions], model.config.pad_token_id)
     x = embedder(input_ids=ids, attention_mask=mask, return_dict=True).projected_score  # [batch, proj]
     of_questions = embedder._cache
@@ -175,10 +241,13 @@ def losses(
     for i, question in enumerate(questions):
         right = torch.tensor([is_evidence(question, block, evidence) for block in found[i].tolist()])
         block_ids, right = reading_order(found[i], right, model.config.reader_beam_size, settings.read_an_answer)
-        results.append(read(model, question, x[i], block_ids, right, evidence, settings, 1 / len(questions)))
+        alone = share._replace(places=[share.places[i]])
+        with reader.own_grads.last_pass() if i == len(questions) - 1 else nullcontext():
+            results.append(read(model, question, x[i], block_ids, right, evidence, settings, alone))
         dx[i] = results[-1].dprojection
-    embedder._backward(of_questions, {"projected_score": dx})
-    count = len(results)
+    with embedder.own_grads.last_pass():
+        embedder._backward(of_questions, {"projected_score": dx})
+    count = share.count
     retriever_loss = sum(result.retriever_loss for result in results) / count
     reader_loss = sum(result.reader_loss for result in results) / count
     return {
@@ -197,21 +266,22 @@ def read(
     right: Tensor,
     evidence: Evidence,
     settings: Settings,
-    weight: float,
+    share: loop.Share,
 ) -> Read:
     """Read the first of `block_ids` [searcher beam] for one question; the reader's gradients are added.
 
     Args:
         x: Embed_input(x) [proj].
         right: which blocks hold an answer, [searcher beam].
-        weight: of this question's losses.
+        share: of the batch, this question alone.
     """
     config, reader = model.config, model.reader
     beam = min(config.reader_beam_size, len(block_ids))
     embeddings = model.block_emb[block_ids].to(x.device)  # [searcher beam, proj]
     fresh = None
     if settings.refresh_blocks:
-        fresh = embed_read(model, [evidence.blocks[block] for block in block_ids[:beam].tolist()])
+        read_blocks = [evidence.blocks[block] for block in block_ids[:beam].tolist()]
+        fresh = embed_read(model, read_blocks, share.dropout_seeds(1 + beam, beam))
         embeddings[:beam] = fresh[0]
     room = config.reader_seq_len - 3 - len(question.ids[1:-1])
     texts = [evidence.pieces[block][:room] for block in block_ids[:beam].tolist()]
@@ -226,14 +296,15 @@ def read(
         for column, (start, length) in enumerate(places):
             starts[row, column] = len(question.ids) + start
             ends[row, column] = len(question.ids) + start + length - 1
+    reader.dropout_seeds = share.dropout_seeds(1, beam)
     output = reader(
         input_ids=ids, attention_mask=mask, token_type_ids=types, relevance_score=embeddings @ x, block_mask=in_block,
         start_positions=starts.to(x.device), end_positions=ends.to(x.device), has_answers=right.to(x.device),
         return_dict=True,
     )  # fmt: skip
-    drelevance = torch.zeros(len(block_ids), device=x.device)
+    drelevance = x.new_zeros(len(block_ids))
     if bool(right.any()):
-        drelevance = reader.backward(loss=torch.tensor(weight, device=x.device))["relevance_score"]
+        drelevance = reader.backward(loss=torch.tensor(1 / share.count, device=x.device))["relevance_score"]
     if fresh is not None:
         model.embedder._backward(fresh[1], {"projected_score": drelevance[:beam, None] * x})
     return Read(float(output.retriever_loss), float(output.reader_loss), any(spans), drelevance @ embeddings)
@@ -250,8 +321,9 @@ def is_evidence(question: Encoded, block: int, evidence: Evidence) -> bool:
     return any(len(occurrences(evidence.pieces[block], answer)) for answer in question.answers)
 
 
-def embed_read(model: RealmForOpenQA, blocks: list[Block]) -> tuple[Tensor, Any]:
-    """Embed_doc of some blocks [blocks, proj], and what its backward needs."""
+def embed_read(model: RealmForOpenQA, blocks: list[Block], seeds: list[int]) -> tuple[Tensor, Any]:
+    """Embed_doc of some blocks [blocks, proj], with dropout seeds for each, and what its backward needs."""
+    model.embedder.dropout_seeds = seeds
     inputs = model.retriever.tokenizer(
         [block.title for block in blocks], [block.text for block in blocks], padding=True, return_tensors="pt"
     ).to(model.embedder.device)
@@ -390,6 +462,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--evaluate-every", type=int, metavar="N", default=200, help="steps between measurements (default: 200)"
     )
     options.add_run(parser)
+    options.add_refresh_ranks(parser)
     options.add_settings(
         parser, DEFAULTS,
         {
@@ -410,7 +483,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Run `realm-min finetune`."""
-    from ..cli import progress_report, remark
+    from ..cli import progress_report
 
     questions = read_training_questions(given.questions)
     dev = list(read_questions(given.dev)) if given.dev else []
@@ -430,12 +503,18 @@ def run(given: argparse.Namespace) -> None:
             model = new_model(given.model, blocks, tokenizer, given.seed, report, **values)
         finetune(
             given.out, model, questions, options.settings_from(given, DEFAULTS), blocks=blocks, dev=dev,
-            evaluate_every=given.evaluate_every, resume=given.resume, save_every=given.save_every, report=report,
+            evaluate_every=given.evaluate_every, resume=given.resume, save_every=given.save_every,
+            refresh_ranks=given.refresh_ranks, report=report,
         )  # fmt: skip
     folder = given.out / "model"
-    shutil.rmtree(folder, ignore_errors=True)
-    indexing.write_ready(folder, blocks, model.block_emb, model, model.retriever.tokenizer, MAX_WORDPIECES)
-    remark(f'Ready: realm-min ask --model "{folder}"')
+
+    def write() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        indexing.write_ready(folder, blocks, model.block_emb, model, model.retriever.tokenizer, MAX_WORDPIECES)
+
+    with loop.only_job(given.out):
+        world().on_first(write)
+    options.remark(f'Ready: realm-min ask --model "{folder}"')
 
 
 def new_model(
@@ -470,6 +549,6 @@ def new_model(
 
     tensors = {f"embedder.{key}": tensor for key, tensor in embedder.state_dict().items()}
     tensors |= {f"reader.{key}": tensor for key, tensor in reader.state_dict().items()}
-    embeddings = indexing.embed_blocks(embedder.eval(), tokenizer, blocks, advance)
+    embeddings = refresh.embed_together(embedder.eval(), tokenizer, blocks, advance)
     model.load_state_dict(tensors | {"block_emb": embeddings})
     return model

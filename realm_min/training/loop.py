@@ -83,8 +83,8 @@ def train(
 
     Args:
         folder: the run's; made where it is absent.
-        models: by name, in the order in which a step's last backward passes come; a tensor that two of them share is
-            updated once.
+        models: by name, in the order in which a step goes through them, and whose last backward passes come in reverse;
+            a tensor that two of them share is updated once.
         settings: all that decides the result, as JSON values: what a resumed run is compared by.
         seed: of dropout, by way of `step_seed`.
         resume: go on from the folder's checkpoint; without one, from the start.
@@ -113,8 +113,9 @@ def train(
         return done
 
     saved = done = everyone.on_first(begin)
-    _take_from_first(models, optimizer)
-    exchange = GradientExchange(models.values(), _trainable(models, frozen)[1].values())
+    take_from_first(models)
+    _take_state_from_first(optimizer)
+    exchange = GradientExchange(list(models.values())[::-1], _trainable(models, frozen)[1].values())
     with _log(folder / LOG_FILE, done) as log, _log(folder / METRICS_FILE, done) as log_metrics:
         report(stage, done, total)
         for number in range(done, total):
@@ -259,14 +260,15 @@ def share(seed: int, step: int, items: Sequence[Item]) -> tuple[Share, list[Item
     return Share(seed, step, places, len(items)), [items[place] for place in places]
 
 
-def check_batch(size: int) -> None:
-    """Refuse a batch that leaves a rank without work.
+def check_batch(size: int, builders: int = 0) -> None:
+    """Refuse a batch that leaves a rank without work; `builders` of the ranks have other work.
 
     Raises:
-        ValueError: it has fewer examples than there are ranks.
+        ValueError: it has fewer examples than there are ranks that train.
     """
-    if size < world().size:
-        raise ValueError(f"batch_size={size} is less than the {world().size} ranks: give more, or start fewer ranks")
+    ranks = world().size - builders
+    if size < ranks:
+        raise ValueError(f"batch_size={size} is less than the {ranks} ranks that train: give more, or start fewer")
 
 
 def dropout_seed(seed: int, step: int, number: int, sequence: int) -> int:
@@ -339,8 +341,8 @@ def _check_same(settings: dict[str, Any]) -> None:
                 )
 
 
-def _take_from_first(models: dict[str, RealmModel], optimizer: AdamW) -> None:
-    """Overwrite weights and optimizer state with rank 0's."""
+def take_from_first(models: dict[str, RealmModel]) -> None:
+    """Overwrite every rank's weights with rank 0's."""
     everyone = world()
     if everyone.size == 1:
         return
@@ -348,10 +350,14 @@ def _take_from_first(models: dict[str, RealmModel], optimizer: AdamW) -> None:
         held = tensor.contiguous()
         everyone.broadcast_(held)
         tensor.copy_(held)
+
+
+def _take_state_from_first(optimizer: AdamW) -> None:
+    everyone = world()
+    if everyone.size == 1:
+        return
     state = optimizer.state_dict()
-    kinds = everyone.broadcast_object(
-        {key: (tensor.shape, tensor.dtype, tensor.device) for key, tensor in state.items()}
-    )
+    kinds = everyone.broadcast_object({key: (value.shape, value.dtype, value.device) for key, value in state.items()})
     found = {}
     for key, (shape, dtype, device) in kinds.items():
         found[key] = state[key].contiguous() if everyone.is_first else torch.empty(shape, dtype=dtype, device=device)

@@ -41,6 +41,14 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from FOLDER's last checkpoint")
 
 
+def add_refresh_ranks(parser: argparse.ArgumentParser) -> None:
+    """--refresh-ranks, of the runs that build indexes as they go on."""
+    parser.add_argument(
+        "--refresh-ranks", type=int, metavar="N", default=0,
+        help="under torchrun: ranks that do nothing but build the index, so that training need not wait (default: 0)",
+    )  # fmt: skip
+
+
 def settings_from(options: argparse.Namespace, defaults: Any) -> Any:
     """The settings that the options say."""
     return defaults._replace(**{name: value for name, value in vars(options).items() if name in defaults._fields})

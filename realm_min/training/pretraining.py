@@ -19,6 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +29,13 @@ from torch import Tensor
 
 from .. import ops
 from ..corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks
+from ..distributed import split, world
 from ..embedder import RealmEmbedder
 from ..files import write_atomically
 from ..knowledge_encoder import IGNORED, RealmKnowledgeAugEncoder, marginal_loss, marginal_loss_backward
 from ..mips import BlockIndex
-from . import loop, options, warm_start
+from ..sharded_index import ShardedBlockIndex
+from . import loop, options, refresh, warm_start
 from .masking import MASKINGS, SpanFinder, mask, passages, salient_span, salient_spans
 from .optimizer import AdamW
 from .refresh import INDEX_FOLDER, IndexRefresher
@@ -41,6 +44,7 @@ MARGINALS = ("token", "span")
 PLOT_FILE = "training.png"
 STAGE = "Pre-training"
 AT_ONCE = 1024  # texts tokenized in one call
+OF_A_DOCUMENT = 1 << 20  # the sequence, for `loop.dropout_seed`, of a block that a step embeds: no text has as many
 
 
 class Settings(NamedTuple):
@@ -102,6 +106,7 @@ def pretrain(
     save_every: int = 100,
     evaluate: Callable[[], dict[str, float]] | None = None,
     evaluate_every: int = 0,
+    refresh_ranks: int = 0,
     report: Callable[..., None] = lambda stage, done, total, note="": None,
 ) -> Path:
     """Train both models in place; write FOLDER/embedder and FOLDER/knowledge_encoder, and the tokenizer beside them.
@@ -116,14 +121,45 @@ def pretrain(
         texts: X, the texts to mask, where they are not the blocks' own: the paper's come from CC-News, its blocks from
             Wikipedia (section 4.2). Their `block` is NO_BLOCK.
         evaluate, evaluate_every, save_every, resume, report: as `loop.train`.
+        refresh_ranks: so many ranks, the last, do nothing but build indexes; their models are not trained.
 
     Raises:
-        ValueError: settings out of range, or a corpus without anything to mask.
+        ValueError: settings out of range, a corpus without anything to mask, or too few ranks.
         ChildProcessError: the index builder failed.
         FileExistsError, DivergedError, KeyboardInterrupt: as `loop.train`.
     """
-    folder = Path(folder)
+    folder, everyone = Path(folder), world()
+    training = everyone.size - refresh_ranks
     _check(settings, blocks, embedder, knowledge_encoder)
+    loop.check_batch(settings.batch_size, refresh_ranks)
+    with split(refresh_ranks):
+        if everyone.rank >= training:
+            refresh.build_on_ranks(folder, blocks, embedder, tokenizer, everyone)
+        else:
+            builders = partial(refresh.BuilderRanks, everyone, training) if refresh_ranks else refresh.BuilderProcess
+            with loop.only_job(folder):
+                _train(
+                    folder, blocks, embedder, knowledge_encoder, tokenizer, settings, find, texts, builders,
+                    resume=resume, save_every=save_every, evaluate=evaluate, evaluate_every=evaluate_every,
+                    report=report,
+                )  # fmt: skip
+    return folder
+
+
+def _train(
+    folder: Path,
+    blocks: list[Block],
+    embedder: RealmEmbedder,
+    knowledge_encoder: RealmKnowledgeAugEncoder,
+    tokenizer: Any,
+    settings: Settings,
+    find: SpanFinder,
+    texts: list[Text] | None,
+    builders: Callable[[Path], Any],
+    *,
+    report: Callable[..., None],
+    **given: Any,
+) -> None:
     choose = MASKINGS[settings.masking]
     if choose is salient_span:
         choose = lambda text, rng: salient_span(text, rng, find)  # noqa: E731
@@ -144,7 +180,9 @@ def pretrain(
     def waiting(done: int, total: int) -> None:
         report(STAGE, at, settings.steps, f"waiting for the index: {done:,} of {total:,} blocks")
 
-    refresher = IndexRefresher(folder, blocks, embedder, tokenizer, every=every, steps=settings.steps, waiting=waiting)
+    refresher = IndexRefresher(
+        folder, blocks, embedder, tokenizer, every=every, steps=settings.steps, waiting=waiting, builders=builders
+    )
     embeddings = index = None
 
     def step(number: int) -> dict[str, float]:
@@ -152,16 +190,16 @@ def pretrain(
         at = number
         found = refresher.embeddings(number)
         if found is not embeddings:
-            embeddings, index = found, BlockIndex(found)
+            embeddings, index = found, refresh.searchable(found)
         started = time.perf_counter()
-        rng = np.random.default_rng([settings.seed, number])
         picked = loop.batch(number, settings.batch_size, len(texts), settings.seed)
-        examples = hide([texts[i] for i in picked], tokenizer, choose, rng)
-        logged = learn(embedder, knowledge_encoder, tokenizer, blocks, index, examples, settings)
+        share, own = loop.share(settings.seed, number, [texts[i] for i in picked])
+        examples = hide(own, tokenizer, choose, [share.random(place) for place in share.places])
+        logged = learn(embedder, knowledge_encoder, tokenizer, blocks, index, examples, settings, share)
         tokens = logged.pop("tokens")
         return logged | {
-            "staleness": float(refresher.staleness(number)),
-            "seconds_waited": refresher.seconds_waited,
+            "staleness": loop.once(refresher.staleness(number)),
+            "seconds_waited": loop.once(refresher.seconds_waited),
             "tokens_per_second": tokens / (time.perf_counter() - started),
         }
 
@@ -176,15 +214,10 @@ def pretrain(
         loop.train(
             folder, trained, optimizer, step, settings={**identity, **settings._asdict()}, seed=settings.seed,
             frozen=loop.frozen(settings.freeze_word_embeddings),
-            resume=resume, evaluate=evaluate, evaluate_every=evaluate_every, save_every=save_every,
-            stage=STAGE, report=report,
+            stage=STAGE, report=report, **given,
         )  # fmt: skip
-    for name, model in models.items():
-        shutil.rmtree(folder / name, ignore_errors=True)
-        model.eval().save_pretrained(folder / name)
-    tokenizer.save_pretrained(folder)
-    shutil.rmtree(folder / INDEX_FOLDER, ignore_errors=True)
-    return folder
+    loop.write_models(folder, models, tokenizer)
+    world().on_first(lambda: shutil.rmtree(folder / INDEX_FOLDER, ignore_errors=True))
 
 
 def _check(
@@ -254,13 +287,13 @@ def with_something_to_mask(texts: list[Text], tokenizer: Any, choose: Callable[.
 
 
 def hide(
-    texts: list[Text], tokenizer: Any, choose: Callable[..., list[int]], rng: np.random.Generator
+    texts: list[Text], tokenizer: Any, choose: Callable[..., list[int]], random: list[np.random.Generator]
 ) -> list[Example]:
-    """Mask what `choose` draws of each text."""
+    """Mask what `choose` draws of each text, with a generator of its own."""
     found = passages([(text.title, text.text) for text in texts], tokenizer)
     return [
         Example(*mask(one.ids, choose(one, rng), tokenizer.mask_token_id), text.block)
-        for text, one in zip(texts, found, strict=True)
+        for text, one, rng in zip(texts, found, random, strict=True)
     ]
 
 
@@ -272,20 +305,29 @@ def learn(
     knowledge_encoder: RealmKnowledgeAugEncoder,
     tokenizer: Any,
     blocks: list[Block],
-    index: BlockIndex,
+    index: BlockIndex | ShardedBlockIndex,
     examples: list[Example],
     settings: Settings,
+    share: loop.Share,
 ) -> dict[str, float]:
     """Add the gradients of a batch's loss to both models, which are in training mode; `Settings` says what is frozen.
 
-    Returns:
+    Args:
+        examples: this rank's part of the batch, as `share` says.
+
+    Returns what adds up over the ranks to:
         loss: -log p(y|x) a masked wordpiece.
         retrieval_utility: Σ_z p(z|x) [log p(y|z,x) - log p(y|∅,x)], how much better than the null document the
             retrieved ones predict y, in nats a text, averaged over the batch (REALM appendix D).
         null_probability: p(∅|x), averaged. Neither is there without a null document.
         tokens: how many were read.
     """
+
+    def draw_dropout(model: RealmEmbedder | RealmKnowledgeAugEncoder, seeds: list[int]) -> None:
+        model.dropout_seeds = seeds if model.training else None
+
     query_inputs = pad([[*sequence(tokenizer, example.ids)] for example in examples], embedder)
+    draw_dropout(embedder, share.dropout_seeds())
     queries = embedder(**query_inputs, return_dict=True).projected_score  # [batch, proj]
     of_queries = embedder._cache
     own = torch.tensor([example.block for example in examples], device=index.device)
@@ -300,24 +342,32 @@ def learn(
     # Frozen blocks are as the index has them: the null document alone, which is in no index, is embedded.
     embedded = [] if frozen else evidence
     document_inputs = pad(document_sequences(tokenizer, embedded, embedder, settings.max_block), embedder)
+    # A block has the same masks for all texts that retrieve it, and so on all ranks.
+    numbers = [0] if frozen else [0, *(1 + block for block in distinct)]
+    draw_dropout(embedder, [loop.dropout_seed(share.seed, share.step, number, OF_A_DOCUMENT) for number in numbers])
     documents = embedder(**document_inputs, return_dict=True).projected_score  # [1 + distinct, proj]
     if frozen:
-        documents = torch.cat([documents, index.blocks[distinct].to(documents)])
+        documents = torch.cat([documents, index.rows(torch.tensor(distinct)).to(documents)])
     of_documents = embedder._cache
     picked = documents[candidates]  # [batch, candidates, proj]
     relevance_score = (picked @ queries[:, :, None])[:, :, 0]  # [batch, candidates]
 
     joint, labels = joint_inputs(tokenizer, examples, candidates.tolist(), evidence, knowledge_encoder, settings)
     repeated = labels.repeat_interleave(settings.num_candidates, 0)  # the same y for each z
+    draw_dropout(knowledge_encoder, share.dropout_seeds(1, settings.num_candidates))
     log_likelihood, of_words = knowledge_encoder.masked_log_likelihood(**joint, labels=repeated)
     log_likelihood = log_likelihood.view(*candidates.shape, -1)  # [batch, candidates, tokens]
 
     masked, whole_span = labels != IGNORED, settings.marginal == "span"
-    loss = marginal_loss(log_likelihood, relevance_score, masked, whole_span)
+    # The loss is a mean over the masked words of the whole batch.
+    count = int(masked.sum())
+    weight = count / max(share.total(count), 1)
+    loss = weight * marginal_loss(log_likelihood, relevance_score, masked, whole_span)
     dlog_likelihood, drelevance = marginal_loss_backward(
-        torch.ones_like(loss), log_likelihood, relevance_score, masked, whole_span
+        torch.full_like(loss, weight), log_likelihood, relevance_score, masked, whole_span
     )
-    knowledge_encoder.masked_log_likelihood_backward(dlog_likelihood.flatten(0, 1), of_words)
+    with knowledge_encoder.own_grads.last_pass():
+        knowledge_encoder.masked_log_likelihood_backward(dlog_likelihood.flatten(0, 1), of_words)
     # f(x, z) is an inner product: the gradient of each side is the other side.
     drelevance = drelevance[:, :, None]  # [batch, candidates, 1]
     if not frozen:
@@ -325,7 +375,8 @@ def learn(
         ddocuments.index_add_(0, candidates.flatten(), (drelevance * queries[:, None]).flatten(0, 1))
         embedder._backward(of_documents, {"projected_score": ddocuments})
     if not settings.encoder_alone:
-        embedder._backward(of_queries, {"projected_score": (drelevance * picked).sum(1)})
+        with embedder.own_grads.last_pass():
+            embedder._backward(of_queries, {"projected_score": (drelevance * picked).sum(1)})
 
     read = (query_inputs, document_inputs, joint)
     logged = {"loss": float(loss), "tokens": float(sum(inputs["attention_mask"].sum() for inputs in read))}
@@ -333,12 +384,13 @@ def learn(
         prior = ops.softmax(relevance_score)
         span_log_likelihood = log_likelihood.sum(2)  # [batch, candidates]
         utility = span_log_likelihood - span_log_likelihood[:, :1]
-        logged["retrieval_utility"] = float((prior * utility).sum(1).mean())
-        logged["null_probability"] = float(prior[:, 0].mean())
+        part = len(examples) / share.count
+        logged["retrieval_utility"] = part * float((prior * utility).sum(1).mean())
+        logged["null_probability"] = part * float(prior[:, 0].mean())
     return logged
 
 
-def retrieve(index: BlockIndex, queries: Tensor, barred: Tensor, count: int) -> Tensor:
+def retrieve(index: BlockIndex | ShardedBlockIndex, queries: Tensor, barred: Tensor, count: int) -> Tensor:
     """The `count` blocks of largest inner product with each query, without its barred one.
 
     queries [batch, proj], barred [batch] int64 -> [batch, count] int64, best first. One more is searched for, so that
@@ -468,6 +520,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what to start from: an earlier run's folder, or any BERT's (default: a small model with random weights)",
     )  # fmt: skip
     options.add_run(parser)
+    options.add_refresh_ranks(parser)
     options.add_settings(
         parser, DEFAULTS,
         {
@@ -495,7 +548,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Run `realm-min pretrain`."""
-    from ..cli import progress_report, remark
+    from ..cli import progress_report
 
     embedder = warm_start.embedder(given.model, given.seed, **options.dropout(given))
     knowledge_encoder = warm_start.knowledge_encoder(given.model, given.seed, **options.dropout(given))
@@ -505,10 +558,11 @@ def run(given: argparse.Namespace) -> None:
         blocks = options.read_blocks(given.corpus, tokenizer, limit, report)
         pretrain(
             given.out, blocks, embedder, knowledge_encoder, tokenizer, options.settings_from(given, DEFAULTS),
-            resume=given.resume, save_every=given.save_every, report=report,
+            resume=given.resume, save_every=given.save_every, refresh_ranks=given.refresh_ranks, report=report,
         )  # fmt: skip
     if importlib.util.find_spec("matplotlib"):
-        remark(f"The course of the training is drawn in {plot(given.out)}")
+        drawn = world().on_first(lambda: plot(given.out))
+        options.remark(f"The course of the training is drawn in {drawn}")
     else:
-        remark('No plot: it needs matplotlib, pip install "realm-min[plot]"')
-    remark(f"Ready: realm-min finetune QUESTIONS.jsonl {given.corpus} --model {given.out} --out FOLDER")
+        options.remark('No plot: it needs matplotlib, pip install "realm-min[plot]"')
+    options.remark(f"Ready: realm-min finetune QUESTIONS.jsonl {given.corpus} --model {given.out} --out FOLDER")

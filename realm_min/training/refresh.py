@@ -11,6 +11,8 @@ is a multiple of R, and its index is used R steps later, when the builder should
     snapshot       0          0           R            2R
 
 Training waits if the builder is late, and before step 0. So a run that was killed finds or builds the same index again.
+On several ranks, rank 0 takes the snapshots and has a builder; or some ranks do nothing but build, all of them together
+(`build_on_ranks`). Every rank sees the folder, and maps the new index into its memory.
 What the folder holds, each file complete or absent:
 
     blocks.jsonl, embedder/             what the builder reads: blocks, configuration and tokenizer
@@ -40,9 +42,12 @@ from torch import Tensor
 
 from ..config import RealmConfig
 from ..corpus import Block, json_lines
+from ..distributed import World, world
 from ..embedder import RealmEmbedder
 from ..files import write_atomically
-from ..indexing import embed_blocks
+from ..indexing import SHARD_SIZE, embed_blocks
+from ..mips import BlockIndex
+from ..sharded_index import ShardedBlockIndex, read_blocks
 from ..tokenizer import RealmTokenizerFast
 from .loop import checkpoint_step
 
@@ -50,6 +55,7 @@ INDEX_FOLDER = "index"  # within a run's folder
 NICENESS = 5  # the builder yields to training
 POLL_SECONDS = 0.02
 PROGRESS_FILE = "progress"  # "STEP BLOCKS"
+NO_MORE = -1  # in place of a snapshot's step: nothing more is to be built
 
 
 def snapshot_for(step: int, every: int) -> int:
@@ -67,7 +73,8 @@ class IndexRefresher:
         tokenizer: a RealmTokenizerFast.
         every: R, steps between snapshots.
         steps: of the whole run, where they are known: no snapshot is taken whose index none of them would search.
-        waiting: called as waiting(done, total), in blocks, while training waits for an index.
+        waiting: called on rank 0 as waiting(done, total), in blocks, while training waits for an index.
+        builders: makes what builds the indexes, of the folder `index/`; None: a process of their own.
 
     Nothing is written and no process is started before the first call of `embeddings`. Leave a `with` block, or call
     `close`, to stop the builder; it also stops when this process dies.
@@ -83,6 +90,7 @@ class IndexRefresher:
         every: int,
         steps: int | None = None,
         waiting: Callable[[int, int], None] = lambda done, total: None,
+        builders: Callable[[Path], BuilderProcess | BuilderRanks] | None = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"the index is to be refreshed every {every} steps: give 1 or more")
@@ -92,7 +100,8 @@ class IndexRefresher:
         self.blocks, self.embedder, self.tokenizer, self.every, self.steps = blocks, embedder, tokenizer, every, steps
         self.waiting = waiting
         self.seconds_waited = 0.0  # for the builder, in the last call of `embeddings`
-        self._builder: subprocess.Popen | None = None
+        self._new_builder = builders or BuilderProcess
+        self._builder: BuilderProcess | BuilderRanks | None = None
         self._requested: set[int] = set()
         self._snapshot: int | None = None  # whose index `_embeddings` is
         self._embeddings: Tensor | None = None
@@ -100,40 +109,41 @@ class IndexRefresher:
     def __enter__(self) -> IndexRefresher:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.close(failed=error is not None)
 
     def embeddings(self, step: int) -> Tensor:
         """The block embeddings for `step`, [blocks, proj] float32 on the CPU: the same tensor until they change.
 
-        Call it once a step, in order, before the step's update; the first call may be of any step that the run's
-        checkpoint stands at.
+        Call it once a step, in order, before the step's update, on every rank; the first call may be of any step that
+        the run's checkpoint stands at. On several ranks the tensor is a map of the index's file.
 
         Raises:
             ChildProcessError: the builder failed; its message is in it.
             FileNotFoundError: a run that is resumed lacks the snapshot it needs.
         """
-        if self._builder is None:
-            self._start(step)
-        elif self._builder.poll() is not None:
-            raise self._failure()
-        if step % self.every == 0 and self._will_be_searched(step):
-            self._take_snapshot(step)
+        everyone = world()
+        if everyone.is_first:
+            if self._builder is None:
+                self._start(step)
+            else:
+                self._builder.check()
+            if step % self.every == 0 and self._will_be_searched(step):
+                self._take_snapshot(step)
         snapshot, self.seconds_waited = snapshot_for(step, self.every), 0.0
         if snapshot != self._snapshot:
-            self._embeddings, self._snapshot = self._wait_for(snapshot), snapshot
+            everyone.on_first(lambda: self._wait_for(snapshot))
+            self._embeddings, self._snapshot = self._read(snapshot), snapshot
         return self._embeddings
 
     def staleness(self, step: int) -> int:
         """How many steps ago the embedder was as the index of `step` has it."""
         return step - snapshot_for(step, self.every)
 
-    def close(self) -> None:
-        """Stop the builder, whatever it is doing."""
+    def close(self, failed: bool = False) -> None:
+        """Stop the builder, whatever it is doing; `failed`: since training did."""
         if self._builder is not None:
-            self._builder.stdin.close()
-            self._builder.kill()
-            self._builder.wait()
+            self._builder.close(failed)
             self._builder = None
             self._remove_halves()
 
@@ -158,12 +168,7 @@ class IndexRefresher:
         self.embedder.config.save_pretrained(self.folder / "embedder")
         self.tokenizer.save_pretrained(self.folder / "embedder")
 
-        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
-        with open(self.folder / "builder.log", "wb") as log:
-            self._builder = subprocess.Popen(
-                [sys.executable, "-m", "realm_min.training.refresh", str(self.folder), str(torch.get_num_threads())],
-                stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment,
-            )  # fmt: skip
+        self._builder = self._new_builder(self.folder)
         # What the run has begun before it was stopped.
         for snapshot in sorted({snapshot_for(step, self.every), step // self.every * self.every} - {step}):
             if self._will_be_searched(snapshot):
@@ -208,21 +213,21 @@ class IndexRefresher:
         if not self._snapshot_path(snapshot).is_file():
             raise FileNotFoundError(f"{self._snapshot_path(snapshot)} is missing: start the run anew in another folder")
         self._requested.add(snapshot)
-        try:
-            self._builder.stdin.write(b"%d\n" % snapshot)
-            self._builder.stdin.flush()
-        except BrokenPipeError:
-            raise self._failure() from None
+        self._builder.request(snapshot)
 
-    def _wait_for(self, snapshot: int) -> Tensor:
+    def _wait_for(self, snapshot: int) -> None:
         started = time.perf_counter()
         while not self._index_path(snapshot).is_file():
-            if self._builder.poll() is not None:
-                raise self._failure()
+            self._builder.check()
             self.waiting(self._blocks_done(snapshot), len(self.blocks))
             time.sleep(POLL_SECONDS)
         self.seconds_waited = time.perf_counter() - started
-        return torch.from_numpy(np.load(self._index_path(snapshot), allow_pickle=False))
+
+    def _read(self, snapshot: int) -> Tensor:
+        path = self._index_path(snapshot)
+        if world().size > 1:
+            return read_blocks(path)
+        return torch.from_numpy(np.load(path, allow_pickle=False))
 
     def _blocks_done(self, snapshot: int) -> int:
         """How many blocks the builder has embedded with a snapshot, by its own account."""
@@ -230,16 +235,149 @@ class IndexRefresher:
         step, _, done = path.read_text(encoding="utf-8").partition(" ") if path.is_file() else ("", "", "")
         return int(done) if step == str(snapshot) and done else 0
 
+
+class BuilderProcess:
+    """A process of its own that builds the indexes, `build` below: it yields to training, and dies with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with open(folder / "builder.log", "wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "realm_min.training.refresh", str(folder), str(torch.get_num_threads())],
+                stdin=subprocess.PIPE, stdout=log, stderr=log, env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+            )  # fmt: skip
+
+    def request(self, snapshot: int) -> None:
+        """Have the index of a snapshot built, after those asked for before."""
+        try:
+            self.process.stdin.write(b"%d\n" % snapshot)
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise self._failure() from None
+
+    def check(self) -> None:
+        """Raise ChildProcessError, with the builder's last words, if it has stopped."""
+        if self.process.poll() is not None:
+            raise self._failure()
+
+    def close(self, failed: bool) -> None:
+        """Stop the builder, whatever it is doing."""
+        self.process.stdin.close()
+        self.process.kill()
+        self.process.wait()
+
     def _failure(self) -> ChildProcessError:
-        status = self._builder.wait()
+        status = self.process.wait()
         log = self.folder / "builder.log"
         lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
         last = next((line for line in reversed(lines) if line.strip()), f"it ended with status {status}")
         return ChildProcessError(f"the index builder stopped: {last} (all it said is in {log})")
 
 
+class BuilderRanks:
+    """The ranks that do nothing but build, as training's rank 0 sees them: it sends the first of them step numbers.
+
+    Args:
+        everyone: all ranks, those that train and those that build.
+        first: of those that build.
+    """
+
+    def __init__(self, everyone: World, first: int) -> None:
+        self.everyone, self.first = everyone, first
+        self._posted: list[Callable[[], None]] = []
+
+    def request(self, snapshot: int) -> None:
+        """As `BuilderProcess`."""
+        self._posted.append(self.everyone.post(snapshot, self.first))
+
+    def check(self) -> None:
+        """Nothing to look at: a rank that dies or fails is a RankFailedError everywhere."""
+
+    def close(self, failed: bool) -> None:
+        """Let them go when they have built what was asked for; where training failed, that stops them."""
+        if failed:
+            return
+        self.request(NO_MORE)
+        for wait in self._posted:
+            wait()
+
+
+def searchable(embeddings: Tensor) -> BlockIndex | ShardedBlockIndex:
+    """A search index over all blocks [blocks, proj]; on several ranks each has a slice, and all search together."""
+    embeddings = embeddings.float() if embeddings.dtype == torch.float64 else embeddings
+    return BlockIndex(embeddings) if world().size == 1 else ShardedBlockIndex(embeddings)
+
+
+def embed_together(
+    embedder: RealmEmbedder,
+    tokenizer: RealmTokenizerFast,
+    blocks: list[Block],
+    advance: Callable[[int], None] = lambda count: None,
+) -> Tensor:
+    """`embed_blocks` [blocks, proj], each rank its part of the blocks, all of the result on every rank.
+
+    The bits do not depend on the number of ranks, since no batch has blocks of two shards. On rank 0, `advance(count)`
+    is called as if the others were as far.
+    """
+    everyone = world()
+    embeddings = torch.zeros(len(blocks), embedder.config.retriever_proj_size)
+    for start in everyone.share(list(range(0, len(blocks), SHARD_SIZE))):
+        shard = blocks[start : start + SHARD_SIZE]
+        embeddings[start : start + len(shard)] = embed_blocks(embedder, tokenizer, shard)
+        advance(min(everyone.size * SHARD_SIZE, len(blocks) - start))
+    everyone.sum_(embeddings)
+    return embeddings
+
+
 def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# ---- on the ranks that build
+
+
+def build_on_ranks(
+    run_folder: str | os.PathLike,
+    blocks: list[Block],
+    embedder: RealmEmbedder,
+    tokenizer: RealmTokenizerFast,
+    everyone: World,
+) -> None:
+    """Build the indexes that training's rank 0 asks for, all ranks of `world()` together, until it lets them go.
+
+    Args:
+        embedder: of training's configuration; its weights are overwritten.
+        everyone: all ranks, those that train too.
+    """
+    folder, builders = Path(run_folder) / INDEX_FOLDER, world()
+    embedder.eval()
+    while True:
+        step = builders.broadcast_object(everyone.receive(0) if builders.is_first else NO_MORE)
+        if step == NO_MORE:
+            return
+        snapshot = folder / f"snapshot-{step}.safetensors"
+        embedder.load_state_dict(load_file(snapshot), source=str(snapshot))
+        embeddings = embed_together(embedder, tokenizer, blocks, _progress(folder, step))
+        builders.on_first(lambda step=step, found=embeddings: _write_index(folder, step, found))
+
+
+def _progress(folder: Path, step: int) -> Callable[[int], None]:
+    """Writes down, on rank 0, how many blocks of a snapshot are done."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if world().is_first:
+            with write_atomically(folder / PROGRESS_FILE) as temporary:
+                temporary.write_text(f"{step} {done}", encoding="utf-8")
+
+    return advance
+
+
+def _write_index(folder: Path, step: int, embeddings: Tensor) -> None:
+    with write_atomically(folder / f"index-{step}.npy") as temporary, open(temporary, "wb") as file:
+        np.save(file, embeddings.numpy())
 
 
 # ---- in the builder's process
@@ -266,16 +404,7 @@ def build(folder: Path, threads: int) -> None:
         torch.set_num_threads(threads if step == 0 else 1)
         snapshot = folder / f"snapshot-{step}.safetensors"
         embedder.load_state_dict(load_file(snapshot), source=str(snapshot))
-        done = 0
-
-        def advance(count: int, step: int = step) -> None:
-            nonlocal done
-            done += count
-            with write_atomically(folder / PROGRESS_FILE) as temporary:
-                temporary.write_text(f"{step} {done}", encoding="utf-8")
-
-        with write_atomically(folder / f"index-{step}.npy") as temporary, open(temporary, "wb") as file:
-            np.save(file, embed_blocks(embedder, tokenizer, blocks, advance).numpy())
+        _write_index(folder, step, embed_blocks(embedder, tokenizer, blocks, _progress(folder, step)))
 
 
 def _listen(requests: queue.SimpleQueue[int]) -> None:
