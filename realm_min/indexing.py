@@ -393,8 +393,8 @@ def embed_on_ranks(
 ) -> Tensor:
     """What `embed_blocks` returns, bit for bit, on every rank of `distributed.world()`; each computes its part.
 
-    All ranks call it, with the same blocks and weights. `advance(count)` is called batch by batch with this rank's
-    blocks, and at the end with all others'.
+    All ranks call it, with the same blocks and weights. `advance(count)` is called batch by batch, as if the other
+    ranks had come as far with their parts.
     """
     world = distributed.world()
     if world.size == 1:
@@ -402,17 +402,25 @@ def embed_on_ranks(
     shards = _shards(blocks)
     parts = _parts(dict(enumerate(shards)), tokenizer)
     # A short shard is the last of all, so also of its part: `embed_blocks` makes the same shards of it again.
-    own = embed_blocks(embedder, tokenizer, [block for i in parts[world.rank] for block in shards[i]], advance)
-    padded = own.new_zeros(max(sum(len(shards[i]) for i in part) for part in parts), own.shape[1])
+    part = [block for number in parts[world.rank] for block in shards[number]]
+    done = told = 0
+
+    def advance_all(count: int) -> None:
+        nonlocal done, told
+        done += count
+        advance(len(blocks) * done // len(part) - told)
+        told = len(blocks) * done // len(part)
+
+    own = embed_blocks(embedder, tokenizer, part, advance_all)
+    padded = own.new_zeros(max(sum(len(shards[number]) for number in numbers) for numbers in parts), own.shape[1])
     padded[: len(own)] = own
     embeddings = own.new_empty(len(blocks), own.shape[1])
     rows = embeddings.split(SHARD_SIZE)
-    for part, gathered in zip(parts, world.all_gather(padded), strict=True):
+    for numbers, gathered in zip(parts, world.all_gather(padded), strict=True):
         start = 0
-        for number in part:
+        for number in numbers:
             rows[number].copy_(gathered[start : start + len(rows[number])])
             start += len(rows[number])
-    advance(len(blocks) - len(own))
     return embeddings
 
 
