@@ -170,7 +170,8 @@ def progress_report() -> Iterator[indexing.Report]:
 
 def progress_bar() -> Progress:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+    columns = *columns, TextColumn("left"), TimeRemainingColumn()
+    return Progress(*columns, console=Console(stderr=True), disable=not distributed.world().is_first)
 
 
 def remark(text: str) -> None:
@@ -180,16 +181,32 @@ def remark(text: str) -> None:
 # ---- models
 
 
-def load_model(name: str | None) -> RealmForOpenQA:
-    """The model of a folder or hub name with its retriever; of None, the default one, indexed on first use."""
-    folder = default_model_folder() if name is None else resolve_folder(name)
+def load_model(name: str | None, texts: bool = True) -> RealmForOpenQA:
+    """The model of a folder or hub name with its retriever; of None, the default one, indexed on first use.
+
+    Ranks that torchrun started search it together. `texts`: whether this rank needs the retriever, to read blocks.
+    """
+    world = distributed.world()
+    folder = world.on_first(lambda: default_model_folder() if name is None else resolve_folder(name))
     indexing.check_open_qa(folder)
     if not (folder / BLOCK_RECORDS_FILE).is_file():
         raise FileNotFoundError(f"{folder} holds a model without blocks: give it some with realm-min index --model")
-    model = RealmForOpenQA.from_pretrained(folder, retriever=RealmRetriever.from_pretrained(folder))
-    held = len(model.retriever.block_records)
-    if held != model.config.num_block_records:
-        raise ValueError(f"{folder} has {held} blocks and {model.config.num_block_records} embeddings: index it anew")
+    retriever = None
+
+    def read_texts() -> None:
+        nonlocal retriever
+        retriever = RealmRetriever.from_pretrained(folder) if texts else None
+
+    def check() -> None:
+        held = model.config.num_block_records if retriever is None else len(retriever.block_records)
+        if held != model.config.num_block_records:
+            raise ValueError(
+                f"{folder} has {held} blocks and {model.config.num_block_records} embeddings: index it anew"
+            )
+
+    world.gather_results(read_texts)
+    model = RealmForOpenQA.from_pretrained(folder, retriever=retriever, sharded=True)
+    world.gather_results(check)
     return model
 
 
@@ -213,11 +230,30 @@ def run_ask(options: argparse.Namespace) -> None:
     for question in options.questions:
         if not question.strip():
             raise ValueError("the question is empty: ask something")
+    world = distributed.world()
     if options.plot:
         if len(options.questions) != 1:
             raise ValueError(f"--plot draws one question, and {len(options.questions)} were given: give one")
-        plots.check(options.plot)
-    model = load_model(options.model)
+        world.on_first(lambda: plots.check(options.plot))
+    model = load_model(options.model, texts=world.is_first)
+    if not world.is_first:
+        model.follow()
+    world.on_first(lambda: answer_all(options, model))
+
+
+def answer_all(options: argparse.Namespace, model: RealmForOpenQA) -> None:
+    """Answer what is asked, on rank 0; then, or where that fails, let the ranks go that search with it."""
+    try:
+        answer_questions(options, model)
+    except distributed.RankFailedError:
+        raise  # nobody is left
+    except Exception:
+        model.follow()
+        raise
+    model.follow()
+
+
+def answer_questions(options: argparse.Namespace, model: RealmForOpenQA) -> None:
     show = print_json if options.json else print_answer
     if options.questions or not (sys.stdin.isatty() and sys.stdout.isatty()):
         for question in options.questions or EXAMPLES:
@@ -276,23 +312,27 @@ def highlighted(text: str, start: int, end: int, console: Console) -> Text:
 def run_evaluate(options: argparse.Namespace) -> None:
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit {options.limit} leaves no question: give 1 or more")
+    world = distributed.world()
     # Read once before the work starts: a malformed last line should not cost the answers to all the others.
     total = 0
     for question in islice(read_questions(options.questions), options.limit):
         total += 1
         for pattern in question.answers if options.regex else ():
-            if compiled(pattern) is None:
+            if compiled(pattern) is None and world.is_first:
                 remark(f"The pattern {pattern!r} does not compile and matches nothing.")
     if not total:
         raise ValueError(f"{options.questions} holds no question")
     model = load_model(options.model)
     questions = islice(read_questions(options.questions), options.limit)
     measures = []
-    with progress_bar() as bar, writing(options.predictions) as write:
-        for result in bar.track(evaluate(model, questions, options.regex), total, description="Answering questions"):
+    with progress_bar() as bar, writing(options.predictions if world.is_first else None) as write:
+        results = evaluate(model, questions, options.regex, world=world)
+        for result in bar.track(results, total, description="Answering questions"):
             measures.append(result.measures)
             write({"question": result.question.question, "prediction": result.prediction, **result.measures})
     summary = {"questions": total, **means(measures)}
+    if not world.is_first:
+        return
     if options.json:
         print(json.dumps(summary))
     else:

@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from .corpus import json_lines
+from .distributed import World
 
 TOP_K = (1, 5, 10, 20, 50, 100)
 
@@ -148,6 +149,7 @@ def evaluate(
     regex: bool = False,
     ks: Sequence[int] = TOP_K,
     batch_size: int = 8,
+    world: World | None = None,
 ) -> Iterator[Result]:
     """Answer questions and measure each answer, batch by batch.
 
@@ -155,20 +157,34 @@ def evaluate(
         model: a RealmForOpenQA with its retriever.
         regex: references are regular expressions (CuratedTrec).
         ks: retrieval depths; those above the number of blocks are left out.
+        world: ranks that share the work: all call this with the same questions, each answers every so many batches, and
+            all get all results, in order. The batches, and so the results, are those of one process. None: this process
+            answers them all.
     """
+    world = World() if world is None else world
     num_blocks = len(model.retriever.block_records)
     ks = [k for k in ks if k <= num_blocks]
     questions = iter(questions)
-    while batch := list(islice(questions, batch_size)):
-        texts = [question.question for question in batch]
-        answers = model.answer(texts)
-        _, retrieved = model.retrieve(texts, max(ks))  # [batch, max(ks)]
-        for question, answer, block_ids in zip(batch, answers, retrieved.tolist(), strict=True):
-            records = [_record_text(model, block_id) for block_id in block_ids]
-            hits = [has_answer(text, question.answers, regex) for text in records]
-            read = [block.text for block in answer.blocks]
-            measures = measure(model, question, answer.text, read, regex) | top_k_match(hits, ks)
-            yield Result(question, answer.text, measures)
+    while batches := [batch for _ in range(world.size) if (batch := list(islice(questions, batch_size)))]:
+        if world.size > 1:  # every rank sees a question that one cannot answer
+            model.check_questions([question.question for batch in batches for question in batch])
+        mine = batches[world.rank] if world.rank < len(batches) else []
+        for results in world.gather_objects(_evaluate_batch(model, mine, regex, ks)):
+            yield from results
+
+
+def _evaluate_batch(model: Any, batch: list[Question], regex: bool, ks: Sequence[int]) -> list[Result]:
+    texts = [question.question for question in batch]
+    answers = model.answer(texts)
+    _, retrieved = model.retrieve(texts, max(ks))  # [batch, max(ks)]
+    results = []
+    for question, answer, block_ids in zip(batch, answers, retrieved.tolist(), strict=True):
+        records = [_record_text(model, block_id) for block_id in block_ids]
+        hits = [has_answer(text, question.answers, regex) for text in records]
+        read = [block.text for block in answer.blocks]
+        measures = measure(model, question, answer.text, read, regex) | top_k_match(hits, ks)
+        results.append(Result(question, answer.text, measures))
+    return results
 
 
 def measure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -157,7 +158,7 @@ class RealmModel:
         """
         folder = resolve_folder(folder, "config", "weights")
         own = {name: arguments.pop(name) for name in cls.own_arguments if name in arguments}
-        state_dict = checkpoint.read_state_dict(folder)
+        state_dict = cls._read_weights(folder, own)
         if config is None:
             config = cls.config_class.from_pretrained(folder)
             checkpoint.check_config(folder, config)
@@ -171,6 +172,11 @@ class RealmModel:
         model = cls(config, initialize=False, **own)
         model.load_state_dict(state_dict, source=str(folder))
         return model.eval()
+
+    @classmethod
+    def _read_weights(cls, folder: Path, own: dict[str, Any]) -> dict[str, Tensor]:
+        """`own`: the model's own arguments."""
+        return checkpoint.read_state_dict(folder)
 
     def save_pretrained(self, folder: str | os.PathLike, **options: Any) -> None:
         """Write config.json and the weights, for us and for transformers; `options` as `checkpoint.write_folder`."""

@@ -7,20 +7,23 @@ f(x, z) = Embed_input(x)ᵀ Embed_doc(z), and the answer is the best-scoring spa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import ops
+from . import checkpoint, ops
 from .config import RealmConfig
+from .distributed import World, world
 from .embedder import RealmEmbedder
 from .mips import BlockIndex
 from .model import RealmModel
 from .outputs import RealmForOpenQAOutput, RealmReaderOutput
-from .parameters import Shapes
+from .parameters import Parameters, Shapes
 from .reader import RealmReader
 from .retriever import RealmRetriever
+from .sharded_index import KEY, ShardedBlockIndex
 from .spans import span_candidates
 
 # ORQA's query_seq_len: the wordpieces of a question, special tokens included.
@@ -71,24 +74,49 @@ class RealmForOpenQA(RealmModel):
 
     Args:
         retriever: the evidence blocks as text; needed to read, not to search.
+        sharded: the ranks that torchrun started search together, each a slice of the blocks (`sharded_index.py`).
+            `from_pretrained` then maps `block_emb` into memory, where it costs what is touched. Every call that
+            searches becomes a collective: all ranks make it, each with its own questions, none of them maybe, or are
+            in `follow`. In a world of one it changes nothing.
+
+    A script for `torchrun --nproc-per-node 2 script.py`, where each rank answers its share of the questions:
+
+        with distributed.join() as world:
+            retriever = RealmRetriever.from_pretrained(folder)
+            model = RealmForOpenQA.from_pretrained(folder, retriever=retriever, sharded=True)
+            answers = model.answer(world.share(questions))
+            everyone = world.gather_objects(answers)  # each rank's, in their order
+
+    and where rank 0 alone asks:
+
+            if world.is_first:
+                (answer,) = model.answer([question])
+            model.follow()  # until all ranks are here
 
     `block_emb` [num_block_records, retriever_proj_size] float32 holds Embed_doc of every block.
     """
 
-    own_arguments = ("retriever",)
+    own_arguments = ("retriever", "sharded")
     part_classes = {"embedder": RealmEmbedder, "reader": RealmReader}
     buffers = ("block_emb",)
 
     def __init__(
-        self, config: RealmConfig, retriever: RealmRetriever | None = None, *, seed: int = 0, initialize: bool = True
+        self,
+        config: RealmConfig,
+        retriever: RealmRetriever | None = None,
+        *,
+        sharded: bool = False,
+        seed: int = 0,
+        initialize: bool = True,
     ) -> None:
         super().__init__(config, seed=seed, initialize=initialize)
         self.retriever = retriever
+        self.sharded = sharded and world().size > 1
         self.parts = {
             "embedder": RealmEmbedder(config, seed=seed, initialize=initialize),
             "reader": RealmReader(config, seed=seed + 1, initialize=initialize),
         }
-        self._index: tuple[Any, BlockIndex] | None = None
+        self._index: tuple[Any, BlockIndex | ShardedBlockIndex] | None = None
 
     @classmethod
     def shapes(cls, config: RealmConfig) -> Shapes:
@@ -114,6 +142,24 @@ class RealmForOpenQA(RealmModel):
     def device(self) -> torch.device:
         return self.embedder.device  # the block embeddings may stay elsewhere, see `block_embedding_to`
 
+    @classmethod
+    def _read_weights(cls, folder: Path, own: dict[str, Any]) -> dict[str, Tensor]:
+        return checkpoint.read_state_dict(folder, KEY, world() if own.get("sharded") else World())
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], source: str = "the state dict") -> None:
+        """As RealmModel's, but a sharded model takes `block_emb` as it is, a memory map maybe, in place of a copy."""
+        found = state_dict.get(KEY)
+        if not self.sharded or found is None or found.shape != self.block_emb.shape:
+            return super().load_state_dict(state_dict, source)
+        super().load_state_dict(state_dict | {KEY: self.block_emb}, source)
+        self.block_emb = found.to(self.block_emb.dtype)
+
+    def _moved(self, dtype: torch.dtype, device: torch.device) -> Parameters:
+        if not self.sharded:
+            return super()._moved(dtype, device)
+        self.block_emb = self.block_emb.to(dtype)  # the map stays where it is, a slice of it goes to the device
+        return self.p
+
     @property
     def searcher_beam_size(self) -> int:
         """Blocks searched for: `searcher_beam_size` in training, only those that are read in evaluation."""
@@ -124,17 +170,24 @@ class RealmForOpenQA(RealmModel):
         self.block_emb = self.block_emb.to(device)
 
     @property
-    def index(self) -> BlockIndex:
-        """The search index over `block_emb`, built anew when they change."""
-        version = (id(self.block_emb), self.block_emb._version)
+    def index(self) -> BlockIndex | ShardedBlockIndex:
+        """The search index over `block_emb`, built anew when they change; by all ranks together, if it is sharded."""
+        version = (id(self.block_emb), self.block_emb._version, self.device if self.sharded else None)
         if self._index is None or self._index[0] != version:
-            self._index = (version, BlockIndex(_searchable(self.block_emb)))
+            blocks = _searchable(self.block_emb)
+            index = ShardedBlockIndex(blocks, device=self.device) if self.sharded else BlockIndex(blocks)
+            self._index = (version, index)
         return self._index[1]
 
     @index.setter
-    def index(self, index: BlockIndex) -> None:
+    def index(self, index: BlockIndex | ShardedBlockIndex) -> None:
         """Search through `index`, say a compressed one, until `block_emb` changes."""
-        self._index = ((id(self.block_emb), self.block_emb._version), index)
+        self._index = ((id(self.block_emb), self.block_emb._version, self.device if self.sharded else None), index)
+
+    def follow(self) -> None:
+        """Take part in the other ranks' searches until all ranks follow; at once, if the model is not sharded."""
+        if self.sharded:
+            self.index.follow()
 
     def forward(
         self,
@@ -296,20 +349,27 @@ class RealmForOpenQA(RealmModel):
         starts, ends = span_candidates(ids.shape[1], config.max_span_width, device)
         return SpanScores(ids, inputs.offset_mapping, in_block, starts, ends, logits, encoded.attentions)
 
-    def _embed_questions(self, questions: list[str]) -> Tensor:
+    def check_questions(self, questions: list[str]) -> None:
+        """Raise ValueError for a question that is empty or overlong."""
         for question in questions:
             if not question.strip():
                 raise ValueError("the question is empty: ask something")
-        inputs = self.retriever.tokenizer(questions, padding=True, return_tensors="pt").to(self.device)
-        lengths = inputs.attention_mask.sum(1).tolist()
+        lengths = [len(ids) for ids in self.retriever.tokenizer(questions).input_ids] if questions else []
         limit = min(MAX_QUESTION_WORDPIECES, self.config.max_position_embeddings)
         for question, length in zip(questions, lengths, strict=True):
             if length > limit:
                 raise ValueError(f"the question has {length} wordpieces, the limit is {limit}: shorten {question!r}")
+
+    def _embed_questions(self, questions: list[str]) -> Tensor:
+        self.check_questions(questions)
+        if not questions:
+            return torch.empty(0, self.config.retriever_proj_size, device=self.device)
+        inputs = self.retriever.tokenizer(questions, padding=True, return_tensors="pt").to(self.device)
         return self.embedder(**inputs, return_dict=True).projected_score
 
     def _search(self, projections: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        return self.index.search(_searchable(projections.to(self.block_emb.device)), k)
+        scores, ids = self.index.search(_searchable(projections.to(self.index.device)), k)
+        return scores.to(self.block_emb.device), ids.to(self.block_emb.device)
 
     def _check_searchable(self, k: int) -> None:
         if self.retriever is None:

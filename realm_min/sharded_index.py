@@ -136,11 +136,13 @@ class ShardedBlockIndex:
         return self._total
 
     def __repr__(self) -> str:
-        n, d = len(self), self._sample.shape[1]
-        return (
-            f"ShardedBlockIndex({n} x {d} {self._sample.dtype}, compression={self.compression!r}, {self.device}, rank "
-            f"{self.world.rank} of {self.world.size} searching {self._range.start} to {self._range.stop - 1})"
-        )
+        held = f"{len(self)} x {self.dimensions} {self._sample.dtype}, compression={self.compression!r}, {self.device}"
+        here = f"rank {self.world.rank} of {self.world.size} has {len(self._range)} from {self._range.start} on"
+        return f"ShardedBlockIndex({held}, {here})"
+
+    @property
+    def dimensions(self) -> int:
+        return self._sample.shape[1]
 
     @property
     def device(self) -> torch.device:
