@@ -81,6 +81,9 @@ class AdamW:
                 if not norms[name]:
                     continue
                 self.mean[name], self.square[name] = torch.zeros_like(grad), torch.zeros_like(grad)
+            for averages in (self.mean, self.square):
+                if is_transposed(averages[name]) != is_transposed(parameter):  # as a checkpoint holds it
+                    averages[name] = torch.empty_like(grad).copy_(averages[name])
             decay = 1 - rate * self.weight_decay if decays(name) else 1.0
             tensors = whole = as_stored(parameter, self.mean[name], self.square[name], grad)
             rows = self._reached_rows(name)
@@ -168,8 +171,13 @@ def root_(x: Tensor) -> Tensor:
 
 def as_stored(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Tensors of one shape with the axes in the order of memory: dense weights are stored transposed."""
-    transposed = tensors[0].dim() == 2 and tensors[0].stride(0) == 1
+    transposed = is_transposed(tensors[0])
     return tuple(tensor.t() if transposed else tensor for tensor in tensors)
+
+
+def is_transposed(tensor: Tensor) -> bool:
+    """Whether it is a matrix whose columns are contiguous."""
+    return tensor.dim() == 2 and tensor.stride(0) == 1
 
 
 def norm_of(grad: Tensor) -> float:
