@@ -62,10 +62,11 @@ DOCUMENTS = [ROOT / "docs" / "scaling.md", ROOT / "README.md"]
 PARTS = ("constants", "search", "embedding", "training")
 RANKS = (1, 2, 4)
 BLOCKS, K = 4_000_000, 5
-QUERIES = (1, 64)
+QUERIES = {1: 3, 64: 1}  # at once: searches in a row that are timed together
 CODES = {"float32": None, "int8": "int8"}
 COLUMNS = ["section", "name", "ranks", "blocks", "queries", "k", "codes", "flops", "parameters", "value", "unit"]
 COLUMNS += ["lowest", "highest", "ratio", "share", "bytes", "repeats", "date"]
+HEAD_START = 0.02  # seconds in which all ranks hear when to begin
 MESSAGE = 1 << 20  # numbers in a long message: as many as gradients are summed at a time
 EMBEDDED, SHARD_SIZE = 512, 64  # blocks; smaller shards than an index has, since it is a smaller corpus
 BATCH, TRAINED_TOKENS = 16, 128  # blocks of a training step, wordpieces of each
@@ -84,10 +85,12 @@ class Bench:
 
     def seconds(self, ranks: int, work: Callable[[], Any]) -> tuple[float, float]:
         """Seconds of `work` on the first `ranks` ranks, which begin together, and of its exchanges; others wait."""
-        self.world.barrier()
+        # All ranks are of one machine, and so is their clock.
+        begin = self.world.broadcast_object(time.perf_counter() + HEAD_START)
         mine = None
         if self.world.rank < ranks:
             with timed_exchanges() as exchanges:
+                time.sleep(max(0.0, begin - time.perf_counter()))
                 started = time.perf_counter()
                 work()
                 mine = (time.perf_counter() - started, exchanges)
@@ -140,16 +143,20 @@ def inside(world: World) -> Iterator[None]:
         yield
 
 
-def compared(times: dict[Any, list[tuple[float, float]]], peer: Any) -> dict[Any, Row]:
-    """Of each contender: median and extremes, the median ratio to the peer, the exchange's share of the time."""
+def compared(times: dict[Any, list[tuple[float, float]]], peer: Any, calls: int = 1) -> dict[Any, Row]:
+    """Of each contender: median and extremes of a call, the median ratio to the peer, the exchange's share of the time.
+
+    Args:
+        times: by contender, of `calls` calls, as `Bench.seconds` gives them.
+    """
     rows = {}
     for name, found in times.items():
         whole = [seconds for seconds, _ in found]
         rows[name] = {
-            "value": statistics.median(whole),
+            "value": statistics.median(whole) / calls,
             "unit": "s",
-            "lowest": min(whole),
-            "highest": max(whole),
+            "lowest": min(whole) / calls,
+            "highest": max(whole) / calls,
             "ratio": statistics.median(a / b for (a, _), b in zip(times[peer], whole, strict=True)),
             "repeats": len(found),
         }
@@ -173,7 +180,7 @@ def constants(bench: Bench, path: Path) -> list[Row]:
     found |= machine(bench, blocks) | exchange(bench)
     for codes, compression in CODES.items():
         measured = []
-        for count in (len(blocks) // 4, len(blocks) // 2):
+        for count in (len(blocks) // 8, len(blocks) // 4, len(blocks) // 2):
             index = BlockIndex(blocks[:count], compression) if bench.world.is_first else None
             for queries in (1, 8, 64):
                 given = torch.randn(
@@ -225,17 +232,17 @@ def exchange(bench: Bench) -> dict[str, float]:
     short, long = torch.zeros(8), torch.zeros(MESSAGE)
     crowd = max(1.0, 2 / (os.cpu_count() or 1))  # one core runs both ranks by turns
     found = {}
-    for name, work, steps, parts in (
-        ("gather", World.all_gather, 1, 1),
-        ("reduce", World.sum_, 2, 2),  # an all-reduce of two ranks: two steps of half the message
+    for name, work, steps, parts, wait in (
+        ("gather", World.all_gather, 1, 1, crowd),
+        ("reduce", World.sum_, 2, 2, 1),  # an all-reduce of two ranks: two steps of half the message
     ):
 
         def often(message: torch.Tensor, count: int, work: Callable = work) -> None:
             for _ in range(count):
                 work(pair, message)
 
-        latency = bench.median(2, functools.partial(often, short, 100)) / 100 / steps / crowd
-        step = bench.median(2, functools.partial(often, long, 20)) / 20 / steps / crowd
+        latency = bench.median(2, functools.partial(often, short, 100)) / 100 / steps / wait
+        step = bench.median(2, functools.partial(often, long, 20)) / 20 / steps / wait
         found[f"{name} latency"] = latency
         found[f"{name} bandwidth"] = long.nbytes / parts / (step - latency)
     return found
@@ -260,43 +267,68 @@ def search(bench: Bench, path: Path) -> list[Row]:
     rows = []
     for count in (len(blocks), len(blocks) * 3 // 8):
         for codes, compression in CODES.items():
-            built, held = {}, {}
             single = BlockIndex(blocks[:count], compression) if bench.world.is_first else None
-            for ranks, part in bench.worlds.items():
-                bench.world.barrier()
-                before = resident()
-                if bench.world.rank < ranks:
-                    # A mapping of its own, so that what it touches counts.
-                    built[ranks] = ShardedBlockIndex(read_blocks(path, World())[:count], compression, world=part)
-                    built[ranks].search(queries[:0], K)
-                held[ranks] = max(bench.world.gather_objects(resident() - before))
-            for number in QUERIES:
-                contenders: dict[Any, tuple[int, Callable]] = {
-                    "BlockIndex": (1, lambda number=number, single=single: single.search(queries[:number], K))
-                }
-                for ranks, part in bench.worlds.items():
-                    mine = queries[:number][part.rank :: part.size]
-                    contenders[ranks] = (
-                        ranks, lambda mine=mine, ranks=ranks, built=built: built[ranks].search(mine, K)
-                    )  # fmt: skip
-                times = bench.by_turns(f"{number} queries over {count:,} blocks, {codes}", contenders)
-                check(bench, single, built, queries[:number])
-                for name, row in compared(times, "BlockIndex").items():
-                    ranks = 1 if name == "BlockIndex" else name
-                    rows.append(
-                        {
-                            "section": "search", "name": name if ranks != name else "ranks", "ranks": ranks,
-                            "blocks": count, "queries": number, "k": K, "codes": codes,
-                            **row, **({"bytes": held[ranks]} if ranks == name else {}),
-                        }
-                    )  # fmt: skip
+            sharded, held = shard(bench, path, count, compression)
+            for number, calls in QUERIES.items():
+                check(bench, single, sharded, queries[:number])
+                title = f"{number} queries over {count:,} blocks, {codes}"
+                times = bench.by_turns(title, searches(bench, single, sharded, queries[:number], calls))
+                for name, row in compared(times, "BlockIndex", calls).items():
+                    what = {"name": "ranks", "ranks": name} if name in RANKS else {"name": name, "ranks": 1}
+                    what |= {"blocks": count, "queries": number, "k": K, "codes": codes}
+                    rows.append({"section": "search", **what, **row, "bytes": held.get(name, "")})
     return rows
 
 
-def check(bench: Bench, single: BlockIndex | None, built: dict[int, ShardedBlockIndex], queries: torch.Tensor) -> None:
+def shard(
+    bench: Bench, path: Path, count: int, compression: str | None
+) -> tuple[dict[int, ShardedBlockIndex], dict[int, int]]:
+    """Indexes of the first `count` blocks on 1, 2 and 4 ranks, and the bytes by which the largest rank grew."""
+    sharded, held = {}, {}
+    for ranks, part in bench.worlds.items():
+        bench.world.barrier()
+        before = resident()
+        if bench.world.rank < ranks:
+            # A mapping of its own, so that what it touches counts.
+            sharded[ranks] = ShardedBlockIndex(read_blocks(path, World())[:count], compression, world=part)
+        held[ranks] = max(bench.world.gather_objects(resident() - before))
+    return sharded, held
+
+
+def searches(
+    bench: Bench, single: BlockIndex | None, sharded: dict[int, ShardedBlockIndex], queries: torch.Tensor, calls: int
+) -> dict[Any, tuple[int, Callable]]:
+    """The contenders, each searching `calls` times in a row; each rank has its share of the queries.
+
+    One process with a thread on each core is no peer to be beaten; it says what ranks on one machine are worth.
+    """
+
+    def alone() -> None:
+        for _ in range(calls):
+            single.search(queries, K)
+
+    def with_threads() -> None:
+        torch.set_num_threads(os.cpu_count() or 1)
+        alone()
+        torch.set_num_threads(1)
+
+    contenders: dict[Any, tuple[int, Callable]] = {"BlockIndex": (1, alone), "threads": (1, with_threads)}
+    for ranks, part in bench.worlds.items():
+
+        def together(ranks: int = ranks, part: World = part) -> None:
+            for _ in range(calls):
+                sharded[ranks].search(queries[part.rank :: part.size], K)
+
+        contenders[ranks] = (ranks, together)
+    return contenders
+
+
+def check(
+    bench: Bench, single: BlockIndex | None, sharded: dict[int, ShardedBlockIndex], queries: torch.Tensor
+) -> None:
     """What the ranks found must be what one BlockIndex finds, to the bit."""
     wanted = bench.world.broadcast_object(single.search(queries, K) if single else None)
-    for ranks, index in built.items():
+    for ranks, index in sharded.items():
         part = bench.worlds[ranks]
         found = index.search(queries[part.rank :: part.size], K)
         for mine, all_of_it in zip(found, wanted, strict=True):
@@ -532,7 +564,7 @@ def plot(path: Path, rows: list[Row]) -> None:
 
     known = scale_model.constants_of(rows)
     sections = [section for section in PARTS if any(row["section"] == section for row in rows)]
-    figure = Figure(figsize=(5 * len(sections), 4), layout="constrained")
+    figure = Figure(figsize=(5 * len(sections), 5), layout="constrained")
     for axis, section in zip(np.atleast_1d(figure.subplots(1, len(sections))), sections, strict=True):
         lines: dict[str, list[Row]] = {}
         for row in rows:
@@ -542,11 +574,12 @@ def plot(path: Path, rows: list[Row]) -> None:
             ranks = [row["ranks"] for row in found]
             axis.plot(ranks, [row["value"] for row in found], "o", color=f"C{i}", label=label)
             axis.plot(ranks, [scale_model.predicted(known, row) for row in found], "--", color=f"C{i}")
-        axis.set(title=section, xlabel="ranks", ylabel="seconds", xscale="log", yscale="log")
+        axis.set(title=section, xlabel="ranks", ylabel="seconds", xscale="log")
+        axis.set(yscale="log") if len(lines) > 1 else axis.set_ylim(bottom=0)
         axis.set_xticks(RANKS, [str(count) for count in RANKS])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     figure.suptitle(f"{known['cores']:.0f} cores, one thread a rank; dots: measured, dashes: predicted")
     with write_atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

@@ -141,13 +141,14 @@ def gather_seconds(constants: Constants, ranks: int, bytes_a_rank: float, machin
     return (ranks - 1) * step * crowding(constants, ranks / machines)
 
 
-def reduce_seconds(constants: Constants, ranks: int, count: float, machines: int = 1, messages: int = 1) -> float:
+def reduce_seconds(constants: Constants, ranks: int, count: float, messages: int = 1) -> float:
     """A ring of `count` bytes: R - 1 steps that add the parts up and R - 1 that spread the sums, an R-th of it each.
 
-    Sent as so many `messages`, each has its own latency.
+    Sent as so many `messages`, each has its own latency. It goes on beside the backward pass: where ranks share a core,
+    others compute while one waits.
     """
     step = messages * constants["reduce latency"] + count / ranks / constants["reduce bandwidth"]
-    return 2 * (ranks - 1) * step * crowding(constants, ranks / machines)
+    return 2 * (ranks - 1) * step
 
 
 def passes(rows: int, queries: int, k: int) -> int:
@@ -204,9 +205,9 @@ def embed_seconds(constants: Constants, ranks: int, flops: float, rate: str = "e
     return flops / ranks / constants[rate] * stretch(constants, "product", ranks / machines)
 
 
-def gradients_seconds(constants: Constants, ranks: int, parameters: int, machines: int = 1) -> float:
+def gradients_seconds(constants: Constants, ranks: int, parameters: int) -> float:
     """The sum of all gradients over the ranks, in buckets of BUCKET numbers."""
-    return reduce_seconds(constants, ranks, 4 * parameters, machines, messages=-(-parameters // BUCKET))
+    return reduce_seconds(constants, ranks, 4 * parameters, messages=-(-parameters // BUCKET))
 
 
 def train_seconds(
@@ -227,7 +228,7 @@ def train_seconds(
     """
     slower = stretch(constants, "product", ranks / machines)
     compute = 3 * flops / ranks / constants[rate] * slower
-    reduce = gradients_seconds(constants, ranks, parameters, machines)
+    reduce = gradients_seconds(constants, ranks, parameters)
     update = parameters * constants["update"] * stretch(constants, "scan", ranks / machines)
     return search + compute + reduce + update
 
@@ -276,9 +277,11 @@ def constants_of(rows: list[Row]) -> Constants:
     return {row["name"]: row["value"] for row in rows if row["section"] == "constant"}
 
 
-def predicted(constants: Constants, row: Row) -> float:
-    """What the model says of a measured row: a search, an embedding or a training step."""
+def predicted(constants: Constants, row: Row) -> float | None:
+    """What the model says of a measured row: a search, an embedding or a training step; nothing of several threads."""
     ranks = int(row["ranks"])
+    if row["name"] == "threads":
+        return None
     if row["section"] == "search":
         return search_seconds(
             constants, int(row["blocks"]), ranks, int(row["queries"]), int(row["k"]), str(row["codes"])
@@ -324,10 +327,10 @@ def measured_table(rows: list[Row], section: str) -> str:
         lines.append(
             [
                 label(row),
-                "`BlockIndex`" if row["name"] == "BlockIndex" else f"{row['ranks']:.0f}",
+                NO_RANKS.get(str(row["name"]), f"{row['ranks']:.0f}"),
                 _time(row["value"]),
-                _time(said),
-                f"{said / row['value'] - 1:+.0%}",
+                _time(said) if said else "",
+                f"{said / row['value'] - 1:+.0%}" if said else "",
                 f"{row['ratio']:.2f}x",
             ]
             + ([f"{row['share']:.1%}" if "share" in row else ""] if section == "search" else [])
@@ -378,8 +381,10 @@ def search_table(constants: Constants, sizes: list[int], plan: Plan) -> str:
     """Machines that hold the index, and what a search takes on them."""
     cores, lines = int(constants["cores"]), []
     for blocks in sizes:
-        for memory in plan.memory:
-            machines = machines_needed(constants, blocks, memory * 2**30, plan.codes)
+        needed = [machines_needed(constants, blocks, memory * 2**30, plan.codes) for memory in plan.memory]
+        for i, (memory, machines) in enumerate(zip(plan.memory, needed, strict=True)):
+            if machines in needed[:i]:
+                continue  # less memory does
             ranks = machines * cores
             seconds = [
                 search_seconds(constants, blocks, ranks, queries, plan.k, plan.codes, machines) for queries in (1, 64)
@@ -425,7 +430,7 @@ def training_table(constants: Constants, sizes: list[int], plan: Plan) -> str:
             if ranks > plan.texts:
                 continue
             search = search_seconds(constants, blocks, ranks, plan.texts, plan.candidates, plan.codes, machines)
-            reduce = gradients_seconds(constants, ranks, parameters, machines)
+            reduce = gradients_seconds(constants, ranks, parameters)
             whole = train_seconds(constants, ranks, flops, parameters, search, "train rate base", machines)
             parts = (search, whole - search - reduce, reduce, whole)
             lines.append([_count(blocks), f"{machines:,}", f"{ranks:,}", *map(_time, parts)])
@@ -433,6 +438,7 @@ def training_table(constants: Constants, sizes: list[int], plan: Plan) -> str:
 
 
 SECTIONS = ("search", "embedding", "training")
+NO_RANKS = {"BlockIndex": "`BlockIndex`", "threads": "`BlockIndex`, C threads"}
 SIZES = [13_353_718, 100_000_000, 1_000_000_000, 10_000_000_000]
 
 

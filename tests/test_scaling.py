@@ -1,6 +1,7 @@
 """The cost model of several ranks: its arithmetic, its recorded constants, and the tables that stand in documents."""
 
 import math
+from pathlib import Path
 
 import pytest
 import scale_model
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from realm_min import RealmConfig, RealmEmbedder
 from realm_min.mips import BlockIndex
 
+DOCUMENTS = [Path(__file__).parent.parent / name for name in ("docs/scaling.md", "README.md")]
+SMALL = ("block", "pair", "query", "candidate")  # constants that a fit may leave at 0
 CONSTANTS = {
     "cores": 2.0, "process": 3e8, "scan alone": 7e9, "scan together": 1e10, "product alone": 1e11,
     "product together": 1.9e11, "gather latency": 5e-4, "gather bandwidth": 1e9, "reduce latency": 6e-4,
@@ -84,7 +87,7 @@ def test_a_ring_moves_the_message_once_and_its_sum_twice(r, count):
     machines = max(1, r // 2)
     free = {**CONSTANTS, "gather latency": 0.0, "reduce latency": 0.0, "reduce bandwidth": 1e9, "cores": 4096.0}
     gather = scale_model.gather_seconds(free, r, count, machines)
-    reduce = scale_model.reduce_seconds(free, r, count, machines)
+    reduce = scale_model.reduce_seconds(free, r, count)
     assert gather == pytest.approx((r - 1) * count / 1e9)
     assert reduce == pytest.approx(2 * (r - 1) / r * count / 1e9) and reduce < 2 * count / 1e9 + 1e-12
     assert scale_model.reduce_seconds(CONSTANTS, 1, count) == scale_model.gather_seconds(CONSTANTS, 1, count) == 0
@@ -155,3 +158,64 @@ def test_tables_are_filled_in_by_name():
     assert scale_model.fill(filled, {"one": "| a |"}) == filled
     with pytest.raises(ValueError, match="no table is called 'one': choose one of two"):
         scale_model.fill(text, {"two": ""})
+
+
+# ---- what was recorded
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return scale_model.read()[1]
+
+
+def test_every_constant_was_recorded(recorded):
+    constants = scale_model.constants_of(recorded)
+    assert constants.keys() == scale_model.CONSTANTS.keys()
+    assert min(value for name, value in constants.items() if name.split()[-1] not in SMALL) > 0
+    for work in ("scan", "product"):
+        assert constants[f"{work} together"] <= 1.2 * constants["cores"] * constants[f"{work} alone"]
+
+
+def test_every_prediction_is_within_a_quarter_of_the_measurement(recorded):
+    constants = scale_model.constants_of(recorded)
+    compared = [row for row in recorded if row["section"] in scale_model.SECTIONS and row["name"] != "threads"]
+    assert {(row["section"], row["ranks"]) for row in compared} == {
+        (section, ranks) for section in scale_model.SECTIONS for ranks in (1, 2, 4)
+    }
+    for row in compared:
+        assert scale_model.predicted(constants, row) == pytest.approx(row["value"], rel=0.25), row
+
+
+def test_two_ranks_bring_what_the_readme_says(recorded):
+    two = [row for row in recorded if row["name"] == "ranks" and row["ranks"] == 2]
+    largest = [row for row in two if row["section"] == "search" and row["blocks"] == 4_000_000]
+    assert {(row["codes"], row["queries"]) for row in largest} == {
+        (codes, queries) for codes in ("float32", "int8") for queries in (1, 64)
+    }
+    assert all(row["share"] < 0.05 for row in largest)
+    assert all(row["ratio"] >= 1.7 for row in largest if row["codes"] == "float32")
+    assert all(row["ratio"] >= 1.8 for row in two if row["section"] == "embedding")
+
+
+def test_a_slice_took_the_memory_that_the_model_says(recorded):
+    held = [row for row in recorded if "bytes" in row and row["blocks"] == 4_000_000]
+    assert len(held) >= 6
+    for row in held:
+        said = scale_model.index_bytes(int(row["blocks"]), int(row["ranks"]), row["codes"])
+        assert said == pytest.approx(row["bytes"], rel=0.25), row
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_documents_hold_the_tables_of_what_was_recorded(document, recorded):
+    text = document.read_text(encoding="utf-8")
+    assert "<!-- table: " in text
+    assert scale_model.fill(text, scale_model.tables(recorded)) == text
+
+
+def test_a_plan_takes_another_network(recorded):
+    constants = scale_model.constants_of(scale_model.over_network(recorded, 1.0, None))
+    assert constants["gather latency"] == constants["reduce latency"] == 1
+    assert constants["gather bandwidth"] == scale_model.constants_of(recorded)["gather bandwidth"]
+    plan = scale_model.Plan(memory=(64,))
+    assert scale_model.plan_tables(constants, [10**9], plan)["plan search"].count("\n") == 2
+    assert scale_model.search_seconds(constants, 10**9, 20, 1, 5, "int8", 10) > 3 * 19
