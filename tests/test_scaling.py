@@ -3,13 +3,17 @@
 import math
 from pathlib import Path
 
+import bench_scale
 import pytest
+import ranks
 import scale_model
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from rich.progress import Progress
 
-from realm_min import RealmConfig, RealmEmbedder
+from realm_min import RealmConfig, RealmEmbedder, distributed
+from realm_min.distributed import World
 from realm_min.mips import BlockIndex
 
 DOCUMENTS = [Path(__file__).parent.parent / name for name in ("docs/scaling.md", "README.md")]
@@ -25,11 +29,11 @@ CONSTANTS = {
 IDEAL = {  # with which two cores are twice one
     **CONSTANTS, "scan together": 2 * CONSTANTS["scan alone"], "product together": 2 * CONSTANTS["product alone"],
 }  # fmt: skip
-blocks, ranks = st.integers(1, 10**10), st.integers(1, 4096)
+block_counts, rank_counts = st.integers(1, 10**10), st.integers(1, 4096)
 codes = st.sampled_from(["float32", "int8"])
 
 
-@given(blocks, ranks, codes)
+@given(block_counts, rank_counts, codes)
 def test_a_slice_takes_its_share_of_the_memory(n, r, c):
     whole, part = scale_model.index_bytes(n, 1, c), scale_model.index_bytes(n, r, c)
     one_row = 4 * 128 + (128 if c == "int8" else 0) + scale_model.BOUND_BYTES[c]
@@ -43,7 +47,7 @@ def test_the_index_takes_the_bytes_that_the_model_says(n, compression):
     assert index.nbytes == scale_model.index_bytes(n, 1, compression or "float32")
 
 
-@given(blocks, st.sampled_from([8, 16, 64, 256]), codes)
+@given(block_counts, st.sampled_from([8, 16, 64, 256]), codes)
 def test_the_machines_needed_are_the_fewest(n, gib, c):
     machines = scale_model.machines_needed(CONSTANTS, n, gib * 2**30, c)
 
@@ -82,7 +86,7 @@ def test_shared_bandwidth_makes_a_rank_slower():
     assert scale_model.stretch(CONSTANTS, "scan", 4) == pytest.approx(7e9 / 2.5e9)
 
 
-@given(ranks, st.integers(0, 10**9))
+@given(rank_counts, st.integers(0, 10**9))
 def test_a_ring_moves_the_message_once_and_its_sum_twice(r, count):
     machines = max(1, r // 2)
     free = {**CONSTANTS, "gather latency": 0.0, "reduce latency": 0.0, "reduce bandwidth": 1e9, "cores": 4096.0}
@@ -158,6 +162,29 @@ def test_tables_are_filled_in_by_name():
     assert scale_model.fill(filled, {"one": "| a |"}) == filled
     with pytest.raises(ValueError, match="no table is called 'one': choose one of two"):
         scale_model.fill(text, {"two": ""})
+
+
+def tiny_searches(path):
+    """The rows of the benchmark's search on two ranks, from rank 0."""
+    worlds = {1: World(), 2: distributed.world()}
+    bench = bench_scale.Bench(distributed.world(), worlds, Progress(disable=True), process=0, repeats=1, seed=0)
+    return bench_scale.search(bench, path)
+
+
+def test_the_benchmark_searches_on_ranks_and_alone(tmp_path):
+    """It ends the run where ranks find other blocks than one BlockIndex."""
+    bench_scale.write_blocks(tmp_path / "blocks.npy", 3001, seed=0)
+    rows, other = ranks.run(tiny_searches, 2, tmp_path / "blocks.npy")
+    assert rows == other and len(rows) == 2 * 2 * 2 * 4
+    assert {(row["name"], row["ranks"]) for row in rows} == {
+        ("BlockIndex", 1), ("threads", 1), ("ranks", 1), ("ranks", 2)
+    }  # fmt: skip
+    assert {(row["blocks"], row["queries"], row["codes"]) for row in rows} == {
+        (n, q, c) for n in (3001, 1125) for q in (1, 64) for c in ("float32", "int8")
+    }
+    for row in rows:
+        assert 0 < row["lowest"] <= row["value"] <= row["highest"]
+        assert ("share" in row) == (row["ranks"] == 2) and 0 <= row.get("share", 0) < 1
 
 
 # ---- what was recorded
