@@ -621,6 +621,7 @@ def main() -> None:
     heading = {"cpu": cpu_name(), "torch": torch.__version__, "seed": str(arguments.seed)}
     heading |= {"blocks": str(arguments.blocks), "threads of a rank": "1"}
     kept = others(path, heading, arguments.parts)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     measured = [{**row, "date": today} for row in start(arguments)]
     rows = sorted(kept + measured, key=lambda row: PARTS.index(part_of(row)))
     write_csv(path, heading, rows)
@@ -643,4 +644,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        raise SystemExit(f"bench_scale: {error}") from None

@@ -123,7 +123,7 @@ def machines_needed(
     left = memory / cores - constants["process"] - training_bytes(parameters)  # of a rank, for its slice
     if left < index_bytes(1, 1, codes):
         raise ValueError(
-            f"{memory / 2**30:,.0f} GiB leave {left / 2**30:,.1f} GiB for a slice on each of {cores} ranks: take "
+            f"{memory / 2**30:.3g} GiB leave {left / 2**30:.2g} GiB for a slice on each of {cores} ranks: take "
             "machines of more memory"
         )
     machines = max(1, math.floor(index_bytes(blocks, 1, codes) / left / cores))
