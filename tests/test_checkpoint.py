@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import zipfile
+import zlib
 from collections import OrderedDict
 
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 import realm_min
 from realm_min import RealmConfig
-from realm_min.checkpoint import assign, read_state_dict, write_folder
+from realm_min.checkpoint import assign, combine_crc32, read_state_dict, write_folder
 
 MODELS = ["RealmEmbedder", "RealmScorer", "RealmKnowledgeAugEncoder", "RealmReader", "RealmForOpenQA"]
 TINY = {
@@ -151,6 +152,16 @@ def test_any_tensors_survive(tmp_path_factory, shapes, dtypes, max_shard_size, s
     assert equal(read_state_dict(folder), tensors)
     if safe_serialization and (folder / "model.safetensors").exists():
         assert equal(safetensors.torch.load_file(folder / "model.safetensors"), tensors)
+
+
+@settings(quick)
+@given(pieces=st.lists(st.binary(max_size=300), max_size=5), zeros=st.sampled_from([0, 1, 1000, 1 << 20]))
+def test_checksums_of_pieces_make_that_of_the_whole(pieces, zeros):
+    pieces.append(bytes(zeros) + b"x")
+    crc = 0
+    for piece in pieces:
+        crc = combine_crc32(crc, zlib.crc32(piece), len(piece))
+    assert crc == zlib.crc32(b"".join(pieces))
 
 
 def test_tied_weights_are_written_once_and_views_alone(tmp_path):

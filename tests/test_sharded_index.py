@@ -24,10 +24,12 @@ from realm_min.config import RealmConfig
 from realm_min.corpus import Document
 from realm_min.mips import BlockIndex
 from realm_min.open_qa import RealmForOpenQA
+from realm_min.retriever import RealmRetriever
 from realm_min.sharded_index import ShardedBlockIndex
 from realm_min.training import warm_start
 
 EACH = [1, 2, 3]  # ranks
+QUESTIONS = [f"Where is Town {i}?" for i in range(21)]
 
 
 def same_bits(found, expected):
@@ -219,14 +221,42 @@ def ready(tmp_path_factory):
 
 
 def test_files_are_searched_slice_by_slice(ready, tmp_path):
-    blocks = RealmForOpenQA.from_pretrained(ready).block_emb
+    model = RealmForOpenQA.from_pretrained(ready)
+    blocks = model.block_emb
     assert blocks.shape == (150, 16)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    model.save_pretrained(tmp_path / "pickled", safe_serialization=False)
     np.save(tmp_path / "blocks.npy", blocks.numpy())
     scores, ids = BlockIndex(blocks).search(integers((3, 16), 2, 1), 7)
     expected = [scores.tolist(), ids.tolist()], blocks[[0, 149]].tolist()
-    for path in (ready, ready / "model.safetensors", tmp_path / "blocks.npy"):
+    paths = ready, ready / "model.safetensors", tmp_path / "blocks.npy", tmp_path / "shards", tmp_path / "pickled"
+    for path in paths:
         for found in ranks.run(load_and_search, 2, path):
             assert found == expected
+
+
+def answer_and_train(folder):
+    """A script's use of the model: its own questions on each rank, and gradients through what was found."""
+    world = distributed.world()
+    retriever = RealmRetriever.from_pretrained(folder)
+    model = RealmForOpenQA.from_pretrained(folder, retriever=retriever, sharded=True)
+    answers = [model.answer([question])[0] for question in world.share(QUESTIONS[:5])]
+    model.follow()
+    inputs = retriever.tokenizer([QUESTIONS[world.rank]], return_tensors="pt")
+    answer_ids = retriever.tokenizer(["land"], add_special_tokens=False).input_ids
+    loss = model(**inputs, answer_ids=answer_ids).reader_output.loss
+    model.backward()
+    gradient = model.grads["embedder.cls.dense.weight"]
+    kinds = type(model.index).__name__, model.to(torch.float64).block_emb.dtype
+    return answers, float(loss), gradient.tolist(), kinds
+
+
+def test_a_script_shares_a_model(ready):
+    (alone,), both = ranks.run(answer_and_train, 1, ready), ranks.run(answer_and_train, 2, ready)
+    assert alone[3] == ("BlockIndex", torch.float64) and both[0][3] == ("ShardedBlockIndex", torch.float64)
+    assert both[0][0] + both[1][0] == [*alone[0][::2], *alone[0][1::2]]
+    assert both[0][1:3] == alone[1:3] and both[1][1] != alone[1]
+    assert any(value for row in alone[2] for value in row)
 
 
 def touched_bytes(path):
@@ -299,9 +329,6 @@ def run_commands(commands, typed=None):
             options.run(options)
         printed.append(out.getvalue())
     return printed
-
-
-QUESTIONS = [f"Where is Town {i}?" for i in range(21)]
 
 
 def test_ask_and_evaluate_print_what_one_process_prints(ready, tmp_path):
