@@ -145,7 +145,7 @@ def finetune(
     if refresh_ranks:
         loop.take_from_first({"embedder": model.embedder, "reader": model.reader})
     if settings.refresh_blocks:  # the index of the finished embedder
-        model.block_emb = refresh.embed_together(model.embedder, model.retriever.tokenizer, list(blocks))
+        model.block_emb = indexing.embed_on_ranks(model.embedder, model.retriever.tokenizer, list(blocks))
     return model
 
 
@@ -549,6 +549,6 @@ def new_model(
 
     tensors = {f"embedder.{key}": tensor for key, tensor in embedder.state_dict().items()}
     tensors |= {f"reader.{key}": tensor for key, tensor in reader.state_dict().items()}
-    embeddings = refresh.embed_together(embedder.eval(), tokenizer, blocks, advance)
+    embeddings = indexing.embed_on_ranks(embedder.eval(), tokenizer, blocks, advance)
     model.load_state_dict(tensors | {"block_emb": embeddings})
     return model

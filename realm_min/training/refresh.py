@@ -45,7 +45,7 @@ from ..corpus import Block, json_lines
 from ..distributed import World, world
 from ..embedder import RealmEmbedder
 from ..files import write_atomically
-from ..indexing import SHARD_SIZE, embed_blocks
+from ..indexing import embed_blocks, embed_on_ranks
 from ..mips import BlockIndex
 from ..sharded_index import ShardedBlockIndex, read_blocks
 from ..tokenizer import RealmTokenizerFast
@@ -308,27 +308,6 @@ def searchable(embeddings: Tensor) -> BlockIndex | ShardedBlockIndex:
     return BlockIndex(embeddings) if world().size == 1 else ShardedBlockIndex(embeddings)
 
 
-def embed_together(
-    embedder: RealmEmbedder,
-    tokenizer: RealmTokenizerFast,
-    blocks: list[Block],
-    advance: Callable[[int], None] = lambda count: None,
-) -> Tensor:
-    """`embed_blocks` [blocks, proj], each rank its part of the blocks, all of the result on every rank.
-
-    The bits do not depend on the number of ranks, since no batch has blocks of two shards. On rank 0, `advance(count)`
-    is called as if the others were as far.
-    """
-    everyone = world()
-    embeddings = torch.zeros(len(blocks), embedder.config.retriever_proj_size)
-    for start in everyone.share(list(range(0, len(blocks), SHARD_SIZE))):
-        shard = blocks[start : start + SHARD_SIZE]
-        embeddings[start : start + len(shard)] = embed_blocks(embedder, tokenizer, shard)
-        advance(min(everyone.size * SHARD_SIZE, len(blocks) - start))
-    everyone.sum_(embeddings)
-    return embeddings
-
-
 def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
@@ -357,7 +336,7 @@ def build_on_ranks(
             return
         snapshot = folder / f"snapshot-{step}.safetensors"
         embedder.load_state_dict(load_file(snapshot), source=str(snapshot))
-        embeddings = embed_together(embedder, tokenizer, blocks, _progress(folder, step))
+        embeddings = embed_on_ranks(embedder, tokenizer, blocks, _progress(folder, step))
         builders.on_first(lambda step=step, found=embeddings: _write_index(folder, step, found))
 
 
