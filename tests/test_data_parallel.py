@@ -1,16 +1,34 @@
 """Training on several ranks: what they learn is what one learns, and a run outlives the ranks that it began with."""
 
+import os
+import shutil
+import signal
+import time
+
 import numpy as np
 import pytest
 import ranks
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
-from realm_min import RealmConfig, RealmEmbedder, RealmForOpenQA, RealmKnowledgeAugEncoder, RealmRetriever, indexing
+from realm_min import (
+    RealmConfig,
+    RealmEmbedder,
+    RealmForOpenQA,
+    RealmKnowledgeAugEncoder,
+    RealmReader,
+    RealmRetriever,
+    RealmTokenizerFast,
+    bert,
+    indexing,
+)
 from realm_min.corpus import Block, record
+from realm_min.distributed import World, world
 from realm_min.evaluation import Question
-from realm_min.training import exchange, finetuning, ict, loop, mlm, pretraining, warm_start
+from realm_min.parameters import is_constant
+from realm_min.training import exchange, finetuning, ict, loop, mlm, pretraining, refresh, warm_start
 from realm_min.training.finetuning import TrainingQuestion
 
 SMALL = dict(
@@ -38,10 +56,10 @@ def train_ict(folder, dtype, **values):
     return {"embedder": embedder}
 
 
-def train_mlm(folder, dtype, **values):
+def train_mlm(folder, dtype, given=None, **values):
     encoder = RealmKnowledgeAugEncoder(RealmConfig(**SMALL), seed=2).to(dtype)
     chosen = mlm.Settings(batch_size=8, **COMMON)._replace(**values)
-    mlm.warm_up(folder, BLOCKS, encoder, warm_start.tokenizer(None), chosen)
+    mlm.warm_up(folder, BLOCKS, encoder, warm_start.tokenizer(None), chosen, **(given or {}))
     return {"encoder": encoder}
 
 
@@ -64,7 +82,7 @@ def train_finetuning(folder, dtype, refresh_ranks=0, **values):
     model = RealmForOpenQA(config, retriever=RealmRetriever([record(block) for block in BLOCKS], tokenizer), seed=1)
     model.eval().block_emb = indexing.embed_blocks(model.embedder, tokenizer, BLOCKS)
     model.to(dtype)
-    chosen = finetuning.Settings(batch_size=4, refresh_every=8, **COMMON)._replace(**values)
+    chosen = finetuning.Settings(batch_size=4, refresh_every=8, **COMMON | dict(learning_rate=5e-5))._replace(**values)
     dev = [Question(question.question, question.answers) for question in QUESTIONS[:5]]
     finetuning.finetune(
         folder, model, QUESTIONS, chosen, blocks=BLOCKS, dev=dev, evaluate_every=8, refresh_ranks=refresh_ranks
@@ -78,8 +96,9 @@ PRECISIONS = {"float64": 1e-12, "float32": 1e-6}  # and how far several ranks ma
 KEY_BIAS, KEY_BIAS_TOLERANCE = "self.key.bias", 1e-5
 
 
-def learn(job, folder, precision, **values):
+def learn(job, folder, precision, given=None, **values):
     """All weights after a run of `job`, as arrays."""
+    values |= {"given": given} if given else {}
     models = JOBS[job](folder, getattr(torch, precision), **values)
     return {
         f"{name}.{key}": value.numpy().copy()
@@ -88,7 +107,28 @@ def learn(job, folder, precision, **values):
     }
 
 
+class BuilderHere:
+    """Builds an index at once, without a process of its own, which takes seconds to start."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def request(self, step):
+        embedder = RealmEmbedder(RealmConfig.from_pretrained(self.folder / "embedder"), initialize=False).eval()
+        embedder.load_state_dict(load_file(self.folder / f"snapshot-{step}.safetensors"))
+        tokenizer = RealmTokenizerFast.from_pretrained(self.folder / "embedder")
+        refresh._write_index(self.folder, step, indexing.embed_blocks(embedder, tokenizer, BLOCKS))
+
+    def check(self):
+        pass
+
+    def close(self, failed):
+        pass
+
+
 def learn_all(folder):
+    if world().size != 2:
+        refresh.BuilderProcess = BuilderHere
     return {
         (job, precision): learn(job, folder / f"{job}-{precision}", precision)
         for job in JOBS
@@ -123,20 +163,135 @@ def test_any_number_of_ranks_learns_the_same(learnt, job, precision):
 @pytest.mark.parametrize("job", list(JOBS))
 def test_twenty_steps_move_the_weights(tmp_path, learnt, job):
     begun = learn(job, tmp_path / "run", "float64", steps=1)
-    assert largest_difference(begun, learnt[1][0][job, "float64"]) > 5e-4
+    assert largest_difference(begun, learnt[1][0][job, "float64"]) > 2e-4
 
 
-@settings(deadline=None, derandomize=True)
-@given(st.integers(1, 3), st.sampled_from([4, 8, 12]), st.booleans(), st.integers(10, 2000))
-def test_buckets_hold_what_is_trained_once_and_last_first(layers, hidden, frozen_words, size):
-    config = RealmConfig(**SMALL | dict(num_hidden_layers=layers, hidden_size=hidden, vocab_size=30))
-    encoder = RealmKnowledgeAugEncoder(config)
-    _, trained = loop._trainable({"knowledge_encoder": encoder}, loop.frozen(frozen_words))
-    assert 0 < len(trained) < len(encoder.grads)
-    found = exchange.buckets(encoder.own_grads, {grad.data_ptr() for grad in trained.values()}, size)
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(
+    st.sampled_from([RealmKnowledgeAugEncoder, RealmReader]), st.integers(1, 3), st.sampled_from([4, 8, 12]),
+    st.booleans(), st.integers(10, 2000),
+)  # fmt: skip
+def test_buckets_hold_what_is_trained_once_and_last_first(cls, layers, hidden, frozen_words, size):
+    model = cls(RealmConfig(**SMALL | dict(num_hidden_layers=layers, hidden_size=hidden, vocab_size=30)))
+    _, trained = loop._trainable({"model": model}, loop.frozen(frozen_words))
+    trained = {key: grad for key, grad in trained.items() if not is_constant(grad)}
+    found = exchange.buckets(model.own_grads, {grad.data_ptr() for grad in trained.values()}, size)
     assert found == sorted(found, reverse=True)
     for start, stop in found:
         assert 0 < stop - start <= size
-        encoder.own_grads.flat[start:stop] += 1
-    for key, grad in encoder.grads.items():
-        assert bool((grad == float(f"knowledge_encoder.{key}" in trained)).all()), key
+        model.own_grads.flat[start:stop] += 1
+    for key, grad in model.grads.items():
+        assert bool((grad == float(f"model.{key}" in trained)).all()), key
+
+
+def order_of_events(folder):
+    """What a step of the Inverse Cloze Task does: layers that its two backward passes have gone through, and sums."""
+    events = []
+    exchange.BUCKET = 1000
+    start_sum, layer_backward = World.start_sum, bert.layer_backward
+
+    def noted_sum(self, tensor):
+        events.append("sum")
+        return start_sum(self, tensor)
+
+    def noted_layer(p, config, name, *given):
+        events.append(name.rpartition(".")[2])
+        return layer_backward(p, config, name, *given)
+
+    World.start_sum, bert.layer_backward = noted_sum, noted_layer
+    train_ict(folder, torch.float32, steps=1)
+    return events
+
+
+def test_sums_start_while_the_last_backward_pass_goes_on(tmp_path):
+    for events in ranks.run(order_of_events, 2, tmp_path / "run"):
+        assert events[:3] == ["1", "0", "1"]
+        assert set(events[3 : events.index("0", 3)]) == {"sum"}
+        assert events.count("0") == 2 and events[-1] == "sum"
+
+
+def with_refresh_ranks(folder):
+    """Pre-training on two ranks beside one that builds, fine-tuning on one beside two."""
+    return (
+        learn("pretrain", folder / "pretrain", "float64", refresh_ranks=1),
+        learn("finetune", folder / "finetune", "float64", refresh_ranks=2, refresh_blocks=True),
+    )
+
+
+def test_ranks_that_build_the_index_change_nothing(tmp_path, learnt):
+    found = ranks.run(with_refresh_ranks, 3, tmp_path)
+    for pretrained, _ in found[:2]:
+        assert largest_difference(pretrained, learnt[1][0]["pretrain", "float64"]) <= 1e-12
+    log = loop.read_log(tmp_path / "pretrain" / loop.LOG_FILE)
+    assert log["staleness"] == [*range(16), 8, 9, 10, 11]
+    alone = learn("finetune", tmp_path / "alone", "float64", refresh_blocks=True)
+    for _, tuned in found:  # in the end the builders have the model too
+        assert largest_difference(tuned, alone) <= 1e-7  # block embeddings are float32
+    for name in (loop.LOG_FILE, loop.METRICS_FILE):
+        expected, log = (loop.read_log(tmp_path / run / name) for run in ("alone", "finetune"))
+        for column in expected.keys() - {"seconds", "seconds_waited"}:
+            assert log[column] == pytest.approx(expected[column], rel=1e-6), column
+
+
+def test_the_log_is_that_of_one_rank(tmp_path_factory, learnt):
+    folder = tmp_path_factory.getbasetemp() / "runs0"
+    for job in JOBS:
+        for name in (loop.LOG_FILE, loop.METRICS_FILE):
+            paths = [folder / str(size) / f"{job}-float64" / name for size in (1, 2, 3)]
+            expected, *others = (loop.read_log(path) if path.is_file() else {} for path in paths)
+            for log in others:
+                assert log.keys() == expected.keys()
+                for column in expected.keys() - {"seconds", "seconds_waited", "tokens_per_second"}:
+                    assert log[column] == pytest.approx(expected[column], rel=1e-5), (job, column)
+
+
+def train_slowly(folder):
+    given = dict(save_every=5, report=lambda stage, done, total, note="": time.sleep(0.1))
+    return learn("mlm", folder, "float64", given=given)
+
+
+def test_a_run_outlives_its_ranks(tmp_path, learnt):
+    """SIGKILL of one rank of three; meanwhile, no other job may write the folder."""
+    folder = tmp_path / "run"
+    running = ranks.start(train_slowly, 3, folder, patience=4.0)
+    wait_for(lambda: (folder / loop.LOG_FILE).exists() and (folder / loop.LOG_FILE).read_text().count("\n") > 7)
+    with pytest.raises(FileExistsError, match="run is being written by process"):
+        learn("mlm", folder, "float64", given={"resume": True})
+    os.kill(running[1].process.pid, signal.SIGKILL)
+    outcomes = ranks.finish(running, timeout=60)
+    for rank in (0, 2):
+        assert outcomes[rank].error.startswith(f"RankFailedError: rank 1 (process {running[1].process.pid} ")
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == ["checkpoint.safetensors", "log.csv", "metrics.csv", "run.json"]
+    assert not folder.with_name("run.lock").exists()
+    assert loop.checkpoint_step(folder) in (5, 10, 15)
+
+    shutil.copytree(folder, tmp_path / "other")
+    (expected, *_) = learnt[3]
+    expected = expected["mlm", "float64"]
+    for found in ranks.run(learn, 3, "mlm", folder, "float64", {"resume": True}):
+        assert largest_difference(found, expected) == 0
+    with_one = learn("mlm", tmp_path / "other", "float64", {"resume": True})
+    assert 0 < largest_difference(with_one, expected) <= 1e-12
+    for run in ("run", "other"):
+        assert loop.read_log(tmp_path / run / loop.LOG_FILE)["step"] == list(range(1, 21))
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def train_too_few(folder):
+    train_mlm(folder, torch.float32, batch_size=2)
+
+
+def test_a_batch_that_leaves_a_rank_without_work_is_refused(tmp_path):
+    outcomes = ranks.finish(ranks.start(train_too_few, 3, tmp_path / "run"))
+    assert outcomes[0].error == (
+        "ValueError: batch_size=2 is less than the 3 ranks that train: give more, or start fewer"
+    )
+    assert [outcome.error for outcome in outcomes[1:]] == ["SystemExit: 2"] * 2
+    assert list(tmp_path.iterdir()) == []

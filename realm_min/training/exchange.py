@@ -46,7 +46,9 @@ class GradientExchange:
         parts = [part for model in models for part in (model, *model.parts.values()) if part.own_grads]
         for number, part in enumerate(parts):
             own = part.own_grads
-            self._buckets += [Bucket(number, start, own.flat[start:stop]) for start, stop in buckets(own, wanted)]
+            self._buckets += [
+                Bucket(number, start, own.flat[start:stop]) for start, stop in buckets(own, wanted, BUCKET)
+            ]
             own.listener = partial(self._passed, number, own)
 
     def finish(self) -> None:
@@ -68,7 +70,7 @@ class GradientExchange:
             self._started.append(world().start_sum(bucket.numbers))
 
 
-def buckets(grads: Parameters, wanted: set[int], size: int = BUCKET) -> list[tuple[int, int]]:
+def buckets(grads: Parameters, wanted: set[int], size: int) -> list[tuple[int, int]]:
     """Where in `grads.flat` the buckets of at most `size` numbers begin and end that hold some gradients, last first.
 
     Args:

@@ -15,7 +15,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,7 +134,7 @@ def finetune(
         if everyone.rank >= training:
             refresh.build_on_ranks(folder, list(blocks), model.embedder, model.retriever.tokenizer, everyone)
         else:
-            builders = partial(refresh.BuilderRanks, everyone, training) if refresh_ranks else refresh.BuilderProcess
+            builders = refresh.builders(everyone, refresh_ranks)
             with loop.only_job(folder):
                 _train(
                     folder, model, questions, settings, blocks, dev, builders,
@@ -277,7 +276,7 @@ def read(
     """
     config, reader = model.config, model.reader
     beam = min(config.reader_beam_size, len(block_ids))
-    embeddings = model.block_emb[block_ids].to(x.device)  # [searcher beam, proj]
+    embeddings = model.block_emb[block_ids].to(x)  # [searcher beam, proj]
     fresh = None
     if settings.refresh_blocks:
         read_blocks = [evidence.blocks[block] for block in block_ids[:beam].tolist()]

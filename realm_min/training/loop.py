@@ -51,13 +51,6 @@ Step = Callable[[int], dict[str, float]]
 
 Item = TypeVar("Item")
 
-# What stands in a model's checkpoints though no loss reaches it.
-UNREAD = {
-    "embedder": ("cls.predictions.",),
-    "knowledge_encoder": ("realm.pooler.",),
-    "reader": ("cls.predictions.", "realm.pooler."),
-}
-
 
 class DivergedError(ValueError):
     """The loss or a gradient is no longer a number."""
@@ -478,14 +471,9 @@ def _write_rows(file: Any, columns: list[str], rows: list[dict[str, Any]], heade
     writer.writerows(rows)
 
 
-def frozen(word_embeddings: bool = False) -> Callable[[str], bool]:
-    """For `train`'s `frozen`: what nothing reads, and the tables of word embeddings with what is tied to them if so."""
-
-    def is_frozen(name: str) -> bool:
-        model, _, key = name.partition(".")
-        return key.startswith(UNREAD.get(model, ())) or (word_embeddings and freeze_word_embeddings(name))
-
-    return is_frozen
+def frozen(word_embeddings: bool) -> Callable[[str], bool]:
+    """For `train`'s `frozen`: nothing, or the tables of word embeddings and what is tied to them."""
+    return freeze_word_embeddings if word_embeddings else lambda name: False
 
 
 def freeze_word_embeddings(name: str) -> bool:

@@ -19,7 +19,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,7 +135,7 @@ def pretrain(
         if everyone.rank >= training:
             refresh.build_on_ranks(folder, blocks, embedder, tokenizer, everyone)
         else:
-            builders = partial(refresh.BuilderRanks, everyone, training) if refresh_ranks else refresh.BuilderProcess
+            builders = refresh.builders(everyone, refresh_ranks)
             with loop.only_job(folder):
                 _train(
                     folder, blocks, embedder, knowledge_encoder, tokenizer, settings, find, texts, builders,
@@ -174,6 +173,7 @@ def _train(
     trained = {"knowledge_encoder": knowledge_encoder} if settings.encoder_alone else models
     for model in models.values():
         model.train(model in trained.values())
+    loop.take_from_first({name: model for name, model in models.items() if name not in trained})
     at = 0  # the step
     every = settings.steps if settings.encoder_alone or settings.freeze_documents else settings.refresh_every
 

@@ -302,6 +302,11 @@ class BuilderRanks:
             wait()
 
 
+def builders(everyone: World, ranks: int) -> Callable[[Path], BuilderProcess | BuilderRanks]:
+    """For `IndexRefresher`: the last so many ranks of `everyone`, or a process where it is none."""
+    return (lambda folder: BuilderRanks(everyone, everyone.size - ranks)) if ranks else BuilderProcess
+
+
 def searchable(embeddings: Tensor) -> BlockIndex | ShardedBlockIndex:
     """A search index over all blocks [blocks, proj]; on several ranks each has a slice, and all search together."""
     embeddings = embeddings.float() if embeddings.dtype == torch.float64 else embeddings
