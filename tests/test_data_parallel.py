@@ -226,7 +226,7 @@ def test_ranks_that_build_the_index_change_nothing(tmp_path, learnt):
     assert log["staleness"] == [*range(16), 8, 9, 10, 11]
     alone = learn("finetune", tmp_path / "alone", "float64", refresh_blocks=True)
     for _, tuned in found:  # in the end the builders have the model too
-        assert largest_difference(tuned, alone) <= 1e-7  # block embeddings are float32
+        assert largest_difference(tuned, alone) <= 1e-6  # block embeddings are float32
     for name in (loop.LOG_FILE, loop.METRICS_FILE):
         expected, log = (loop.read_log(tmp_path / run / name) for run in ("alone", "finetune"))
         for column in expected.keys() - {"seconds", "seconds_waited"}:

@@ -29,7 +29,6 @@ from ..distributed import split, world
 from ..evaluation import Question, checked_question, evaluate, means, read_questions
 from ..open_qa import MAX_QUESTION_WORDPIECES, RealmForOpenQA, pad_to
 from ..retriever import BLOCK_RECORDS_FILE, RealmRetriever
-from ..sharded_index import ShardedBlockIndex
 from . import loop, options, refresh, warm_start
 from .optimizer import AdamW
 from .refresh import IndexRefresher
@@ -170,9 +169,6 @@ def _train(
             folder, list(blocks), model.embedder, tokenizer, every=settings.refresh_every, steps=settings.steps,
             builders=builders,
         )  # fmt: skip
-    together = world().size > 1
-    if together and refresher is None:
-        model.index = refresh.searchable(model.block_emb)
 
     def step(number: int) -> dict[str, float]:
         stale = {}
@@ -180,8 +176,6 @@ def _train(
             embeddings = refresher.embeddings(number)
             if embeddings is not model.block_emb:
                 model.block_emb = embeddings
-                if together:
-                    model.index = refresh.searchable(embeddings)
             stale = {
                 "staleness": loop.once(refresher.staleness(number)),
                 "seconds_waited": loop.once(refresher.seconds_waited),
@@ -190,7 +184,11 @@ def _train(
         share, own = loop.share(settings.seed, number, [encoded[i] for i in picked])
         return losses(model, own, evidence, settings, share) | stale
 
+    def measured() -> dict[str, float | None]:
+        return means(result.measures for result in evaluate(model, dev, world=world()))
+
     model.train()
+    sharded, model.sharded = model.sharded, world().size > 1  # these ranks search together
     identity = {"task": "finetune", "config": model.config.to_dict()}
     identity |= {"questions": _digest(questions), "blocks": _digest(records)}
     try:
@@ -199,23 +197,10 @@ def _train(
                 folder, {"embedder": model.embedder, "reader": model.reader}, optimizer, step,
                 settings={**identity, **settings._asdict()}, seed=settings.seed,
                 frozen=loop.frozen(settings.freeze_word_embeddings),
-                evaluate=(lambda: measures(model, dev)) if dev else None, stage="Fine-tuning", report=report, **given,
+                evaluate=measured if dev else None, stage="Fine-tuning", report=report, **given,
             )  # fmt: skip
     finally:
-        if together:  # what searches with all ranks is of no use to one
-            model._index = None
-
-
-def measures(model: RealmForOpenQA, questions: Sequence[Question]) -> dict[str, float | None]:
-    """The mean measures of a model's answers, each rank answering its part of the questions."""
-    everyone = world()
-    own = [result.measures for result in evaluate(model, everyone.share(list(questions)))]
-    if isinstance(model.index, ShardedBlockIndex):
-        model.index.follow()
-    found: list[dict[str, float | None]] = [{}] * len(questions)
-    for rank, theirs in enumerate(everyone.gather_objects(own)):
-        found[rank :: everyone.size] = theirs
-    return means(found)
+        model.sharded = sharded
 
 
 def losses(
@@ -495,7 +480,8 @@ def run(given: argparse.Namespace) -> None:
             if given.model:
                 raise ValueError(f"{ready} holds a model already: leave out --model {given.model}")
             blocks = indexing.read_blocks(ready)
-            model = RealmForOpenQA.from_pretrained(ready, retriever=RealmRetriever.from_pretrained(ready), **values)
+            retriever = RealmRetriever.from_pretrained(ready)
+            model = RealmForOpenQA.from_pretrained(ready, retriever=retriever, sharded=True, **values)
         else:
             tokenizer = warm_start.tokenizer(given.model)
             blocks = options.read_blocks(given.corpus, tokenizer, MAX_WORDPIECES, report)
