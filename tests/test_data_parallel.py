@@ -231,7 +231,7 @@ def test_ranks_that_build_the_index_change_nothing(tmp_path, learnt):
     for name in (loop.LOG_FILE, loop.METRICS_FILE):
         expected, log = (loop.read_log(tmp_path / run / name) for run in ("alone", "finetune"))
         for column in expected.keys() - {"seconds", "seconds_waited"}:
-            assert log[column] == pytest.approx(expected[column], rel=1e-6), column
+            assert log[column] == pytest.approx(expected[column], rel=1e-5), column  # six digits are logged
 
 
 def test_the_log_is_that_of_one_rank(tmp_path_factory, learnt):
