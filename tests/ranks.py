@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
     error: str | None = None
 
 
-def start(function: Callable[..., Any], size: int, *arguments: Any, patience: float = 8.0) -> list[Rank]:
+def start(function: Callable[..., Any], size: int, *arguments: Any, patience: float = 60.0) -> list[Rank]:
     """Call `function(*arguments)`, of a module's top level, in `size` new processes inside `distributed.join`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
