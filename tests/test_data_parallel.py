@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import ranks
 import torch
+from eight_capitals import BLOCKS, CONFIG, QUESTIONS, open_qa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -16,48 +17,30 @@ from safetensors.torch import load_file
 from realm_min import (
     RealmConfig,
     RealmEmbedder,
-    RealmForOpenQA,
     RealmKnowledgeAugEncoder,
     RealmReader,
-    RealmRetriever,
     RealmTokenizerFast,
     bert,
     indexing,
 )
-from realm_min.corpus import Block, record
 from realm_min.distributed import World, world
 from realm_min.evaluation import Question
 from realm_min.parameters import is_constant
 from realm_min.training import exchange, finetuning, ict, loop, mlm, pretraining, refresh, warm_start
-from realm_min.training.finetuning import TrainingQuestion
 
-SMALL = dict(
-    hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, retriever_proj_size=8,
-    span_hidden_size=8, max_position_embeddings=128, initializer_range=0.2,
-)  # fmt: skip
-COUNTRIES = ["Norway", "Peru", "Kenya", "Japan", "Chad", "Cuba", "Laos", "Oman"]
-CITIES = ["Oslo", "Lima", "Nairobi", "Tokyo", "Paris", "Havana", "London", "Berlin"]
-CLIMATES = ["cold", "dry in summer", "hot", "mild near the sea and dry in the mountains"] * 2
-BLOCKS = [
-    Block(country, f"Capital: {city}. The climate of {country} is {climate}. Its people like music and food.")
-    for country, city, climate in zip(COUNTRIES, CITIES, CLIMATES, strict=True)
-]
-QUESTIONS = [
-    TrainingQuestion(f"what is the capital of {country.lower()}?", [city], country)
-    for country, city in zip(COUNTRIES, CITIES, strict=True)
-]
+SIZE = dict(num_hidden_layers=2, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
 COMMON = dict(steps=20, learning_rate=1e-4, freeze_word_embeddings=False, seed=3)
 
 
 def train_ict(folder, dtype, **values):
-    embedder = RealmEmbedder(RealmConfig(**SMALL), seed=2).to(dtype)
+    embedder = RealmEmbedder(RealmConfig(**CONFIG | SIZE), seed=2).to(dtype)
     chosen = ict.Settings(batch_size=8, **COMMON)._replace(**values)
     ict.warm_up(folder, BLOCKS, embedder, warm_start.tokenizer(None), chosen)
     return {"embedder": embedder}
 
 
 def train_mlm(folder, dtype, given=None, **values):
-    encoder = RealmKnowledgeAugEncoder(RealmConfig(**SMALL), seed=2).to(dtype)
+    encoder = RealmKnowledgeAugEncoder(RealmConfig(**CONFIG | SIZE), seed=2).to(dtype)
     chosen = mlm.Settings(batch_size=8, **COMMON)._replace(**values)
     mlm.warm_up(folder, BLOCKS, encoder, warm_start.tokenizer(None), chosen, **(given or {}))
     return {"encoder": encoder}
@@ -65,7 +48,7 @@ def train_mlm(folder, dtype, given=None, **values):
 
 def train_pretraining(folder, dtype, refresh_ranks=0, **values):
     """Indexes of steps 0 and 8 are searched; ranks retrieve blocks that others retrieve too."""
-    config = RealmConfig(**SMALL)
+    config = RealmConfig(**CONFIG | SIZE)
     embedder, encoder = RealmEmbedder(config, seed=2).to(dtype), RealmKnowledgeAugEncoder(config, seed=3).to(dtype)
     chosen = pretraining.Settings(
         batch_size=4, num_candidates=3, refresh_every=8, max_passage=24, max_block=40, masking="tokens", **COMMON
@@ -77,11 +60,7 @@ def train_pretraining(folder, dtype, refresh_ranks=0, **values):
 
 
 def train_finetuning(folder, dtype, refresh_ranks=0, **values):
-    tokenizer = warm_start.tokenizer(None)
-    config = RealmConfig(**SMALL, num_block_records=8, searcher_beam_size=6, reader_beam_size=2)
-    model = RealmForOpenQA(config, retriever=RealmRetriever([record(block) for block in BLOCKS], tokenizer), seed=1)
-    model.eval().block_emb = indexing.embed_blocks(model.embedder, tokenizer, BLOCKS)
-    model.to(dtype)
+    model = open_qa(warm_start.tokenizer(None), **SIZE).to(dtype)
     chosen = finetuning.Settings(batch_size=4, refresh_every=8, **COMMON | dict(learning_rate=5e-5))._replace(**values)
     dev = [Question(question.question, question.answers) for question in QUESTIONS[:5]]
     finetuning.finetune(
@@ -173,7 +152,7 @@ def test_twenty_steps_move_the_weights(tmp_path, learnt, job):
     st.booleans(), st.integers(10, 2000),
 )  # fmt: skip
 def test_buckets_hold_what_is_trained_once_and_last_first(cls, layers, hidden, frozen_words, size):
-    model = cls(RealmConfig(**SMALL | dict(num_hidden_layers=layers, hidden_size=hidden, vocab_size=30)))
+    model = cls(RealmConfig(**CONFIG | dict(num_hidden_layers=layers, hidden_size=hidden, vocab_size=30)))
     _, trained = loop._trainable({"model": model}, loop.frozen(frozen_words))
     trained = {key: grad for key, grad in trained.items() if not is_constant(grad)}
     found = exchange.buckets(model.own_grads, {grad.data_ptr() for grad in trained.values()}, size)

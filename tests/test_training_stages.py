@@ -5,53 +5,22 @@ import json
 import numpy as np
 import pytest
 import torch
+from eight_capitals import BLOCKS, CONFIG, QUESTIONS, open_qa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from realm_min import (
-    RealmConfig,
-    RealmEmbedder,
-    RealmForOpenQA,
-    RealmKnowledgeAugEncoder,
-    RealmReader,
-    RealmRetriever,
-    indexing,
-)
+from realm_min import RealmConfig, RealmEmbedder, RealmKnowledgeAugEncoder, RealmReader
 from realm_min.cli import main
 from realm_min.corpus import Block, record, split_sentences
 from realm_min.evaluation import Question, evaluate, means
 from realm_min.training import finetuning, ict, loop, mlm, warm_start
 from realm_min.training.finetuning import TrainingQuestion
 
-SMALL = dict(
-    hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, retriever_proj_size=8,
-    span_hidden_size=8, max_position_embeddings=128, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    initializer_range=0.2,  # so small a model learns nothing from 0.02
-)  # fmt: skip
-
-COUNTRIES = ["Norway", "Peru", "Kenya", "Japan", "Chad", "Cuba", "Laos", "Oman"]
-CITIES = ["Oslo", "Lima", "Nairobi", "Tokyo", "Paris", "Havana", "London", "Berlin"]
-BLOCKS = [
-    Block(country, f"Capital: {city}. The climate of {country} is {climate}. Its people like music and food.")
-    for country, city, climate in zip(COUNTRIES, CITIES, ["cold", "dry", "hot", "mild"] * 2, strict=True)
-]
-QUESTIONS = [
-    TrainingQuestion(f"what is the capital of {country.lower()}?", [city], country)
-    for country, city in zip(COUNTRIES, CITIES, strict=True)
-]
-
 
 @pytest.fixture(scope="module")
 def tokenizer():
     return warm_start.tokenizer(None)
-
-
-def open_qa(tokenizer, **values):
-    config = RealmConfig(**SMALL, num_block_records=8, searcher_beam_size=6, reader_beam_size=2, **values)
-    model = RealmForOpenQA(config, retriever=RealmRetriever([record(block) for block in BLOCKS], tokenizer), seed=1)
-    model.eval().block_emb = indexing.embed_blocks(model.embedder, tokenizer, BLOCKS)
-    return model
 
 
 # ---- Inverse Cloze Task
@@ -79,7 +48,7 @@ def test_nine_of_ten_sentences_are_removed():
 
 
 def test_the_in_batch_loss_and_its_gradient_are_autograds(tokenizer):
-    embedder = RealmEmbedder(RealmConfig(**SMALL), seed=2).to(torch.float64).train()
+    embedder = RealmEmbedder(RealmConfig(**CONFIG), seed=2).to(torch.float64).train()
     examples = [ict.cloze(block, np.random.default_rng(5), ict.DEFAULTS) for block in BLOCKS[:4]]
     embedder.zero_grads()
     share, _ = loop.share(0, 0, examples)
@@ -108,7 +77,7 @@ def test_the_in_batch_loss_and_its_gradient_are_autograds(tokenizer):
 
 
 def test_ict_teaches_the_retriever(tmp_path, tokenizer):
-    embedder = RealmEmbedder(RealmConfig(**SMALL), seed=2)
+    embedder = RealmEmbedder(RealmConfig(**CONFIG), seed=2)
     ict.warm_up(
         tmp_path, BLOCKS, embedder, tokenizer,
         ict.Settings(steps=40, batch_size=8, learning_rate=1e-2, title_rate=1.0, freeze_word_embeddings=False),
@@ -124,7 +93,7 @@ def test_ict_teaches_the_retriever(tmp_path, tokenizer):
 
 
 def test_a_corpus_without_clozes_is_refused(tmp_path, tokenizer):
-    embedder = RealmEmbedder(RealmConfig(**SMALL))
+    embedder = RealmEmbedder(RealmConfig(**CONFIG))
     with pytest.raises(ValueError, match="two sentences or more"):
         ict.warm_up(tmp_path, [Block("a", "One sentence.")] * 4, embedder, tokenizer)
     with pytest.raises(ValueError, match="multiple of group=4"):
@@ -135,7 +104,7 @@ def test_a_corpus_without_clozes_is_refused(tmp_path, tokenizer):
 
 
 def test_mlm_learns_hidden_words(tmp_path, tokenizer):
-    encoder = RealmKnowledgeAugEncoder(RealmConfig(**SMALL), seed=2)
+    encoder = RealmKnowledgeAugEncoder(RealmConfig(**CONFIG), seed=2)
     mlm.warm_up(
         tmp_path,
         BLOCKS,
@@ -260,14 +229,14 @@ def test_a_malformed_question_is_named(tmp_path, line, complaint):
 @pytest.fixture
 def bert_folder(tmp_path):
     """A BERT's folder, as it is published: other names, no projection."""
-    embedder = RealmEmbedder(RealmConfig(**SMALL), seed=9)
+    embedder = RealmEmbedder(RealmConfig(**CONFIG), seed=9)
     prefix = "realm."
     tensors = {
         key.removeprefix(prefix): tensor.contiguous()
         for key, tensor in embedder.state_dict().items()
         if key.startswith(prefix)
     }
-    config = {name: SMALL[name] for name in SMALL if name not in ("retriever_proj_size", "span_hidden_size")}
+    config = {name: CONFIG[name] for name in CONFIG if name not in ("retriever_proj_size", "span_hidden_size")}
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert", **config}))
     return tmp_path / "bert", tensors

@@ -1,0 +1,36 @@
+"""Eight countries with a block and a question each, and a model of that size: what the tests of training learn from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from realm_min import RealmConfig, RealmForOpenQA, RealmRetriever, indexing
+from realm_min.corpus import Block, record
+from realm_min.training.finetuning import TrainingQuestion
+
+CONFIG = dict(
+    hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, retriever_proj_size=8,
+    span_hidden_size=8, max_position_embeddings=128, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    initializer_range=0.2,  # so small a model learns nothing from 0.02
+)  # fmt: skip
+CAPITALS = {
+    "Norway": "Oslo", "Peru": "Lima", "Kenya": "Nairobi", "Japan": "Tokyo",
+    "Chad": "Paris", "Cuba": "Havana", "Laos": "London", "Oman": "Berlin",
+}  # fmt: skip
+CLIMATES = ["cold", "dry in summer", "hot", "mild near the sea and dry in the mountains"] * 2  # blocks differ in length
+BLOCKS = [
+    Block(country, f"Capital: {city}. The climate of {country} is {climate}. Its people like music and food.")
+    for (country, city), climate in zip(CAPITALS.items(), CLIMATES, strict=True)
+]
+QUESTIONS = [
+    TrainingQuestion(f"what is the capital of {country.lower()}?", [city], country)
+    for country, city in CAPITALS.items()
+]
+
+
+def open_qa(tokenizer: Any, **values: Any) -> RealmForOpenQA:
+    """A model of CONFIG and `values` that searches all BLOCKS and reads two."""
+    config = RealmConfig(**CONFIG | values, num_block_records=len(BLOCKS), searcher_beam_size=6, reader_beam_size=2)
+    model = RealmForOpenQA(config, retriever=RealmRetriever([record(block) for block in BLOCKS], tokenizer), seed=1)
+    model.eval().block_emb = indexing.embed_blocks(model.embedder, tokenizer, BLOCKS)
+    return model
