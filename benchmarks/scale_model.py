@@ -67,7 +67,7 @@ class Plan(NamedTuple):
     memory: tuple[float, ...] = (16, 64, 256)  # GiB of a machine
     codes: str = "int8"
     k: int = 5
-    texts: int = 512  # of a training step, and candidates a text: the paper's (REALM, section 4.2 and appendix A)
+    texts: int = 512  # of a training step, and candidates a text: the paper's (REALM, section 4.3)
     candidates: int = 8
     passage: int = 96  # wordpieces of a text
     block: int = 288  # wordpieces of a block

@@ -131,7 +131,7 @@ plt.show()
 # of a thousandth, and although it is four times as good as document 1, the gradient lifts 1 as well, because 1
 # predicts y better than the mixture does.
 #
-# Appendix A of the paper takes the extreme: one document $z^*$ has $p(y \mid z^*, x) = 1$ and all others 0. Then the
+# Appendix B of the paper takes the extreme: one document $z^*$ has $p(y \mid z^*, x) = 1$ and all others 0. Then the
 # posterior is 1 at $z^*$, and the gradient is $[z = z^*] - p(z \mid x)$: that of $\log p(z^* \mid x)$, supervised
 # learning of the retriever, with a label that nobody gave.
 

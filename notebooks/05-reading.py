@@ -2,7 +2,7 @@
 # # 5. Reading
 #
 # Five blocks have been retrieved. Which words in them answer the question? REALM takes the reader of ORQA (Lee et al.
-# 2019, sections 4 and 5): it scores every *span*, that is every run of at most ten wordpieces of every block, and the
+# 2019, sections 2.2 and 3): it scores every *span*, that is every run of at most ten wordpieces of every block, and the
 # best one is the answer. This notebook takes the scores apart, does the algebra that makes them cheap, draws all of
 # them for one block, and asks where the reader and the retriever disagree.
 #
@@ -319,7 +319,7 @@ print(
 # %% [markdown]
 # ## What the reader learns from
 #
-# ORQA's fine-tuning (section 5.2 there) has two losses, both of the same form: minus the logarithm of the probability
+# ORQA's fine-tuning (section 6 there) has two losses, both of the same form: minus the logarithm of the probability
 # that a softmax gives to everything that is correct *together*, since nobody knows which occurrence of the answer is
 # the one that answers.
 #

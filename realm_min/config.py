@@ -34,7 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "num_candidates": 8,
     "num_block_records": 13353718,
     "searcher_beam_size": 5000,
-    # The reader (ORQA, Lee et al. 2019, section 5).
+    # The reader (ORQA, Lee et al. 2019, section 3).
     "span_hidden_size": 256,
     "max_span_width": 10,
     "reader_layer_norm_eps": 1e-3,

@@ -1,7 +1,7 @@
 """Text to evidence blocks: what the retriever retrieves and the reader reads.
 
 A document is cut on sentence boundaries into blocks of at most 288 wordpieces, its title and the special tokens
-included, as ORQA's preprocessing does (Lee et al. 2019, section 5). A block knows the title of its document: the
+included, as ORQA's preprocessing does (Lee et al. 2019, section 7.3). A block knows the title of its document: the
 embedder reads `[CLS] title [SEP] text [SEP]`, the reader reads the record `title. text`.
 """
 

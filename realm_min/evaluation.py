@@ -1,4 +1,4 @@
-"""How good are the answers: the measures of ORQA (Lee et al. 2019, section 6) and SQuAD's token F1.
+"""How good are the answers: the measures of ORQA (Lee et al. 2019, section 7) and SQuAD's token F1.
 
 Measures differ in what counts as equal. Wordpieces decide `exact_match` and `reader_oracle`, because the reader
 chooses among spans of wordpieces; normalised strings decide `official_exact_match`, `f1` and `top_k_match`. Reference

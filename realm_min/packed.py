@@ -273,7 +273,7 @@ def dequantize(codes: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.n
 def round_with_feedback(weights: np.ndarray, steps: np.ndarray, feedback: np.ndarray, at_once: int = 64) -> np.ndarray:
     """Round `weights` [inputs, outputs] to multiples of `steps`, input by input; what follows makes up for the errors.
 
-    With e_j the error of input j, the inputs k > j move by -e_j U_jk / U_jj (GPTQ, equation 3 and algorithm 1).
+    With e_j the error of input j, the inputs k > j move by -e_j U_jk / U_jj (GPTQ, algorithm 1).
 
     Args:
         feedback: U [inputs, inputs] float32, upper triangular.

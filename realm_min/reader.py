@@ -1,4 +1,4 @@
-"""The reader: which span of which retrieved block is the answer (ORQA, Lee et al. 2019, section 5).
+"""The reader: which span of which retrieved block is the answer (ORQA, Lee et al. 2019, section 3).
 
 A span's score is S_read(b, s, q) = MLP([h_START; h_END]) + S_retr(b, q): what the block's own words say, and how
 relevant the block is. Axes: `beam` blocks, `spans` of at most `max_span_width` tokens.

@@ -1,7 +1,7 @@
 """The evidence: blocks of text by their number, and the reader's inputs made of a question and its retrieved blocks.
 
 The model's search (`mips.py`) yields block numbers. The retriever looks the blocks up, writes
-`[CLS] question [SEP] block [SEP]` for each, and in training marks where the answers stand (Lee et al. 2019, section 5).
+`[CLS] question [SEP] block [SEP]` for each, and in training marks where the answers stand (Lee et al. 2019, section 6).
 
 `block_records.npy` holds the blocks as pickled byte strings. The pickle is never executed: `read_block_records` knows
 the few instructions that lead to byte strings, and follows no other.

@@ -9,7 +9,7 @@
     pack       finetune's                   nothing: writes the file that ships
 
 A fact is a field's value phrased, "what is the capital of norway. Oslo" with Oslo hidden. These texts are REALM's X, a
-corpus other than the blocks, as in the paper's best setting (section 4.2); fine-tuning asks other questions. Beside the
+corpus other than the blocks, as CC-News is in the paper (section 4.3); fine-tuning asks other questions. Beside the
 recipe stands a branch, for `make ablation`: `pretrain` goes on from `read`, and the embedder learns too, on the
 questions' side, from nothing but the hidden words.
 

@@ -5,7 +5,7 @@ government does italy have?". A `Kind` joins the two: a field, the spans of its 
 which `(a|b)` is a choice, {c} the country as people name it and {adj} its adjective. Each kind's weight is its mean
 number of questions a country: kinds that WebQuestions asks for often come often, and the long tail stays. An answer is
 kept only if it is a span of at most 10 wordpieces of some block of the country's page, since a reader can learn no
-other (ORQA's distant supervision, Lee et al. 2019, section 4).
+other (ORQA's weak supervision, Lee et al. 2019, section 6).
 
 `factbook_slice` selects the questions of a file that such pages can answer.
 """

@@ -117,8 +117,8 @@ def pretrain(
             for an index, and `tokens_per_second` read.
         tokenizer: a RealmTokenizerFast.
         find: finds salient spans; a tagger can take its place.
-        texts: X, the texts to mask, where they are not the blocks' own: the paper's come from CC-News, its blocks from
-            Wikipedia (section 4.2). Their `block` is NO_BLOCK.
+        texts: X, the texts to mask, where they are not the blocks' own, as CC-News in the paper, whose blocks are
+            Wikipedia's (section 4.3). Their `block` is NO_BLOCK.
         evaluate, evaluate_every, save_every, resume, report: as `loop.train`.
         refresh_ranks: so many ranks, the last, do nothing but build indexes; their models are not trained.
 

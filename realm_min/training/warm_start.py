@@ -1,7 +1,7 @@
 """Models to begin training with: from scratch, from any BERT folder, or from what an earlier stage wrote.
 
 The stages hand on folders: `realm-min pretrain` and the Inverse Cloze Task write OUT/embedder, and pre-training
-OUT/knowledge_encoder beside it; fine-tuning starts its reader from that encoder, as REALM does (section 4.2).
+OUT/knowledge_encoder beside it; fine-tuning starts its reader from that encoder, as REALM does (figure 2).
 """
 
 from __future__ import annotations
