@@ -46,9 +46,18 @@ EXAMPLES = (
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = parser().parse_args(arguments)
-    try:
+
+    def run() -> int | None:
         with distributed.join():
-            return options.run(options) or 0
+            return options.run(options)
+
+    return status_of(run)
+
+
+def status_of(run: Callable[[], int | None]) -> int:
+    """Run a program; returns its exit status. Bad input and Ctrl-C end it in one line, not in a traceback."""
+    try:
+        return run() or 0
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ModuleNotFoundError) as error:

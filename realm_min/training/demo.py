@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,14 +87,16 @@ def whole(text: str) -> list[tuple[int, int]]:
     return [(0, len(text))]
 
 
-def training_questions(train: Path | None, blocks: list[Block], tokenizer: object) -> list[TrainingQuestion]:
-    """Questions of the Factbook's fields and, where WebQuestions' training file is given, its Factbook slice."""
+def training_questions(asked: list[Question], blocks: list[Block]) -> list[TrainingQuestion]:
+    """Questions of the Factbook's fields and those of WebQuestions' training file, `asked`, that it can answer."""
     fields = [
         TrainingQuestion(question.question, question.answers, question.title, f"{question.field}:")
         for question in factbook_questions(SEED)[:FIELD_QUESTIONS]
     ]
-    asked = factbook_slice(read_questions(train), blocks) if train else []
-    return fields + SLICE_REPEATS * [TrainingQuestion(question.question, list(question.answers)) for question in asked]
+    answerable = [
+        TrainingQuestion(question.question, list(question.answers)) for question in factbook_slice(asked, blocks)
+    ]
+    return fields + SLICE_REPEATS * answerable
 
 
 def train(
@@ -108,7 +111,11 @@ def train(
 
     Args:
         train_file, dev_file: WebQuestions' .jsonl files; their Factbook slices are used.
+
+    Raises:
+        OSError, ValueError: a file is missing or malformed; before any training.
     """
+    asked, dev = (list(read_questions(file)) if file else [] for file in (train_file, dev_file))
     torch.set_float32_matmul_precision("medium")  # bfloat16 products where the CPU has them
     base = minilm()
     tokenizer = warm_start.tokenizer(None)
@@ -134,14 +141,13 @@ def train(
             )  # fmt: skip
             pretraining.plot(folder)
         elif stage == "finetune":
-            finetune(out, folder, blocks, tokenizer, train_file, dev_file, report)
+            finetune(out, folder, blocks, tokenizer, asked, dev, report)
         else:
             model = RealmForOpenQA.from_pretrained(out / "model")
-            asked = [question.question for question in factbook_questions(SEED)]
-            asked += [question.question for question in read_questions(train_file)] if train_file else []
+            questions = [question.question for question in (*factbook_questions(SEED), *asked)]
             pack(
                 model, tokenizer, factbook_documents(), out / indexing.DEFAULT_MODEL.name,
-                corpus=indexing.factbook_name(), extra_texts=asked,
+                corpus=indexing.factbook_name(), extra_texts=questions,
             )  # fmt: skip
         (out / f"{stage}.done").touch()
 
@@ -151,8 +157,8 @@ def finetune(
     folder: Path,
     blocks: list[Block],
     tokenizer: object,
-    train_file: Path | None,
-    dev_file: Path | None,
+    asked: list[Question],
+    dev: list[Question],
     report: Callable[..., None],
 ) -> None:
     """Fine-tune ict's embedder and read's encoder; write OUT/model."""
@@ -162,9 +168,8 @@ def finetune(
         model = finetuning.new_model(out / "read", blocks, tokenizer, SEED, report, **values)
         indexing.write_ready(start, blocks, model.block_emb, model, tokenizer, MAX_WORDPIECES)
     model = RealmForOpenQA.from_pretrained(start, retriever=RealmRetriever.from_pretrained(start))
-    dev: list[Question] = factbook_slice(read_questions(dev_file), blocks) if dev_file else []
     finetuning.finetune(
-        folder, model, training_questions(train_file, blocks, tokenizer), FINETUNE, blocks=blocks, dev=dev,
+        folder, model, training_questions(asked, blocks), FINETUNE, blocks=blocks, dev=factbook_slice(dev, blocks),
         evaluate_every=250, resume=True, report=report,
     )  # fmt: skip
     model.config.reader_beam_size = BLOCKS_READ
@@ -187,4 +192,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from ..cli import status_of
+
+    sys.exit(status_of(main))

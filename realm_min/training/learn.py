@@ -26,6 +26,7 @@ import csv
 import functools
 import multiprocessing
 import re
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -469,4 +470,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from ..cli import status_of
+
+    sys.exit(status_of(main))
