@@ -67,7 +67,9 @@ train-demo: $(STAMPS)/ablation
 
 # After it: what each stage brought.
 ablation: $(STAMPS)/ablation
-	$(TRAIN) benchmarks/ablation.py --work $(WORK) --questions $(WEBQUESTIONS)/webquestions.dev.jsonl $(WEBQUESTIONS)/webquestions.devtest.jsonl
+	$(if $(WEBQUESTIONS),,$(error WEBQUESTIONS is not set: make ablation WEBQUESTIONS=FOLDER, the folder of webquestions.dev.jsonl))
+	$(TRAIN) benchmarks/ablation.py --work $(WORK) --training $(WEBQUESTIONS)/webquestions.train.jsonl \
+	    --questions $(WEBQUESTIONS)/webquestions.dev.jsonl $(WEBQUESTIONS)/webquestions.devtest.jsonl
 
 $(STAMPS)/venv:
 	$(PYTHON) -m venv $(VENV)
