@@ -6,7 +6,8 @@ RUN    := $(VENV)/bin/python
 STAMPS := $(VENV)/stamps
 INSTALL = $(VENV)/bin/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo learn test test-tf test-weights lint format notebooks notebooks-run bench bench-model bench-train bench-scale verify-base clean
+.PHONY: demo learn test test-tf test-weights lint format notebooks notebooks-run bench bench-model bench-train bench-scale \
+    verify-base train-demo ablation clean
 
 demo: $(STAMPS)/demo
 	$(RUN) -m realm_min ask $${Q:+"$$Q"} </dev/null

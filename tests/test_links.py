@@ -132,6 +132,14 @@ def test_files_and_commands_named_in_text_exist(path):
         assert name in known | NOT_HERE, f"{path.name} names {name}"
 
 
+def test_every_make_target_runs_whatever_is_in_the_folder():
+    """One that is not phony stops running once a file or folder has its name, as train-demo's own results had."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^([\w-]+):", makefile, flags=re.MULTILINE)
+    (phony,) = re.findall(r"^\.PHONY:((?:.*\\\n)*.*)", makefile, flags=re.MULTILINE)
+    assert sorted(targets) == sorted(phony.replace("\\\n", " ").split()) and len(targets) > 15
+
+
 def test_options_named_in_text_exist():
     (commands,) = [action.choices for action in parser()._actions if getattr(action, "choices", None)]
     options = {option for command in commands.values() for option in command._option_string_actions}
