@@ -4,27 +4,34 @@
 
 Each checkpoint is verified by a process of its own on two threads. The exit status is 1 if a stage is past its
 tolerance, transformers' errors are not of the size of ours, or a run takes 90 s or 4 GB. Other work on the machine
-counts against the seconds, not against those of the processors.
+counts against the seconds, not against those of the processors. A run of all kinds is written to verify.csv.
 """
 
 from __future__ import annotations
 
+import csv
+import datetime
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
+from bench_model import cpu_name
 
 from realm_min import config, open_qa
+from realm_min.files import write_atomically
 from realm_min.verify.stages import PARTS
 
 SECONDS, GIGABYTES = 90, 4
 BLOCKS = 100_000  # 13 million of them, as published, are 6.8 GB of block embeddings alone
 # "The same size of error": how far the largest of all stages may be apart.
 LARGEST_RATIO = 4
+OUT = Path(__file__).parent / "verify.csv"
 
 
 def save(kind: str, folder: str) -> None:
@@ -58,7 +65,7 @@ def verify(folder: str) -> tuple[dict, float, float, float]:
 
 
 def main(kinds: list[str]) -> int:
-    good = True
+    good, rows = True, []
     for kind in kinds:
         with tempfile.TemporaryDirectory() as folder:
             writer = [sys.executable, "-c", f"import verify_base; verify_base.save({kind!r}, {folder!r})"]
@@ -76,6 +83,20 @@ def main(kinds: list[str]) -> int:
             f"largest relative error: {shown}",
             flush=True,
         )
+        rows += [
+            {
+                "model": kind, "path": path, "largest_relative_error": f"{error:.2e}", "stages": len(errors),
+                "seconds": f"{seconds:.0f}", "gigabytes": f"{gigabytes:.2f}", "cpu": cpu_name(),
+                "torch": torch.__version__, "transformers": version("transformers"),
+                "date": datetime.date.today().isoformat(),
+            }
+            for path, error in largest.items()
+        ]  # fmt: skip
+    if {row["model"] for row in rows} == set(PARTS):
+        with write_atomically(OUT) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
     return 0 if good else 1
 
 
