@@ -246,7 +246,8 @@ def _launch_one(query: Tensor, blocks: Tensor, group: int, with_norm: bool) -> t
     unit = _unit(blocks.dtype, d)
     constants = dict(NORM=with_norm, UNIT=unit, G=group, BLOCK_D=_block_d(d), STAGES=_stages(blocks.dtype))
     grid = (min(groups, _programs(blocks)),)
-    _scan_one[grid](_aligned(query), _aligned(blocks), maxima, norm, n, d // unit, groups, **constants, num_warps=4)
+    with torch.cuda.device_of(blocks):  # Triton launches on the current device
+        _scan_one[grid](_aligned(query), _aligned(blocks), maxima, norm, n, d // unit, groups, **constants, num_warps=4)
     return maxima, norm
 
 
@@ -262,19 +263,20 @@ def _launch_many(queries: Tensor, codes: mips.Codes, group: int) -> Tensor:
     int8 = codes.scale is not None
     constants = dict(INT8=int8, BASE=mips.BASE_GROUP, UNIT=unit, G=group, BLOCK_Q=block_q, BLOCK_D=block_d)
     grid = (-(-q // block_q), min(groups, _programs(queries)))
-    _scan_many[grid](
-        _aligned(queries),
-        _aligned(codes.codes),
-        codes.scale if int8 else maxima,  # read only when INT8
-        maxima,
-        n,
-        q,
-        d // unit,
-        groups,
-        **constants,
-        STAGES=_stages(queries.dtype),
-        num_warps=4,
-    )
+    with torch.cuda.device_of(queries):
+        _scan_many[grid](
+            _aligned(queries),
+            _aligned(codes.codes),
+            codes.scale if int8 else maxima,  # read only when INT8
+            maxima,
+            n,
+            q,
+            d // unit,
+            groups,
+            **constants,
+            STAGES=_stages(queries.dtype),
+            num_warps=4,
+        )
     return maxima
 
 
@@ -286,20 +288,21 @@ def _launch_rescore(queries: Tensor, blocks: Tensor, candidates: Tensor, group: 
     unit = _unit(blocks.dtype, d)
     block_d = _block_d(d)
     rows = min(group, RESCORE_ELEMENTS // block_d)
-    _rescore[(q * width, group // rows)](
-        _aligned(queries),
-        _aligned(blocks),
-        candidates,
-        keys,
-        n,
-        d // unit,
-        group,
-        width,
-        UNIT=unit,
-        ROWS=rows,
-        BLOCK_D=block_d,
-        num_warps=4,
-    )
+    with torch.cuda.device_of(blocks):
+        _rescore[(q * width, group // rows)](
+            _aligned(queries),
+            _aligned(blocks),
+            candidates,
+            keys,
+            n,
+            d // unit,
+            group,
+            width,
+            UNIT=unit,
+            ROWS=rows,
+            BLOCK_D=block_d,
+            num_warps=4,
+        )
     return keys
 
 

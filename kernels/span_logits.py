@@ -299,21 +299,22 @@ def span_logits_backward(
     dstart = torch.empty(blocks, tokens, hidden, dtype=start.dtype, device=start.device)
     dend = torch.empty_like(dstart)
     normed_sum = _empty(start, programs, hidden)
-    _gradients_kernel[(programs, triton.cdiv(hidden, GRADIENTS_TILE["BLOCK_H"]))](
-        start,
-        end,
-        u - u.mean(),
-        coefficients,
-        dstart,
-        dend,
-        normed_sum,
-        blocks * tokens,
-        tokens,
-        min(tokens, max_span_width),
-        **units,
-        **GRADIENTS_TILE,
-        **OPTIONS,
-    )
+    with torch.cuda.device_of(start):
+        _gradients_kernel[(programs, triton.cdiv(hidden, GRADIENTS_TILE["BLOCK_H"]))](
+            start,
+            end,
+            u - u.mean(),
+            coefficients,
+            dstart,
+            dend,
+            normed_sum,
+            blocks * tokens,
+            tokens,
+            min(tokens, max_span_width),
+            **units,
+            **GRADIENTS_TILE,
+            **OPTIONS,
+        )
     return gradients_by_name(dstart, dend, normed_sum.sum(0), grad, arguments, relevance_score)
 
 
@@ -405,25 +406,26 @@ def _launch_scores(
     blocks, tokens, hidden = start.shape
     nothing = torch.zeros(1, dtype=torch.float32, device=start.device)  # where an argument is not read
     rows = blocks * tokens
-    _scores_kernel[(triton.cdiv(rows, SCORES_TILE["BLOCK_T"]),)](
-        start,
-        end,
-        *(weight.float().contiguous() for weight in (norm_weight, norm_bias, output_weight)),
-        torch.as_tensor(output_bias, dtype=torch.float32, device=start.device).reshape(1),
-        nothing.to(torch.bool) if block_mask is None else block_mask.contiguous(),
-        nothing if relevance_score is None else relevance_score.float().contiguous(),
-        nothing if grad is None else grad,
-        out,
-        nothing.to(torch.int32) if places is None else places,
-        rows,
-        tokens,
-        min(tokens, max_span_width),
-        **units,
-        mask_rows=0 if block_mask is None else rows,
-        relevance_rows=0 if relevance_score is None else rows,
-        eps=eps,
-        MODE=mode,
-        ONE_CHUNK=hidden <= SCORES_TILE["BLOCK_H"],
-        **SCORES_TILE,
-        **OPTIONS,
-    )
+    with torch.cuda.device_of(start):  # Triton launches on the current device
+        _scores_kernel[(triton.cdiv(rows, SCORES_TILE["BLOCK_T"]),)](
+            start,
+            end,
+            *(weight.float().contiguous() for weight in (norm_weight, norm_bias, output_weight)),
+            torch.as_tensor(output_bias, dtype=torch.float32, device=start.device).reshape(1),
+            nothing.to(torch.bool) if block_mask is None else block_mask.contiguous(),
+            nothing if relevance_score is None else relevance_score.float().contiguous(),
+            nothing if grad is None else grad,
+            out,
+            nothing.to(torch.int32) if places is None else places,
+            rows,
+            tokens,
+            min(tokens, max_span_width),
+            **units,
+            mask_rows=0 if block_mask is None else rows,
+            relevance_rows=0 if relevance_score is None else rows,
+            eps=eps,
+            MODE=mode,
+            ONE_CHUNK=hidden <= SCORES_TILE["BLOCK_H"],
+            **SCORES_TILE,
+            **OPTIONS,
+        )

@@ -1,5 +1,7 @@
 """The Triton kernels under the interpreter, held to the float64 reference bit for bit, and to the CPU search."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -128,3 +130,12 @@ def test_k_above_n_is_refused():
 def test_compile_variants_cover_what_launches_choose():
     constants = [tuple(sorted(v[3].items())) + (v[1].__name__, str(v[2])) for v in kernel.compile_variants()]
     assert len(set(constants)) == len(constants) == 52
+
+
+@pytest.mark.parametrize(("count", "launches"), [(1, 2), (2, 3)])  # several queries: one more for the norms
+def test_each_launch_is_on_the_device_of_its_tensors(monkeypatch, count, launches):
+    """Triton takes the current device, which another GPU's tensors cannot be read from."""
+    named = []
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext(named.append(tensor.shape[1])))
+    kernel.mips_topk(torch.ones(count, 8), torch.ones(20, 8), 3)
+    assert named == [8] * launches

@@ -3,6 +3,8 @@
 Each drawn case goes through both paths: 200 cases for each of forward, best span and backward.
 """
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -268,6 +270,17 @@ def test_halves_of_one_projection_are_read_where_they_are(path):
         assert torch.equal(
             path.span_logits(start, end, *arguments[2:], **options), path.span_logits(*arguments, **options)
         )
+
+
+def test_each_launch_is_on_the_device_of_its_tensors(monkeypatch):
+    """Triton takes the current device, which another GPU's tensors cannot be read from."""
+    arguments, options = make_case((1, 3, 8, 2), 7, torch.float32, "normal")
+    named = []
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext(named.append(tensor.shape)))
+    logits = kernels.span_logits(*arguments, **options)
+    kernels.best_span(*arguments, **options)
+    kernels.span_logits_backward(torch.ones_like(logits), *arguments, **options)
+    assert named == [(1, 3, 8)] * 4
 
 
 @pytest.mark.parametrize("path", PATHS)
