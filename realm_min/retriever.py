@@ -66,14 +66,14 @@ class RealmRetriever:
         Raises:
             ValueError: wrong ranks, a block number out of range, a block that is not UTF-8 text.
         """
-        block_ids = np.asarray(retrieved_block_ids)
+        block_ids = _array(retrieved_block_ids)
         if block_ids.ndim != 1 or block_ids.size == 0:
             raise ValueError(f"retrieved_block_ids has shape {list(block_ids.shape)}: give [blocks], one at least")
         total = len(self.block_records)
         if block_ids.min() < 0 or block_ids.max() >= total:
             wrong = block_ids[(block_ids < 0) | (block_ids >= total)][0]
             raise ValueError(f"block {wrong} does not exist: the retriever holds blocks 0 to {total - 1}")
-        question_ids = np.asarray(question_input_ids)
+        question_ids = _array(question_input_ids)
         if question_ids.ndim != 2 or len(question_ids) != 1:
             raise ValueError(f"question_input_ids has shape {list(question_ids.shape)}: give one question, [1, tokens]")
 
@@ -108,7 +108,7 @@ class RealmRetriever:
             ValueError: rows of different lengths or without two [SEP], an answer without tokens.
         """
         try:
-            ids = np.asarray(concat_inputs.input_ids)
+            ids = _array(concat_inputs.input_ids)
         except ValueError:  # rows of different lengths
             ids = np.empty(0)
         if ids.ndim != 2:
@@ -168,6 +168,11 @@ class RealmRetriever:
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_block_records(Path(folder) / BLOCK_RECORDS_FILE, self.block_records)
         self.tokenizer.save_pretrained(folder)
+
+
+def _array(values: Any) -> np.ndarray:
+    """Token ids or block numbers as an array, from whichever device they lie on."""
+    return np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values)
 
 
 def _as_text(record: Any, number: int) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from realm_min import RealmConfig, RealmForOpenQA, RealmRetriever, indexing
+from safetensors.torch import load_file
+
+from realm_min import RealmConfig, RealmEmbedder, RealmForOpenQA, RealmRetriever, RealmTokenizerFast, indexing
 from realm_min.corpus import Block, record
+from realm_min.training import refresh
 from realm_min.training.finetuning import TrainingQuestion
 
 CONFIG = dict(
@@ -34,3 +38,22 @@ def open_qa(tokenizer: Any, **values: Any) -> RealmForOpenQA:
     model = RealmForOpenQA(config, retriever=RealmRetriever([record(block) for block in BLOCKS], tokenizer), seed=1)
     model.eval().block_emb = indexing.embed_blocks(model.embedder, tokenizer, BLOCKS)
     return model
+
+
+class BuilderHere:
+    """Builds an index at once, without a process of its own, which takes seconds to start."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def request(self, step: int) -> None:
+        embedder = RealmEmbedder(RealmConfig.from_pretrained(self.folder / "embedder"), initialize=False).eval()
+        embedder.load_state_dict(load_file(self.folder / f"snapshot-{step}.safetensors"))
+        tokenizer = RealmTokenizerFast.from_pretrained(self.folder / "embedder")
+        refresh._write_index(self.folder, step, indexing.embed_blocks(embedder, tokenizer, BLOCKS))
+
+    def check(self) -> None:
+        pass
+
+    def close(self, failed: bool) -> None:
+        pass

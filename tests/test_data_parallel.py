@@ -9,19 +9,16 @@ import numpy as np
 import pytest
 import ranks
 import torch
-from eight_capitals import BLOCKS, CONFIG, QUESTIONS, open_qa
+from eight_capitals import BLOCKS, CONFIG, QUESTIONS, BuilderHere, open_qa
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from realm_min import (
     RealmConfig,
     RealmEmbedder,
     RealmKnowledgeAugEncoder,
     RealmReader,
-    RealmTokenizerFast,
     bert,
-    indexing,
 )
 from realm_min.distributed import World, world
 from realm_min.evaluation import Question
@@ -85,25 +82,6 @@ def learn(job, folder, precision, given=None, **values):
         for name, model in models.items()
         for key, value in model.state_dict().items()
     }
-
-
-class BuilderHere:
-    """Builds an index at once, without a process of its own, which takes seconds to start."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def request(self, step):
-        embedder = RealmEmbedder(RealmConfig.from_pretrained(self.folder / "embedder"), initialize=False).eval()
-        embedder.load_state_dict(load_file(self.folder / f"snapshot-{step}.safetensors"))
-        tokenizer = RealmTokenizerFast.from_pretrained(self.folder / "embedder")
-        refresh._write_index(self.folder, step, indexing.embed_blocks(embedder, tokenizer, BLOCKS))
-
-    def check(self):
-        pass
-
-    def close(self, failed):
-        pass
 
 
 def learn_all(folder):

@@ -217,7 +217,8 @@ def losses(
     """
     embedder, reader = model.embedder, model.reader
     embedder.dropout_seeds = share.dropout_seeds()
-    ids, mask = padded([question.ids for question in questions], model.config.pad_token_id)
+    inputs = padded([question.ids for question in questions], model.config.pad_token_id)
+    ids, mask = (rows.to(embedder.device) for rows in inputs)
     x = embedder(input_ids=ids, attention_mask=mask, return_dict=True).projected_score  # [batch, proj]
     of_questions = embedder._cache
     _, found = model._search(x, min(model.config.searcher_beam_size, len(evidence.pieces)))  # [batch, searcher beam]

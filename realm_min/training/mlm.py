@@ -58,7 +58,8 @@ def warm_up(
     def step(number: int) -> dict[str, float]:
         picked = loop.batch(number, settings.batch_size, len(blocks), settings.seed)
         share, own = loop.share(settings.seed, number, [blocks[i] for i in picked])
-        ids, mask, labels = batch(own, tokenizer, [share.random(place) for place in share.places], settings)
+        random = [share.random(place) for place in share.places]
+        ids, mask, labels = (inputs.to(encoder.device) for inputs in batch(own, tokenizer, random, settings))
         encoder.dropout_seeds = share.dropout_seeds()
         log_likelihood, cache = encoder.masked_log_likelihood(ids, mask, torch.zeros_like(ids), labels)
         count = share.total(int((labels != IGNORED).sum()))

@@ -1,0 +1,177 @@
+"""A GPU that is pretended where there is none: device "cuda", its tensors in this machine's memory.
+
+A real one refuses an operation whose tensors are not all its own, and takes branches of the code that a CPU does not.
+`pretend()` does both, so that tests without a GPU find what would fail on one: each tensor of the device is a wrapper,
+and every operation comes by `run`, which looks whose tensors it is given. The kernels are interpreted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from realm_min.kernels import mips_topk, span_logits
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
+
+DEVICE = torch.device("cuda", 0)
+aten = torch.ops.aten
+# As on a real GPU: copies cross, and what lies there may be indexed from the CPU.
+CROSSING = (aten.copy_.default, aten._to_copy.default, aten.index.Tensor, aten.index_put_.default)
+KERNELS = {
+    mips_topk: ("mips_topk", "search"),
+    span_logits: ("span_logits", "best_span", "span_logits_backward"),
+}
+
+
+class Pretended(torch.Tensor):
+    """A tensor of the device. torch's own side takes it for one of "meta", which needs no driver."""
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor) -> Pretended:
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
+            device="meta",
+        )  # fmt: skip
+        made.held = held
+        return made
+
+    device = property(lambda self: DEVICE)
+    is_cuda = property(lambda self: True)
+
+    def tolist(self) -> Any:
+        return self.held.tolist()
+
+    def data_ptr(self) -> int:
+        return self.held.data_ptr()
+
+    def numpy(self) -> None:
+        raise TypeError("can't convert a tensor of cuda:0 to numpy: use .cpu() first")
+
+    def __repr__(self) -> str:
+        return f"Pretended({self.held!r})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return run(func, args, kwargs or {})
+
+
+def run(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Run an operation on what the tensors hold, and say whose its result is; RuntimeError if devices are mixed."""
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    there = [tensor for tensor in tensors if isinstance(tensor, Pretended)]
+    here = [tensor for tensor in tensors if not isinstance(tensor, Pretended)]
+    assert not any(tensor.device.type == "meta" for tensor in here), f"{func}: a tensor was made past the pretence"
+    # A number in a tensor without axes may come from the CPU.
+    if there and func not in CROSSING and any(tensor.dim() for tensor in here):
+        raise RuntimeError(f"{func}: expected all tensors on one device, found cpu and cuda:0")
+    on_device = isinstance(args[0], Pretended) if func in CROSSING else bool(there)
+    if kwargs.get("device") is not None:
+        on_device = torch.device(kwargs["device"]).type != "cpu"
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    if not on_device and func in (aten.index.Tensor, aten.index_put_.default) and there:
+        raise RuntimeError(f"{func}: indices should be on the CPU, as what they index")
+    held_args, held_kwargs = held((args, kwargs))
+    result = func(*held_args, **held_kwargs)
+    if not on_device:
+        return result
+    known = {id(tensor.held): tensor for tensor in there}  # what was changed in place
+    return tree_map(lambda x: known.get(id(x), wrapped(x)), result)
+
+
+def wrapped(value: Any) -> Any:
+    return Pretended(value) if isinstance(value, torch.Tensor) else value
+
+
+def held(values: Any) -> Any:
+    return tree_map(lambda x: x.held if isinstance(x, Pretended) else x, values)
+
+
+class Operations(TorchDispatchMode):
+    """Sees operations none of whose tensors are the device's: those that make the first."""
+
+    def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return run(func, args, kwargs or {})
+
+
+class Functions(TorchFunctionMode):
+    """Says "meta" to torch where "cuda" is asked for."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
+            return func(*args, **{**kwargs, "device": "cpu"}).to(meta(kwargs["device"]))
+        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
+            args = (args[0], index(args[1]), *args[2:])
+        args, kwargs = tree_map(meta, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def index(value: Any) -> Any:
+    """Lists of numbers as tensors: torch would make them on "meta", where they hold nothing."""
+    if isinstance(value, tuple):
+        return tuple(index(part) for part in value)
+    return torch.tensor(list(value)) if isinstance(value, list | range) else value
+
+
+def meta(value: Any) -> Any:
+    is_cuda = isinstance(value, torch.device | str) and str(value).split(":")[0] == "cuda"
+    return torch.device("meta") if is_cuda else value
+
+
+class Generator(torch.Generator):
+    """A generator of either device; both draw on the CPU."""
+
+    def __new__(cls, device: Any = "cpu") -> Generator:
+        made = super().__new__(cls, "cpu")
+        made.where = torch.device(device)
+        return made
+
+    def __init__(self, device: Any = "cpu"):
+        pass
+
+    device = property(lambda self: self.where)
+
+    def manual_seed(self, seed: int) -> Generator:
+        super().manual_seed(seed)
+        return self
+
+
+def interpreted(kernel: Callable) -> Callable:
+    """`kernel` for tensors of the device, by Triton's interpreter."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim()]
+        assert all(isinstance(tensor, Pretended) for tensor in tensors), "a kernel reads its own device's memory"
+        with _disable_current_modes():
+            result = kernel(*unwrapped(args), **unwrapped(kwargs))
+        return tree_map(wrapped, result)
+
+    return call
+
+
+def unwrapped(value: Any) -> Any:
+    """`held`, within data classes too."""
+    if isinstance(value, mips_topk.mips.Codes):
+        return type(value)(*(held(getattr(value, name)) for name in value.__dataclass_fields__))
+    if isinstance(value, tuple):
+        return tuple(unwrapped(part) for part in value)
+    return {key: unwrapped(part) for key, part in value.items()} if isinstance(value, dict) else held(value)
+
+
+@contextmanager
+def pretend() -> Iterator[torch.device]:
+    """The device, while the block runs."""
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(torch.cuda, "_lazy_init", lambda: None))
+        stack.enter_context(patch.object(torch, "Generator", Generator))
+        for module, names in KERNELS.items():
+            for name in names:
+                stack.enter_context(patch.object(module, name, interpreted(getattr(module, name))))
+        stack.enter_context(Functions())
+        stack.enter_context(Operations())
+        yield DEVICE

@@ -1,0 +1,224 @@
+"""What runs on a CPU runs on a GPU, with the same results: on a pretended one, see `pretend_cuda`."""
+
+import pytest
+import torch
+from eight_capitals import BLOCKS, CONFIG, QUESTIONS, BuilderHere, open_qa
+from pretend_cuda import Pretended, pretend
+
+import realm_min
+from realm_min import indexing
+from realm_min.mips import COMPRESSIONS, BlockIndex
+from realm_min.training import finetuning, ict, mlm, pretraining, refresh, warm_start
+
+DROPOUT = dict(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+CPU = torch.device("cpu")
+
+
+def test_the_pretended_device_refuses_what_a_real_one_does():
+    with pretend() as device:
+        here, there = torch.ones(2, 3), torch.ones(2, 3, device=device)
+        assert isinstance(there, Pretended) and there.is_cuda and there.device == device
+        assert (there + there[0]).cpu().tolist() == [[2.0] * 3] * 2
+        assert there.to("cpu").device.type == "cpu" and here.to(there).is_cuda and here.to("cuda:0").is_cuda
+        assert there[torch.tensor([0])].is_cuda and torch.tensor([1.0], device=device).is_cuda
+        assert float(there.sum() * torch.tensor(2.0)) == 12
+        for mix in (lambda: here + there, lambda: there.index_select(0, torch.tensor([0])), lambda: here[there.long()]):
+            with pytest.raises(RuntimeError, match="device|CPU"):
+                mix()
+        with pytest.raises(TypeError, match="numpy"):
+            there.numpy()
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_search(compression):
+    blocks, queries = torch.randn(300, 8), torch.randn(3, 8)
+    scores, ids = BlockIndex(blocks, compression).search(queries, 7)
+    with pretend() as device:
+        index = BlockIndex(blocks, compression).to(device)
+        found = index.search(queries.to(device), 7)
+        again = BlockIndex(blocks.to(device), compression).search(queries[:1].to(device), 7)
+        assert found[0].is_cuda and index.rows(torch.tensor([3])).is_cuda
+        found, again = ([value.cpu() for value in values] for values in (found, again))
+    assert torch.equal(found[0], scores) and torch.equal(found[1], ids)
+    assert torch.equal(again[0], scores[:1]) and torch.equal(again[1], ids[:1])
+
+
+# ---- models
+
+
+def ids_and_mask(*shape):
+    """Padding at the right, the first row full."""
+    lengths = torch.randint(4, shape[-1] + 1, shape[:-1]).unsqueeze(-1)
+    lengths.view(-1)[0] = shape[-1]
+    return torch.randint(5, 99, shape), (torch.arange(shape[-1]) < lengths).long()
+
+
+def embedder_case():
+    ids, mask = ids_and_mask(3, 9)
+    return realm_min.RealmEmbedder, dict(input_ids=ids, attention_mask=mask), "projected_score"
+
+
+def scorer_case():
+    (ids, mask), (candidates, candidate_mask) = ids_and_mask(2, 7), ids_and_mask(2, 3, 9)
+    inputs = dict(input_ids=ids, attention_mask=mask, candidate_input_ids=candidates)
+    return realm_min.RealmScorer, inputs | dict(candidate_attention_mask=candidate_mask), "relevance_score"
+
+
+def encoder_case():
+    ids, mask = ids_and_mask(2, 3, 9)
+    labels, mlm_mask = torch.randint(5, 99, (2, 9)), torch.zeros(2, 9)
+    mlm_mask[:, 2:4] = 1
+    inputs = dict(input_ids=ids, attention_mask=mask, labels=labels, mlm_mask=mlm_mask)
+    return realm_min.RealmKnowledgeAugEncoder, inputs | dict(relevance_score=torch.randn(2, 3)), "loss"
+
+
+def reader_case():
+    ids, mask = ids_and_mask(3, 15)
+    starts = torch.tensor([[3], [-1], [4]])
+    inputs = dict(input_ids=ids, attention_mask=mask, relevance_score=torch.randn(3), block_mask=mask.bool())
+    inputs |= dict(start_positions=starts, end_positions=starts + (starts > 0).long())
+    return realm_min.RealmReader, inputs | dict(has_answers=torch.tensor([True, False, True])), "loss"
+
+
+CASES = {"embedder": embedder_case, "scorer": scorer_case, "encoder": encoder_case, "reader": reader_case}
+
+
+def outputs_and_gradients(cls, inputs, name, device, **given):
+    """What a model gives in training, and all its gradients, brought to the CPU."""
+    config = realm_min.RealmConfig(**CONFIG | dict(vocab_size=99, num_candidates=3) | given)
+    model = cls(config, seed=1).to(device).train()
+    output = model(**{key: value.to(device) for key, value in inputs.items()}, return_dict=True)
+    found = {key: value for key, value in output.items() if isinstance(value, torch.Tensor)}
+    cotangent = {} if name == "loss" else {name: torch.ones(output[name].shape, device=device)}
+    found |= {f"d{key}": value for key, value in (model.backward(**cotangent) or {}).items()} | model.grads
+    assert all(value.device == device for value in found.values())
+    return {key: value.to(CPU) for key, value in found.items()}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_a_model_and_its_gradients(name):
+    case = CASES[name]()
+    expected = outputs_and_gradients(*case, CPU)
+    with pretend() as device:
+        found = outputs_and_gradients(*case, device)
+    assert found.keys() == expected.keys()
+    largest = max(float(value.abs().max()) for key, value in expected.items() if value.is_floating_point())
+    for key, value in expected.items():
+        torch.testing.assert_close(
+            found[key], value, rtol=1e-5, atol=1e-6 * largest, msg=lambda text, key=key: key + text
+        )
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_a_model_with_dropout(name):
+    with pretend() as device:
+        found = outputs_and_gradients(*CASES[name](), device, **DROPOUT)
+        again = outputs_and_gradients(*CASES[name](), device, **DROPOUT)
+    assert found.keys() == again.keys() and all(value.isfinite().all() for value in found.values())
+
+
+def test_a_model_moves_and_is_saved(tmp_path):
+    model = realm_min.RealmEmbedder(realm_min.RealmConfig(**CONFIG), seed=1)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pretend() as device:
+        model.to(device).save_pretrained(tmp_path)
+        again = realm_min.RealmEmbedder.from_pretrained(tmp_path).to(device).to("cpu")
+        assert model.device == device and again.device == CPU
+    assert all(torch.equal(value, before[key]) for key, value in again.state_dict().items())
+
+
+# ---- questions
+
+
+def test_questions_are_answered():
+    tokenizer = warm_start.tokenizer(None)
+    asked = [question.question for question in QUESTIONS[:3]]
+    expected = open_qa(tokenizer).answer(asked)
+    with pretend() as device:
+        for kept_here in (False, True):
+            model = open_qa(tokenizer).to(device)
+            if kept_here:
+                model.block_embedding_to("cpu")
+            for answer, wanted in zip(model.answer(asked), expected, strict=True):
+                assert answer.text == wanted.text and answer.probability == pytest.approx(wanted.probability, rel=1e-4)
+                assert [block.id for block in answer.blocks] == [block.id for block in wanted.blocks]
+
+
+def test_a_question_and_its_gradient():
+    tokenizer = warm_start.tokenizer(None)
+    inputs = tokenizer([QUESTIONS[1].question], return_tensors="pt")
+    answers = tokenizer(QUESTIONS[1].answers, add_special_tokens=False)["input_ids"]
+
+    def learn(device):
+        model = open_qa(tokenizer).to(device).train()
+        output = model(**inputs.to(device), answer_ids=answers, return_dict=True)
+        model.backward()
+        return float(output.reader_output.loss), {key: value.to(CPU) for key, value in model.grads.items()}
+
+    loss, grads = learn(CPU)
+    with pretend() as device:
+        found, found_grads = learn(device)
+    assert found == pytest.approx(loss, rel=1e-5)
+    largest = max(float(value.abs().max()) for value in grads.values())
+    assert all((found_grads[key] - value).abs().max() <= 1e-5 * largest for key, value in grads.items())
+
+
+# ---- training
+
+
+def run_ict(folder, device, **given):
+    embedder = realm_min.RealmEmbedder(realm_min.RealmConfig(**CONFIG | given), seed=2).to(device)
+    chosen = ict.Settings(steps=3, batch_size=8, freeze_word_embeddings=False)
+    ict.warm_up(folder, BLOCKS, embedder, warm_start.tokenizer(None), chosen, save_every=2)
+    return embedder
+
+
+def run_mlm(folder, device, **given):
+    encoder = realm_min.RealmKnowledgeAugEncoder(realm_min.RealmConfig(**CONFIG | given), seed=2).to(device)
+    mlm.warm_up(folder, BLOCKS, encoder, warm_start.tokenizer(None), mlm.Settings(steps=3, batch_size=4), save_every=2)
+    return encoder
+
+
+def run_pretrain(folder, device, **given):
+    config = realm_min.RealmConfig(**CONFIG | given)
+    embedder = realm_min.RealmEmbedder(config, seed=2).to(device)
+    encoder = realm_min.RealmKnowledgeAugEncoder(config, seed=3).to(device)
+    chosen = pretraining.Settings(
+        steps=3, batch_size=2, num_candidates=3, refresh_every=2, max_passage=24, max_block=40, masking="tokens"
+    )
+    pretraining.pretrain(folder, BLOCKS, embedder, encoder, warm_start.tokenizer(None), chosen, save_every=2)
+    return embedder
+
+
+def run_finetune(folder, device, refresh_blocks=False, **given):
+    model = open_qa(warm_start.tokenizer(None), **given).to(device)
+    chosen = finetuning.Settings(steps=3, batch_size=2, refresh_blocks=refresh_blocks, refresh_every=2)
+    finetuning.finetune(folder, model, QUESTIONS, chosen, blocks=BLOCKS, dev=[], save_every=2)
+    return model.reader
+
+
+def run_refreshed(folder, device, **given):
+    return run_finetune(folder, device, refresh_blocks=True, **given)
+
+
+@pytest.mark.parametrize("dropout", [{}, DROPOUT], ids=["", "dropout"])
+@pytest.mark.parametrize("job", [run_ict, run_mlm, run_pretrain, run_finetune, run_refreshed])
+def test_a_training_run(tmp_path, monkeypatch, job, dropout):
+    monkeypatch.setattr(refresh, "BuilderProcess", BuilderHere)
+    expected = job(tmp_path / "cpu", CPU, **dropout).state_dict()
+    with pretend() as device:
+        model = job(tmp_path / "gpu", device, **dropout)
+        assert model.device == device
+        found = {key: value.to(CPU) for key, value in model.state_dict().items()}
+    if not dropout:  # its masks are a device's own
+        for key, value in expected.items():
+            assert (found[key] - value).abs().max() < 1e-5, key
+
+
+def test_blocks_are_embedded():
+    tokenizer = warm_start.tokenizer(None)
+    embedder = realm_min.RealmEmbedder(realm_min.RealmConfig(**CONFIG), seed=2).eval()
+    expected = indexing.embed_blocks(embedder, tokenizer, BLOCKS)
+    with pretend() as device:
+        found = indexing.embed_blocks(embedder.to(device), tokenizer, BLOCKS).to(CPU)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
