@@ -6,9 +6,13 @@ from eight_capitals import BLOCKS, CONFIG, QUESTIONS, BuilderHere, open_qa
 from pretend_cuda import Pretended, pretend
 
 import realm_min
-from realm_min import indexing
+from realm_min import indexing, plots
+from realm_min.corpus import Document
+from realm_min.evaluation import Question, evaluate
 from realm_min.mips import COMPRESSIONS, BlockIndex
 from realm_min.training import finetuning, ict, mlm, pretraining, refresh, warm_start
+from realm_min.verify import verify
+from realm_min.verify.stages import PARTS
 
 DROPOUT = dict(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
 CPU = torch.device("cpu")
@@ -166,10 +170,12 @@ def test_a_question_and_its_gradient():
 # ---- training
 
 
-def run_ict(folder, device, **given):
+def run_ict(folder, device, evaluate=None, resume=False, **given):
     embedder = realm_min.RealmEmbedder(realm_min.RealmConfig(**CONFIG | given), seed=2).to(device)
     chosen = ict.Settings(steps=3, batch_size=8, freeze_word_embeddings=False)
-    ict.warm_up(folder, BLOCKS, embedder, warm_start.tokenizer(None), chosen, save_every=2)
+    ict.warm_up(
+        folder, BLOCKS, embedder, warm_start.tokenizer(None), chosen, save_every=2, resume=resume, evaluate=evaluate
+    )
     return embedder
 
 
@@ -215,6 +221,19 @@ def test_a_training_run(tmp_path, monkeypatch, job, dropout):
             assert (found[key] - value).abs().max() < 1e-5, key
 
 
+def test_a_run_goes_on(tmp_path):
+    def stop():
+        raise RuntimeError("after the last step, before it is saved")
+
+    expected = run_ict(tmp_path / "cpu", CPU).state_dict()
+    with pretend() as device:
+        with pytest.raises(RuntimeError, match="before it is saved"):
+            run_ict(tmp_path / "gpu", device, evaluate=stop)
+        resumed = run_ict(tmp_path / "gpu", device, resume=True).state_dict()
+        found = {key: value.to(CPU) for key, value in resumed.items()}
+    assert all((found[key] - value).abs().max() < 1e-5 for key, value in expected.items())
+
+
 def test_blocks_are_embedded():
     tokenizer = warm_start.tokenizer(None)
     embedder = realm_min.RealmEmbedder(realm_min.RealmConfig(**CONFIG), seed=2).eval()
@@ -222,3 +241,26 @@ def test_blocks_are_embedded():
     with pretend() as device:
         found = indexing.embed_blocks(embedder.to(device), tokenizer, BLOCKS).to(CPU)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_index_is_written_and_asked(tmp_path):
+    tokenizer = warm_start.tokenizer(None)
+    with pretend() as device:
+        indexing.index(map(Document._make, BLOCKS), tmp_path / "ready", open_qa(tokenizer).to(device), tokenizer)
+        retriever = realm_min.RealmRetriever.from_pretrained(tmp_path / "ready")
+        model = realm_min.RealmForOpenQA.from_pretrained(tmp_path / "ready", retriever=retriever).to(device)
+        asked = [Question(question.question, question.answers) for question in QUESTIONS[:2]]
+        results = list(evaluate(model, asked))
+        plots.plot_answer(model, model.answer([asked[0].question])[0], tmp_path / "answer.png")
+    assert [result.question for result in results] == asked and (tmp_path / "answer.png").is_file()
+
+
+@pytest.mark.parametrize("kind", list(PARTS))
+def test_a_checkpoint_is_verified(tmp_path, monkeypatch, kind):
+    model_class = getattr(realm_min, kind)
+    sizes = dict(vocab_size=99, num_candidates=3, num_block_records=30, searcher_beam_size=5, reader_beam_size=2)
+    model_class(realm_min.RealmConfig(**CONFIG | sizes), seed=1).save_pretrained(tmp_path)
+    with pretend():
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        report = verify(tmp_path)
+    assert report.passed and "triton" in report.paths

@@ -107,7 +107,7 @@ def train(
 
     saved = done = everyone.on_first(begin)
     take_from_first(models)
-    _take_state_from_first(optimizer)
+    _take_state_from_first(optimizer, models)
     exchange = GradientExchange(list(models.values())[::-1], _trainable(models, frozen)[1].values())
     with _log(folder / LOG_FILE, done) as log, _log(folder / METRICS_FILE, done) as log_metrics:
         report(stage, done, total)
@@ -345,17 +345,30 @@ def take_from_first(models: dict[str, RealmModel]) -> None:
         tensor.copy_(held)
 
 
-def _take_state_from_first(optimizer: AdamW) -> None:
+def _take_state_from_first(optimizer: AdamW, models: dict[str, RealmModel]) -> None:
     everyone = world()
     if everyone.size == 1:
         return
     state = optimizer.state_dict()
-    kinds = everyone.broadcast_object({key: (value.shape, value.dtype, value.device) for key, value in state.items()})
+    kinds = everyone.broadcast_object({key: (value.shape, value.dtype) for key, value in state.items()})
     found = {}
-    for key, (shape, dtype, device) in kinds.items():
-        found[key] = state[key].contiguous() if everyone.is_first else torch.empty(shape, dtype=dtype, device=device)
-        everyone.broadcast_(found[key])
+    for key, (shape, dtype) in kinds.items():
+        found[key] = state[key].contiguous() if everyone.is_first else torch.empty(shape, dtype=dtype)
+    found = _beside_parameters(found, models)
+    for tensor in found.values():
+        everyone.broadcast_(tensor)
     optimizer.load_state_dict(found)
+
+
+def _beside_parameters(state: dict[str, Tensor], models: dict[str, RealmModel]) -> dict[str, Tensor]:
+    """An optimizer's state, each average on the device of its parameter."""
+    parameters = _named(models)
+    found = dict(state)
+    for key in state:
+        parameter = parameters.get(key.partition(".")[2])  # of "mean.NAME"
+        if parameter is not None:
+            found[key] = state[key].to(parameter.device)
+    return found
 
 
 def _summed(logged: dict[str, float]) -> dict[str, float]:
@@ -386,9 +399,14 @@ def _open_run(folder: Path, settings: dict[str, Any], resume: bool) -> int:
     return 0
 
 
+def _named(models: dict[str, RealmModel]) -> dict[str, Tensor]:
+    """The models' tensors as "MODEL.KEY", one that is shared under each of its names."""
+    return {f"{name}.{key}": tensor for name, model in models.items() for key, tensor in model.state_dict().items()}
+
+
 def _tensors(models: dict[str, RealmModel]) -> dict[str, Tensor]:
     """Every tensor of the models once, as "MODEL.KEY"."""
-    named = {f"{name}.{key}": tensor for name, model in models.items() for key, tensor in model.state_dict().items()}
+    named = _named(models)
     first = {id(tensor): key for key, tensor in reversed(named.items())}
     return {key: tensor for key, tensor in named.items() if first[id(tensor)] == key}
 
@@ -397,7 +415,7 @@ def _trainable(
     models: dict[str, RealmModel], frozen: Callable[[str], bool]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Parameters and gradients of what is trained, as "MODEL.KEY"; a tensor frozen under one name is under all."""
-    named = {f"{name}.{key}": tensor for name, model in models.items() for key, tensor in model.state_dict().items()}
+    named = _named(models)
     grads = {f"{name}.{key}": grad for name, model in models.items() for key, grad in model.grads.items()}
     still = {id(tensor) for key, tensor in named.items() if frozen(key)}
     grads = {key: grad for key, grad in grads.items() if id(named[key]) not in still}
@@ -421,9 +439,8 @@ def _restore(folder: Path, models: dict[str, RealmModel], optimizer: AdamW) -> N
         raise ValueError(f"{folder / CHECKPOINT_FILE} is of other models: name another folder")
     for key, tensor in current.items():
         tensor.copy_(saved[key])
-    optimizer.load_state_dict(
-        {key.removeprefix("optimizer."): tensor for key, tensor in tensors.items() if key.startswith("optimizer.")}
-    )
+    state = {key.removeprefix("optimizer."): tensor for key, tensor in tensors.items() if key.startswith("optimizer.")}
+    optimizer.load_state_dict(_beside_parameters(state, models))
 
 
 def _evaluated(models: dict[str, RealmModel], evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
