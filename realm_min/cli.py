@@ -26,6 +26,7 @@ from rich.text import Text
 
 from . import distributed, indexing, plots, tensorflow_checkpoint, verify
 from .corpus import FACTBOOK, read_documents
+from .devices import add_device, chosen_device
 from .evaluation import compiled, evaluate, means, read_questions
 from .files import write_atomically
 from .hub import resolve_folder
@@ -95,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the folder to write")
     model_option(sub, "the one that ships")
+    add_device(sub)
     sub.add_argument("--restart", action="store_true", help="forget what an interrupted run left in FOLDER.partial")
 
     sub = command("ask", run_ask, "Answer questions and show the blocks that were read.")
@@ -102,6 +104,7 @@ def parser() -> argparse.ArgumentParser:
         "questions", nargs="*", metavar="QUESTION", help="none: a prompt on a terminal, else five examples"
     )
     model_option(sub, "the one that ships, over the CIA World Factbook")
+    add_device(sub)
     sub.add_argument("-k", type=int, metavar="N", help="blocks to read for a question (default: the model's)")
     sub.add_argument("--json", action="store_true", help="print one JSON object a question")
     sub.add_argument(
@@ -116,6 +119,7 @@ def parser() -> argparse.ArgumentParser:
         "questions", type=Path, metavar="QUESTIONS.jsonl", help='each line {"question": "…", "answer": ["…", …]}'
     )
     model_option(sub, "the one that ships, over the CIA World Factbook")
+    add_device(sub)
     sub.add_argument("--predictions", type=Path, metavar="FILE", help="write a JSON line for each question")
     sub.add_argument("--regex", action="store_true", help="answers are regular expressions, as CuratedTrec's are")
     sub.add_argument("--limit", type=int, metavar="N", help="only the first N questions")
@@ -147,11 +151,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_index(options: argparse.Namespace) -> None:
-    documents = read_documents(options.corpus)
+    documents, device = read_documents(options.corpus), chosen_device(options.device)
     if options.model:
         model, tokenizer = indexing.load_unindexed(options.model)
     else:
         model, tokenizer, _ = load_packed(indexing.DEFAULT_MODEL)
+    model.embedder.to(device)
     with progress_report() as report:
         indexing.index(documents, options.out, model, tokenizer, restart=options.restart, report=report, remark=remark)
     if distributed.world().is_first:
@@ -239,12 +244,12 @@ def run_ask(options: argparse.Namespace) -> None:
     for question in options.questions:
         if not question.strip():
             raise ValueError("the question is empty: ask something")
-    world = distributed.world()
+    world, device = distributed.world(), chosen_device(options.device)
     if options.plot:
         if len(options.questions) != 1:
             raise ValueError(f"--plot draws one question, and {len(options.questions)} were given: give one")
         world.on_first(lambda: plots.check(options.plot))
-    model = load_model(options.model, texts=world.is_first)
+    model = load_model(options.model, texts=world.is_first).to(device)
     if not world.is_first:
         model.follow()
     world.on_first(lambda: answer_all(options, model))
@@ -321,7 +326,7 @@ def highlighted(text: str, start: int, end: int, console: Console) -> Text:
 def run_evaluate(options: argparse.Namespace) -> None:
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit {options.limit} leaves no question: give 1 or more")
-    world = distributed.world()
+    world, device = distributed.world(), chosen_device(options.device)
     # Read once before the work starts: a malformed last line should not cost the answers to all the others.
     total = 0
     for question in islice(read_questions(options.questions), options.limit):
@@ -331,7 +336,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
                 remark(f"The pattern {pattern!r} does not compile and matches nothing.")
     if not total:
         raise ValueError(f"{options.questions} holds no question")
-    model = load_model(options.model)
+    model = load_model(options.model).to(device)
     questions = islice(read_questions(options.questions), options.limit)
     measures = []
     with progress_bar() as bar, writing(options.predictions if world.is_first else None) as write:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 
 from realm_min import RealmConfig, RealmEmbedder, RealmForOpenQA, RealmRetriever, RealmTokenizerFast, indexing
@@ -43,11 +44,15 @@ def open_qa(tokenizer: Any, **values: Any) -> RealmForOpenQA:
 class BuilderHere:
     """Builds an index at once, without a process of its own, which takes seconds to start."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, device: torch.device):
+        self.folder, self.device = folder, device
 
     def request(self, step: int) -> None:
-        embedder = RealmEmbedder(RealmConfig.from_pretrained(self.folder / "embedder"), initialize=False).eval()
+        embedder = (
+            RealmEmbedder(RealmConfig.from_pretrained(self.folder / "embedder"), initialize=False)
+            .to(self.device)
+            .eval()
+        )
         embedder.load_state_dict(load_file(self.folder / f"snapshot-{step}.safetensors"))
         tokenizer = RealmTokenizerFast.from_pretrained(self.folder / "embedder")
         refresh._write_index(self.folder, step, indexing.embed_blocks(embedder, tokenizer, BLOCKS))

@@ -105,6 +105,8 @@ class Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
             return func(*args, **{**kwargs, "device": "cpu"}).to(meta(kwargs["device"]))
+        if func is torch.device:
+            return func(*args, **kwargs)
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
             args = (args[0], index(args[1]), *args[2:])
         args, kwargs = tree_map(meta, (args, kwargs))

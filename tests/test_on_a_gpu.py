@@ -1,5 +1,7 @@
 """What runs on a CPU runs on a GPU, with the same results: on a pretended one, see `pretend_cuda`."""
 
+import json
+
 import pytest
 import torch
 from eight_capitals import BLOCKS, CONFIG, QUESTIONS, BuilderHere, open_qa
@@ -7,7 +9,9 @@ from pretend_cuda import Pretended, pretend
 
 import realm_min
 from realm_min import indexing, plots
+from realm_min.cli import main
 from realm_min.corpus import Document
+from realm_min.devices import chosen_device
 from realm_min.evaluation import Question, evaluate
 from realm_min.mips import COMPRESSIONS, BlockIndex
 from realm_min.training import finetuning, ict, mlm, pretraining, refresh, warm_start
@@ -264,3 +268,69 @@ def test_a_checkpoint_is_verified(tmp_path, monkeypatch, kind):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         report = verify(tmp_path)
     assert report.passed and "triton" in report.paths
+
+
+# ---- the commands' --device
+
+
+@pytest.fixture
+def one_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+
+
+def test_a_device_is_named(one_gpu):
+    assert chosen_device("cpu") == CPU and chosen_device("cuda") == chosen_device("cuda:0") == torch.device("cuda", 0)
+    for name, complaint in (
+        ("cuda:1", "this machine has cuda:0 to cuda:0"), ("gpu", "give cpu, cuda or cuda:N"), ("cuda:x", "unknown"),
+        ("cuda:-1", "unknown"), ("", "unknown"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=complaint):
+            chosen_device(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_here_is_refused(capsys):
+    assert main(["ask", "where?", "--device", "cuda"]) == 2
+    assert "sees no GPU here" in capsys.readouterr().err
+
+
+def test_the_commands_run_on_a_gpu(tmp_path, monkeypatch, capsys, one_gpu):
+    """From documents to an answer; the folder of each job is the start of the next."""
+    monkeypatch.setattr(refresh, "BuilderProcess", BuilderHere)
+    corpus, questions = tmp_path / "corpus.jsonl", tmp_path / "questions.jsonl"
+    corpus.write_text("".join(json.dumps(block._asdict()) + "\n" for block in BLOCKS))
+    questions.write_text("".join(json.dumps({"question": q.question, "answer": q.answers}) + "\n" for q in QUESTIONS))
+    steps = ["--steps", "2", "--device", "cuda"]
+    asked = "what is the capital of peru?"
+    beams = ["--searcher-beam-size", "6", "--reader-beam-size", "2", "--refresh-blocks"]
+    runs = (
+        ["ict", str(corpus), "--out", f"{tmp_path}/ict", "--batch-size", "8"],
+        ["mlm", str(corpus), "--out", f"{tmp_path}/mlm", "--batch-size", "2"],
+        [
+            "pretrain",
+            str(corpus),
+            "--model",
+            f"{tmp_path}/ict",
+            "--out",
+            f"{tmp_path}/pretrain",
+            "--num-candidates",
+            "3",
+        ],
+        ["finetune", str(questions), str(corpus), "--model", f"{tmp_path}/pretrain", "--out", f"{tmp_path}/qa", *beams],
+    )
+    with pretend():
+        for run in runs:
+            assert main([*run, *steps]) == 0, capsys.readouterr().err
+        ready = ["--model", f"{tmp_path}/qa/model", "--device", "cuda"]
+        assert main(["index", str(corpus), "--out", f"{tmp_path}/index", *ready]) == 0
+        assert main(["evaluate", str(questions), "--limit", "2", "--json", *ready]) == 0
+        capsys.readouterr()
+        assert main(["ask", asked, "--json", *ready]) == 0
+        on_gpu = json.loads(capsys.readouterr().out)
+    assert main(["ask", asked, "--json", *ready[:2]]) == 0
+    on_cpu = json.loads(capsys.readouterr().out)
+    assert on_gpu["answer"] == on_cpu["answer"]
+    assert on_gpu["probability"] == pytest.approx(on_cpu["probability"], rel=1e-3)
+    assert [block["id"] for block in on_gpu["blocks"]] == [block["id"] for block in on_cpu["blocks"]]

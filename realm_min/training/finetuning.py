@@ -25,6 +25,7 @@ from torch import Tensor
 from .. import indexing
 from ..config import RealmConfig
 from ..corpus import MAX_WORDPIECES, Block, json_lines, record
+from ..devices import chosen_device
 from ..distributed import split, world
 from ..evaluation import Question, checked_question, evaluate, means, read_questions
 from ..open_qa import MAX_QUESTION_WORDPIECES, RealmForOpenQA, pad_to
@@ -143,7 +144,8 @@ def finetune(
     if refresh_ranks:
         loop.take_from_first({"embedder": model.embedder, "reader": model.reader})
     if settings.refresh_blocks:  # the index of the finished embedder
-        model.block_emb = indexing.embed_on_ranks(model.embedder, model.retriever.tokenizer, list(blocks))
+        embeddings = indexing.embed_on_ranks(model.embedder, model.retriever.tokenizer, list(blocks))
+        model.block_emb = embeddings.to(model.block_emb.device)
     return model
 
 
@@ -154,7 +156,7 @@ def _train(
     settings: Settings,
     blocks: Sequence[Block] | None,
     dev: Sequence[Question],
-    builders: Callable[[Path], Any],
+    builders: refresh.NewBuilder,
     *,
     report: Callable[..., None],
     **given: Any,
@@ -163,7 +165,7 @@ def _train(
     evidence = Evidence(encode_blocks(records, tokenizer, report), blocks)
     encoded = encode_questions(questions, tokenizer, model.config.max_span_width)
     optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=int(settings.warmup * settings.steps))
-    refresher = None
+    refresher = latest = None  # who builds indexes, and the last of these
     if settings.refresh_blocks:
         refresher = IndexRefresher(
             folder, list(blocks), model.embedder, tokenizer, every=settings.refresh_every, steps=settings.steps,
@@ -171,11 +173,13 @@ def _train(
         )  # fmt: skip
 
     def step(number: int) -> dict[str, float]:
+        nonlocal latest
         stale = {}
         if refresher is not None:
             embeddings = refresher.embeddings(number)
-            if embeddings is not model.block_emb:
-                model.block_emb = embeddings
+            if embeddings is not latest:
+                latest = embeddings
+                model.block_emb = embeddings.to(model.block_emb.device)
             stale = {
                 "staleness": loop.once(refresher.staleness(number)),
                 "seconds_waited": loop.once(refresher.seconds_waited),
@@ -470,7 +474,7 @@ def run(given: argparse.Namespace) -> None:
     """Run `realm-min finetune`."""
     from ..cli import progress_report
 
-    questions = read_training_questions(given.questions)
+    questions, device = read_training_questions(given.questions), chosen_device(given.device)
     dev = list(read_questions(given.dev)) if given.dev else []
     values = {**options.dropout(given), "searcher_beam_size": given.searcher_beam_size}
     values |= {"reader_beam_size": given.reader_beam_size}
@@ -482,11 +486,11 @@ def run(given: argparse.Namespace) -> None:
                 raise ValueError(f"{ready} holds a model already: leave out --model {given.model}")
             blocks = indexing.read_blocks(ready)
             retriever = RealmRetriever.from_pretrained(ready)
-            model = RealmForOpenQA.from_pretrained(ready, retriever=retriever, sharded=True, **values)
+            model = RealmForOpenQA.from_pretrained(ready, retriever=retriever, sharded=True, **values).to(device)
         else:
             tokenizer = warm_start.tokenizer(given.model)
             blocks = options.read_blocks(given.corpus, tokenizer, MAX_WORDPIECES, report)
-            model = new_model(given.model, blocks, tokenizer, given.seed, report, **values)
+            model = new_model(given.model, blocks, tokenizer, given.seed, report, device, **values)
         finetune(
             given.out, model, questions, options.settings_from(given, DEFAULTS), blocks=blocks, dev=dev,
             evaluate_every=given.evaluate_every, resume=given.resume, save_every=given.save_every,
@@ -509,14 +513,16 @@ def new_model(
     tokenizer: Any,
     seed: int = 0,
     report: Callable[..., None] = lambda stage, done, total, note="": None,
+    device: torch.device | str = "cpu",
     **values: Any,
 ) -> RealmForOpenQA:
     """A model to fine-tune: embedder and reader as `warm_start` takes them from `folder`, blocks embedded.
 
     Args:
+        device: of the model, and where the blocks are embedded.
         values: configuration values to replace; beams are cut to the number of blocks.
     """
-    embedder = warm_start.embedder(folder, seed, **values)
+    embedder = warm_start.embedder(folder, seed, **values).to(device)
     reader = warm_start.reader(folder, seed, **values)
     sizes = {
         "num_block_records": len(blocks),
@@ -537,4 +543,4 @@ def new_model(
     tensors |= {f"reader.{key}": tensor for key, tensor in reader.state_dict().items()}
     embeddings = indexing.embed_on_ranks(embedder.eval(), tokenizer, blocks, advance)
     model.load_state_dict(tensors | {"block_emb": embeddings})
-    return model
+    return model.to(device)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..corpus import FACTBOOK, Block, cut_blocks, read_documents
+from ..devices import add_device, chosen_device
 from ..distributed import world
 from . import warm_start
 
@@ -28,10 +29,11 @@ def add_settings(parser: argparse.ArgumentParser, defaults: NamedTuple, helps: d
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """--out, --dropout, --save-every and --resume, which every run has."""
+    """--out, --device, --dropout, --save-every and --resume, which every run has."""
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="the folder of the run and its models"
     )
+    add_device(parser)
     parser.add_argument(
         "--dropout", type=float, metavar="RATE", default=0.1, help="of activations and attention (default: 0.1)"
     )
@@ -65,11 +67,11 @@ def run_warm_up(
     """Run `warm_up`, of a job that trains one model on the blocks of a corpus, with the options given."""
     from ..cli import progress_report
 
-    tokenizer = warm_start.tokenizer(given.model)
+    device, tokenizer = chosen_device(given.device), warm_start.tokenizer(given.model)
     with progress_report() as report:
         blocks = read_blocks(given.corpus, tokenizer, max_wordpieces, report)
         warm_up(
-            given.out, blocks, model, tokenizer, settings_from(given, defaults), resume=given.resume,
+            given.out, blocks, model.to(device), tokenizer, settings_from(given, defaults), resume=given.resume,
             save_every=given.save_every, report=report,
         )  # fmt: skip
 

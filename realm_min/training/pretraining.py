@@ -28,6 +28,7 @@ from torch import Tensor
 
 from .. import ops
 from ..corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks
+from ..devices import chosen_device
 from ..distributed import split, world
 from ..embedder import RealmEmbedder
 from ..files import write_atomically
@@ -154,7 +155,7 @@ def _train(
     settings: Settings,
     find: SpanFinder,
     texts: list[Text] | None,
-    builders: Callable[[Path], Any],
+    builders: refresh.NewBuilder,
     *,
     report: Callable[..., None],
     **given: Any,
@@ -190,7 +191,7 @@ def _train(
         at = number
         found = refresher.embeddings(number)
         if found is not embeddings:
-            embeddings, index = found, refresh.searchable(found)
+            embeddings, index = found, refresh.searchable(found, embedder.device)
         started = time.perf_counter()
         picked = loop.batch(number, settings.batch_size, len(texts), settings.seed)
         share, own = loop.share(settings.seed, number, [texts[i] for i in picked])
@@ -550,8 +551,9 @@ def run(given: argparse.Namespace) -> None:
     """Run `realm-min pretrain`."""
     from ..cli import progress_report
 
-    embedder = warm_start.embedder(given.model, given.seed, **options.dropout(given))
-    knowledge_encoder = warm_start.knowledge_encoder(given.model, given.seed, **options.dropout(given))
+    device = chosen_device(given.device)
+    embedder = warm_start.embedder(given.model, given.seed, **options.dropout(given)).to(device)
+    knowledge_encoder = warm_start.knowledge_encoder(given.model, given.seed, **options.dropout(given)).to(device)
     tokenizer = warm_start.tokenizer(given.model)
     with progress_report() as report:
         limit = min(given.max_block, embedder.config.max_position_embeddings)

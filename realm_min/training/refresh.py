@@ -74,7 +74,7 @@ class IndexRefresher:
         every: R, steps between snapshots.
         steps: of the whole run, where they are known: no snapshot is taken whose index none of them would search.
         waiting: called on rank 0 as waiting(done, total), in blocks, while training waits for an index.
-        builders: makes what builds the indexes, of the folder `index/`; None: a process of their own.
+        builders: makes what builds the indexes, of the folder `index/` and the device; None: a process of their own.
 
     Nothing is written and no process is started before the first call of `embeddings`. Leave a `with` block, or call
     `close`, to stop the builder; it also stops when this process dies.
@@ -90,7 +90,7 @@ class IndexRefresher:
         every: int,
         steps: int | None = None,
         waiting: Callable[[int, int], None] = lambda done, total: None,
-        builders: Callable[[Path], BuilderProcess | BuilderRanks] | None = None,
+        builders: NewBuilder | None = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"the index is to be refreshed every {every} steps: give 1 or more")
@@ -168,7 +168,7 @@ class IndexRefresher:
         self.embedder.config.save_pretrained(self.folder / "embedder")
         self.tokenizer.save_pretrained(self.folder / "embedder")
 
-        self._builder = self._new_builder(self.folder)
+        self._builder = self._new_builder(self.folder, self.embedder.device)
         # What the run has begun before it was stopped.
         for snapshot in sorted({snapshot_for(step, self.every), step // self.every * self.every} - {step}):
             if self._will_be_searched(snapshot):
@@ -239,11 +239,12 @@ class IndexRefresher:
 class BuilderProcess:
     """A process of its own that builds the indexes, `build` below: it yields to training, and dies with it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: torch.device) -> None:
         self.folder = folder
+        given = [str(folder), str(torch.get_num_threads()), str(device)]
         with open(folder / "builder.log", "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "realm_min.training.refresh", str(folder), str(torch.get_num_threads())],
+                [sys.executable, "-m", "realm_min.training.refresh", *given],
                 stdin=subprocess.PIPE, stdout=log, stderr=log, env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
             )  # fmt: skip
 
@@ -302,15 +303,20 @@ class BuilderRanks:
             wait()
 
 
-def builders(everyone: World, ranks: int) -> Callable[[Path], BuilderProcess | BuilderRanks]:
+NewBuilder = Callable[[Path, torch.device], BuilderProcess | BuilderRanks]
+
+
+def builders(everyone: World, ranks: int) -> NewBuilder:
     """For `IndexRefresher`: the last so many ranks of `everyone`, or a process where it is none."""
-    return (lambda folder: BuilderRanks(everyone, everyone.size - ranks)) if ranks else BuilderProcess
+    return (lambda folder, device: BuilderRanks(everyone, everyone.size - ranks)) if ranks else BuilderProcess
 
 
-def searchable(embeddings: Tensor) -> BlockIndex | ShardedBlockIndex:
+def searchable(embeddings: Tensor, device: torch.device) -> BlockIndex | ShardedBlockIndex:
     """A search index over all blocks [blocks, proj]; on several ranks each has a slice, and all search together."""
     embeddings = embeddings.float() if embeddings.dtype == torch.float64 else embeddings
-    return BlockIndex(embeddings) if world().size == 1 else ShardedBlockIndex(embeddings)
+    if world().size > 1:
+        return ShardedBlockIndex(embeddings, device=device)
+    return BlockIndex(embeddings.to(device))
 
 
 def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -367,11 +373,11 @@ def _write_index(folder: Path, step: int, embeddings: Tensor) -> None:
 # ---- in the builder's process
 
 
-def build(folder: Path, threads: int) -> None:
+def build(folder: Path, threads: int, device: str) -> None:
     """Read step numbers from the standard input, a line each, and write the index of each snapshot.
 
     Args:
-        threads: of the training process.
+        threads, device: of the training process.
     """
     # Ctrl-C is for the training process, which then closes the pipe; so does its death, of whatever kind.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -381,7 +387,7 @@ def build(folder: Path, threads: int) -> None:
 
     blocks = [Block(value["title"], value["text"]) for _, value in json_lines(folder / "blocks.jsonl")]
     tokenizer = RealmTokenizerFast.from_pretrained(folder / "embedder")
-    embedder = RealmEmbedder(RealmConfig.from_pretrained(folder / "embedder"), initialize=False).eval()
+    embedder = RealmEmbedder(RealmConfig.from_pretrained(folder / "embedder"), initialize=False).to(device).eval()
     while True:
         step = requests.get()
         # Training waits for the first index, and works beside the others. An index built anew has the same bits.
@@ -402,4 +408,4 @@ def _listen(requests: queue.SimpleQueue[int]) -> None:
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]), int(sys.argv[2]))
+    build(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,35 @@
+"""Where a command computes: its `--device`."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option --device."""
+    parser.add_argument(
+        "--device", type=str, metavar="NAME", default="cpu",
+        help="where to compute: cpu, cuda or cuda:N; with torchrun, cuda is a GPU for each rank (default: cpu)",
+    )  # fmt: skip
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device of that name; a GPU's number is filled in.
+
+    Raises:
+        ValueError: no device has that name, or it is not here.
+    """
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        raise ValueError(f"--device {name} is unknown: give cpu, cuda or cuda:N")
+    if kind == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        raise ValueError(f"--device {name}: torch {torch.__version__} sees no GPU here; leave it out to use the CPU")
+    place = int(number) if number else torch.cuda.current_device()
+    if place >= count:
+        raise ValueError(f"--device {name}: this machine has cuda:0 to cuda:{count - 1}")
+    return torch.device("cuda", place)
