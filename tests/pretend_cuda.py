@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("cuda", 0)
 aten = torch.ops.aten
-# As on a real GPU: copies cross, and what lies there may be indexed from the CPU.
-CROSSING = (aten.copy_.default, aten._to_copy.default, aten.index.Tensor, aten.index_put_.default)
+COPIES = (aten.copy_.default, aten._to_copy.default)  # which go from one device to another
+INDEXING = (aten.index.Tensor, aten.index_put_.default)  # a GPU's tensor may be indexed by a CPU's
 KERNELS = {
     mips_topk: ("mips_topk", "search"),
     span_logits: ("span_logits", "best_span", "span_logits_backward"),
@@ -62,25 +62,34 @@ class Pretended(torch.Tensor):
 
 def run(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Run an operation on what the tensors hold, and say whose its result is; RuntimeError if devices are mixed."""
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    there = [tensor for tensor in tensors if isinstance(tensor, Pretended)]
-    here = [tensor for tensor in tensors if not isinstance(tensor, Pretended)]
-    assert not any(tensor.device.type == "meta" for tensor in here), f"{func}: a tensor was made past the pretence"
+    tensors = tensors_of((args, kwargs))
+    assert all(is_there(tensor) or tensor.device.type == "cpu" for tensor in tensors), f"{func} got past the pretence"
+    together = tensors
+    if func in COPIES:
+        together = []
+    elif func in INDEXING and is_there(args[0]):
+        together = tensors_of((args[0], args[2:]))
     # A number in a tensor without axes may come from the CPU.
-    if there and func not in CROSSING and any(tensor.dim() for tensor in here):
+    if any(map(is_there, together)) and any(tensor.dim() for tensor in together if not is_there(tensor)):
         raise RuntimeError(f"{func}: expected all tensors on one device, found cpu and cuda:0")
-    on_device = isinstance(args[0], Pretended) if func in CROSSING else bool(there)
+    on_device = is_there(args[0]) if func in COPIES else any(map(is_there, tensors))
     if kwargs.get("device") is not None:
         on_device = torch.device(kwargs["device"]).type != "cpu"
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    if not on_device and func in (aten.index.Tensor, aten.index_put_.default) and there:
-        raise RuntimeError(f"{func}: indices should be on the CPU, as what they index")
     held_args, held_kwargs = held((args, kwargs))
     result = func(*held_args, **held_kwargs)
     if not on_device:
         return result
-    known = {id(tensor.held): tensor for tensor in there}  # what was changed in place
+    known = {id(tensor.held): tensor for tensor in tensors if is_there(tensor)}  # what was changed in place
     return tree_map(lambda x: known.get(id(x), wrapped(x)), result)
+
+
+def tensors_of(values: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+
+def is_there(tensor: Any) -> bool:
+    return isinstance(tensor, Pretended)
 
 
 def wrapped(value: Any) -> Any:
@@ -88,7 +97,7 @@ def wrapped(value: Any) -> Any:
 
 
 def held(values: Any) -> Any:
-    return tree_map(lambda x: x.held if isinstance(x, Pretended) else x, values)
+    return tree_map(lambda x: x.held if is_there(x) else x, values)
 
 
 class Operations(TorchDispatchMode):
@@ -147,8 +156,7 @@ def interpreted(kernel: Callable) -> Callable:
     """`kernel` for tensors of the device, by Triton's interpreter."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim()]
-        whose = {isinstance(tensor, Pretended) for tensor in tensors}
+        whose = {is_there(tensor) for tensor in tensors_of((args, kwargs)) if tensor.dim()}
         assert len(whose) == 1, "a kernel reads the memory of its own device"
         if whose == {False}:  # one kernel calls another
             return kernel(*args, **kwargs)

@@ -29,10 +29,17 @@ def test_the_pretended_device_refuses_what_a_real_one_does():
         assert (there + there[0]).cpu().tolist() == [[2.0] * 3] * 2
         assert there.to("cpu").device.type == "cpu" and here.to(there).is_cuda and here.to("cuda:0").is_cuda
         assert there[torch.tensor([0])].is_cuda and torch.tensor([1.0], device=device).is_cuda
-        assert float(there.sum() * torch.tensor(2.0)) == 12
-        for mix in (lambda: here + there, lambda: there.index_select(0, torch.tensor([0])), lambda: here[there.long()]):
-            with pytest.raises(RuntimeError, match="device|CPU"):
+        assert float(there.sum() * torch.tensor(2.0)) == 12  # a number may come from the CPU
+        first = torch.tensor([0])
+        for mix in (
+            lambda: here + there, lambda: here.mul_(there), lambda: there.index_select(0, first),
+            lambda: here[there.long()], lambda: there.__setitem__(first, here[:1]),
+            lambda: torch.cat([here, there]), lambda: here @ there.t(),
+        ):  # fmt: skip
+            with pytest.raises(RuntimeError, match="expected all tensors on one device"):
                 mix()
+        there[first] = there[1:] + 1
+        assert there.cpu().tolist() == [[2.0] * 3, [1.0] * 3]
         with pytest.raises(TypeError, match="numpy"):
             there.numpy()
 
