@@ -58,8 +58,8 @@ bench-scale: $(STAMPS)/bench $(STAMPS)/demo
 verify-base: $(STAMPS)/test
 	$(RUN) benchmarks/verify_base.py
 
-# The default model, from MiniLM, in 70 minutes or so on two cores; a run that was stopped goes on. WEBQUESTIONS is a folder
-# with webquestions.train.jsonl, webquestions.dev.jsonl and webquestions.devtest.jsonl; WORK is where the stages go.
+# The default model, from MiniLM, in two hours on two cores; a run that was stopped goes on. WEBQUESTIONS is a folder with
+# webquestions.train.jsonl, webquestions.dev.jsonl and webquestions.devtest.jsonl; WORK is where the stages go.
 WORK ?= train-demo
 TRAIN = OMP_WAIT_POLICY=passive $(RUN)
 train-demo: $(STAMPS)/ablation
