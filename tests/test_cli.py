@@ -201,7 +201,7 @@ def test_index_with_the_model_of_a_folder(tmp_path, folder, capsys):
 
 def test_ctrl_c_and_resume(tmp_path, folder):
     """The real thing: a process, a signal, the same command again."""
-    big = write_jsonl(tmp_path / "big.jsonl", [{"title": f"Land {i}", "text": "Capital: none."} for i in range(6000)])
+    big = write_jsonl(tmp_path / "big.jsonl", [{"title": f"Land {i}", "text": "Capital: none."} for i in range(20_000)])
     command = [
         sys.executable,
         "-m",
