@@ -201,7 +201,7 @@ def test_index_with_the_model_of_a_folder(tmp_path, folder, capsys):
 
 def test_ctrl_c_and_resume(tmp_path, folder):
     """The real thing: a process, a signal, the same command again."""
-    big = write_jsonl(tmp_path / "big.jsonl", [{"title": f"Land {i}", "text": "Capital: none."} for i in range(20_000)])
+    big = write_jsonl(tmp_path / "big.jsonl", [{"title": f"Land {i}", "text": "Capital: none."} for i in range(6000)])
     command = [
         sys.executable,
         "-m",
@@ -213,7 +213,9 @@ def test_ctrl_c_and_resume(tmp_path, folder):
         "--out",
         str(tmp_path / "out"),
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A suite that a script started in the background ignores Ctrl-C, and so would what it starts.
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("out.partial/embeddings-*.npy")):
         assert process.poll() is None and time.monotonic() < deadline
