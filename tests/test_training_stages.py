@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from eight_capitals import BLOCKS, CONFIG, QUESTIONS, open_qa
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -116,6 +116,62 @@ def test_mlm_learns_hidden_words(tmp_path, tokenizer):
     assert loss[0] == pytest.approx(np.log(30522), rel=0.1)
     assert np.mean(loss[-5:]) < loss[0] / 2
     assert warm_start.knowledge_encoder(tmp_path).config.hidden_size == 16
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.integers(0, 7), st.integers(0, 2**32), st.integers(3, 60), st.integers(0, 60), st.booleans())
+@example(0, 0, 3, 0, False)  # a title that leaves no room for a word
+@example(0, 0, 40, 0, True)  # a block without text
+def test_evidence_holds_all_that_is_masked(number, seed, max_wordpieces, more, empty):
+    tokenizer = warm_start.tokenizer(None)
+    block = Block(BLOCKS[number].title, "" if empty else BLOCKS[number].text)
+    encoder = RealmKnowledgeAugEncoder(RealmConfig(**CONFIG))
+    chosen = mlm.Settings(max_wordpieces=max_wordpieces, evidence=max_wordpieces + more)
+    inputs, labels = mlm.batch([block], tokenizer, [np.random.default_rng(seed)], encoder, chosen)
+    ids, types = inputs["input_ids"][0], inputs["token_type_ids"][0]
+    assert labels.shape == (1, len(ids)) and bool(inputs["attention_mask"].all())
+    restored = torch.where(labels[0] == -100, ids, labels[0])
+    assert torch.equal(ids == tokenizer.mask_token_id, labels[0] != -100)
+    first, second = (restored[types == kind].tolist() for kind in (0, 1))
+    assert (first[0], first[-1], second[-1]) == (tokenizer.cls_token_id, *2 * (tokenizer.sep_token_id,))
+    assert len(first) <= max_wordpieces and len(second) <= chosen.evidence + 1
+    title, text = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (f"{block.title}. ", block.text))
+    first, second, room = first[1:-1], second[:-1], max(0, max_wordpieces - 2)
+    assert first[: len(title)] == title[:room] and second[: len(title)] == title[: chosen.evidence]
+    first, second = first[len(title) :], second[len(title) :]
+    assert is_part(first, second) and is_part(second, text)
+    assert bool((labels[0] != -100).any()) or not first
+
+
+def is_part(some: list[int], whole: list[int]) -> bool:
+    return any(whole[i : i + len(some)] == some for i in range(len(whole) - len(some) + 1))
+
+
+def test_mlm_learns_with_evidence_and_goes_on(tmp_path, tokenizer):
+    """Stopped after half of its steps, a run ends with the weights of one that was not."""
+    chosen = mlm.Settings(20, 8, 3e-2, max_wordpieces=24, evidence=40, freeze_word_embeddings=False)
+    encoders = [RealmKnowledgeAugEncoder(RealmConfig(**CONFIG), seed=2) for _ in range(3)]
+    mlm.warm_up(tmp_path / "whole", BLOCKS, encoders[0], tokenizer, chosen)
+
+    def stop(stage, done, total, note=""):
+        if done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mlm.warm_up(tmp_path / "parts", BLOCKS, encoders[1], tokenizer, chosen, save_every=5, report=stop)
+    mlm.warm_up(tmp_path / "parts", BLOCKS, encoders[2], tokenizer, chosen, resume=True)
+    whole, parts = encoders[0].state_dict(), encoders[2].state_dict()
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    loss = loop.read_log(tmp_path / "whole" / loop.LOG_FILE)["loss"]
+    assert np.mean(loss[-3:]) < 0.7 * loss[0]
+
+
+def test_evidence_that_cannot_stand_beside_the_text_is_refused(tmp_path, tokenizer):
+    encoder = RealmKnowledgeAugEncoder(RealmConfig(**CONFIG))
+    with pytest.raises(ValueError, match="evidence=20 cannot hold a text of max_wordpieces=40"):
+        mlm.warm_up(tmp_path, BLOCKS, encoder, tokenizer, mlm.Settings(max_wordpieces=40, evidence=20))
+    with pytest.raises(ValueError, match="are 129 tokens .* the encoder reads 128: give fewer"):
+        mlm.warm_up(tmp_path, BLOCKS, encoder, tokenizer, mlm.Settings(max_wordpieces=40, evidence=88))
 
 
 # ---- fine-tuning

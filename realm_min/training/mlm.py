@@ -2,7 +2,12 @@
 
 REALM begins with a BERT that can already fill masks (section 3.4). One that cannot, because its checkpoint came
 without that head or all starts from scratch, learns it here first: 15% of a block's wordpieces are hidden, and one
-salient span beside them. Until the encoder can use a document, what it says about documents is noise to the retriever.
+salient span beside them.
+
+With `evidence` it learns to use a document: words are hidden in a short stretch of a block, and a longer stretch around
+it, "[CLS] x [SEP] z [SEP]", has them all, so that whoever looks them up is always right. Until the encoder can do that,
+what it says about documents is noise to the retriever; from retrieved blocks, most of which are no help, it learns
+it slowly.
 """
 
 from __future__ import annotations
@@ -14,11 +19,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..corpus import Block
 from ..knowledge_encoder import IGNORED, RealmKnowledgeAugEncoder
 from . import loop, masking, options, warm_start
+from .masking import Passage
+from .pretraining import pad, sequence
 from .warm_start import KNOWLEDGE_ENCODER
+
+SHORTEST_STRETCH = 12  # wordpieces of a block that are masked, where its evidence stands beside it
 
 
 class Settings(NamedTuple):
@@ -28,7 +38,8 @@ class Settings(NamedTuple):
     batch_size: int = 16
     learning_rate: float = 2e-4
     warmup: float = 0.1  # of the steps
-    max_wordpieces: int = 288
+    max_wordpieces: int = 288  # of the text with masks in it, its title and special tokens included
+    evidence: int = 0  # wordpieces of the block that stand beside it, its title included, or 0: nothing does
     freeze_word_embeddings: bool = True
     seed: int = 0
 
@@ -50,18 +61,20 @@ def warm_up(
         given: `loop.train`'s resume, save_every, evaluate, evaluate_every and report.
 
     Raises:
-        ValueError: a batch of fewer blocks than there are ranks.
+        ValueError: a batch of fewer blocks than there are ranks; evidence that does not hold the text, or that the
+            encoder has no positions for.
         FileExistsError, DivergedError, KeyboardInterrupt: as `loop.train`.
     """
     loop.check_batch(settings.batch_size)
+    _check(settings, encoder)
 
     def step(number: int) -> dict[str, float]:
         picked = loop.batch(number, settings.batch_size, len(blocks), settings.seed)
         share, own = loop.share(settings.seed, number, [blocks[i] for i in picked])
         random = [share.random(place) for place in share.places]
-        ids, mask, labels = (inputs.to(encoder.device) for inputs in batch(own, tokenizer, random, settings))
+        inputs, labels = batch(own, tokenizer, random, encoder, settings)
         encoder.dropout_seeds = share.dropout_seeds()
-        log_likelihood, cache = encoder.masked_log_likelihood(ids, mask, torch.zeros_like(ids), labels)
+        log_likelihood, cache = encoder.masked_log_likelihood(**inputs, labels=labels)
         count = share.total(int((labels != IGNORED).sum()))
         with encoder.own_grads.last_pass():
             encoder.masked_log_likelihood_backward(torch.full_like(log_likelihood, -1 / count), cache)
@@ -73,27 +86,80 @@ def warm_up(
     )  # fmt: skip
 
 
+def _check(settings: Settings, encoder: RealmKnowledgeAugEncoder) -> None:
+    if not settings.evidence:
+        return
+    if settings.evidence < settings.max_wordpieces:
+        raise ValueError(
+            f"evidence={settings.evidence} cannot hold a text of max_wordpieces={settings.max_wordpieces}: give more "
+            "evidence, 0 for none, or shorter texts"
+        )
+    tokens, positions = settings.max_wordpieces + settings.evidence + 1, encoder.config.max_position_embeddings
+    if tokens > positions:
+        raise ValueError(
+            f"max_wordpieces={settings.max_wordpieces} and evidence={settings.evidence} are {tokens} tokens with the "
+            f"last [SEP], and the encoder reads {positions}: give fewer"
+        )
+
+
 def batch(
-    blocks: list[Block], tokenizer: Any, random: list[np.random.Generator], settings: Settings
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """[CLS] title. text [SEP] of each block with masks in it: ids, attention mask and labels, [batch, tokens] int64.
+    blocks: list[Block],
+    tokenizer: Any,
+    random: list[np.random.Generator],
+    encoder: RealmKnowledgeAugEncoder,
+    settings: Settings,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What the encoder reads of each block, "[CLS] title. text [SEP]" with masks in it, and the labels.
+
+    With `settings.evidence`, "[CLS] title. stretch [SEP] title. longer stretch [SEP]" with masks in the first.
 
     Args:
-        random: draws the masks of each block.
+        random: draws the stretches and masks of each block.
+
+    Returns:
+        `input_ids`, `token_type_ids`, `attention_mask`, and the labels, [batch, tokens] int64, on the encoder's device.
     """
-    rows = []
+    sequences, targets = [], []
     passages = masking.passages([tuple(block) for block in blocks], tokenizer)
     for passage, rng in zip(passages, random, strict=True):
+        evidence = None
+        if settings.evidence:
+            passage, evidence = stretches(passage, rng, settings)
         positions = {*masking.random_tokens(passage, rng), *masking.salient_span(passage, rng)}
-        rows.append(masking.mask(passage.ids, sorted(positions), tokenizer.mask_token_id))
-    tokens = min(settings.max_wordpieces, 2 + max(len(ids) for ids, _ in rows))
-    ids = torch.full((len(rows), tokens), tokenizer.pad_token_id)
-    labels = torch.full_like(ids, IGNORED)
-    for i, (masked, targets) in enumerate(rows):
-        masked, targets = masked[: tokens - 2], targets[: tokens - 2]
-        ids[i, : len(masked) + 2] = torch.tensor([tokenizer.cls_token_id, *masked, tokenizer.sep_token_id])
-        labels[i, 1 : len(masked) + 1] = torch.tensor(targets)
-    return ids, (ids != tokenizer.pad_token_id).long(), labels
+        if evidence:  # more of them, and in a row: what can be looked up need not be guessed from its neighbours
+            positions |= {*masking.random_spans(passage, rng)}
+        ids, labels = masking.mask(passage.ids, sorted(positions), tokenizer.mask_token_id)
+        read = settings.max_wordpieces - 2
+        sequences.append(sequence(tokenizer, ids[:read], evidence))
+        targets.append(labels[:read])
+    inputs = pad(sequences, encoder)
+    labels = torch.full(inputs["input_ids"].shape, IGNORED)
+    for row, values in zip(labels, targets, strict=True):
+        row[1 : 1 + len(values)] = torch.tensor(values)
+    return inputs, labels.to(encoder.device)
+
+
+def stretches(passage: Passage, rng: np.random.Generator, settings: Settings) -> tuple[Passage, list[int]]:
+    """A stretch of a passage, and the wordpieces of a longer one that holds it; the title stands before both.
+
+    Where they begin is drawn, so that a word is found by its neighbours and not by how far away it stands.
+    """
+    title, count = passage.first, len(passage.ids) - passage.first
+    longest = max(1, settings.max_wordpieces - 2 - title)  # where a title leaves no room
+    length = min(count, int(rng.integers(min(SHORTEST_STRETCH, longest), longest + 1)))
+    begin = int(rng.integers(count - length + 1))
+    around = min(count, max(length, settings.evidence - title))
+    start = int(rng.integers(max(0, begin + length - around), min(begin, count - around) + 1))
+
+    def cut(values: list, start: int, length: int) -> list:
+        return [*values[:title], *values[title + start : title + start + length]]
+
+    stretch = passage._replace(
+        ids=cut(passage.ids, begin, length),
+        offsets=cut(passage.offsets, begin, length),
+        begins_word=cut(passage.begins_word, begin, length),
+    )
+    return stretch, cut(passage.ids, start, around)[: settings.evidence]
 
 
 # ---- command line
@@ -112,7 +178,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "steps": "updates",
             "batch_size": "blocks an update",
             "learning_rate": "the highest, after the warm-up",
-            "max_wordpieces": "of a block that are read",
+            "max_wordpieces": "of a text with masks in it",
+            "evidence": "wordpieces of the text around it that stand beside it, where what is masked can be looked up; "
+            "the encoder learns to use a document so, after it has learnt to fill masks. 0: nothing does",
             "freeze_word_embeddings": "leave the word embeddings as they are",
             "seed": "of weights, masks, batches and dropout",
         },
@@ -122,5 +190,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> None:
     """Run `realm-min mlm`."""
     encoder = warm_start.knowledge_encoder(given.model, given.seed, **options.dropout(given))
-    options.run_warm_up(given, warm_up, encoder, DEFAULTS, given.max_wordpieces)
+    options.run_warm_up(given, warm_up, encoder, DEFAULTS, max(given.max_wordpieces, given.evidence))
     options.remark(f"Ready: {given.out}")
