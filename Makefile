@@ -51,7 +51,7 @@ bench-train: $(STAMPS)/bench
 	$(RUN) benchmarks/bench_train.py
 
 # Ranks of one thread each, and the constants of the cost model; the tables of docs/scaling.md and README.md are made anew.
-bench-scale: $(STAMPS)/bench $(STAMPS)/demo
+bench-scale: $(STAMPS)/bench
 	$(RUN) benchmarks/bench_scale.py
 
 # A random checkpoint of each kind at BERT-base size: errors, time and memory of `realm-min verify`.
