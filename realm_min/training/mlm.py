@@ -190,5 +190,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> None:
     """Run `realm-min mlm`."""
     encoder = warm_start.knowledge_encoder(given.model, given.seed, **options.dropout(given))
+    _check(options.settings_from(given, DEFAULTS), encoder)  # before a corpus is read
     options.run_warm_up(given, warm_up, encoder, DEFAULTS, max(given.max_wordpieces, given.evidence))
     options.remark(f"Ready: {given.out}")
