@@ -1,13 +1,14 @@
 # make demo    answer questions about the CIA World Factbook        make test    the whole suite
-# The first run of either creates .venv and installs what it needs at the versions of constraints.txt; later runs reuse it.
+# The first run of either creates .venv and installs what it needs, at the versions of constraints.txt; later runs reuse
+# it. Once the oracle of the tests is there, all else is installed beside it at the versions of constraints-oracle.txt.
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 STAMPS := $(VENV)/stamps
-INSTALL = $(VENV)/bin/pip install --quiet --constraint constraints.txt
+PINS    = $(shell test -e $(STAMPS)/oracle && echo constraints-oracle.txt || echo constraints.txt)
 
-.PHONY: demo learn test test-tf test-weights lint format notebooks notebooks-run bench bench-model bench-train bench-scale \
-    verify-base train-demo ablation clean
+.PHONY: demo learn test test-newest test-oldest test-tf test-weights lint types format check-install lock notebooks \
+    notebooks-run bench bench-model bench-train bench-scale verify-base train-demo ablation sdist clean
 
 demo: $(STAMPS)/demo
 	$(RUN) -m realm_min ask $${Q:+"$$Q"} </dev/null
@@ -16,8 +17,23 @@ demo: $(STAMPS)/demo
 learn: $(STAMPS)/demo $(STAMPS)/plot
 	$(RUN) -m realm_min.training.learn --out benchmarks
 
+SUITE = -m pytest --numprocesses 2 --dist worksteal
 test: $(STAMPS)/test
-	$(RUN) -m pytest --numprocesses 2 --dist worksteal
+	$(RUN) $(SUITE)
+
+# With the newest of everything, and with the oldest that setup.cfg allows, each in an environment of its own. The oracle
+# fits neither: tests that call it are skipped. The oldest NumPy has no wheels beyond Python 3.10.
+test-newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --upgrade --upgrade-strategy eager --editable ".[test]"
+	.venv-newest/bin/pip list | grep -iE "^(torch|triton|numpy|tokenizers|safetensors|rich|filelock|hypothesis|pytest) "
+	.venv-newest/bin/python $(SUITE)
+
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	$(PYTHON) .ci/constraints.py oldest > .venv-oldest/constraints.txt
+	.venv-oldest/bin/pip install --constraint .venv-oldest/constraints.txt --editable ".[test]"
+	.venv-oldest/bin/python $(SUITE)
 
 # Against what TensorFlow writes, and on real trained weights: not in the suite, since both install much.
 test-tf: $(STAMPS)/test $(STAMPS)/tf
@@ -33,9 +49,19 @@ notebooks: $(STAMPS)/notebooks
 notebooks-run: $(STAMPS)/test
 	$(RUN) notebooks/run_notebooks.py $(NOTEBOOKS)
 
-lint: $(STAMPS)/test
+lint: $(STAMPS)/test types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
+
+types: $(STAMPS)/test
+	$(VENV)/bin/pyright --pythonpath $(RUN)
+
+# Whether what users and tests install can be had, for every supported Python and platform; and the files that say what.
+check-install: $(STAMPS)/check
+	$(RUN) .ci/constraints.py check
+
+lock: $(STAMPS)/check
+	$(RUN) .ci/constraints.py lock
 
 format: $(STAMPS)/test
 	$(VENV)/bin/ruff check --fix .
@@ -72,14 +98,25 @@ ablation: $(STAMPS)/ablation
 	$(TRAIN) benchmarks/ablation.py --work $(WORK) --training $(WEBQUESTIONS)/webquestions.train.jsonl \
 	    --questions $(WEBQUESTIONS)/webquestions.dev.jsonl $(WEBQUESTIONS)/webquestions.devtest.jsonl
 
+sdist: $(STAMPS)/venv
+	$(VENV)/bin/pip install --quiet build
+	$(RUN) -m build --sdist
+
 $(STAMPS)/venv:
 	$(PYTHON) -m venv $(VENV)
 	mkdir -p $(STAMPS)
 	touch $@
 
+$(STAMPS)/test $(STAMPS)/bench $(STAMPS)/weights $(STAMPS)/ablation: $(STAMPS)/oracle
+
+$(STAMPS)/oracle: $(STAMPS)/venv setup.cfg constraints-oracle.txt
+	$(VENV)/bin/pip install --constraint constraints-oracle.txt --editable ".[oracle]"
+	touch $@
+
 $(STAMPS)/%: $(STAMPS)/venv setup.cfg constraints.txt
-	$(INSTALL) --editable ".[$*]"
+	@echo "Installing what \"make $*\" needs into $(VENV); torch is the large part: README.md, \"Installing\", says how large."
+	$(VENV)/bin/pip install --constraint $(PINS) --editable ".[$*]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-newest .venv-oldest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

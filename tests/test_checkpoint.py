@@ -13,9 +13,9 @@ from collections import OrderedDict
 import pytest
 import safetensors.torch
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import transformers
 
 import realm_min
 from realm_min import RealmConfig

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-import transformers
+from oracle import transformers
 
 from realm_min import cli, indexing
 from realm_min.cli import main

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import transformers
 from reference_cases import to_numpy
 from test_models import CONFIGS, fill, ids_and_mask, twins
 from test_models_numpy import DrawnRetriever
@@ -153,7 +154,6 @@ class TestAutograd:
 def test_open_qa_reaches_the_question(vocabulary):
     """The loss of an answer, through the reader and the retriever, into both models' weights."""
     import numpy as np
-    import transformers
 
     values = dict(vocab_size=30522, reader_seq_len=40)
     theirs, ours = (model.to(torch.float64) for model in twins("one-layer", "RealmForOpenQA", **values))

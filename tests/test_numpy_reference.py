@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import realm_modeling, transformers
 from reference_cases import (
     ACTIVATIONS,
     assert_close,
@@ -20,8 +20,6 @@ from reference_cases import (
     reader_extras,
     to_numpy,
 )
-from transformers.activations import ACT2FN
-from transformers.models.realm.modeling_realm import RealmBertModel
 
 from realm_min import numpy_reference as reference
 
@@ -41,9 +39,6 @@ TINY = {
     "num_candidates": 2,
     "num_block_records": 3,
 }
-
-transformers.logging.set_verbosity_error()
-ACT2FN["selu"] = torch.nn.SELU  # its documentation names it, its table lacks it
 
 
 def oracle(model_class, values, seed, scale, **keywords):
@@ -73,7 +68,7 @@ EXTREMES = [0.0, -0.0, 1e-300, -1e-300, 1e-8, 5.0, -5.0, 30.0, -30.0, 800.0, -80
 @given(data=st.data())
 def test_activations_equal_transformers(name, data):
     x = np.array(data.draw(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=7)) + EXTREMES)
-    expected = ACT2FN[name](torch.from_numpy(x)).numpy()
+    expected = transformers.activations.ACT2FN[name](torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(reference.ACTIVATIONS[name](x), expected, rtol=1e-12, atol=1e-14)
 
 
@@ -142,7 +137,7 @@ def test_central_difference_of_a_known_function():
     data=st.data(), values=config_values(), seed=SEEDS, scale=SCALES, rows=st.integers(1, 3), tokens=st.integers(1, 9)
 )
 def test_encoder_equals_transformers(data, values, seed, scale, rows, tokens):
-    model, parameters, config = oracle(RealmBertModel, values, seed, scale)
+    model, parameters, config = oracle(realm_modeling.RealmBertModel, values, seed, scale)
     rng = np.random.default_rng(seed)
     inputs = encoder_inputs(data.draw, values, (rows, tokens), rng)
     if data.draw(st.booleans()):
@@ -154,7 +149,7 @@ def test_encoder_equals_transformers(data, values, seed, scale, rows, tokens):
 
 
 def test_a_row_with_every_key_masked_attends_to_all_of_them_equally():
-    model, parameters, config = oracle(RealmBertModel, TINY, 0, 1.0)
+    model, parameters, config = oracle(realm_modeling.RealmBertModel, TINY, 0, 1.0)
     inputs = {"input_ids": np.array([[1, 2, 3], [4, 5, 6]]), "attention_mask": np.array([[0, 0, 0], [1, 0, 1]])}
     attentions = reference.bert(parameters, config, prefix="", **inputs)["attentions"][0]
     assert (attentions[0] == 1 / 3).all()
@@ -179,7 +174,7 @@ def test_a_row_with_every_key_masked_attends_to_all_of_them_equally():
     ],
 )
 def test_encoder_refuses_impossible_input(inputs, message):
-    _, parameters, config = oracle(RealmBertModel, TINY, 0, 1.0)
+    _, parameters, config = oracle(realm_modeling.RealmBertModel, TINY, 0, 1.0)
     with pytest.raises(ValueError, match=message):
         reference.bert(parameters, config, prefix="", **inputs)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import transformers
 from reference_cases import config_values, fill, to_numpy
 from tiny_pretraining import BLOCKS, CONFIG, SETTINGS, new_models, run
 

@@ -7,17 +7,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import transformers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from transformers.models.realm.retrieval_realm import RealmRetriever as TheirRetriever
+from oracle import TheirRetriever, transformers
 
 from realm_min import RealmRetriever, RealmTokenizer, RealmTokenizerFast
 from realm_min.retriever import read_block_records, unpickle_byte_strings, write_block_records
 
 SEP = 3
 RETRIEVER = RealmRetriever([], SimpleNamespace(sep_token_id=SEP))
-THEIRS = TheirRetriever([], SimpleNamespace(sep_token_id=SEP))
 
 BLOCKS = [
     b"Alan Mathison Turing was an English mathematician.",
@@ -83,7 +81,8 @@ def test_block_has_answer_equals_brute_force_and_transformers(drawn):
     assert has_answers == [bool(spans) for spans in expected]
     assert start_pos == [[s for s, _ in spans] + pad for spans, pad in zip(expected, padding, strict=True)]
     assert end_pos == [[e for _, e in spans] + pad for spans, pad in zip(expected, padding, strict=True)]
-    assert found == THEIRS.block_has_answer(SimpleNamespace(input_ids=torch.tensor(rows)), answers)
+    theirs = TheirRetriever([], SimpleNamespace(sep_token_id=SEP))
+    assert found == theirs.block_has_answer(SimpleNamespace(input_ids=torch.tensor(rows)), answers)
     assert found == RETRIEVER.block_has_answer(SimpleNamespace(input_ids=torch.tensor(rows)), answers)
 
 

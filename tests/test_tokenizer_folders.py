@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
+from oracle import transformers
 from tokenizers import AddedToken
 
 import realm_min
 from realm_min.batch_encoding import BatchEncoding
 from realm_min.tokenizer import RealmTokenizer, RealmTokenizerFast
-
-transformers.logging.set_verbosity(transformers.logging.CRITICAL)
 
 VOCAB = str(Path(realm_min.__file__).parent / "assets" / "vocab.txt")
 PAIRS = {

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import transformers
 from rich.console import Console
 
 from realm_min import (
@@ -173,8 +174,6 @@ def test_an_embedder_stored_once_serves_queries_too(tmp_path):
 
 @pytest.mark.parametrize("safe", [True, False])
 def test_folders_of_transformers_are_verified(tmp_path, safe):
-    import transformers
-
     torch.manual_seed(0)
     model = transformers.RealmKnowledgeAugEncoder(transformers.RealmConfig(**SIZES))
     model.save_pretrained(tmp_path, safe_serialization=safe)
@@ -426,19 +425,17 @@ def test_the_published_values_are_those_of_transformers_own_tests():
 
 def values_of_transformers(kind, folder):
     """The integration tests of transformers, on a folder."""
-    import transformers as hf
-
     ids, both = torch.arange(6)[None], torch.arange(12).view(2, 6)
     with torch.no_grad():
         if kind == "RealmEmbedder":
-            return hf.RealmEmbedder.from_pretrained(folder)(ids)[0][0, :3]
+            return transformers.RealmEmbedder.from_pretrained(folder)(ids)[0][0, :3]
         if kind == "RealmKnowledgeAugEncoder":
-            model = hf.RealmKnowledgeAugEncoder.from_pretrained(folder, num_candidates=2)
+            model = transformers.RealmKnowledgeAugEncoder.from_pretrained(folder, num_candidates=2)
             return model(both, relevance_score=torch.tensor([[0.3, 0.7]]))[0][1, :2, :2].flatten()
         if kind == "RealmScorer":
-            model = hf.RealmScorer.from_pretrained(folder, num_candidates=2)
+            model = transformers.RealmScorer.from_pretrained(folder, num_candidates=2)
             return model(ids, candidate_input_ids=both)[0][0]
-        model = hf.RealmReader.from_pretrained(folder, reader_beam_size=2, max_span_width=3)
+        model = transformers.RealmReader.from_pretrained(folder, reader_beam_size=2, max_span_width=3)
         output = model(
             torch.arange(10).view(2, 5),
             token_type_ids=torch.tensor([[0, 0, 1, 1, 1], [0, 0, 1, 1, 1]]),
