@@ -2,57 +2,114 @@
 
 Results go to the standard output, all else (progress, remarks, errors) to the standard error. Exit status: 0 when
 done, 1 if `verify` found an error, 2 for bad input, 130 after Ctrl-C.
+
+torch takes seconds to import, so nothing here does: help, usage and what is refused are answered without it, and a
+command's module is imported when the command runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import hashlib
-import json
 import os
 import sys
-import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.console import Console
-from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.text import Text
-
-from . import distributed, indexing, plots, tensorflow_checkpoint, verify
+from . import __version__, arguments
+from .config import check_indexed
 from .corpus import FACTBOOK, read_documents
-from .devices import add_device, chosen_device
-from .evaluation import compiled, evaluate, means, read_questions
-from .files import write_atomically
 from .hub import resolve_folder
-from .open_qa import Answer, RealmForOpenQA
-from .packed import load_packed
-from .retriever import BLOCK_RECORDS_FILE, RealmRetriever
-from .training import finetuning, ict, mlm, pretraining
+from .training import options as training
 
-EXAMPLES = (
-    "What is the capital of Uruguay?",
-    "Which countries border Switzerland?",
-    "What is the highest point of Kenya?",
-    "Who is the president of France?",
-    "What is the official language of Brazil?",
-)
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from .indexing import Report
+    from .open_qa import RealmForOpenQA
+
+
+class Command(NamedTuple):
+    module: str  # of this package, imported when the command runs: its `run` takes the options
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    check: Callable[[argparse.Namespace], None]  # refuses what no model is needed to refuse
+
+
+COMMANDS = {
+    "index": Command(
+        "indexing", "Cut documents into blocks, embed them and write a folder ready to be asked.",
+        arguments.add_index, arguments.check_index,
+    ),
+    "ask": Command(
+        "ask", "Answer questions and show the blocks that were read.",
+        arguments.add_ask, arguments.check_ask,
+    ),
+    "evaluate": Command(
+        "evaluation", "Measure the answers to questions whose answers are known.",
+        arguments.add_evaluate, arguments.check_evaluate,
+    ),
+    "ict": Command(
+        "training.ict", "Warm a retriever up with the Inverse Cloze Task.",
+        training.add_ict, training.check_ict,
+    ),
+    "mlm": Command(
+        "training.mlm", "Warm a knowledge encoder up with masked language modelling.",
+        training.add_mlm, training.check_mlm,
+    ),
+    "pretrain": Command(
+        "training.pretraining", "Teach a retriever by masked words, as REALM does.",
+        training.add_pretrain, training.check_pretrain,
+    ),
+    "finetune": Command(
+        "training.finetuning", "Teach retriever and reader by questions and answers.",
+        training.add_finetune, training.check_finetune,
+    ),
+    "verify": Command(
+        "verify", "Compare a checkpoint's numbers, stage by stage, with every reference there is.",
+        arguments.add_verify, arguments.check_verify,
+    ),
+    "convert": Command(
+        "tensorflow_checkpoint", "Make a folder for --model from the TensorFlow files that Google released.",
+        arguments.add_convert, arguments.check_convert,
+    ),
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    options = parser().parse_args(arguments)
+    top = parser()
+    options = top.parse_args(arguments)
+    if options.command is None:
+        top.print_help()
+        return 0
+    return status_of(lambda: run(options))
 
-    def run() -> int | None:
-        with distributed.join():
-            return options.run(options)
 
-    return status_of(run)
+def run(options: argparse.Namespace) -> int | None:
+    """Run the command that the options name; returns its exit status, None for 0.
+
+    Raises:
+        ValueError, OSError, ModuleNotFoundError: bad input; what needs no model is refused before torch is imported.
+    """
+    command = COMMANDS[options.command]
+    with ranks():
+        command.check(options)
+        return import_module(f".{command.module}", __package__).run(options)
+
+
+def ranks() -> AbstractContextManager[object]:
+    """Around a command: join the ranks that torchrun started, so that they speak with one voice."""
+    if "RANK" not in os.environ:
+        return nullcontext()
+    from .distributed import join
+
+    return join()
 
 
 def status_of(run: Callable[[], int | None]) -> int:
@@ -78,95 +135,68 @@ def one_line(error: Exception) -> str:
     return " ".join(lines) if len(lines) <= 3 else f"{' '.join(lines[:3])} … and {len(lines) - 3} more"
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="realm-min", description="Answer questions from documents with REALM.")
-    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+# ---- arguments
 
-    def command(name: str, run: Callable[[argparse.Namespace], int | None], summary: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=summary, description=summary)
-        sub.set_defaults(run=run)
-        return sub
 
-    def model_option(sub: argparse.ArgumentParser, default: str) -> None:
-        sub.add_argument("--model", metavar="FOLDER", help=f"a model's folder or hub name (default: {default})")
-
-    sub = command("index", run_index, "Cut documents into blocks, embed them and write a folder ready to be asked.")
-    sub.add_argument(
-        "corpus", metavar="CORPUS", help=f'"{FACTBOOK}", a .jsonl of {{"title", "text"}}, or a folder of .txt files'
-    )
-    sub.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the folder to write")
-    model_option(sub, "the one that ships")
-    add_device(sub)
-    sub.add_argument("--restart", action="store_true", help="forget what an interrupted run left in FOLDER.partial")
-
-    sub = command("ask", run_ask, "Answer questions and show the blocks that were read.")
-    sub.add_argument(
-        "questions", nargs="*", metavar="QUESTION", help="none: a prompt on a terminal, else five examples"
-    )
-    model_option(sub, "the one that ships, over the CIA World Factbook")
-    add_device(sub)
-    sub.add_argument("-k", type=int, metavar="N", help="blocks to read for a question (default: the model's)")
-    sub.add_argument("--json", action="store_true", help="print one JSON object a question")
-    sub.add_argument(
-        "--plot",
-        type=Path,
-        metavar="FILE.png",
-        help="draw what was retrieved, scored and attended to for one question (needs matplotlib)",
-    )
-
-    sub = command("evaluate", run_evaluate, "Measure the answers to questions whose answers are known.")
-    sub.add_argument(
-        "questions", type=Path, metavar="QUESTIONS.jsonl", help='each line {"question": "…", "answer": ["…", …]}'
-    )
-    model_option(sub, "the one that ships, over the CIA World Factbook")
-    add_device(sub)
-    sub.add_argument("--predictions", type=Path, metavar="FILE", help="write a JSON line for each question")
-    sub.add_argument("--regex", action="store_true", help="answers are regular expressions, as CuratedTrec's are")
-    sub.add_argument("--limit", type=int, metavar="N", help="only the first N questions")
-    sub.add_argument("--json", action="store_true", help="print the measures as one JSON object")
-
-    for name, job, summary in (
-        ("ict", ict, "Warm a retriever up with the Inverse Cloze Task."),
-        ("mlm", mlm, "Warm a knowledge encoder up with masked language modelling."),
-        ("pretrain", pretraining, "Teach a retriever by masked words, as REALM does."),
-        ("finetune", finetuning, "Teach retriever and reader by questions and answers."),
-    ):
-        job.add_arguments(command(name, job.run, summary))
-
-    sub = command(
-        "verify", verify.run, "Compare a checkpoint's numbers, stage by stage, with every reference there is."
-    )
-    verify.add_arguments(sub)
-
-    sub = command(
-        "convert",
-        tensorflow_checkpoint.run,
-        "Make a folder for --model from the TensorFlow files that Google released.",
-    )
-    tensorflow_checkpoint.add_arguments(sub)
+def parser() -> Parser:
+    top = Parser(prog="realm-min", description="Answer questions from documents with REALM.")
+    top.add_argument("--version", action="version", version=f"realm-min {__version__}")
+    commands = top.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        command.add_arguments(commands.add_parser(name, help=command.summary, description=command.summary))
+    top.commands = tuple(COMMANDS)
     return top
 
 
-# ---- index
+class Parser(argparse.ArgumentParser):
+    """Takes no abbreviation for an option, and says of what it does not know which command or option may be meant."""
+
+    commands: tuple[str, ...] = ()  # whose arguments other parsers read
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given, allow_abbrev=False)
+
+    def parse_known_args(self, args: Iterable[str] | None = None, *rest: Any, **given: Any) -> tuple[Any, list[str]]:
+        """As argparse's; but what is not known is an error, and the first to be reported."""
+        words = sys.argv[1:] if args is None else list(args)
+        for word in takewhile(lambda word: word != "--", words):
+            if self.commands and not word.startswith("-"):
+                if word not in self.commands:
+                    known = f"give one of {', '.join(self.commands)}"
+                    self.error(f"there is no command {word!r}: {suggestion(word, self.commands, known)}")
+                break  # the rest is for that command's parser
+            if word.startswith("--") and " " not in word:
+                self._check_option(word.partition("=")[0])
+        options, unknown = super().parse_known_args(words, *rest, **given)
+        for word in unknown:
+            if word.startswith("-"):
+                self._check_option(word)
+        if unknown:
+            self.error(f"there is nothing to do with {' '.join(unknown)}: see {self.prog} --help")
+        return options, unknown
+
+    def _check_option(self, word: str) -> None:
+        known = [option for action in self._actions for option in action.option_strings]
+        if word not in known:
+            self.error(f"there is no option {word}: {suggestion(word, known, f'see {self.prog} --help')}")
 
 
-def run_index(options: argparse.Namespace) -> None:
-    documents, device = read_documents(options.corpus), chosen_device(options.device)
-    if options.model:
-        model, tokenizer = indexing.load_unindexed(options.model)
-    else:
-        model, tokenizer, _ = load_packed(indexing.DEFAULT_MODEL)
-    model.embedder.to(device)
-    with progress_report() as report:
-        indexing.index(documents, options.out, model, tokenizer, restart=options.restart, report=report, remark=remark)
-    if distributed.world().is_first:
-        remark(f'Ready: realm-min ask --model "{options.out}"')
+def suggestion(word: str, known: Iterable[str], otherwise: str) -> str:
+    """The known words that `word` begins, or else the one it is most like; without any, `otherwise`."""
+    known = list(known)
+    near = [name for name in known if name.startswith(word)] or difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {' or '.join(near)}?" if near else otherwise
+
+
+# ---- progress
 
 
 @contextmanager
-def progress_report() -> Iterator[indexing.Report]:
+def progress_report() -> Iterator[Report]:
     """A progress bar for each stage of the work, on rank 0."""
-    if not distributed.world().is_first:
+    from .distributed import world
+
+    if not world().is_first:
         yield lambda stage, done, total, note="": None
         return
     with progress_bar() as bar:
@@ -183,9 +213,17 @@ def progress_report() -> Iterator[indexing.Report]:
 
 
 def progress_bar() -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    columns = *columns, TextColumn("left"), TimeRemainingColumn()
-    return Progress(*columns, console=Console(stderr=True), disable=not distributed.world().is_first)
+    """A bar with counts and times on the standard error, on rank 0."""
+    from rich import progress
+    from rich.console import Console
+
+    from .distributed import world
+
+    columns = (
+        progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn(),
+    )  # fmt: skip
+    return progress.Progress(*columns, console=Console(stderr=True), disable=not world().is_first)
 
 
 def remark(text: str) -> None:
@@ -200,11 +238,13 @@ def load_model(name: str | None, texts: bool = True) -> RealmForOpenQA:
 
     Ranks that torchrun started search it together. `texts`: whether this rank needs the retriever, to read blocks.
     """
+    from . import distributed
+    from .open_qa import RealmForOpenQA
+    from .retriever import RealmRetriever
+
     world = distributed.world()
     folder = world.on_first(lambda: default_model_folder() if name is None else resolve_folder(name))
-    indexing.check_open_qa(folder)
-    if not (folder / BLOCK_RECORDS_FILE).is_file():
-        raise FileNotFoundError(f"{folder} holds a model without blocks: give it some with realm-min index --model")
+    check_indexed(folder)
     retriever = None
 
     def read_texts() -> None:
@@ -226,6 +266,8 @@ def load_model(name: str | None, texts: bool = True) -> RealmForOpenQA:
 
 def default_model_folder() -> Path:
     """The ready folder of the model that ships, over the Factbook; made on first use, kept in the cache."""
+    from . import indexing
+
     packed = indexing.DEFAULT_MODEL
     folder = indexing.default_folder(hashlib.sha256(packed.read_bytes()).hexdigest())
     if not folder.is_dir():
@@ -235,133 +277,3 @@ def default_model_folder() -> Path:
                 packed, read_documents(FACTBOOK), folder, corpus_name=indexing.factbook_name(), report=report
             )
     return folder
-
-
-# ---- ask
-
-
-def run_ask(options: argparse.Namespace) -> None:
-    for question in options.questions:
-        if not question.strip():
-            raise ValueError("the question is empty: ask something")
-    world, device = distributed.world(), chosen_device(options.device)
-    if options.plot:
-        if len(options.questions) != 1:
-            raise ValueError(f"--plot draws one question, and {len(options.questions)} were given: give one")
-        world.on_first(lambda: plots.check(options.plot))
-    model = load_model(options.model, texts=world.is_first).to(device)
-    if not world.is_first:
-        model.follow()
-    world.on_first(lambda: answer_all(options, model))
-
-
-def answer_all(options: argparse.Namespace, model: RealmForOpenQA) -> None:
-    """Answer what is asked, on rank 0; then, or where that fails, let the ranks go that search with it."""
-    try:
-        answer_questions(options, model)
-    except distributed.RankFailedError:
-        raise  # nobody is left
-    except Exception:
-        model.follow()
-        raise
-    model.follow()
-
-
-def answer_questions(options: argparse.Namespace, model: RealmForOpenQA) -> None:
-    show = print_json if options.json else print_answer
-    if options.questions or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        for question in options.questions or EXAMPLES:
-            answer = model.answer([question], options.k)[0]
-            show(answer)
-            if options.plot:
-                plots.plot_answer(model, answer, options.plot)
-                remark(f"Drawn in {options.plot}")
-        return
-    remark("Ask in English; an empty line or Ctrl-D ends.")
-    while question := read_line("? "):
-        try:
-            show(model.answer([question], options.k)[0])
-        except ValueError as error:  # too long a question, say: the next one may do
-            remark(f"realm-min: {one_line(error)}")
-
-
-def read_line(prompt: str) -> str:
-    try:
-        return input(prompt).strip()
-    except EOFError:
-        print()
-        return ""
-
-
-def print_json(answer: Answer) -> None:
-    values = asdict(answer)
-    values = {"question": values.pop("question"), "answer": values.pop("text"), **values}
-    print(json.dumps(values, ensure_ascii=False), flush=True)
-
-
-def print_answer(answer: Answer) -> None:
-    """The answer, then each block that was read, the answer's whole and its span highlighted, of others the start."""
-    console = Console(highlight=False)
-    console.print(Text(answer.question, style="bold"))
-    console.print(Text.assemble((answer.text, "bold green"), f"   p(y|x) {answer.probability:.3g}"))
-    for rank, block in enumerate(answer.blocks):
-        heading = f"{rank + 1}. block {block.id}   score {block.score:.3f}   p(z|x) {block.probability:.3g}"
-        console.print(Text(heading, style="cyan"))
-        if rank == answer.block_rank:
-            text = highlighted(block.text, answer.start_char, answer.end_char, console)
-        else:
-            text = Text(textwrap.shorten(block.text, 150, placeholder=" …"), style="dim")
-        console.print(Padding(text, (0, 0, 0, 3), expand=False))
-    console.print()
-
-
-def highlighted(text: str, start: int, end: int, console: Console) -> Text:
-    opening, closing = ("", "") if console.color_system else ("[[", "]]")  # what no colour shows, brackets do
-    return Text.assemble(text[:start], opening, (text[start:end], "bold black on green"), closing, text[end:])
-
-
-# ---- evaluate
-
-
-def run_evaluate(options: argparse.Namespace) -> None:
-    if options.limit is not None and options.limit < 1:
-        raise ValueError(f"--limit {options.limit} leaves no question: give 1 or more")
-    world, device = distributed.world(), chosen_device(options.device)
-    # Read once before the work starts: a malformed last line should not cost the answers to all the others.
-    total = 0
-    for question in islice(read_questions(options.questions), options.limit):
-        total += 1
-        for pattern in question.answers if options.regex else ():
-            if compiled(pattern) is None and world.is_first:
-                remark(f"The pattern {pattern!r} does not compile and matches nothing.")
-    if not total:
-        raise ValueError(f"{options.questions} holds no question")
-    model = load_model(options.model).to(device)
-    questions = islice(read_questions(options.questions), options.limit)
-    measures = []
-    with progress_bar() as bar, writing(options.predictions if world.is_first else None) as write:
-        results = evaluate(model, questions, options.regex, world=world)
-        for result in bar.track(results, total, description="Answering questions"):
-            measures.append(result.measures)
-            write({"question": result.question.question, "prediction": result.prediction, **result.measures})
-    summary = {"questions": total, **means(measures)}
-    if not world.is_first:
-        return
-    if options.json:
-        print(json.dumps(summary))
-    else:
-        print_measures(summary)
-
-
-@contextmanager
-def writing(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that writes an object as a line of `path`, which appears when all are written; None writes nothing."""
-    with write_atomically(path) if path else nullcontext(os.devnull) as temporary:
-        with open(temporary, "w", encoding="utf-8") as file:
-            yield lambda value: print(json.dumps(value, ensure_ascii=False), file=file)
-
-
-def print_measures(summary: dict[str, float | None]) -> None:
-    for name, value in summary.items():
-        shown = "–" if value is None else f"{value:,}" if name == "questions" else f"{100 * value:.1f} %"
-        print(f"{name:<20} {shown:>8}")

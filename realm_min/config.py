@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import write_atomically
-from .hub import resolve_folder
+from .hub import BLOCK_RECORDS_FILE, resolve_folder
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "selu", "silu")
 
@@ -161,3 +161,17 @@ class RealmConfig:
 
     def __repr__(self) -> str:
         return f"RealmConfig {self.to_json_string()}"
+
+
+def check_open_qa(folder: Path) -> None:
+    """ValueError if the folder's configuration says that it holds another model than a RealmForOpenQA."""
+    architectures = getattr(RealmConfig.from_pretrained(folder), "architectures", None)
+    if architectures and "RealmForOpenQA" not in architectures:
+        raise ValueError(f"{folder} holds a {architectures[0]}: give the folder of a RealmForOpenQA")
+
+
+def check_indexed(folder: Path) -> None:
+    """As `check_open_qa`, and FileNotFoundError if no blocks stand beside the model."""
+    check_open_qa(folder)
+    if not (folder / BLOCK_RECORDS_FILE).is_file():
+        raise FileNotFoundError(f"{folder} holds a model without blocks: give it some with realm-min index --model")

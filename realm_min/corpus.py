@@ -70,6 +70,7 @@ def read_documents(corpus: str | os.PathLike) -> Iterator[Document]:
     """
     path = Path(corpus)
     if str(corpus) == FACTBOOK:
+        factbook()  # is it there? The documents are read as they are asked for
         return factbook_documents()
     if path.is_dir():
         return folder_documents(path)

@@ -7,28 +7,29 @@ answers of CuratedTrec are regular expressions: those decide by a match, and hav
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import re
 import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from .corpus import json_lines
-from .distributed import World
+from .devices import chosen_device
+from .distributed import World, world
+from .files import write_atomically
+from .questions import Question, read_questions
 
 TOP_K = (1, 5, 10, 20, 50, 100)
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
-
-
-class Question(NamedTuple):
-    question: str
-    answers: list[str]  # references, any of which is right; at least one
 
 
 class Result(NamedTuple):
@@ -120,27 +121,7 @@ def top_k_match(hits: Sequence[bool], ks: Iterable[int]) -> dict[str, float]:
     return {f"top_{k}_match": float(first < min(k, len(hits))) for k in ks}
 
 
-# ---- a file of questions
-
-
-def read_questions(path: str | os.PathLike) -> Iterator[Question]:
-    """Questions of a .jsonl file, each line {"question": "...", "answer": ["...", …]}, read as they are asked for.
-
-    Raises:
-        ValueError: a line is malformed; it is named by its number.
-    """
-    for number, value in json_lines(path):
-        yield checked_question(path, number, value)
-
-
-def checked_question(path: str | os.PathLike, number: int, value: dict[str, Any]) -> Question:
-    """The question of line `number`; ValueError if it has none, or no answers."""
-    question, answers = value.get("question"), value.get("answer")
-    if not isinstance(question, str) or not question.strip():
-        raise ValueError(f'{path} line {number} has no "question"; each line needs one, a string that is not empty')
-    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
-        raise ValueError(f'{path} line {number} has no "answer"; each line needs one, a list of strings')
-    return Question(question, answers)
+# ---- many questions
 
 
 def evaluate(
@@ -219,3 +200,45 @@ def means(results: Iterable[dict[str, float | None]]) -> dict[str, float | None]
         for name, value in measures.items():
             totals.setdefault(name, []).append(value)
     return {name: None if None in values else sum(values) / len(values) for name, values in totals.items()}
+
+
+# ---- command line
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run `realm-min evaluate`."""
+    from .cli import load_model, progress_bar, remark
+
+    ranks, device = world(), chosen_device(options.device)
+    questions = list(islice(read_questions(options.questions), options.limit))
+    for pattern in [pattern for question in questions for pattern in question.answers] if options.regex else ():
+        if compiled(pattern) is None and ranks.is_first:
+            remark(f"The pattern {pattern!r} does not compile and matches nothing.")
+    model = load_model(options.model).to(device)
+    measures = []
+    with progress_bar() as bar, writing(options.predictions if ranks.is_first else None) as write:
+        results = evaluate(model, questions, options.regex, world=ranks)
+        for result in bar.track(results, len(questions), description="Answering questions"):
+            measures.append(result.measures)
+            write({"question": result.question.question, "prediction": result.prediction, **result.measures})
+    summary = {"questions": len(questions), **means(measures)}
+    if not ranks.is_first:
+        return
+    if options.json:
+        print(json.dumps(summary))
+    else:
+        print_measures(summary)
+
+
+@contextmanager
+def writing(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that writes an object as a line of `path`, which appears when all are written; None writes nothing."""
+    with write_atomically(path) if path else nullcontext(os.devnull) as temporary:
+        with open(temporary, "w", encoding="utf-8") as file:
+            yield lambda value: print(json.dumps(value, ensure_ascii=False), file=file)
+
+
+def print_measures(summary: dict[str, float | None]) -> None:
+    for name, value in summary.items():
+        shown = "–" if value is None else f"{value:,}" if name == "questions" else f"{100 * value:.1f} %"
+        print(f"{name:<20} {shown:>8}")

@@ -61,3 +61,9 @@ def only_writer(folder: str | os.PathLike) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def refuse_existing(folder: Path) -> None:
+    """FileExistsError if a folder that is to be made is there already, unless it is empty."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists already: remove it or name another folder")

@@ -9,6 +9,8 @@ import os
 import re
 from pathlib import Path
 
+BLOCK_RECORDS_FILE = "block_records.npy"
+
 # What a part of the package reads of a repository. Weights are a preference: the first format that is there.
 FILES = {
     "config": [["config.json"]],
@@ -19,7 +21,7 @@ FILES = {
     "tokenizer": [
         ["vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
     ],
-    "blocks": [["block_records.npy"]],
+    "blocks": [[BLOCK_RECORDS_FILE]],
 }
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -35,22 +37,12 @@ def resolve_folder(name_or_folder: str | os.PathLike, *parts: str) -> Path:
     Raises:
         FileNotFoundError: no such folder, and it is no hub name, or huggingface_hub is missing, or the download failed.
     """
-    folder = Path(name_or_folder)
-    if folder.is_dir() and str(name_or_folder):  # Path("") is the current folder
+    folder = find_folder(name_or_folder)
+    if folder is not None:
         return folder
-    if not isinstance(name_or_folder, str) or not _HUB_NAME.fullmatch(name_or_folder):
-        raise FileNotFoundError(
-            f"there is no folder {str(name_or_folder)!r}: give the folder of a checkpoint, "
-            'or a hub name such as "google/realm-orqa-nq-openqa"'
-        )
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise FileNotFoundError(
-            f"there is no folder {name_or_folder!r}, and reading it as a hub name needs huggingface_hub: "
-            "pip install 'realm-min[hub]', or give the folder of a checkpoint"
-        ) from None
+    from huggingface_hub import snapshot_download
 
+    name_or_folder = str(name_or_folder)
     wanted = [FILES[part] for part in parts or FILES]
     try:
         found = Path(
@@ -67,6 +59,30 @@ def resolve_folder(name_or_folder: str | os.PathLike, *parts: str) -> Path:
             "check the name and the network, or give the folder of a checkpoint"
         ) from error
     return found
+
+
+def find_folder(name_or_folder: str | os.PathLike) -> Path | None:
+    """The existing folder that is meant; None for a hub name, which can be fetched, or not.
+
+    Raises:
+        FileNotFoundError: it is neither, or huggingface_hub is missing.
+    """
+    folder = Path(name_or_folder)
+    if folder.is_dir() and str(name_or_folder):  # Path("") is the current folder
+        return folder
+    if not isinstance(name_or_folder, str) or not _HUB_NAME.fullmatch(name_or_folder):
+        raise FileNotFoundError(
+            f"there is no folder {str(name_or_folder)!r}: give the folder of a checkpoint, "
+            'or a hub name such as "google/realm-orqa-nq-openqa"'
+        )
+    try:
+        import huggingface_hub  # noqa: F401
+    except ImportError:
+        raise FileNotFoundError(
+            f"there is no folder {name_or_folder!r}, and reading it as a hub name needs huggingface_hub: "
+            "pip install 'realm-min[hub]', or give the folder of a checkpoint"
+        ) from None
+    return None
 
 
 def _holds_any(folder: Path, patterns: list[str]) -> bool:

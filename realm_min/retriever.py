@@ -22,10 +22,8 @@ import torch
 
 from .batch_encoding import BatchEncoding
 from .files import write_atomically
-from .hub import resolve_folder
+from .hub import BLOCK_RECORDS_FILE, resolve_folder
 from .tokenizer import RealmTokenizerFast
-
-BLOCK_RECORDS_FILE = "block_records.npy"
 
 Spans = tuple[list[bool], list[list[int]], list[list[int]]]
 

@@ -1,9 +1,8 @@
 """Google's original files in, Hugging Face folders out: `realm-min convert`.
 
 The release of REALM and ORQA holds TensorFlow checkpoints (variables by name), `encoded.ckpt` (the block embeddings, a
-checkpoint of one variable) and `blocks.tfr` (the blocks' texts as TFRecords). TensorFlow, the optional extra `tf`, only
-reads them, and checks their checksums; names and sizes are mapped here, as transformers' `load_tf_weights_in_realm`
-maps them.
+checkpoint of one variable) and `blocks.tfr` (the blocks' texts as TFRecords), which `tensorflow_files.py` reads. Names
+and sizes are mapped here, as transformers' `load_tf_weights_in_realm` maps them.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -30,6 +28,7 @@ from .open_qa import RealmForOpenQA
 from .reader import RealmReader
 from .retriever import BLOCK_RECORDS_FILE, write_block_records
 from .scorer import RealmScorer
+from .tensorflow_files import Checkpoint, read_blocks
 from .tokenizer import RealmTokenizer
 
 # --- Names ------------------------------------------------------------------------------------------------------------
@@ -97,114 +96,6 @@ def state_dict_key(name: str, kind: str) -> str | None:
     *path, leaf = re.sub(rf"^{scope}", replacement, name).split("/")
     leaf = f"{leaf}.weight" if leaf.endswith("_embeddings") else LEAVES.get(leaf, leaf)
     return prefixes[part] + ".".join([re.sub(r"^layer_(\d+)$", r"layer.\1", step) for step in path] + [leaf])
-
-
-# --- Reading ----------------------------------------------------------------------------------------------------------
-
-
-def import_tensorflow() -> ModuleType:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it greets on import
-    try:
-        import tensorflow
-    except ImportError:
-        raise ModuleNotFoundError(
-            "reading TensorFlow files needs tensorflow: pip install 'realm-min[tf]'", name="tensorflow"
-        ) from None
-    return tensorflow
-
-
-def find_checkpoint(path: str | os.PathLike) -> str:
-    """The prefix that TensorFlow knows a checkpoint by, from the prefix, the .index file, or the folder it is in.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: the folder holds several.
-    """
-    path = Path(path)
-    if path.suffix == ".index":
-        path = path.with_suffix("")
-    if path.with_name(path.name + ".index").is_file():
-        return str(path)
-    found = sorted([*path.glob("*.index"), *path.glob("variables/*.index")])
-    if not found:
-        raise FileNotFoundError(
-            f"{path} is no TensorFlow checkpoint: give the common start of its files' names, for model.ckpt-1.index "
-            "and model.ckpt-1.data-00000-of-00001 this is model.ckpt-1, or the folder that they are in"
-        )
-    if len(found) > 1:
-        names = ", ".join(str(file.relative_to(path).with_suffix("")) for file in found)
-        raise ValueError(f"{path} holds several checkpoints ({names}): give one of them")
-    return str(found[0].with_suffix(""))
-
-
-class Checkpoint:
-    """The variables of a TensorFlow checkpoint: `shapes` by name, and `read(name)`.
-
-    Raises:
-        FileNotFoundError: there is no checkpoint at `path`, or one of its data files is missing.
-        ValueError: it is damaged.
-    """
-
-    def __init__(self, path: str | os.PathLike) -> None:
-        self.path = find_checkpoint(path)
-        tf = import_tensorflow()
-        try:
-            self._reader = tf.train.load_checkpoint(self.path)
-            self.shapes: dict[str, list[int]] = self._reader.get_variable_to_shape_map()
-        except Exception as error:  # TensorFlow raises many kinds; whichever it is, the files are at fault
-            raise self._damaged(error) from None
-
-    def read(self, name: str) -> np.ndarray:
-        try:
-            return self._reader.get_tensor(name)
-        except Exception as error:  # as above
-            raise self._damaged(error, f" {name} of") from None
-
-    def _damaged(self, error: Exception, what: str = "") -> ValueError:
-        return ValueError(
-            f"TensorFlow cannot read{what} the checkpoint {self.path} ({_first_line(error)}): "
-            "a file is damaged, cut short or missing; fetch all of them again"
-        )
-
-
-def read_blocks(path: str | os.PathLike) -> list[bytes]:
-    """The records of a TFRecord file of blocks (`blocks.tfr`): each the UTF-8 text of one block.
-
-    TensorFlow checks the masked CRC32C of every record's length and of its bytes. It takes a file that ends within a
-    record's first 12 bytes for complete, so the size of the file is checked here.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a checksum is wrong, the file is cut short, holds no record or one that is not UTF-8 text.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: give the TFRecord file of the blocks (blocks.tfr)")
-    tf = import_tensorflow()
-    blocks: list[bytes] = []
-    try:
-        for batch in tf.data.TFRecordDataset(str(path)).batch(1024).as_numpy_iterator():
-            blocks += batch.tolist()
-    except tf.errors.OpError as error:
-        raise ValueError(f"{path} is damaged or cut short ({_first_line(error)}): fetch it again") from None
-    framed = sum(len(block) + 16 for block in blocks)  # length, its checksum, the record, its checksum
-    if framed != path.stat().st_size:
-        raise ValueError(
-            f"{path} is damaged or cut short (its {len(blocks)} records take {framed} of {path.stat().st_size} bytes): "
-            "fetch it again"
-        )
-    if not blocks:
-        raise ValueError(f"{path} holds no record: give the TFRecord file of the blocks (blocks.tfr)")
-    for number, block in enumerate(blocks):
-        try:
-            block.decode()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"record {number} of {path} is not UTF-8 text ({error}): give ORQA's blocks.tfr") from None
-    return blocks
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # --- Converting -------------------------------------------------------------------------------------------------------
@@ -393,26 +284,8 @@ def _read_weight(checkpoint: Checkpoint, name: str) -> torch.Tensor:
 # --- Command ----------------------------------------------------------------------------------------------------------
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `realm-min convert`."""
-    parser.add_argument(
-        "checkpoints", nargs="*", metavar="CHECKPOINT", help="model.ckpt-N, its folder, or encoded.ckpt; one or more"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the folder to write")
-    parser.add_argument("--kind", choices=MODELS, help="the model to make (default: told from the variables' names)")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="config.json or bert_config.json")
-    parser.add_argument("--blocks", type=Path, metavar="FILE", help="TFRecords of the blocks' texts: blocks.tfr")
-    parser.add_argument("--vocab", type=Path, metavar="FILE", help="vocab.txt, for the tokenizer (uncased)")
-    parser.add_argument(
-        "--initialize-missing", action="store_true", help="draw parameters that nothing fills instead of refusing"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of that draw (default: 0)")
-
-
 def run(options: argparse.Namespace) -> int:
     """Write what `options` name as a Hugging Face folder, everything read and checked first."""
-    if not options.checkpoints and not options.blocks:
-        raise ValueError("nothing to convert: give a TensorFlow checkpoint, --blocks, or both")
     conversion = None
     if options.checkpoints:
         conversion = read_tensorflow(

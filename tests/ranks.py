@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from realm_min import distributed
+from realm_min import cli, distributed
 
 # One process imports torch; the ranks are forked from it, which costs milliseconds in place of seconds.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["realm_min.cli", "tests.ranks" if __name__.startswith("tests.") else "ranks"])
+COMMANDS = [f"realm_min.{command.module}" for command in cli.COMMANDS.values()]
+CONTEXT.set_forkserver_preload([*COMMANDS, "tests.ranks" if __name__.startswith("tests.") else "ranks"])
 
 
 class Rank(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from realm_min import RealmConfig, RealmEmbedder, RealmRetriever, RealmTokenizer, RealmTokenizerFast
-from realm_min.hub import FILES, resolve_folder
+from realm_min.hub import FILES, find_folder, resolve_folder
 
 NAME = "google/realm-test"
 
@@ -41,7 +41,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_folder_stays_as_it_is(tmp_path, hub):
-    assert resolve_folder(tmp_path) == tmp_path
+    assert resolve_folder(tmp_path) == find_folder(tmp_path) == tmp_path
     assert resolve_folder(str(tmp_path), "config") == tmp_path
     assert hub.fetched == []
 
@@ -101,8 +101,10 @@ def test_tokenizer_and_retriever_from_a_hub_name(hub, tokenizer_class, vocabular
 
 @pytest.mark.parametrize("name", ["", "realm", "a/b/c", "../x", "google/", "/no/such/folder", "google/realm x"])
 def test_neither_folder_nor_hub_name(hub, name):
-    with pytest.raises(FileNotFoundError, match="no folder .*: give the folder"):
-        resolve_folder(name)
+    for find in (find_folder, resolve_folder):
+        with pytest.raises(FileNotFoundError, match="no folder .*: give the folder"):
+            find(name)
+    assert find_folder(NAME) is None and hub.fetched == []  # it can be one of the hub; nobody has asked there yet
 
 
 def test_a_path_is_never_a_hub_name(hub):

@@ -299,7 +299,7 @@ def test_texts_know_their_blocks(tokenizer):
     [
         (dict(marginal="both"), "marginal='both' is unknown: choose one of token, span"),
         (dict(masking="names"), "masking='names' is unknown"),
-        (dict(num_candidates=1), r"num_candidates=1 must lie in 2..15"),
+        (dict(num_candidates=1), "num_candidates=1 is out of range: give a whole number, 2 or more"),
         (dict(num_candidates=16), r"num_candidates=16 must lie in 2..15"),
         (dict(batch_size=0), "batch_size=0"),
         (dict(max_passage=64), "max_passage=64 leaves no room for evidence: the models read 64 tokens"),

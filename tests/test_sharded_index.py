@@ -331,8 +331,7 @@ def run_commands(commands, typed=None):
         out = io.StringIO() if typed is None else Terminal()
         sys.stdin = io.StringIO() if typed is None else Terminal(typed)
         with contextlib.redirect_stdout(out):
-            options = cli.parser().parse_args(arguments)
-            options.run(options)
+            cli.run(cli.parser().parse_args(arguments))
         printed.append(out.getvalue())
     return printed
 

@@ -1,6 +1,5 @@
 """`realm-min verify`: right checkpoints pass, and each kind of damage is pointed to where it is."""
 
-import argparse
 import io
 import json
 import os
@@ -23,11 +22,12 @@ from realm_min import (
     RealmRetriever,
     RealmScorer,
     RealmTokenizer,
+    cli,
 )
 from realm_min.checkpoint import read_state_dict, write_folder
 from realm_min.cli import main
 from realm_min.open_qa import RealmForOpenQA
-from realm_min.verify import add_arguments, compare, read_checkpoint, run, verify
+from realm_min.verify import compare, read_checkpoint, run, verify
 from realm_min.verify.known import KNOWN, compare_known, recognise_known
 from realm_min.verify.measure import Error, choice_error, choose, error_of, weight_problem
 from realm_min.verify.paths import ReferencePath, TorchPath
@@ -102,9 +102,7 @@ def damaged(folder, tmp_path, key, damage):
 
 
 def options(*arguments):
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return parser.parse_args([str(argument) for argument in arguments])
+    return cli.parser().parse_args(["verify", *map(str, arguments)])
 
 
 # --- Right checkpoints ------------------------------------------------------------------------------------------------

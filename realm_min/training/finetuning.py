@@ -24,42 +24,20 @@ from torch import Tensor
 
 from .. import indexing
 from ..config import RealmConfig
-from ..corpus import MAX_WORDPIECES, Block, json_lines, record
+from ..corpus import MAX_WORDPIECES, Block, record
 from ..devices import chosen_device
 from ..distributed import split, world
-from ..evaluation import Question, checked_question, evaluate, means, read_questions
+from ..evaluation import evaluate, means
 from ..open_qa import MAX_QUESTION_WORDPIECES, RealmForOpenQA, pad_to
-from ..retriever import BLOCK_RECORDS_FILE, RealmRetriever
+from ..questions import Question, TrainingQuestion, read_questions, read_training_questions
+from ..retriever import RealmRetriever
 from . import loop, options, refresh, warm_start
 from .optimizer import AdamW
 from .refresh import IndexRefresher
+from .settings import Finetune as Settings
+from .settings import settings_from
 
 TOKENIZED_AT_ONCE = 1024
-
-
-class TrainingQuestion(NamedTuple):
-    """A question, its accepted answers and what is known of the evidence: its document's title, words that it holds."""
-
-    question: str
-    answers: list[str]
-    title: str | None = None
-    evidence: str | None = None
-
-
-class Settings(NamedTuple):
-    """What decides a fine-tuning run, beside questions, blocks and model."""
-
-    steps: int = 1000
-    batch_size: int = 8
-    learning_rate: float = 5e-5
-    warmup: float = 0.1  # of the steps
-    # Where the best blocks hold no answer, read the best one that does in place of the last: without it a young
-    # retriever leaves the reader nothing to learn from.
-    read_an_answer: bool = True
-    freeze_word_embeddings: bool = False
-    refresh_blocks: bool = False
-    refresh_every: int = 200
-    seed: int = 0
 
 
 DEFAULTS = Settings()
@@ -120,13 +98,12 @@ def finetune(
             other blocks than the retriever has; too few ranks.
         FileExistsError, DivergedError, KeyboardInterrupt: as `loop.train`.
     """
+    settings.check(refresh_ranks)
     records = model.retriever.block_records
     if blocks is not None and [record(block) for block in blocks] != [bytes(found) for found in records]:
         raise ValueError("the blocks given are not those of the model's retriever: give the corpus it was indexed with")
     if settings.refresh_blocks and blocks is None:
         raise ValueError("refresh_blocks embeds the blocks anew: give them, with their titles")
-    if refresh_ranks and not settings.refresh_blocks:
-        raise ValueError(f"refresh_ranks={refresh_ranks} have nothing to build: refresh the blocks, or leave it at 0")
     loop.check_batch(settings.batch_size, refresh_ranks)
     everyone = world()
     training = everyone.size - refresh_ranks
@@ -333,23 +310,6 @@ def reading_order(block_ids: Tensor, right: Tensor, beam: int, read_an_answer: b
 # ---- inputs
 
 
-def read_training_questions(path: str | os.PathLike) -> list[TrainingQuestion]:
-    """Questions of a .jsonl file, each line {"question": "...", "answer": ["...", …]}, "title", "evidence" where known.
-
-    Raises:
-        ValueError: a line is malformed; it is named by its number.
-    """
-    found = []
-    for number, value in json_lines(path):
-        question, answers = checked_question(path, number, value)
-        known = {key: value[key] for key in ("title", "evidence") if value.get(key) is not None}
-        for key, given in known.items():
-            if not isinstance(given, str):
-                raise ValueError(f'{path} line {number}: "{key}" is {given!r}, not a string')
-        found.append(TrainingQuestion(question, answers, **known))
-    return found
-
-
 def encode_questions(questions: Iterable[TrainingQuestion], tokenizer: Any, max_span_width: int) -> list[Encoded]:
     """Questions as wordpieces; those without an answer that a span of `max_span_width` can be are left out.
 
@@ -431,45 +391,6 @@ def _digest(items: Iterable[Any]) -> str:
 # ---- command line
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `realm-min finetune`."""
-    parser.add_argument(
-        "questions", type=Path, metavar="QUESTIONS.jsonl",
-        help='each line {"question": "…", "answer": ["…", …]}, with "title" and "evidence" where it is known which '
-        "document holds the evidence, and words that stand in it",
-    )  # fmt: skip
-    parser.add_argument(
-        "corpus", metavar="CORPUS_OR_MODEL", help=f"{options.CORPUS_HELP}; or a folder that realm-min index wrote"
-    )
-    parser.add_argument(
-        "--model", metavar="FOLDER",
-        help="for a corpus, what to start from: a pre-training run's folder, or any BERT's (default: a small model "
-        "with random weights)",
-    )  # fmt: skip
-    parser.add_argument("--dev", type=Path, metavar="FILE.jsonl", help="questions to measure the model by")
-    parser.add_argument(
-        "--evaluate-every", type=int, metavar="N", default=200, help="steps between measurements (default: 200)"
-    )
-    options.add_run(parser)
-    options.add_refresh_ranks(parser)
-    options.add_settings(
-        parser, DEFAULTS,
-        {
-            "steps": "updates",
-            "batch_size": "questions an update",
-            "learning_rate": "the highest, after the warm-up",
-            "refresh_blocks": "train the document side too, and embed all blocks anew as it learns",
-            "refresh_every": "with --refresh-blocks, steps between indexes",
-            "freeze_word_embeddings": "leave the word embeddings as they are",
-            "seed": "of weights, batches and dropout",
-        },
-    )  # fmt: skip
-    parser.add_argument(
-        "--searcher-beam-size", type=int, metavar="N", help="blocks of the retriever's loss (default: the model's)"
-    )
-    parser.add_argument("--reader-beam-size", type=int, metavar="N", help="blocks that are read (default: the model's)")
-
-
 def run(given: argparse.Namespace) -> None:
     """Run `realm-min finetune`."""
     from ..cli import progress_report
@@ -481,9 +402,7 @@ def run(given: argparse.Namespace) -> None:
     values = {name: value for name, value in values.items() if value is not None}
     ready = Path(given.corpus)
     with progress_report() as report:
-        if (ready / BLOCK_RECORDS_FILE).is_file():
-            if given.model:
-                raise ValueError(f"{ready} holds a model already: leave out --model {given.model}")
+        if options.is_indexed(given.corpus):
             blocks = indexing.read_blocks(ready)
             retriever = RealmRetriever.from_pretrained(ready)
             model = RealmForOpenQA.from_pretrained(ready, retriever=retriever, sharded=True, **values).to(device)
@@ -492,7 +411,7 @@ def run(given: argparse.Namespace) -> None:
             blocks = options.read_blocks(given.corpus, tokenizer, MAX_WORDPIECES, report)
             model = new_model(given.model, blocks, tokenizer, given.seed, report, device, **values)
         finetune(
-            given.out, model, questions, options.settings_from(given, DEFAULTS), blocks=blocks, dev=dev,
+            given.out, model, questions, settings_from(given, DEFAULTS), blocks=blocks, dev=dev,
             evaluate_every=given.evaluate_every, resume=given.resume, save_every=given.save_every,
             refresh_ranks=given.refresh_ranks, report=report,
         )  # fmt: skip

@@ -23,24 +23,8 @@ from .. import ops
 from ..corpus import Block, split_sentences
 from ..embedder import RealmEmbedder
 from . import loop, options, warm_start
+from .settings import Ict as Settings
 from .warm_start import EMBEDDER
-
-
-class Settings(NamedTuple):
-    """What decides an Inverse Cloze run, beside corpus and model."""
-
-    steps: int = 300
-    batch_size: int = 32
-    group: int = 4  # neighbouring blocks that come together
-    removal_rate: float = 0.9
-    title_rate: float = 0.5
-    learning_rate: float = 1e-4
-    warmup: float = 0.1  # of the steps
-    max_query: int = 64  # wordpieces
-    max_evidence: int = 288
-    freeze_word_embeddings: bool = True
-    seed: int = 0
-
 
 DEFAULTS = Settings()
 
@@ -68,14 +52,10 @@ def warm_up(
         ValueError: no block has two sentences; settings out of range.
         FileExistsError, DivergedError, KeyboardInterrupt: as `loop.train`.
     """
+    settings.check()
     usable = [block for block in blocks if len(split_sentences(block.text)) > 1]
     if len(usable) < 2:
         raise ValueError("the Inverse Cloze Task needs two blocks of two sentences or more: give a larger corpus")
-    if settings.batch_size < 2 or settings.batch_size % settings.group:
-        raise ValueError(
-            f"batch_size={settings.batch_size} must be a multiple of group={settings.group} and at least 2: the other "
-            "blocks of a batch are the wrong answers"
-        )
     loop.check_batch(settings.batch_size)
     groups = [usable[i : i + settings.group] for i in range(0, len(usable) - settings.group + 1, settings.group)]
     if not groups:
@@ -139,29 +119,6 @@ def in_batch_loss(
 
 
 # ---- command line
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `realm-min ict`."""
-    parser.add_argument("corpus", metavar="CORPUS", help=options.CORPUS_HELP)
-    parser.add_argument(
-        "--model", metavar="FOLDER", help="any BERT's to start from (default: a small model with random weights)"
-    )
-    options.add_run(parser)
-    options.add_settings(
-        parser, DEFAULTS,
-        {
-            "steps": "updates",
-            "batch_size": "sentences an update",
-            "group": "neighbouring blocks that come together in a batch",
-            "removal_rate": "share of the sentences that are taken out of their block",
-            "title_rate": "share of the sentences that their block's title precedes",
-            "learning_rate": "the highest, after the warm-up",
-            "max_evidence": "wordpieces of a block that are read",
-            "freeze_word_embeddings": "leave the word embeddings as they are",
-            "seed": "of weights, sentences, batches and dropout",
-        },
-    )  # fmt: skip
 
 
 def run(given: argparse.Namespace) -> None:

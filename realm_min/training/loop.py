@@ -40,8 +40,8 @@ from ..files import only_writer, write_atomically
 from ..model import RealmModel
 from .exchange import GradientExchange
 from .optimizer import AdamW
+from .settings import RUN_FILE, check_new_run
 
-RUN_FILE = "run.json"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 LOG_FILE = "log.csv"
 METRICS_FILE = "metrics.csv"
@@ -381,11 +381,10 @@ def _summed(logged: dict[str, float]) -> dict[str, float]:
 def _open_run(folder: Path, settings: dict[str, Any], resume: bool) -> int:
     """Compare or write the settings; returns how many steps are done."""
     settings = json.loads(json.dumps(settings))
+    check_new_run(folder, resume)
     path = folder / RUN_FILE
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
-        if not resume:
-            raise FileExistsError(f"{folder} holds a run already: go on with --resume, or name another folder")
         for key in sorted(found.keys() | settings.keys()):
             if found.get(key) != settings.get(key):
                 raise ValueError(

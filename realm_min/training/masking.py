@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..knowledge_encoder import IGNORED
+from .settings import Masking
 
 MASKED_SHARE = 0.15  # of a passage's wordpieces, for random tokens and spans (Devlin et al. 2018, section 3.1)
 SPAN_STOP, LONGEST_SPAN = 0.2, 10  # words of a random span ~ min(Geometric(0.2), 10) (Joshi et al. 2020, section 3.1)
@@ -235,7 +236,7 @@ def _share(count: int) -> int:
     return min(count, max(1, round(MASKED_SHARE * count)))
 
 
-MASKINGS: dict[str, Callable[[Passage, np.random.Generator], list[int]]] = {
+MASKINGS: dict[Masking, Callable[[Passage, np.random.Generator], list[int]]] = {
     "salient": salient_span,
     "tokens": random_tokens,
     "spans": random_spans,

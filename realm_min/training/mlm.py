@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,22 +26,11 @@ from ..knowledge_encoder import IGNORED, RealmKnowledgeAugEncoder
 from . import loop, masking, options, warm_start
 from .masking import Passage
 from .pretraining import pad, sequence
+from .settings import Mlm as Settings
+from .settings import settings_from
 from .warm_start import KNOWLEDGE_ENCODER
 
 SHORTEST_STRETCH = 12  # wordpieces of a block that are masked, where its evidence stands beside it
-
-
-class Settings(NamedTuple):
-    """What decides a run, beside corpus and model."""
-
-    steps: int = 300
-    batch_size: int = 16
-    learning_rate: float = 2e-4
-    warmup: float = 0.1  # of the steps
-    max_wordpieces: int = 288  # of the text with masks in it, its title and special tokens included
-    evidence: int = 0  # wordpieces of the block that stand beside it, its title included, or 0: nothing does
-    freeze_word_embeddings: bool = True
-    seed: int = 0
 
 
 DEFAULTS = Settings()
@@ -87,13 +76,9 @@ def warm_up(
 
 
 def _check(settings: Settings, encoder: RealmKnowledgeAugEncoder) -> None:
+    settings.check()
     if not settings.evidence:
         return
-    if settings.evidence < settings.max_wordpieces:
-        raise ValueError(
-            f"evidence={settings.evidence} cannot hold a text of max_wordpieces={settings.max_wordpieces}: give more "
-            "evidence, 0 for none, or shorter texts"
-        )
     tokens, positions = settings.max_wordpieces + settings.evidence + 1, encoder.config.max_position_embeddings
     if tokens > positions:
         raise ValueError(
@@ -165,31 +150,9 @@ def stretches(passage: Passage, rng: np.random.Generator, settings: Settings) ->
 # ---- command line
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `realm-min mlm`."""
-    parser.add_argument("corpus", metavar="CORPUS", help=options.CORPUS_HELP)
-    parser.add_argument(
-        "--model", metavar="FOLDER", help="any BERT's to start from (default: a small model with random weights)"
-    )
-    options.add_run(parser)
-    options.add_settings(
-        parser, DEFAULTS,
-        {
-            "steps": "updates",
-            "batch_size": "blocks an update",
-            "learning_rate": "the highest, after the warm-up",
-            "max_wordpieces": "of a text with masks in it",
-            "evidence": "wordpieces of the text around it that stand beside it, where what is masked can be looked up; "
-            "the encoder learns to use a document so, after it has learnt to fill masks. 0: nothing does",
-            "freeze_word_embeddings": "leave the word embeddings as they are",
-            "seed": "of weights, masks, batches and dropout",
-        },
-    )  # fmt: skip
-
-
 def run(given: argparse.Namespace) -> None:
     """Run `realm-min mlm`."""
     encoder = warm_start.knowledge_encoder(given.model, given.seed, **options.dropout(given))
-    _check(options.settings_from(given, DEFAULTS), encoder)  # before a corpus is read
+    _check(settings_from(given, DEFAULTS), encoder)  # before a corpus is read
     options.run_warm_up(given, warm_up, encoder, DEFAULTS, max(given.max_wordpieces, given.evidence))
     options.remark(f"Ready: {given.out}")

@@ -1,4 +1,7 @@
-"""What the commands that train have in common: settings as options, a corpus as blocks, dropout."""
+"""What the commands that train have in common: their arguments, what they refuse at once, a corpus as blocks.
+
+torch is imported when a run begins, not before: arguments are read, and refused, without it.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..corpus import FACTBOOK, Block, cut_blocks, read_documents
-from ..devices import add_device, chosen_device
-from ..distributed import world
-from . import warm_start
+from ..devices import add_device, check_device
+from ..hub import BLOCK_RECORDS_FILE, find_folder
+from ..questions import read_questions, read_training_questions
+from .settings import (
+    COUNT,
+    DROPOUT,
+    NATURAL,
+    Finetune,
+    Ict,
+    Mlm,
+    Pretrain,
+    add_options,
+    check_new_run,
+    settings_from,
+)
 
 CORPUS_HELP = f'"{FACTBOOK}", a .jsonl of {{"title", "text"}}, or a folder of .txt files'
 
 
-def add_settings(parser: argparse.ArgumentParser, defaults: NamedTuple, helps: dict[str, str]) -> None:
-    """An option for each of the settings named in `helps`, of its default's type; a bool is a flag, with its --no-."""
-    for name, text in helps.items():
-        default = getattr(defaults, name)
-        flag = f"--{name.replace('_', '-')}"
-        if isinstance(default, bool):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
-        else:
-            metavar = "RATE" if isinstance(default, float) else "N"
-            text = f"{text} (default: {default})"
-            parser.add_argument(flag, type=type(default), metavar=metavar, default=default, help=text)
+# ---- arguments
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -35,10 +40,10 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     )
     add_device(parser)
     parser.add_argument(
-        "--dropout", type=float, metavar="RATE", default=0.1, help="of activations and attention (default: 0.1)"
+        "--dropout", type=DROPOUT.read, metavar="RATE", default=0.1, help="of activations and attention (default: 0.1)"
     )
     parser.add_argument(
-        "--save-every", type=int, metavar="N", default=100, help="steps between checkpoints (default: 100)"
+        "--save-every", type=COUNT.read, metavar="N", default=100, help="steps between checkpoints (default: 100)"
     )
     parser.add_argument("--resume", action="store_true", help="go on from FOLDER's last checkpoint")
 
@@ -46,14 +51,129 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 def add_refresh_ranks(parser: argparse.ArgumentParser) -> None:
     """--refresh-ranks, of the runs that build indexes as they go on."""
     parser.add_argument(
-        "--refresh-ranks", type=int, metavar="N", default=0,
+        "--refresh-ranks", type=NATURAL.read, metavar="N", default=0,
         help="under torchrun: ranks that do nothing but build the index, so that training need not wait (default: 0)",
     )  # fmt: skip
 
 
-def settings_from(options: argparse.Namespace, defaults: Any) -> Any:
-    """The settings that the options say."""
-    return defaults._replace(**{name: value for name, value in vars(options).items() if name in defaults._fields})
+def add_ict(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min ict`."""
+    parser.add_argument("corpus", metavar="CORPUS", help=CORPUS_HELP)
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="any BERT's to start from (default: a small model with random weights)"
+    )
+    add_run(parser)
+    add_options(parser, Ict())
+
+
+def add_mlm(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min mlm`."""
+    parser.add_argument("corpus", metavar="CORPUS", help=CORPUS_HELP)
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="any BERT's to start from (default: a small model with random weights)"
+    )
+    add_run(parser)
+    add_options(parser, Mlm())
+
+
+def add_pretrain(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min pretrain`."""
+    parser.add_argument("corpus", metavar="CORPUS", help=CORPUS_HELP)
+    parser.add_argument(
+        "--model", metavar="FOLDER",
+        help="what to start from: an earlier run's folder, or any BERT's (default: a small model with random weights)",
+    )  # fmt: skip
+    add_run(parser)
+    add_refresh_ranks(parser)
+    add_options(parser, Pretrain())
+
+
+def add_finetune(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min finetune`."""
+    parser.add_argument(
+        "questions", type=Path, metavar="QUESTIONS.jsonl",
+        help='each line {"question": "…", "answer": ["…", …]}, with "title" and "evidence" where it is known which '
+        "document holds the evidence, and words that stand in it",
+    )  # fmt: skip
+    parser.add_argument(
+        "corpus", metavar="CORPUS_OR_MODEL", help=f"{CORPUS_HELP}; or a folder that realm-min index wrote"
+    )
+    parser.add_argument(
+        "--model", metavar="FOLDER",
+        help="for a corpus, what to start from: a pre-training run's folder, or any BERT's (default: a small model "
+        "with random weights)",
+    )  # fmt: skip
+    parser.add_argument("--dev", type=Path, metavar="FILE.jsonl", help="questions to measure the model by")
+    parser.add_argument(
+        "--evaluate-every", type=NATURAL.read, metavar="N", default=200,
+        help="steps between measurements; 0: at the end alone (default: 200)",
+    )  # fmt: skip
+    add_run(parser)
+    add_refresh_ranks(parser)
+    add_options(parser, Finetune())
+    parser.add_argument(
+        "--searcher-beam-size", type=COUNT.read, metavar="N",
+        help="blocks of the retriever's loss (default: the model's)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reader-beam-size", type=COUNT.read, metavar="N", help="blocks that are read (default: the model's)"
+    )
+
+
+# ---- what is refused before any work
+
+
+def check_ict(options: argparse.Namespace) -> None:
+    """Refuse what `realm-min ict` cannot do.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: an argument is at fault; the message names it.
+    """
+    settings_from(options, Ict()).check()
+    _check_run(options)
+    read_documents(options.corpus)
+
+
+def check_mlm(options: argparse.Namespace) -> None:
+    """As `check_ict`, of `realm-min mlm`."""
+    settings_from(options, Mlm()).check()
+    _check_run(options)
+    read_documents(options.corpus)
+
+
+def check_pretrain(options: argparse.Namespace) -> None:
+    """As `check_ict`, of `realm-min pretrain`."""
+    settings_from(options, Pretrain()).check()
+    _check_run(options)
+    read_documents(options.corpus)
+
+
+def check_finetune(options: argparse.Namespace) -> None:
+    """As `check_ict`, of `realm-min finetune`."""
+    settings_from(options, Finetune()).check(options.refresh_ranks)
+    _check_run(options)
+    if not is_indexed(options.corpus):
+        read_documents(options.corpus)
+    elif options.model:
+        raise ValueError(f"{options.corpus} holds a model already: leave out --model {options.model}")
+    read_training_questions(options.questions)
+    if options.dev:
+        list(read_questions(options.dev))
+
+
+def _check_run(options: argparse.Namespace) -> None:
+    check_device(options.device)
+    check_new_run(options.out, options.resume)
+    if options.model is not None:
+        find_folder(options.model)
+
+
+def is_indexed(corpus: str) -> bool:
+    """Whether a CORPUS_OR_MODEL is a folder that realm-min index wrote."""
+    return (Path(corpus) / BLOCK_RECORDS_FILE).is_file()
+
+
+# ---- the runs
 
 
 def dropout(options: argparse.Namespace) -> dict[str, float]:
@@ -62,10 +182,12 @@ def dropout(options: argparse.Namespace) -> dict[str, float]:
 
 
 def run_warm_up(
-    given: argparse.Namespace, warm_up: Callable[..., Path], model: Any, defaults: Any, max_wordpieces: int
+    given: argparse.Namespace, warm_up: Callable[..., Path], model: Any, defaults: NamedTuple, max_wordpieces: int
 ) -> None:
     """Run `warm_up`, of a job that trains one model on the blocks of a corpus, with the options given."""
     from ..cli import progress_report
+    from ..devices import chosen_device
+    from . import warm_start
 
     device, tokenizer = chosen_device(given.device), warm_start.tokenizer(given.model)
     with progress_report() as report:
@@ -79,6 +201,7 @@ def run_warm_up(
 def remark(text: str) -> None:
     """Say something on the standard error, on rank 0."""
     from ..cli import remark
+    from ..distributed import world
 
     if world().is_first:
         remark(text)

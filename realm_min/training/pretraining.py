@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks
+from ..corpus import Block, Document, corpus_hash, cut_blocks
 from ..devices import chosen_device
 from ..distributed import split, world
 from ..embedder import RealmEmbedder
@@ -39,39 +39,16 @@ from . import loop, options, refresh, warm_start
 from .masking import MASKINGS, SpanFinder, mask, passages, salient_span, salient_spans
 from .optimizer import AdamW
 from .refresh import INDEX_FOLDER, IndexRefresher
+from .settings import Pretrain as Settings
+from .settings import settings_from
 
-MARGINALS = ("token", "span")
 PLOT_FILE = "training.png"
 STAGE = "Pre-training"
 AT_ONCE = 1024  # texts tokenized in one call
 OF_A_DOCUMENT = 1 << 20  # the sequence, for `loop.dropout_seed`, of a block that a step embeds: no text has as many
 
 
-class Settings(NamedTuple):
-    """What decides a pre-training run, beside corpus and models."""
-
-    steps: int = 1000
-    batch_size: int = 4
-    num_candidates: int = 8  # the null document and the best blocks
-    learning_rate: float = 5e-5
-    warmup: float = 0.1  # of the steps
-    refresh_every: int = 200  # steps; see `refresh`
-    # The retriever stays as it is: a stage before the one that trains both, in which the encoder learns to use what is
-    # retrieved. Until it can, what it says of documents is noise to the retriever.
-    encoder_alone: bool = False
-    # Only the question's side of f(x, z) learns: blocks keep the embeddings they begin with, as in fine-tuning.
-    freeze_documents: bool = False
-    null_document: bool = True  # the first of the candidates; without it all of them are blocks
-    marginal: str = "token"  # or "span": see `knowledge_encoder.marginal_loss`
-    masking: str = "salient"  # or "tokens", "spans": see `masking`
-    max_passage: int = 96  # wordpieces of x, its title and special tokens included
-    max_block: int = MAX_WORDPIECES  # wordpieces of z that are read, likewise
-    freeze_word_embeddings: bool = False
-    seed: int = 0
-
-
 DEFAULTS = Settings()
-
 
 NO_BLOCK = -1
 
@@ -224,13 +201,8 @@ def _train(
 def _check(
     settings: Settings, blocks: list[Block], embedder: RealmEmbedder, knowledge_encoder: RealmKnowledgeAugEncoder
 ) -> None:
-    if settings.marginal not in MARGINALS:
-        raise ValueError(f"marginal={settings.marginal!r} is unknown: choose one of {', '.join(MARGINALS)}")
-    if settings.masking not in MASKINGS:
-        raise ValueError(f"masking={settings.masking!r} is unknown: choose one of {', '.join(MASKINGS)}")
-    if settings.batch_size < 1:
-        raise ValueError(f"batch_size={settings.batch_size} leaves no text: give 1 or more")
-    if not 2 <= settings.num_candidates <= len(blocks):
+    settings.check()
+    if settings.num_candidates > len(blocks):
         raise ValueError(
             f"num_candidates={settings.num_candidates} must lie in 2..{len(blocks)}: the null document and some of the "
             f"other {len(blocks) - 1} blocks"
@@ -513,40 +485,6 @@ def plot(folder: str | os.PathLike) -> Path:
 # ---- command line
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `realm-min pretrain`."""
-    parser.add_argument("corpus", metavar="CORPUS", help=options.CORPUS_HELP)
-    parser.add_argument(
-        "--model", metavar="FOLDER",
-        help="what to start from: an earlier run's folder, or any BERT's (default: a small model with random weights)",
-    )  # fmt: skip
-    options.add_run(parser)
-    options.add_refresh_ranks(parser)
-    options.add_settings(
-        parser, DEFAULTS,
-        {
-            "steps": "updates",
-            "batch_size": "texts an update",
-            "num_candidates": "documents a text, the null document among them",
-            "learning_rate": "the highest, after the warm-up",
-            "refresh_every": "steps between indexes",
-            "max_passage": "wordpieces of a text",
-            "max_block": "wordpieces of a block",
-            "freeze_word_embeddings": "leave the word embeddings as they are",
-            "seed": "of weights, masks, batches and dropout",
-        },
-    )  # fmt: skip
-    parser.add_argument(
-        "--marginal", choices=MARGINALS, default=DEFAULTS.marginal,
-        help="what is marginalised over the documents: each masked wordpiece, or, as in the paper, the whole masked "
-        f"span (default: {DEFAULTS.marginal})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--masking", choices=list(MASKINGS), default=DEFAULTS.masking,
-        help=f"a name or date, random tokens, or random spans (default: {DEFAULTS.masking})",
-    )  # fmt: skip
-
-
 def run(given: argparse.Namespace) -> None:
     """Run `realm-min pretrain`."""
     from ..cli import progress_report
@@ -559,7 +497,7 @@ def run(given: argparse.Namespace) -> None:
         limit = min(given.max_block, embedder.config.max_position_embeddings)
         blocks = options.read_blocks(given.corpus, tokenizer, limit, report)
         pretrain(
-            given.out, blocks, embedder, knowledge_encoder, tokenizer, options.settings_from(given, DEFAULTS),
+            given.out, blocks, embedder, knowledge_encoder, tokenizer, settings_from(given, DEFAULTS),
             resume=given.resume, save_every=given.save_every, refresh_ranks=given.refresh_ranks, report=report,
         )  # fmt: skip
     if importlib.util.find_spec("matplotlib"):

@@ -28,13 +28,13 @@ from ..hub import resolve_folder
 from ..open_qa import block_mask, pad_to
 from ..retriever import BLOCK_RECORDS_FILE, RealmRetriever
 from ..tokenizer import RealmTokenizer
-from .known import KNOWN, compare_known, recognise_known
+from .known import compare_known, recognise_known
 from .measure import Error, choice_error, choose, error_of, weight_differences, weight_problems
 from .paths import MeasuredPath, ReferencePath, StateDict, TorchPath, available_paths
 from .report import Answer, Measured, Report, Row, plot, print_report
 from .stages import Stage, inputs_of, recognise, shapes, stages_of
 
-__all__ = ["Report", "add_arguments", "compare", "run", "verify"]
+__all__ = ["Report", "compare", "run", "verify"]
 
 # Values of the stages by name; None where a number of them is not finite.
 Values = dict[str, np.ndarray | None]
@@ -281,28 +281,10 @@ class Blocks:
 # --- Command line -----------------------------------------------------------------------------------------------------
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `realm-min verify`."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a model's folder, or its name on the hub")
-    parser.add_argument("--text", metavar="TEXT", help="read this too, through the folder's tokenizer")
-    parser.add_argument(
-        "--against", metavar="OTHER", help="another copy of the same model, to be held against this one"
-    )
-    parser.add_argument(
-        "--known", metavar="NAME", choices=list(KNOWN),
-        help=f"compare with the published values of NAME (default: by the folder's name): {', '.join(KNOWN)}",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="draws the inputs (default: 0)")
-    parser.add_argument("--json", action="store_true", help="print every figure as one JSON object")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the error by depth (needs matplotlib)")
-
-
 def run(options: argparse.Namespace) -> int:
     """Run `realm-min verify`; returns 0 if every stage is within its tolerance, else 1."""
     from rich.console import Console
 
-    if options.plot:
-        import matplotlib  # noqa: F401  said before the work, not after it
     with Console(stderr=True).status("verify") as status:
         report = verify(
             options.checkpoint, text=options.text, against=options.against, known=options.known, seed=options.seed,

@@ -23,7 +23,8 @@ from transformers.models.realm.modeling_realm import load_tf_weights_in_realm
 import realm_min
 from realm_min.checkpoint import read_state_dict
 from realm_min.cli import main
-from realm_min.tensorflow_checkpoint import MODELS, find_checkpoint, read_blocks, read_tensorflow
+from realm_min.tensorflow_checkpoint import MODELS, read_tensorflow
+from realm_min.tensorflow_files import find_checkpoint, read_blocks
 
 HIDDEN, INNER, LAYERS, VOCABULARY, POSITIONS, PROJECTION, SPAN, BLOCKS = 64, 48, 2, 37, 24, 12, 10, 9
 SIZES = {
