@@ -12,6 +12,7 @@ import torch
 
 from realm_min import RealmConfig, RealmEmbedder, RealmRetriever, RealmTokenizer, RealmTokenizerFast
 from realm_min.hub import FILES, find_folder, resolve_folder
+from realm_min.training import warm_start
 
 NAME = "google/realm-test"
 
@@ -89,6 +90,15 @@ def test_model_and_config_from_a_hub_name(hub, safe_serialization):
     ids = torch.arange(6)[None]
     assert torch.equal(loaded(ids).projected_score, model(ids).projected_score)
     assert set(hub.fetched) == {"config.json", "model.safetensors" if safe_serialization else "pytorch_model.bin"}
+
+
+def test_training_starts_from_a_hub_name(hub):
+    """As its --model may be: a part of a stage's folder comes first, then a folder, then the hub."""
+    model = RealmEmbedder(RealmConfig(vocab_size=31, hidden_size=8, num_hidden_layers=1, num_attention_heads=2), seed=3)
+    model.save_pretrained(hub.repository)
+    ours = warm_start.embedder(NAME, seed=4).state_dict()
+    assert all(torch.equal(tensor, ours[key]) for key, tensor in model.state_dict().items())
+    assert "model.safetensors" in hub.fetched
 
 
 @pytest.mark.parametrize("tokenizer_class", [RealmTokenizer, RealmTokenizerFast])

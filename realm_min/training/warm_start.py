@@ -56,9 +56,8 @@ def load(cls: type[Model], folder: str | os.PathLike | None, part: str, seed: in
     """
     if folder is None:
         return cls(small_config(**values), seed=seed)
-    folder = Path(folder)
-    of_stage = (folder / part).is_dir()
-    folder = folder / part if of_stage else resolve_folder(folder, "config", "weights")
+    of_stage = (Path(folder) / part).is_dir()
+    folder = Path(folder) / part if of_stage else resolve_folder(folder, "config", "weights")
     model = cls(_config(folder, values), seed=seed)
     found = _realm_names(checkpoint.read_state_dict(folder))
     if of_stage and part == EMBEDDER and cls is RealmKnowledgeAugEncoder:
