@@ -11,7 +11,7 @@ import pytest
 from realm_min.cli import parser
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 # What the documents tell readers to write, or what a run leaves: no files of this repository.
 NOT_HERE = {"block_records.npy"}
 
@@ -126,7 +126,7 @@ def test_files_and_commands_named_in_text_exist(path):
         assert command in commands, f"{path.name} names realm-min {command}"
     for name in re.findall(r"`((?:tests|benchmarks|notebooks|docs|kernels|realm_min)/[\w./-]*)`", text):
         assert (ROOT / name).exists(), f"{path.name} names {name}"
-    known = {found.name for folder in ("realm_min", "kernels", "tests", "benchmarks", "notebooks", "docs")
+    known = {found.name for folder in (".ci", "realm_min", "kernels", "tests", "benchmarks", "notebooks", "docs")
              for found in (ROOT / folder).rglob("*.py")}  # fmt: skip
     for name in re.findall(r"`(\w+\.(?:py|npy))`", text):
         assert name in known | NOT_HERE, f"{path.name} names {name}"
