@@ -41,7 +41,7 @@ def save(kind: str, folder: str) -> None:
     model_class = open_qa.RealmForOpenQA if kind == "RealmForOpenQA" else getattr(realm_min, kind)
     model = model_class(config.RealmConfig(num_block_records=BLOCKS), seed=1)
     if kind == "RealmScorer":
-        model.parts["query_embedder"] = realm_min.RealmEmbedder(model.config, seed=2)
+        model.query_embedder = realm_min.RealmEmbedder(model.config, seed=2)
     if kind == "RealmForOpenQA":
         model.block_emb.normal_(generator=torch.Generator().manual_seed(3))
     model.save_pretrained(folder)

@@ -35,7 +35,7 @@ class Encoded(NamedTuple):
     hidden: Tensor
     hidden_states: tuple[Tensor, ...] | None
     attentions: tuple[Tensor, ...] | None
-    cache: Cache | None = None
+    cache: Cache  # what `bert_backward` needs; empty where nothing was to be kept
 
 
 class LayerAgain(NamedTuple):
@@ -45,10 +45,9 @@ class LayerAgain(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Checked inputs of a batch: ids or embeddings, mask, types and positions, each [batch, tokens, ...]."""
+    """Checked inputs of a batch: words, mask, types and positions, each [batch, tokens, ...]."""
 
-    ids: Tensor | None
-    embeds: Tensor | None
+    words: Tensor  # ids [batch, tokens] int64, or embeddings [batch, tokens, hidden]
     mask: Tensor
     types: Tensor
     positions: Tensor
@@ -108,17 +107,20 @@ def check_inputs(
         ValueError: both or neither of ids and embeddings, a wrong rank or shape, no tokens at all, more tokens than
             positions, an id outside its table.
     """
-    if (input_ids is None) == (inputs_embeds is None):
+    if input_ids is not None and inputs_embeds is None:
+        words = input_ids
+        if words.dim() != 2:
+            raise ValueError(f"input_ids has shape {tuple(words.shape)}: expected [batch, tokens]")
+    elif inputs_embeds is not None and input_ids is None:
+        words = inputs_embeds.detach()
+        if words.dim() != 3 or words.shape[2] != config.hidden_size:
+            raise ValueError(
+                f"inputs_embeds has shape {tuple(words.shape)}: expected [batch, tokens, {config.hidden_size}]"
+            )
+    else:
         given = "both" if input_ids is not None else "neither"
         raise ValueError(f"{given} of input_ids and inputs_embeds were given: give exactly one")
-    if inputs_embeds is not None and (inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != config.hidden_size):
-        raise ValueError(
-            f"inputs_embeds has shape {tuple(inputs_embeds.shape)}: expected [batch, tokens, {config.hidden_size}]"
-        )
-    if input_ids is not None and input_ids.dim() != 2:
-        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}: expected [batch, tokens]")
-    shape = input_ids.shape if input_ids is not None else inputs_embeds.shape[:2]
-    device = input_ids.device if input_ids is not None else inputs_embeds.device
+    shape, device = words.shape[:2], words.device
     batch, tokens = shape
     if batch == 0 or tokens == 0:
         raise ValueError(f"the input has shape {tuple(shape)}: give at least one sequence of at least one token")
@@ -153,8 +155,7 @@ def check_inputs(
             wrong = smallest if smallest < 0 else largest
             raise ValueError(f"{name} holds {wrong}, which is out of range: valid ids are 0..{size - 1}")
     return Inputs(
-        None if input_ids is None else input_ids.long(),
-        None if inputs_embeds is None else inputs_embeds.detach(),
+        words if input_ids is None else words.long(),
         attention_mask,
         token_type_ids.long().expand(shape),
         position_ids.long().expand(shape),
@@ -221,12 +222,12 @@ def bert(
             firsts = torch.tensor(lengths, device=x.device).cumsum(0) - torch.tensor(lengths, device=x.device)
             key_mask = None if key_mask is None else key_mask[:, :1]  # of a [tokens, tokens] mask, the first row
         layer_cache: Cache | None = {} if keep else None
-        arguments = dict(
+        arguments: dict[str, Any] = dict(
             name=f"{name}.encoder.layer.{index}", x=x, lengths=lengths, key_mask=key_mask,
             head_mask=None if head_mask is None else head_mask[index], queries=firsts, seeds=seeds, number=index,
         )  # fmt: skip
         x, probabilities = layer(p, config, **arguments, output_attentions=output_attentions, cache=layer_cache)
-        if keep:
+        if cache is not None:
             cache["layers"].append(LayerAgain(arguments) if checkpoint_layers else layer_cache)
         if output_hidden_states:
             hidden_states.append(x.view(batch, tokens, -1))
@@ -239,13 +240,13 @@ def bert(
         x = x.new_zeros(batch * tokens, x.shape[1]).index_copy_(0, kept, x).view(batch, tokens, -1)
     else:
         x = x.view(batch, tokens, -1)
-    if keep:
+    if cache is not None:
         cache["only_firsts"] = firsts is not None
     return Encoded(
         x,
         tuple(hidden_states) if output_hidden_states else None,
         tuple(attentions) if output_attentions else None,
-        cache,
+        cache or {},
     )
 
 
@@ -326,10 +327,9 @@ def embed(
         values = values.reshape(-1, *values.shape[2:])
         return values if kept is None else values[kept]
 
-    if inputs.embeds is None:
-        words = ops.embedding(rows(inputs.ids), p[f"{name}.word_embeddings.weight"])
-    else:
-        words = rows(inputs.embeds)
+    words = rows(inputs.words)
+    if inputs.words.dim() == 2:  # ids
+        words = ops.embedding(words, p[f"{name}.word_embeddings.weight"])
     types = ops.embedding(rows(inputs.types), p[f"{name}.token_type_embeddings.weight"])
     positions = ops.embedding(rows(inputs.positions), p[f"{name}.position_embeddings.weight"])
     x = normalize(p, f"{name}.LayerNorm", types.add_(words).add_(positions), config, part_of(cache, "norm"))
@@ -347,8 +347,8 @@ def embed_backward(
     if kept is not None:
         dx = dx.new_zeros(inputs.types.numel(), dx.shape[1]).index_copy_(0, kept, dx)
     dx = dx.view(*inputs.types.shape, -1)
-    if inputs.embeds is None:
-        ops.embedding_backward(dx, inputs.ids, grads[f"{name}.word_embeddings.weight"], config.pad_token_id)
+    if inputs.words.dim() == 2:  # ids
+        ops.embedding_backward(dx, inputs.words, grads[f"{name}.word_embeddings.weight"], config.pad_token_id)
     ops.embedding_backward(dx, inputs.types, grads[f"{name}.token_type_embeddings.weight"])
     ops.embedding_backward(dx, inputs.positions, grads[f"{name}.position_embeddings.weight"])
     return dx
@@ -479,7 +479,7 @@ def self_attention(
             probabilities = ops.drop(softmaxed, kept.view(scores.shape), dropout.probability)
         if factors is not None:
             probabilities = probabilities * factors[part.heads, None, None]
-        if output_attentions:
+        if attentions is not None:
             attentions[part.sequences, part.heads] = probabilities
         if cache is not None:
             parts.append((part, softmaxed, probabilities))
@@ -495,11 +495,10 @@ def self_attention_backward(
     """∂loss/∂x of `self_attention` [rows, hidden] from that of its context [rows | queries, hidden]."""
     heads, hidden = config.num_attention_heads, config.hidden_size
     x, queries = cache["x"], cache["queries"]
-    # One [rows, 3 hidden] gradient where the forward made one product.
-    dqkv = x.new_empty(x.shape[0], 3 * hidden) if queries is None else None
-    dquery = dqkv[:, :hidden] if queries is None else torch.empty_like(dcontext)
-    dkey_value = dqkv[:, hidden:] if queries is None else x.new_empty(x.shape[0], 2 * hidden)
-    dkey, dvalue = dkey_value.split(hidden, dim=1)
+    # One gradient where the forward made one product: of query, key and value, or of key and value alone.
+    dproduct = x.new_empty(x.shape[0], (3 if queries is None else 2) * hidden)
+    dquery = dproduct[:, :hidden] if queries is None else torch.empty_like(dcontext)
+    dkey, dvalue = dproduct[:, -2 * hidden :].split(hidden, dim=1)
     for part, softmaxed, probabilities in cache["parts"]:
         q, c, dc, dq = (
             by_head(rows, heads, part, part.query_rows) for rows in (cache["query"], cache["context"], dcontext, dquery)
@@ -517,8 +516,8 @@ def self_attention_backward(
     dquery.mul_((hidden // heads) ** -0.5)  # the forward scaled its queries, and kept them so
     (weight, _), (dweight, dbias) = p.qkv[name], grads.qkv[name]  # weights [hidden, 3 hidden]
     if queries is None:
-        return ops.linear_backward(dqkv, x, weight.t(), dweight.t(), dbias)
-    dx = ops.linear_backward(dkey_value, x, weight[:, hidden:].t(), dweight[:, hidden:].t(), dbias[hidden:])
+        return ops.linear_backward(dproduct, x, weight.t(), dweight.t(), dbias)
+    dx = ops.linear_backward(dproduct, x, weight[:, hidden:].t(), dweight[:, hidden:].t(), dbias[hidden:])
     first = ops.linear_backward(dquery, x[queries], weight[:, :hidden].t(), dweight[:, :hidden].t(), dbias[:hidden])
     return dx.index_add_(0, queries, first)
 

@@ -14,42 +14,6 @@ ACTIVATIONS = ("gelu", "gelu_new", "relu", "selu", "silu")
 
 CONFIG_FILE = "config.json"
 
-DEFAULTS: dict[str, Any] = {
-    # The encoder: BERT-base (Devlin et al. 2018, section 3).
-    "vocab_size": 30522,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu_new",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "initializer_range": 0.02,
-    "layer_norm_eps": 1e-12,
-    "position_embedding_type": "absolute",
-    # The retriever (REALM section 3.2): the dimension of Embed_input and Embed_doc.
-    "retriever_proj_size": 128,
-    "num_candidates": 8,
-    "num_block_records": 13353718,
-    "searcher_beam_size": 5000,
-    # The reader (ORQA, Lee et al. 2019, section 3).
-    "span_hidden_size": 256,
-    "max_span_width": 10,
-    "reader_layer_norm_eps": 1e-3,
-    "reader_beam_size": 5,
-    "reader_seq_len": 320,  # 288 wordpieces of evidence, 32 of question
-    # Token ids as transformers' configuration has them. The word embedding of `pad_token_id` gets no gradient.
-    "pad_token_id": 1,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    # Which outputs a forward returns when its arguments do not say.
-    "output_attentions": False,
-    "output_hidden_states": False,
-    "return_dict": True,
-}
-
 _POSITIVE_INTEGERS = (
     "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings "
     "type_vocab_size retriever_proj_size num_candidates num_block_records searcher_beam_size span_hidden_size "
@@ -61,7 +25,7 @@ _POSITIVE_NUMBERS = ("initializer_range", "layer_norm_eps", "reader_layer_norm_e
 
 
 class RealmConfig:
-    """Every parameter of transformers' `RealmConfig`, with its name and default, as attributes.
+    """Every parameter of transformers' `RealmConfig`, with its name and default, as attributes of the instance.
 
     Keys that REALM does not use are kept, so that a foreign `config.json` survives a round trip.
 
@@ -71,12 +35,46 @@ class RealmConfig:
 
     model_type = "realm"
 
+    # The encoder: BERT-base (Devlin et al. 2018, section 3).
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu_new"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    position_embedding_type: str = "absolute"
+    # The retriever (REALM section 3.2): the dimension of Embed_input and Embed_doc.
+    retriever_proj_size: int = 128
+    num_candidates: int = 8
+    num_block_records: int = 13353718
+    searcher_beam_size: int = 5000
+    # The reader (ORQA, Lee et al. 2019, section 3).
+    span_hidden_size: int = 256
+    max_span_width: int = 10
+    reader_layer_norm_eps: float = 1e-3
+    reader_beam_size: int = 5
+    reader_seq_len: int = 320  # 288 wordpieces of evidence, 32 of question
+    # Token ids as transformers' configuration has them. The word embedding of `pad_token_id` gets no gradient.
+    pad_token_id: int = 1
+    bos_token_id: int = 0
+    eos_token_id: int = 2
+    # Which outputs a forward returns when its arguments do not say.
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+    return_dict: bool = True
+
     def __init__(self, /, **values: Any) -> None:
         values.pop("model_type", None)
         if "use_return_dict" in values:
             raise ValueError("use_return_dict is read-only in RealmConfig; give return_dict instead")
         for name in values:
-            if hasattr(RealmConfig, name):
+            if name not in DEFAULTS and hasattr(RealmConfig, name):
                 raise ValueError(f"{name!r} names a part of RealmConfig itself, no configuration value: leave it out")
         self.__dict__.update(DEFAULTS | values)
         self._check()
@@ -161,6 +159,10 @@ class RealmConfig:
 
     def __repr__(self) -> str:
         return f"RealmConfig {self.to_json_string()}"
+
+
+# What the class declares: a configuration value is a name, a type and a default in one line above.
+DEFAULTS: dict[str, Any] = {name: getattr(RealmConfig, name) for name in RealmConfig.__annotations__}
 
 
 def check_open_qa(folder: Path) -> None:

@@ -76,6 +76,8 @@ class RealmKnowledgeAugEncoder(RealmModel):
         logits = logits.view(sequences, tokens, -1)
         loss = words = None
         if labels is not None:
+            if relevance_score is None:
+                raise ValueError("labels were given without relevance_score: the loss weighs the candidates by it")
             self._check_labels(sequences, tokens, relevance_score, labels, mlm_mask)
             words = counted_words(logits, labels, self.config.num_candidates, mlm_mask)
             loss = marginal_loss(words.log_likelihood, relevance_score, mlm_mask, whole_span)
@@ -146,10 +148,8 @@ class RealmKnowledgeAugEncoder(RealmModel):
         trunk.bert_backward(self.p, self.config, dhidden, cache["trunk"], self.own_grads)
 
     def _check_labels(
-        self, sequences: int, tokens: int, relevance_score: Tensor | None, labels: Tensor, mlm_mask: Tensor | None
+        self, sequences: int, tokens: int, relevance_score: Tensor, labels: Tensor, mlm_mask: Tensor | None
     ) -> None:
-        if relevance_score is None:
-            raise ValueError("labels were given without relevance_score: the loss weighs the candidates by it")
         candidates = self.config.num_candidates
         if sequences % candidates:
             raise ValueError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from . import checkpoint
 from .config import RealmConfig
 from .hub import resolve_folder
 from .parameters import Parameters, Shapes, allocate, initialize_
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of the standard library from Python 3.11 on
 
 
 class RealmModel:
@@ -43,10 +47,9 @@ class RealmModel:
         self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
         self.dropout_seeds: list[int] | None = None
-        self.parts: dict[str, RealmModel] = {}
         self._grads: Parameters | None = None
         self._call: tuple[tuple, dict] | None = None  # the last call's arguments
-        self._cache: trunk.Cache | None = None  # what the last call kept for `backward`
+        self._cache: trunk.Cache = {}  # what the last call kept for `backward`; empty where it kept nothing
         self._keeps = False  # keep it in evaluation mode too
         self._checkpoint_layers = False
         self.p = allocate(self.shapes(config), torch.float32, "cpu")
@@ -66,6 +69,11 @@ class RealmModel:
             for key, shape in part.all_shapes(config).items():
                 found[f"{name}.{key}"] = f"{name}.{shape}" if isinstance(shape, str) else shape
         return found
+
+    @property
+    def parts(self) -> Mapping[str, RealmModel]:
+        """The models it is made of, each under the name that its keys begin with."""
+        return {}
 
     # Tensors
 
@@ -104,29 +112,30 @@ class RealmModel:
 
     # Modes and devices
 
-    def train(self, mode: bool = True) -> RealmModel:
+    def train(self, mode: bool = True) -> Self:
         self.training = mode
         for part in self.parts.values():
             part.train(mode)
         return self
 
-    def eval(self) -> RealmModel:
+    def eval(self) -> Self:
         return self.train(False)
 
     @property
     def device(self) -> torch.device:
-        return next(iter(self.p.values()), None).device if self.p else next(iter(self.parts.values())).device
+        return next(iter(self.p.values())).device if self.p else next(iter(self.parts.values())).device
 
     @property
     def dtype(self) -> torch.dtype:
         return next(iter(self.p.values())).dtype if self.p else next(iter(self.parts.values())).dtype
 
-    def to(self, target: torch.device | str | torch.dtype) -> RealmModel:
+    def to(self, target: torch.device | str | torch.dtype) -> Self:
         """Move every tensor to a device, or cast it to a floating dtype; returns the model itself."""
         dtype, device = (target, self.device) if isinstance(target, torch.dtype) else (self.dtype, torch.device(target))
         for part in {id(part): part for part in self.parts.values()}.values():
             part.to(target)
-        self._grads = self._cache = self._call = None
+        self._grads = self._call = None
+        self._cache = {}
         if self.p:
             self.p = self._moved(dtype, device)
         # A generator belongs to one device: draw on from the same seed there.
@@ -143,7 +152,7 @@ class RealmModel:
     # Folders
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike, *, config: RealmConfig | None = None, **arguments: Any):  # noqa: ANN206
+    def from_pretrained(cls, folder: str | os.PathLike, *, config: RealmConfig | None = None, **arguments: Any) -> Self:
         """Read a checkpoint folder, written here or by transformers, without running pickled code.
 
         Args:
@@ -191,7 +200,7 @@ class RealmModel:
         raise NotImplementedError
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._call, self._cache = (args, kwargs), None
+        self._call, self._cache = (args, kwargs), {}
         return self.forward(*args, **kwargs)
 
     # Gradients
@@ -235,7 +244,7 @@ class RealmModel:
         """
         if self._call is None:
             raise RuntimeError(f"{type(self).__name__}.backward() needs a forward: call the model first")
-        if self._cache is None:
+        if not self._cache:
             models = [self, *self.parts.values()]
             try:
                 for model in models:
@@ -262,7 +271,7 @@ class RealmModel:
         raise NotImplementedError
 
     def _keep(self, **cache: Any) -> None:
-        self._cache = cache if self.keeps else None
+        self._cache = cache if self.keeps else {}
 
     @property
     def own_grads(self) -> Parameters:

@@ -6,6 +6,7 @@ f(x, z) = Embed_input(x)ᵀ Embed_doc(z), and the answer is the best-scoring spa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +67,7 @@ class SpanScores(NamedTuple):
     starts: Tensor  # [spans], first token of each span
     ends: Tensor  # [spans], last token of each span
     logits: Tensor  # S_read [beam, spans], the dtype's minimum added to spans outside the block
-    attentions: tuple[Tensor, ...] | None  # where asked for, of each layer, [beam, heads, tokens, tokens]
+    attentions: tuple[Tensor, ...]  # where asked for, of each layer, [beam, heads, tokens, tokens]
 
 
 class RealmForOpenQA(RealmModel):
@@ -110,12 +111,10 @@ class RealmForOpenQA(RealmModel):
         initialize: bool = True,
     ) -> None:
         super().__init__(config, seed=seed, initialize=initialize)
-        self.retriever = retriever
+        self._retriever = retriever
         self.sharded = sharded and world().size > 1
-        self.parts = {
-            "embedder": RealmEmbedder(config, seed=seed, initialize=initialize),
-            "reader": RealmReader(config, seed=seed + 1, initialize=initialize),
-        }
+        self.embedder = RealmEmbedder(config, seed=seed, initialize=initialize)
+        self.reader = RealmReader(config, seed=seed + 1, initialize=initialize)
         self._index: tuple[Any, BlockIndex | ShardedBlockIndex] | None = None
 
     @classmethod
@@ -123,12 +122,19 @@ class RealmForOpenQA(RealmModel):
         return {"block_emb": (config.num_block_records, config.retriever_proj_size)}
 
     @property
-    def embedder(self) -> RealmEmbedder:
-        return self.parts["embedder"]
+    def parts(self) -> Mapping[str, RealmModel]:
+        return {"embedder": self.embedder, "reader": self.reader}
 
     @property
-    def reader(self) -> RealmReader:
-        return self.parts["reader"]
+    def retriever(self) -> RealmRetriever:
+        """The evidence. Raises ValueError where the model was given none."""
+        if self._retriever is None:
+            raise ValueError("this model has no retriever: give retriever=RealmRetriever.from_pretrained(folder)")
+        return self._retriever
+
+    @retriever.setter
+    def retriever(self, retriever: RealmRetriever) -> None:
+        self._retriever = retriever
 
     @property
     def block_emb(self) -> Tensor:
@@ -186,8 +192,9 @@ class RealmForOpenQA(RealmModel):
 
     def follow(self) -> None:
         """Take part in the other ranks' searches until all ranks follow; at once, if the model is not sharded."""
-        if self.sharded:
-            self.index.follow()
+        index = self.index if self.sharded else None
+        if isinstance(index, ShardedBlockIndex):
+            index.follow()
 
     def forward(
         self,
@@ -229,8 +236,11 @@ class RealmForOpenQA(RealmModel):
             answers = None if answer_ids is None else answer_ids[i]
             outputs.append(self._read(ids, projections[i], block_ids[i], answers))
             reader_caches.append(self.reader._cache)
-        reader_output, predicted = outputs[0] if len(outputs) == 1 else tuple(zip(*outputs, strict=True))
-        output = RealmForOpenQAOutput(reader_output, predicted)
+        reader_outputs, predicted = zip(*outputs, strict=True)
+        if len(outputs) == 1:
+            output = RealmForOpenQAOutput(reader_outputs[0], predicted[0])
+        else:
+            output = RealmForOpenQAOutput(reader_outputs, predicted)
         loss = {} if answer_ids is None else {"loss": torch.Size([len(outputs)] if len(outputs) > 1 else [])}
         self._keep(question=question_cache, readers=reader_caches, block_ids=block_ids, outputs=loss)
         return output if self._wants_dict(return_dict) else output.to_tuple()
@@ -302,7 +312,7 @@ class RealmForOpenQA(RealmModel):
 
     def answer_from(self, question: str, scores: Tensor, block_ids: Tensor) -> Answer:
         """Answer a question from given blocks: f(x, z) [blocks] float32 and their numbers [blocks] int64."""
-        texts = [self.retriever.block_records[i].decode() for i in block_ids.tolist()]
+        texts = [self.retriever.text(i) for i in block_ids.tolist()]
         ids, offsets, _, starts, ends, logits, _ = self.score_spans(question, texts, scores)
         best = int(logits.argmax())
         block, candidate = divmod(best, logits.shape[1])
@@ -347,7 +357,7 @@ class RealmForOpenQA(RealmModel):
             ids, mask, types, None, None, None, scores.to(device), in_block, output_attentions
         )
         starts, ends = span_candidates(ids.shape[1], config.max_span_width, device)
-        return SpanScores(ids, inputs.offset_mapping, in_block, starts, ends, logits, encoded.attentions)
+        return SpanScores(ids, inputs.offset_mapping, in_block, starts, ends, logits, encoded.attentions or ())
 
     def check_questions(self, questions: list[str]) -> None:
         """Raise ValueError for a question that is empty or overlong."""
@@ -372,8 +382,7 @@ class RealmForOpenQA(RealmModel):
         return scores.to(self.block_emb.device), ids.to(self.block_emb.device)
 
     def _check_searchable(self, k: int) -> None:
-        if self.retriever is None:
-            raise ValueError("this model has no retriever: give retriever=RealmRetriever.from_pretrained(folder)")
+        _ = self.retriever  # raises where there is none
         if not 1 <= k <= self.block_emb.shape[0]:
             raise ValueError(
                 f"{k} blocks were asked for, and there are {self.block_emb.shape[0]}: ask for 1 to "

@@ -98,7 +98,7 @@ class RealmReaderOutput(ModelOutput):
 
 @dataclass(repr=False)
 class RealmForOpenQAOutput(ModelOutput):
-    """`reader_output` (a `RealmReaderOutput`) and the wordpiece ids of the predicted answer."""
+    """`reader_output` and the wordpiece ids of the predicted answer; of several questions, a tuple of each."""
 
-    reader_output: RealmReaderOutput | None = None
-    predicted_answer_ids: Tensor | None = None
+    reader_output: RealmReaderOutput | tuple[RealmReaderOutput, ...] | None = None
+    predicted_answer_ids: Tensor | tuple[Tensor, ...] | None = None

@@ -15,7 +15,7 @@ from .config import RealmConfig
 from .model import RealmModel
 from .outputs import RealmReaderOutput
 from .parameters import Shapes
-from .spans import span_candidates, span_logits, span_logits_backward
+from .spans import SpanOptions, span_candidates, span_logits, span_logits_backward
 
 
 class RealmReader(RealmModel):
@@ -68,9 +68,9 @@ class RealmReader(RealmModel):
         Raises:
             ValueError: an argument left out, of a wrong rank, shape or range; fewer tokens than `max_span_width`.
         """
-        for name, value in (("relevance_score", relevance_score), ("block_mask", block_mask)):
-            if value is None:
-                raise ValueError(f"{name} was not given: the reader needs it to score spans")
+        if relevance_score is None or block_mask is None:
+            missing = "relevance_score" if relevance_score is None else "block_mask"
+            raise ValueError(f"{missing} was not given: the reader needs it to score spans")
         logits, encoded = self.span_logits(
             input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds,
             # As the searcher hands them over, scores and masks may be of more blocks than are read.
@@ -183,7 +183,7 @@ class RealmReader(RealmModel):
             p["qa_outputs.dense_output.weight"][0],
             p["qa_outputs.dense_output.bias"],
         )
-        options = dict(
+        options = SpanOptions(
             max_span_width=config.max_span_width,
             eps=config.reader_layer_norm_eps,
             block_mask=block_mask.bool(),

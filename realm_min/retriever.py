@@ -76,7 +76,7 @@ class RealmRetriever:
             raise ValueError(f"question_input_ids has shape {list(question_ids.shape)}: give one question, [1, tokens]")
 
         question = self.tokenizer.decode(question_ids[0].tolist(), skip_special_tokens=True)
-        blocks = [_as_text(self.block_records[i], i) for i in block_ids.tolist()]
+        blocks = [self.text(i) for i in block_ids.tolist()]
         concat_inputs = self.tokenizer(
             [question] * len(blocks),
             blocks,
@@ -89,6 +89,17 @@ class RealmRetriever:
         if answer_ids is None:
             return None, None, None, concat_inputs
         return *self.block_has_answer(concat_inputs, answer_ids), concat_inputs
+
+    def text(self, number: int) -> str:
+        """The text of a block. Raises ValueError where it is not UTF-8."""
+        record: Any = self.block_records[number]
+        if not isinstance(record, bytes):
+            kind = type(record).__name__
+            raise ValueError(f"block {number} is a {kind}: blocks are bytes, text is made so by .encode()")
+        try:
+            return record.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"block {number} is not UTF-8 text ({error}): encode the blocks as UTF-8") from None
 
     def block_has_answer(self, concat_inputs: Any, answer_ids: Sequence[Sequence[int]]) -> Spans:
         """Find every occurrence of every answer in the blocks, that is between the first and the second [SEP].
@@ -108,8 +119,8 @@ class RealmRetriever:
         try:
             ids = _array(concat_inputs.input_ids)
         except ValueError:  # rows of different lengths
-            ids = np.empty(0)
-        if ids.ndim != 2:
+            ids = None
+        if ids is None or ids.ndim != 2:
             raise ValueError("concat_inputs.input_ids is not [blocks, tokens]: encode the blocks with padding=True")
         blocks, length = ids.shape
         separators = np.cumsum(ids == self.tokenizer.sep_token_id, axis=1)  # [blocks, tokens], how many up to here
@@ -171,15 +182,6 @@ class RealmRetriever:
 def _array(values: Any) -> np.ndarray:
     """Token ids or block numbers as an array, from whichever device they lie on."""
     return np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values)
-
-
-def _as_text(record: Any, number: int) -> str:
-    if not isinstance(record, bytes):
-        raise ValueError(f"block {number} is a {type(record).__name__}: blocks are bytes, text is made so by .encode()")
-    try:
-        return record.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"block {number} is not UTF-8 text ({error}): encode the blocks as UTF-8") from None
 
 
 # --- block_records.npy ------------------------------------------------------------------------------------------------
@@ -403,14 +405,15 @@ def unpickle_byte_strings(data: bytes | mmap.mmap, start: int = 0, end: int | No
                 else:
                     raise ValueError(f"it calls {called} in a way that byte strings do not need")
             elif code == 0x62:  # BUILD: set the state of
-                state = stack.pop()
-                if stack[-1] is array:
+                state, built = stack.pop(), stack.pop()
+                if built is array:
                     _, shape, held, _, records = state
                     if held is not dtype:
                         raise TypeError
-                    stack[-1] = filled
-                elif stack[-1] is not dtype:
+                    built = filled
+                elif built is not dtype:
                     raise TypeError
+                stack.append(built)
             elif code == 0x80:  # PROTO
                 integer(1)
             elif code == 0x95:  # FRAME

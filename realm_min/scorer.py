@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,16 +33,12 @@ class RealmScorer(RealmModel):
         initialize: bool = True,
     ) -> None:
         super().__init__(config, seed=seed, initialize=initialize)
-        embedder = RealmEmbedder(config, seed=seed, initialize=initialize)
-        self.parts = {"embedder": embedder, "query_embedder": query_embedder or embedder}
+        self.embedder = RealmEmbedder(config, seed=seed, initialize=initialize)
+        self.query_embedder = query_embedder or self.embedder
 
     @property
-    def embedder(self) -> RealmEmbedder:
-        return self.parts["embedder"]
-
-    @property
-    def query_embedder(self) -> RealmEmbedder:
-        return self.parts["query_embedder"]
+    def parts(self) -> Mapping[str, RealmModel]:
+        return {"embedder": self.embedder, "query_embedder": self.query_embedder}
 
     def load_state_dict(self, state_dict: dict[str, Tensor], source: str = "the state dict") -> None:
         """As `RealmModel.load_state_dict`. Where the two embedders differ in `state_dict`, they part here too."""
@@ -52,7 +49,7 @@ class RealmScorer(RealmModel):
         ):
             separate = RealmEmbedder(self.config, seed=self.seed, initialize=False).to(self.device).to(self.dtype)
             separate.checkpoint_layers = self.checkpoint_layers
-            self.parts["query_embedder"] = separate.train(self.training)
+            self.query_embedder = separate.train(self.training)
         super().load_state_dict(state_dict, source)
 
     def forward(

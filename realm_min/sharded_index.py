@@ -81,6 +81,8 @@ class ShardedBlockIndex:
         self._blocks = blocks
         self._slice: BlockIndex | None = None  # None: this rank has no block
         self._first_row = 0  # of `blocks`
+        self._range: range  # of the slice's rows
+        self._sample: Tensor  # [0, D], of the slice's dtype and on its device
 
         def build() -> tuple[int, int, torch.dtype]:
             mips.check_blocks(blocks if total is None or len(blocks) else blocks.new_zeros(1, *blocks.shape[1:]))

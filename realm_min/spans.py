@@ -25,11 +25,21 @@ so that ties are true ties. In shapes: B blocks, T tokens, H hidden.
 """
 
 from collections.abc import Iterator
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 PIECE_ELEMENTS = 2**19  # floats of one width's h held at a time: 2 MB, about one second-level cache
+
+
+class SpanOptions(TypedDict):
+    """The arguments of `span_logits` that are given by name; see there."""
+
+    max_span_width: int
+    eps: float
+    block_mask: Tensor | None
+    relevance_score: Tensor | None
 
 
 def span_candidates(tokens: int, max_span_width: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -79,7 +89,9 @@ def span_logits(
     fit together.
     """
     arguments = (start_projection, end_projection, norm_weight, norm_bias, output_weight, output_bias)
-    options = dict(max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score)
+    options = SpanOptions(
+        max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score
+    )
     check_arguments(*arguments, **options)
     if start_projection.is_cuda and start_projection.dtype != torch.float64:
         from realm_min.kernels import span_logits as kernels
@@ -113,7 +125,9 @@ def best_span(
     Scores that are NaN do not count.
     """
     arguments = (start_projection, end_projection, norm_weight, norm_bias, output_weight, output_bias)
-    options = dict(max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score)
+    options = SpanOptions(
+        max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score
+    )
     check_arguments(*arguments, **options)
     if start_projection.is_cuda and start_projection.dtype != torch.float64:
         from realm_min.kernels import span_logits as kernels
@@ -167,7 +181,9 @@ def span_logits_backward(
     is a constant that is added, so it changes no gradient. The same inputs give the same bits.
     """
     arguments = (start_projection, end_projection, norm_weight, norm_bias, output_weight, output_bias)
-    options = dict(max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score)
+    options = SpanOptions(
+        max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score
+    )
     check_arguments(*arguments, **options, grad_logits=grad_logits)
     if start_projection.is_cuda and start_projection.dtype != torch.float64:
         from realm_min.kernels import span_logits as kernels
@@ -302,7 +318,11 @@ def _hidden_by_piece(
 def _logits_by_piece(
     start_projection: Tensor,
     end_projection: Tensor,
-    *weights: Tensor | float,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    output_weight: Tensor,
+    output_bias: Tensor | float,
+    *,
     max_span_width: int,
     eps: float,
     block_mask: Tensor | None,
@@ -311,7 +331,7 @@ def _logits_by_piece(
     """Yield (rows, width - 1, index of the first span, logits [rows, T - width + 1]), mask and relevance included."""
     tokens, hidden = start_projection.shape[1:]
     dtype = _dtype(start_projection)
-    u, constant = fold_weights(*weights, dtype)
+    u, constant = fold_weights(norm_weight, norm_bias, output_weight, output_bias, dtype)
     for rows, width, first, h in _hidden_by_piece(start_projection, end_projection, max_span_width):
         h.sub_(h.sum(-1, keepdim=True) / hidden)
         r = _inverse_deviation(h, eps)

@@ -61,7 +61,7 @@ def make(kind, **sizes):
     """A model with random weights, biases and LayerNorms included."""
     model = CLASSES[kind](RealmConfig(**(SIZES | sizes)), seed=1)
     if kind == "RealmScorer":
-        model.parts["query_embedder"] = RealmEmbedder(model.config, seed=2)
+        model.query_embedder = RealmEmbedder(model.config, seed=2)
     generator = torch.Generator().manual_seed(3)
     for key, tensor in model.state_dict().items():
         if tensor.dim() == 1 or key == "block_emb":

@@ -1,0 +1,48 @@
+"""The configuration: what the class declares, against transformers' `RealmConfig`."""
+
+import inspect
+import typing
+
+import pytest
+import transformers
+
+from realm_min import RealmConfig
+
+DECLARED = typing.get_type_hints(RealmConfig)
+THEIRS = transformers.RealmConfig()
+
+
+def test_every_parameter_of_transformers_is_declared():
+    theirs = [*inspect.signature(transformers.RealmConfig.__init__).parameters][1:-1]  # without self and **kwargs
+    assert set(theirs) < DECLARED.keys()
+    assert DECLARED.keys() - set(theirs) == {
+        # Of all their configurations, and one that their model takes as "absolute" where it is not there.
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "position_embedding_type",
+    }
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_a_declaration_has_the_default_of_transformers_and_its_own_type(name):
+    default = getattr(RealmConfig, name)
+    assert type(default) is DECLARED[name]
+    if name != "position_embedding_type":
+        assert default == getattr(THEIRS, name)
+
+
+def test_an_instance_has_every_value_of_its_own():
+    config = RealmConfig(hidden_size=24, num_labels=3)
+    assert list(vars(config)) == [*DECLARED, "num_labels"]
+    assert list(config.to_dict()) == ["model_type", *DECLARED, "num_labels"]
+    assert config.hidden_size == 24 and RealmConfig.hidden_size == 768 == RealmConfig().hidden_size
+    assert (
+        RealmConfig().to_dict() == {"model_type": "realm"} | {name: getattr(RealmConfig, name) for name in DECLARED}
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["to_dict", "from_pretrained", "_check", "__class__", "__annotations__"])
+def test_names_of_the_class_are_no_values(name):
+    with pytest.raises(ValueError, match=f"'{name}' names a part of RealmConfig itself"):
+        RealmConfig(**{name: 1})
