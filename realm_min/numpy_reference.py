@@ -25,7 +25,7 @@ Axes in shape comments:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ import numpy as np
 from realm_min.config import RealmConfig
 
 Array = np.ndarray
-Parameters = dict[str, np.ndarray]
+Parameters = Mapping[str, np.ndarray]
 
 # Added to a score that must not count. The most negative number, not -inf: a score is lost in its rounding, so where
 # *every* score of a row is masked all become equal, and their softmax is uniform instead of 0/0.
@@ -221,12 +221,12 @@ def embeddings(
     Raises:
         ValueError: both or neither input, a wrong rank, an id outside its table.
     """
-    if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("give exactly one of input_ids and inputs_embeds")
-    if inputs_embeds is None:
+    if input_ids is not None and inputs_embeds is None:
         if np.ndim(input_ids) != 2:
             raise ValueError(f"input_ids has shape {np.shape(input_ids)}; give [batch, tokens]")
         inputs_embeds = embedding(input_ids, parameters[f"{prefix}word_embeddings.weight"])
+    elif input_ids is not None or inputs_embeds is None:
+        raise ValueError("give exactly one of input_ids and inputs_embeds")
     inputs_embeds = np.asarray(inputs_embeds, np.float64)  # [batch, tokens, hidden]
     if inputs_embeds.ndim != 3:
         raise ValueError(f"inputs_embeds has shape {inputs_embeds.shape}; give [batch, tokens, hidden]")
@@ -234,7 +234,7 @@ def embeddings(
     if token_type_ids is None:
         token_type_ids = np.zeros((batch, tokens), np.int64)
     if position_ids is None:
-        position_ids = np.arange(tokens)[None]
+        position_ids = np.arange(tokens, dtype=np.int64)[None]
 
     x = (
         inputs_embeds
@@ -459,7 +459,7 @@ def marginal_masked_lm_loss(
         log_p = logsumexp(log_p_document[:, :, None] + log_p_token, axis=1)  # log p(y_j|x) [batch, tokens]
         log_likelihood = np.sum(log_p * mask)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return -np.nansum(log_likelihood / np.sum(mask))
+        return np.asarray(-np.nansum(log_likelihood / np.sum(mask)))
 
 
 def knowledge_encoder(

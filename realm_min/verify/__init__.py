@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,8 @@ def verify(
     text_ids = None if text is None else RealmTokenizer.from_pretrained(folder)(text)["input_ids"]
     report = compare(
         kind, config, state_dict, paths, inputs_of(kind, config, seed, text_ids),
-        blocks=Blocks(folder, text_ids) if holds_blocks(folder, kind, text_ids) else None, progress=progress,
+        blocks=Blocks(folder, text_ids) if text_ids is not None and holds_blocks(folder, kind) else None,
+        progress=progress,
     )  # fmt: skip
     known_values = []
     if name and report.weights:
@@ -108,7 +109,7 @@ def read_checkpoint(folder: Path, config: RealmConfig | None = None) -> tuple[st
         state_dict |= {f"query_{key}": tensor for key, tensor in state_dict.items() if key.startswith("embedder.")}
     expected = shapes(kind, config)
     aliases = {key: same for key, same in expected.items() if isinstance(same, str)}
-    tensors = {key: torch.empty(shape, device="meta") for key, shape in expected.items() if key not in aliases}
+    tensors = {key: torch.empty(shape, device="meta") for key, shape in expected.items() if not isinstance(shape, str)}
     checkpoints.assign(tensors, state_dict, aliases, source=str(folder))  # copies nothing: these have no memory
     once = {aliases.get(key, key): tensor for key, tensor in state_dict.items()}
     return kind, config, {key: once[key] for key in tensors}
@@ -137,7 +138,8 @@ def compare(
     problems = weight_problems(state_dict)
     progress("NumPy reference, float64")
     reference = ReferencePath(kind, config, state_dict)
-    values, scores = dict(inputs), {}
+    values: Values = dict(inputs)
+    scores: Values = {}
     answer = None
     with np.errstate(all="ignore"):  # damaged weights overflow; that is reported as what it is
         for stage in stages:
@@ -146,7 +148,7 @@ def compare(
                 inputs, values = inputs | read, values | read
             run_reference(reference, stage, values, scores, problems)
     if blocks and values["reader:answer"] is not None:
-        answer = blocks.answer(config, values)
+        answer = blocks.answer(config, {name: value for name, value in values.items() if value is not None})
 
     rows = [
         Row(stage, scale_of(reference, stage, values), {key: problems[key] for key in weights_of(stage, problems)})
@@ -170,6 +172,12 @@ def compare(
     )  # fmt: skip
 
 
+def read_by(stage: Stage, values: Values) -> list[np.ndarray] | None:
+    """What a stage reads; None where some of it is not finite."""
+    found = [value for name in stage.reads if (value := values[name]) is not None]
+    return found if len(found) == len(stage.reads) else None
+
+
 def run_reference(
     reference: ReferencePath, stage: Stage, values: Values, scores: Values, problems: dict[str, str]
 ) -> None:
@@ -177,9 +185,8 @@ def run_reference(
     if stage.repeats:
         values[stage.name], scores[stage.name] = values[stage.repeats], scores.get(stage.repeats)
         return
-    found = None
-    if all(values[name] is not None for name in stage.reads):
-        found = finite(reference.compute(stage, *(values[name] for name in stage.reads)))
+    reads = read_by(stage, values)
+    found = None if reads is None else finite(reference.compute(stage, *reads))
     if stage.choices:
         scores[stage.name] = found
         found = None if found is None else choose(found, stage.choices)
@@ -187,22 +194,25 @@ def run_reference(
 
 
 def scale_of(reference: ReferencePath, stage: Stage, values: Values) -> float:
-    reads = [values[name] for name in stage.reads]
-    if values[stage.name] is None or any(value is None for value in reads):
+    value, reads = values[stage.name], read_by(stage, values)
+    if value is None or reads is None:
         return float("inf")
-    return reference.scale(stage, values[stage.name], *reads)
+    return reference.scale(stage, value, *reads)
 
 
-def measure_path(path: MeasuredPath, rows: list[Row], inputs: Values, reference: Values, scores: Values) -> None:
+def measure_path(
+    path: MeasuredPath, rows: list[Row], inputs: Mapping[str, np.ndarray], reference: Values, scores: Values
+) -> None:
     """Add the errors of one path to every row."""
-    values = dict(inputs)
+    values: Values = dict(inputs)
     for row in rows:
         stage = row.stage
 
         def compute(given: Values, stage: Stage = stage) -> np.ndarray | None:
-            if any(given[name] is None for name in stage.reads):
+            reads = read_by(stage, given)
+            if reads is None:
                 return None
-            found = path.compute(stage, *(given[name] for name in stage.reads))
+            found = path.compute(stage, *reads)
             return NOT_COMPUTED if found is None else finite(found)
 
         def error(found: np.ndarray | None, row: Row = row) -> Error:
@@ -216,7 +226,7 @@ def measure_path(path: MeasuredPath, rows: list[Row], inputs: Values, reference:
             continue
         values[stage.name] = found
         own = None
-        if not stage.repeats and all(reference[name] is not None for name in stage.reads):
+        if not stage.repeats and read_by(stage, reference) is not None:
             own = error(compute(reference))
         row.errors[path.name] = Measured(
             error(found), own, row.stage.tolerance if path.tolerance is None else path.tolerance
@@ -239,8 +249,8 @@ def weights_of(stage: Stage, keys: Any) -> list[str]:
 # --- Real blocks ------------------------------------------------------------------------------------------------------
 
 
-def holds_blocks(folder: Path, kind: str, text_ids: list[int] | None) -> bool:
-    return kind == "RealmForOpenQA" and text_ids is not None and (folder / BLOCK_RECORDS_FILE).is_file()
+def holds_blocks(folder: Path, kind: str) -> bool:
+    return kind == "RealmForOpenQA" and (folder / BLOCK_RECORDS_FILE).is_file()
 
 
 class Blocks:
@@ -267,7 +277,7 @@ class Blocks:
         }
         return {f"reader:{name}": tensor.numpy() for name, tensor in tensors.items()}
 
-    def answer(self, config: RealmConfig, values: Values) -> Answer:
+    def answer(self, config: RealmConfig, values: Mapping[str, np.ndarray]) -> Answer:
         """The reference's answer, as text."""
         logits, ids = values["reader:span logits"], values["reader:ids"]
         from ..numpy_reference import span_candidates

@@ -125,6 +125,6 @@ def compare_known(name: str, folder: Folder, known: dict[str, Known] = KNOWN) ->
 
 
 def agree(expected: Value, found: Value) -> bool:
-    if isinstance(expected, str):
+    if isinstance(expected, str) or isinstance(found, str):
         return found == expected
     return abs(found - expected) <= KNOWN_TOLERANCE

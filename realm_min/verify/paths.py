@@ -318,8 +318,10 @@ class TorchPath(MeasuredPath):
         return rows.view(*x.shape[:2], -1)
 
     def span_logits(self, model: Any, stage: Stage, projections: Tensor, block_mask: Tensor) -> Tensor:
+        start_projection, end_projection = projections.chunk(2, dim=2)
         return self.all_span_logits(
-            *projections.chunk(2, dim=2),
+            start_projection,
+            end_projection,
             model.p["qa_outputs.layer_normalization.weight"],
             model.p["qa_outputs.layer_normalization.bias"],
             model.p["qa_outputs.dense_output.weight"][0],
@@ -418,10 +420,10 @@ class TritonPath(TorchPath):
     def __init__(self, kind: str, config: RealmConfig, state_dict: StateDict) -> None:
         super().__init__(kind, config, state_dict, name="triton")
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        from ..kernels.mips_topk import mips_topk as search
-        from ..kernels.span_logits import span_logits as all_span_logits
+        from realm_min.kernels import mips_topk as search
+        from realm_min.kernels import span_logits as logits
 
-        self.search, self.all_span_logits = search, all_span_logits
+        self.search, self.all_span_logits = search.mips_topk, logits.span_logits
 
     def retrieve(self, model: Any, stage: Stage, projection: Tensor) -> Tensor | None:
         if projection.shape[1] % 8:

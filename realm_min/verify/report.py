@@ -115,8 +115,8 @@ class Report:
         def number(value: float) -> float | None:
             return value if math.isfinite(value) else None
 
-        def error(found: Error | None) -> dict[str, Any] | None:
-            return found and {
+        def error(found: Error) -> dict[str, Any]:
+            return {
                 "absolute": number(found.absolute),
                 "relative": number(found.relative),
                 "float32_roundings": number(found.roundings),
@@ -147,7 +147,7 @@ class Report:
                     "errors": {
                         path: {
                             **error(found.accumulated),
-                            "own": error(found.own),
+                            "own": None if found.own is None else error(found.own),
                             "tolerance": found.tolerance,
                             "passed": found.passed,
                         }
@@ -243,7 +243,7 @@ def measures_of(report: Report, path: str, wide: bool) -> list[str]:
 
 def cell_of(measured: Measured | None, name: str, choice: bool) -> Text:
     error = None if measured is None else measured.own if name == "own" else measured.accumulated
-    if error is None:
+    if measured is None or error is None:
         return Text("–", style="dim")
     failed = error.relative > measured.tolerance
     style = "bold red" if failed else ""
@@ -298,7 +298,8 @@ def verdict(report: Report) -> Text:
     for path in report.paths:
         if row := report.first_of(path):
             found = row.errors[path]
-            which = found.accumulated if found.accumulated.relative > found.tolerance else found.own
+            late = found.accumulated.relative > found.tolerance
+            which = found.accumulated if late or found.own is None else found.own
             size = "not finite" if not math.isfinite(which.relative) else f"{which.relative:.1e} relative"
             lines.append(f"  {path}: first at {where(row)}, {size}, tolerance {found.tolerance:g}")
     faulty = [row for row in report.rows if row.weights]
