@@ -255,6 +255,7 @@ def join(patience: float = PATIENCE) -> Iterator[World]:
         patience: seconds of silence after which a rank is held for dead.
 
     Raises:
+        OSError: there are several, on a platform that lacks what they need of POSIX.
         RankFailedError: while the block runs, in the main thread: another rank died or failed.
         ConnectionError: the other ranks cannot be reached.
     """
@@ -263,6 +264,11 @@ def join(patience: float = PATIENCE) -> Iterator[World]:
     if size == 1 or _world.size > 1:
         yield _world
         return
+    if not hasattr(signal, "SIGUSR1") or not hasattr(signal, "pthread_kill") or not dist.is_available():
+        raise OSError(
+            f"WORLD_SIZE={size} asks for several ranks, which need the signals of Linux or macOS and a torch with "
+            "torch.distributed: start one process, without torchrun"
+        )
     rank = int(os.environ["RANK"])
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
