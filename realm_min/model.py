@@ -52,7 +52,7 @@ class RealmModel:
         self._cache: trunk.Cache = {}  # what the last call kept for `backward`; empty where it kept nothing
         self._keeps = False  # keep it in evaluation mode too
         self._checkpoint_layers = False
-        self.p = allocate(self.shapes(config), torch.float32, "cpu")
+        self.p = allocate(self.shapes(config), torch.float32, "cpu", unread=self.unread)
         if initialize:
             initialize_(self.p, config.initializer_range, config.pad_token_id, seed)
 
@@ -136,7 +136,7 @@ class RealmModel:
             part.to(target)
         self._grads = self._call = None
         self._cache = {}
-        if self.p:
+        if any(tensor.device != device or tensor.dtype != dtype for tensor in self.p.values()):
             self.p = self._moved(dtype, device)
         # A generator belongs to one device: draw on from the same seed there.
         if self.generator.device != torch.device(device):
@@ -144,7 +144,7 @@ class RealmModel:
         return self
 
     def _moved(self, dtype: torch.dtype, device: torch.device) -> Parameters:
-        moved = allocate(self.shapes(self.config), dtype, device)
+        moved = allocate(self.shapes(self.config), dtype, device, unread=self.unread)
         for key, tensor in self.p.items():
             moved[key].copy_(tensor)
         return moved
@@ -278,7 +278,7 @@ class RealmModel:
         """Gradients of the model's own tensors, laid out as they are."""
         if self._grads is None:
             shapes = {key: shape for key, shape in self.shapes(self.config).items() if key not in self.buffers}
-            self._grads = allocate(shapes, self.dtype, self.device, zeros=True, constant=self.unread)
+            self._grads = allocate(shapes, self.dtype, self.device, zeros=True, unread=self.unread)
         return self._grads
 
     @property

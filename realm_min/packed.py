@@ -25,12 +25,14 @@ from __future__ import annotations
 import bisect
 import hashlib
 import json
+import mmap
 import os
 import re
 import struct
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,8 @@ FINE_LEVELS = 16  # of the block embeddings and the small heads: an error of 1.8
 COMMON_PIECES = 14_000  # BERT's vocabulary stands in the order of frequency; what follows is rare
 SAMPLE_BLOCKS, SAMPLE_QUESTIONS, SAMPLE_BATCH = 48, 96, 8  # texts to gather E[x xᵀ] from
 DAMPING = 0.03  # added to the diagonal of E[x xᵀ], times its mean: the sample is small
+
+Checksum = Callable[[Any], bytes]  # of bytes or a memoryview
 
 # Weights that these two models hold, as the published checkpoints do, and never read.
 UNREAD = re.compile(r"(embedder|reader)\.cls\.predictions\..*|reader\.realm\.pooler\..*")
@@ -126,7 +130,7 @@ def pack(
     data = _largest_within(budget, packed)
     with write_atomically(path) as temporary:
         temporary.write_bytes(data)
-    return _split(data)[0]["manifest"]
+    return split(data, MAGIC, sha256)[0]["manifest"]
 
 
 def _largest_within(budget: int, packed: Callable[[float, bool], bytes]) -> bytes:
@@ -144,27 +148,56 @@ def load_packed(path: str | os.PathLike) -> tuple[RealmForOpenQA, RealmTokenizer
     """Read what `pack` wrote.
 
     Returns:
-        The model, float32, in evaluation mode, without a retriever; weights that it never reads are zeros, the
-        decoder the word embeddings. Its tokenizer. The manifest: `corpus` (`corpus_hash` of the blocks), `corpus_name`,
-        `blocks`, `max_wordpieces` (how they were cut), `weights` (how many are quantised), `levels` (steps a standard
-        deviation).
+        The model, float32, in evaluation mode, without a retriever; weights that no output depends on are zeros. Its
+        tokenizer. The manifest: `corpus` (`corpus_hash` of the blocks), `corpus_name`, `blocks`, `max_wordpieces` (how
+        they were cut), `weights` (how many are quantised), `levels` (steps a standard deviation).
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: it is damaged, cut short, or another file.
     """
+    header, streams = read_packed(path)
+    with damage_told(path):
+        return *build(header, *streams), header["manifest"]
+
+
+def read_packed(path: str | os.PathLike) -> tuple[dict[str, Any], tuple[bytes, bytes, bytes]]:
+    """The header of a packed file, and its codes as plain int8, steps and vectors; raises as `load_packed`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the file of a packed model")
+    with damage_told(path):
+        header, (codes, steps, vectors) = split(path.read_bytes(), MAGIC, sha256)
+        weights = header["manifest"]["weights"]
+        return header, (zlib.decompressobj(-15).decompress(codes, weights + 1), steps, vectors)
+
+
+def digest_of(path: str | os.PathLike) -> str:
+    """The sha256 (hexadecimal) that stands in a packed file; the file is not compared with it."""
+    with open(path, "rb") as file:
+        return file.read(len(MAGIC) + hashlib.sha256().digest_size)[len(MAGIC) :].hex()
+
+
+@contextmanager
+def damage_told(path: Path) -> Iterator[None]:
+    """Turn what goes wrong in reading a file's bytes into one ValueError."""
     try:
-        header, streams = _split(path.read_bytes())
-        config = RealmConfig.from_dict(header["config"])
-        model = RealmForOpenQA(config, initialize=False)
-        _fill(model.state_dict(), header["copies"], *streams)
-        tokenizer = _tokenizer(header["vocabulary"], header["tokenizer"])
+        yield
     except (ValueError, KeyError, TypeError, AttributeError, struct.error, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error}): it is damaged or no packed model; fetch it again") from None
-    return model.eval(), tokenizer, header["manifest"]
+
+
+def build(
+    header: dict[str, Any], codes: bytes, steps: bytes, vectors: bytes, **arguments: Any
+) -> tuple[RealmForOpenQA, RealmTokenizerFast]:
+    """The model and the tokenizer of what `read_packed` returns; `arguments` are RealmForOpenQA's own."""
+    model = RealmForOpenQA(RealmConfig.from_dict(header["config"]), initialize=False, **arguments)
+    tensors = model.state_dict()
+    _fill({key: tensor for key, tensor in tensors.items() if key not in header["copies"]}, codes, steps, vectors)
+    for key, source in header["copies"].items():
+        part, _, name = key.partition(".")
+        model.parts[part].p[name] = copy_on_write(tensors[source])
+    return model.eval(), tokenizer_of(header)
 
 
 # ---- vocabulary
@@ -192,6 +225,10 @@ def kept_pieces(
 def _config_tokens(config: RealmConfig) -> dict[str, int]:
     found = {name: getattr(config, name) for name in _CONFIG_TOKENS}
     return {name: token for name, token in found.items() if token is not None}
+
+
+def tokenizer_of(header: dict[str, Any]) -> RealmTokenizerFast:
+    return _tokenizer(header["vocabulary"], header["tokenizer"])
 
 
 def _tokenizer(vocabulary: list[str], settings: dict[str, Any]) -> RealmTokenizerFast:
@@ -265,9 +302,13 @@ def quantize(
     return codes.T.astype(np.int8), rows, columns
 
 
-def dequantize(codes: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Codes [rows, columns] int8 times factors [rows], [columns] float16 -> float32."""
-    return codes * rows.astype(np.float32)[:, None] * columns.astype(np.float32)
+def dequantize(codes: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: Tensor | None = None) -> Tensor:
+    """Codes [rows, columns] int8 times factors [rows], [columns] float16 -> float32, in `out` where it is given.
+
+    It is quick where the codes lie in memory in the order of `out`.
+    """
+    row_factors, column_factors = (torch.from_numpy(factors.astype(np.float32)) for factors in (rows, columns))
+    return torch.mul(torch.from_numpy(codes), row_factors[:, None], out=out).mul_(column_factors)
 
 
 def round_with_feedback(weights: np.ndarray, steps: np.ndarray, feedback: np.ndarray, at_once: int = 64) -> np.ndarray:
@@ -375,59 +416,76 @@ def _assemble(
         b"".join(steps),
         b"".join(vector.astype("<f2").tobytes() for vector in vectors.values()),
     ]
-    text = zlib.compress(json.dumps(header | {"streams": [len(stream) for stream in streams]}).encode(), 9)
-    payload = b"".join((struct.pack("<I", len(text)), text, *streams))
-    return MAGIC + hashlib.sha256(payload).digest() + payload
+    return join(header, streams, MAGIC, sha256)
 
 
 def _stored_order(columns: np.ndarray) -> np.ndarray:
     return np.argsort(columns, kind="stable")
 
 
-def _split(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
-    """The header and the streams of a file's bytes; ValueError if a single one is not as it was written."""
-    start = len(MAGIC) + hashlib.sha256().digest_size
-    if not data.startswith(MAGIC):
-        raise ValueError("it does not begin as packed models do")
-    if hashlib.sha256(data[start:]).digest() != data[len(MAGIC) : start]:
+def sha256(data: bytes | memoryview) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def join(header: dict[str, Any], streams: list[bytes], magic: bytes, checksum: Checksum) -> bytes:
+    """A file's bytes: the magic, a checksum of the rest, the header's length, the header, the streams."""
+    text = zlib.compress(json.dumps(header | {"streams": [len(stream) for stream in streams]}).encode(), 9)
+    payload = b"".join((struct.pack("<I", len(text)), text, *streams))
+    return magic + checksum(payload) + payload
+
+
+def split(data: bytes | mmap.mmap, magic: bytes, checksum: Checksum) -> tuple[dict[str, Any], list[memoryview]]:
+    """The header and the streams of what `join` returned; ValueError if a single byte is not as it was."""
+    view, start = memoryview(data), len(magic) + len(checksum(b""))
+    if data[: len(magic)] != magic:
+        raise ValueError("it does not begin as such files do")
+    if checksum(view[start:]) != data[len(magic) : start]:
         raise ValueError("its checksum is wrong")
     (length,) = struct.unpack_from("<I", data, start)
     start += 4
-    header = json.loads(zlib.decompress(data[start : start + length]))
+    header = json.loads(zlib.decompress(view[start : start + length]))
     start += length
     streams = []
     for length in header["streams"]:
-        streams.append(data[start : start + length])
+        streams.append(view[start : start + length])
         start += length
     return header, streams
 
 
-def _fill(tensors: dict[str, Tensor], copies: dict[str, str], codes: bytes, steps: bytes, vectors: bytes) -> None:
-    """Write the weights into a model's tensors, in place."""
-    stored = {key: tensor for key, tensor in tensors.items() if not UNREAD.fullmatch(key) and key not in copies}
+def copy_on_write(tensor: Tensor) -> Tensor:
+    """A copy that takes its memory when either side is first written to, which no answer does; a plain copy elsewhere.
+
+    Tensors have had it since torch 2.2, under a name that it does not promise to keep.
+    """
+    try:
+        return torch._lazy_clone(tensor)
+    except (AttributeError, RuntimeError):  # no such name; memory that is not torch's own
+        return tensor.clone()
+
+
+def _fill(tensors: dict[str, Tensor], codes: bytes, steps: bytes, vectors: bytes) -> None:
+    """Write the weights into a new model's tensors, in place; those that no output depends on are zeros already."""
+    stored = {key: tensor for key, tensor in tensors.items() if not UNREAD.fullmatch(key)}
     matrices = {key for key, tensor in stored.items() if is_quantized(key, tuple(tensor.shape))}
     total = sum(stored[key].numel() for key in matrices)
-    all_codes = np.frombuffer(zlib.decompressobj(-15).decompress(codes, total + 1), np.int8)
+    all_codes = np.frombuffer(codes, np.int8)
     all_steps, all_vectors = np.frombuffer(steps, "<f2"), np.frombuffer(vectors, "<f2")
     if len(all_codes) != total:
         raise ValueError(f"it holds {len(all_codes):,} weights, and its configuration asks for {total:,}")
+    ordered = np.empty(max((stored[key].numel() for key in matrices), default=0), np.int8)
     next_codes, next_steps, next_vector = _taking(all_codes), _taking(all_steps), _taking(all_vectors)
     for key, tensor in stored.items():
         if key in matrices:
             rows, columns = next_steps(tensor.shape[0]), next_steps(tensor.shape[1])
-            array_codes = np.empty(tuple(tensor.shape), np.int8)
-            array_codes.T[_stored_order(columns)] = next_codes(tensor.numel()).reshape(len(columns), len(rows))
-            array = dequantize(array_codes, rows, columns)
+            # [columns, rows], as a dense layer's weight lies in memory.
+            by_column = ordered[: tensor.numel()].reshape(len(columns), len(rows))
+            by_column[_stored_order(columns)] = next_codes(tensor.numel()).reshape(by_column.shape)
+            dequantize(
+                np.ascontiguousarray(by_column.T) if tensor.is_contiguous() else by_column.T, rows, columns, tensor
+            )
         else:
             array = next_vector(tensor.numel()).reshape(tensor.shape).astype(np.float32)
-        tensor.copy_(torch.from_numpy(array))
-    for key, source in copies.items():
-        tensors[key].copy_(tensors[source])
-    for key, tensor in tensors.items():
-        if key.endswith("cls.predictions.decoder.weight"):
-            tensor.copy_(tensors[f"{key.split('.')[0]}.{_WORDS}"])
-        elif UNREAD.fullmatch(key):
-            tensor.zero_()
+            tensor.copy_(torch.from_numpy(array))
 
 
 def _taking(array: np.ndarray) -> Callable[[int], np.ndarray]:

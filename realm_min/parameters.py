@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ Shapes = dict[str, "tuple[int, ...] | str"]
 
 # Gradients begin at multiples of so many numbers in `flat`: whole cache lines.
 ALIGNED = 64
+ALIGNMENT = 64  # bytes: where torch's own tensors begin
 
 
 class Parameters(dict[str, Tensor]):
@@ -56,17 +58,18 @@ def allocate(
     device: torch.device | str,
     *,
     zeros: bool = False,
-    constant: tuple[str, ...] = (),
+    unread: tuple[str, ...] = (),
 ) -> Parameters:
     """Parameters in the order of `shapes`, of any values; or of zeros and side by side, as gradients are.
 
-    Of the zeros, those under names that begin as one of `constant` are a single number, and not among the others.
+    Names that begin as one of `unread` are of what no output depends on. As parameters they are zeros which cost no
+    memory until they are written to; as gradients each is a single zero, seen at every place, and not in `flat`.
     """
     parameters = Parameters()
     parameters.qkv = {}
     fused: dict[str, Tensor] = {}
     if zeros:
-        own = (shape for name, shape in shapes.items() if not (isinstance(shape, str) or name.startswith(constant)))
+        own = (shape for name, shape in shapes.items() if not (isinstance(shape, str) or name.startswith(unread)))
         numbers = sum(_aligned(math.prod(shape)) for shape in own)
         parameters.flat = torch.zeros(numbers, dtype=dtype, device=device)
     used = 0
@@ -82,8 +85,12 @@ def allocate(
         attention, _, role = name.rpartition("self.")
         if isinstance(shape, str):
             parameters[name] = parameters[shape]
-        elif name.startswith(constant):
+        elif name.startswith(unread) and zeros:
             parameters[name] = torch.zeros((), dtype=dtype, device=device).expand(shape)
+        elif name.startswith(unread):
+            dense = is_dense_weight(name)
+            parameters[name] = untouched_zeros(shape[::-1] if dense else shape, dtype, device)
+            parameters[name] = parameters[name].t() if dense else parameters[name]
         elif attention and role.split(".")[0] in ("query", "key", "value"):
             kind, part = role.split(".")[1], ("query", "key", "value").index(role.split(".")[0])
             width = shape[0]
@@ -95,12 +102,21 @@ def allocate(
                 parameters.qkv[attention + "self"] = (fused["weight"], fused["bias"])
         elif is_dense_weight(name):
             parameters[name] = empty(shape[::-1]).t()
-        elif zeros:
+        elif zeros or name != "block_emb":
             parameters[name] = empty(shape)
-        else:
-            # Zeros cost nothing until touched, and a 6.8 GB table of block embeddings may never be.
-            parameters[name] = torch.zeros(shape, dtype=dtype, device=device)
+        else:  # which nothing initialises, and of which 6.8 GB may never be touched
+            parameters[name] = untouched_zeros(shape, dtype, device)
     return parameters
+
+
+def untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Zeros that on a CPU cost neither time nor memory until they are touched, unlike those of `torch.zeros`."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    length = math.prod(shape) * dtype.itemsize
+    data = np.zeros(length + ALIGNMENT, np.uint8)  # which the kernel hands out page by page
+    start = -data.ctypes.data % ALIGNMENT
+    return torch.from_numpy(data[start : start + length]).view(dtype).view(shape)
 
 
 def _aligned(numbers: int) -> int:

@@ -101,7 +101,7 @@ def test_quantize_rounds_to_the_nearest_multiple(shape, levels, scale, seed):
     codes, rows, columns = quantize(matrix, levels)
     assert codes.dtype == np.int8 and rows.dtype == columns.dtype == np.float16
     assert rows.shape == shape[:1] and (columns == 1).all()
-    restored = dequantize(codes, rows, columns)
+    restored = dequantize(codes, rows, columns).numpy()
     assert restored.dtype == np.float32 and not restored[0].any()
     wanted = np.maximum(matrix.std(1) / levels, np.abs(matrix).max(1) / 127)
     # float16 keeps 11 bits of a step, and its own smallest steps are 2^-24.
@@ -112,7 +112,7 @@ def test_quantize_rounds_to_the_nearest_multiple(shape, levels, scale, seed):
 def test_one_outlier_is_not_clipped():
     matrix = np.full((1, 400), 0.01, np.float32)
     matrix[0, 7] = 5.0
-    restored = dequantize(*quantize(matrix, 32))
+    restored = dequantize(*quantize(matrix, 32)).numpy()
     assert abs(restored[0, 7] - 5) < 5e-3
 
 
@@ -154,7 +154,7 @@ def test_feedback_serves_the_output(rank, levels, seed):
     matrix = random.standard_normal((64, 96)).astype(np.float32)
     feedback = feedback_factor((x.T @ x / len(x)).astype(np.float32))
     fed, plain = quantize(matrix, levels, feedback), quantize(matrix, levels)
-    error = [np.square(x @ (dequantize(*found) - matrix).T).mean() for found in (fed, plain)]
+    error = [np.square(x @ (dequantize(*found).numpy() - matrix).T).mean() for found in (fed, plain)]
     assert error[0] < 0.8 * error[1]
     bits = [np.log2(4.13 * np.maximum(found[0].std(0), 0.25)).sum() for found in (fed, plain)]
     assert bits[0] < 1.1 * bits[1]
@@ -189,10 +189,7 @@ def test_weights_come_back(model, tokenizer, loaded):
             assert (new[key] - tensor).abs().max() > 0 or steps.max() == 0, key
         else:
             assert torch.equal(new[key], tensor.half().float()), key
-    assert torch.equal(
-        new["embedder.cls.predictions.decoder.weight"], new["embedder.realm.embeddings.word_embeddings.weight"]
-    )
-    assert not new["reader.realm.pooler.dense.weight"].any() and not new["embedder.cls.predictions.bias"].any()
+    assert not any(tensor.any() for key, tensor in new.items() if UNREAD.fullmatch(key))
     assert (
         manifest["weights"]
         == sum(
