@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from realm_min import RealmForOpenQA, RealmRetriever, indexing
+from realm_min import RealmForOpenQA, RealmRetriever, default_model, indexing
 from realm_min import bert as trunk
 from realm_min.cli import progress_report, status_of
 from realm_min.corpus import Block
@@ -193,7 +193,7 @@ def main() -> None:
     )
     packed, shipped = (
         unpack(file, final.retriever.block_records)
-        for file in (given.work / indexing.DEFAULT_MODEL.name, indexing.DEFAULT_MODEL)
+        for file in (given.work / default_model.PACKED_FILE.name, default_model.PACKED_FILE)
     )
     slices = {split: factbook_slice(questions, blocks) for split, questions in asked.items()}
     training = {"train": factbook_slice(learnt, blocks)}

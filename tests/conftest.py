@@ -25,3 +25,16 @@ def torch_seed() -> None:
 def vocabulary() -> Path:
     """The uncased WordPiece vocabulary that ships with the package."""
     return Path(realm_min.__file__).parent / "assets" / "vocab.txt"
+
+
+@pytest.fixture(scope="session")
+def default_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache for XDG_CACHE_HOME that holds the default model, made once for all processes of the suite."""
+    from realm_min import default_model
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "default-cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        default_model.load()
+    return folder

@@ -13,7 +13,7 @@ import pytest
 import torch
 from oracle import transformers
 
-from realm_min import ask, cli, indexing
+from realm_min import ask, default_model, indexing
 from realm_min.cli import main
 from realm_min.config import RealmConfig
 from realm_min.corpus import Block, Document, cut_blocks, record
@@ -65,7 +65,7 @@ def default_file(tmp_path_factory):
     file = folder / "default.realm"
     pack(indexed, tokenizer, DOCUMENTS, file, corpus="capitals==1.0", extra_texts=ask.EXAMPLES, common_pieces=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(indexing, "DEFAULT_MODEL", file)
+        patch.setattr(default_model, "PACKED_FILE", file)
         yield file
 
 
@@ -256,10 +256,10 @@ def test_ask_json(folder, capsys):
         assert scores == sorted(scores, reverse=True) and len(scores) == 4
 
 
-def test_default_model_is_unpacked_once(tmp_path, monkeypatch, capsys, tiny):
+def test_default_model_is_unpacked_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     asked = []
-    monkeypatch.setattr(cli, "read_documents", lambda corpus: asked.append(corpus) or DOCUMENTS)
+    monkeypatch.setattr(default_model, "read_documents", lambda corpus: asked.append(corpus) or DOCUMENTS)
     monkeypatch.setattr(indexing, "embed_blocks", None)  # the embeddings are the stored ones
     assert main(["ask"]) == 0  # no question and no terminal: the examples
     first = capsys.readouterr()
@@ -269,50 +269,15 @@ def test_default_model_is_unpacked_once(tmp_path, monkeypatch, capsys, tiny):
     second = capsys.readouterr()
     assert second.out == first.out and second.err == ""
     assert asked == ["factbook"]
-    (folder,) = (tmp_path / "realm-min").iterdir()
-    made = RealmForOpenQA.from_pretrained(folder, retriever=RealmRetriever.from_pretrained(folder))
-    assert all(torch.equal(tensor, made.state_dict()[key]) for key, tensor in tiny[0].state_dict().items())
-    blocks = list(cut_blocks(DOCUMENTS, tiny[1]))
-    assert [bytes(r) for r in made.retriever.block_records] == [record(block) for block in blocks]
-
-
-def test_unpacked_folder_is_as_indexed(tmp_path, tiny, default_file):
-    """The same files as indexing writes; the same weights, and embeddings a rounding apart."""
-    unpacked = indexing.unpack(default_file, DOCUMENTS, tmp_path / "unpacked", corpus_name="capitals==1.0")
-    indexed = indexing.index(DOCUMENTS, tmp_path / "indexed", *tiny)
-    ours, theirs = files_of(unpacked), files_of(indexed)
-    assert ours.keys() == theirs.keys()
-    assert all(ours[name] == theirs[name] for name in ours if name not in ("model.safetensors", "manifest.json"))
-    manifests = [json.loads(files["manifest.json"]) for files in (ours, theirs)]
-    assert manifests[0] == {key: value for key, value in manifests[1].items() if key != "shard_size"}
-    one, two = (RealmForOpenQA.from_pretrained(path).block_emb for path in (unpacked, indexed))
-    cosine = (one * two).sum(1) / (one.norm(dim=1) * two.norm(dim=1))
-    assert 0.98 < cosine.min() < 1
-
-
-def test_unpacking_goes_on_after_a_stop(tmp_path, default_file):
-    def stop(stage, done, total):
-        if done == 9:
-            raise KeyboardInterrupt
-
-    whole = files_of(indexing.unpack(default_file, DOCUMENTS, tmp_path / "whole", corpus_name="capitals==1.0"))
-    out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt):
-        indexing.unpack(default_file, DOCUMENTS, out, corpus_name="capitals==1.0", report=stop)
-    assert not out.exists()
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "left.txt").write_text("of a run that was killed")
-    assert files_of(indexing.unpack(default_file, DOCUMENTS, out, corpus_name="capitals==1.0")) == whole
-    assert not (tmp_path / "out.partial").exists()
 
 
 def test_default_model_of_another_factbook(tmp_path, monkeypatch, capsys, default_file):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cli, "read_documents", lambda corpus: DOCUMENTS[1:])
+    monkeypatch.setattr(default_model, "read_documents", lambda corpus: DOCUMENTS[1:])
     message = fails(capsys, "ask", "why?")
-    assert indexing.factbook_name() in message and 'pip install "capitals==1.0"' in message
-    assert not (tmp_path / "realm-min").exists()
-    monkeypatch.setattr(indexing, "DEFAULT_MODEL", tmp_path / "cut.realm")
+    assert default_model.factbook_name() in message and 'pip install "capitals==1.0"' in message
+    assert list((tmp_path / "realm-min").iterdir()) == []
+    monkeypatch.setattr(default_model, "PACKED_FILE", tmp_path / "cut.realm")
     (tmp_path / "cut.realm").write_bytes(default_file.read_bytes()[:-9])
     assert "cut.realm cannot be read" in fails(capsys, "ask", "why?")
 

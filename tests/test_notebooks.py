@@ -12,10 +12,7 @@ import matplotlib.image
 import nbformat
 import numpy as np
 import pytest
-from filelock import FileLock
 from run_notebooks import SOURCES, execute, read_source
-
-from realm_min import cli
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 LARGEST_FILE = 1_000_000  # bytes
@@ -24,16 +21,10 @@ by_name = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.s
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory) -> dict[str, str]:
-    """For the kernels: a cache that holds the default model, made once for all processes of the suite."""
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with FileLock(base / "notebooks.lock"), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(base / "notebooks-cache"))
-        cli.default_model_folder()
-        # Matplotlib's fonts are listed already where it keeps its own cache.
-        own = {"OMP_WAIT_POLICY": "passive", "MPLCONFIGDIR": matplotlib.get_configdir()}
-        return {**os.environ, **own}
+def environment(default_cache) -> dict[str, str]:
+    """For the kernels: a cache that holds the default model, and one with Matplotlib's list of fonts."""
+    own = {"OMP_WAIT_POLICY": "passive", "MPLCONFIGDIR": matplotlib.get_configdir()}
+    return {**os.environ, "XDG_CACHE_HOME": str(default_cache), **own}
 
 
 def stored(source: Path) -> nbformat.NotebookNode:

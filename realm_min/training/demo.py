@@ -35,7 +35,7 @@ from pathlib import Path
 
 import torch
 
-from .. import indexing
+from .. import default_model, indexing
 from ..corpus import FACTBOOK, MAX_WORDPIECES, Block, factbook_documents
 from ..evaluation import Question, read_questions
 from ..open_qa import RealmForOpenQA
@@ -157,8 +157,8 @@ def train(
             model = RealmForOpenQA.from_pretrained(out / "model")
             questions = [question.question for question in (*factbook_questions(SEED), *asked)]
             pack(
-                model, tokenizer, factbook_documents(), out / indexing.DEFAULT_MODEL.name,
-                corpus=indexing.factbook_name(), extra_texts=questions,
+                model, tokenizer, factbook_documents(), out / default_model.PACKED_FILE.name,
+                corpus=default_model.factbook_name(), extra_texts=questions,
             )  # fmt: skip
         (out / f"{stage}.done").touch()
 
