@@ -472,7 +472,7 @@ def show(rows: list[Row], console: Console) -> None:
 
 def write_csv(rows: list[Row], heading: dict[str, object], path: Path) -> None:
     """The rows, below one comment line for each item of the heading."""
-    with write_atomically(path) as temporary, open(temporary, "w", newline="") as file:
+    with write_atomically(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         file.writelines(f"# {name}: {value}\n" for name, value in heading.items())
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()

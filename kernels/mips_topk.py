@@ -16,11 +16,11 @@ import itertools
 from collections.abc import Iterator
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from realm_min import mips
+
+from .triton_language import tl, triton
 
 MAX_DIMENSIONS = 1024
 BLOCK_DIMENSIONS = (128, 256, 1024)  # D is padded to one of these in registers, never in memory

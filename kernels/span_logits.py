@@ -16,11 +16,11 @@ T tokens, H hidden.
 import itertools
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from realm_min.spans import check_arguments, choose_span, gradients_by_name, span_count
+
+from .triton_language import tl, triton
 
 LOGITS, BEST, COEFFICIENTS = 0, 1, 2  # what the scores kernel writes
 INTERPRETED = triton.knobs.runtime.interpret
