@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ SWEEP_BLOCKS = (100_000, 200_000, 400_000, 800_000, 1_600_000, 3_200_000, 8_000_
 SWEEP_K = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 NEED = "install what the benchmark compares with: pip install -e '.[bench]'"
 
-Row = dict[str, object]
+Row = dict[str, Any]
 COLUMNS = ["section", "contender", "blocks", "queries", "k", "tokens", "repeats", "seconds", "floor", "share_of_floor"]
 COLUMNS += ["against_torch", "against_faiss", "extra_bytes", "rescored_groups", "groups", "check"]
 
@@ -185,7 +186,7 @@ def transformers_search(queries: Tensor, blocks: Tensor, k: int) -> tuple[Tensor
 def faiss_search(blocks: Tensor, threads: int) -> Callable[[Tensor, int], tuple[Tensor, Tensor]] | None:
     """FAISS's flat inner-product index over the blocks; None on a GPU when this FAISS has no GPU part."""
     try:
-        import faiss
+        import faiss  # pyright: ignore[reportMissingImports] (of the extra `bench`)
     except ImportError as error:
         raise SystemExit(f"faiss is missing; {NEED}") from error
     faiss.omp_set_num_threads(threads)
@@ -214,12 +215,25 @@ def search_floor(measured: dict[str, float], n: int, queries: int, compression: 
     return max(n * DIMENSIONS * size / measured["bandwidth"], 2 * queries * n * DIMENSIONS / rate)
 
 
-def bench_search(clock, measured, blocks, queries, counts, ks, threads, progress) -> list[Row]:
+def bench_search(
+    clock: Clock,
+    measured: dict[str, float],
+    blocks: Tensor,
+    queries: Tensor,
+    counts: list[int],
+    ks: list[int],
+    threads: int,
+    progress: Progress,
+) -> list[Row]:
     """Every contender at each number of queries and k."""
     rows, oracle, n = [], Oracle(blocks, queries), len(blocks)
     indexes = {compression: BlockIndex(blocks, compression) for compression in COMPRESSIONS}
     faiss = faiss_search(blocks, threads)
     task = progress.add_task("search", total=len(counts) * len(ks))
+
+    def check(checks: dict[str, str], count: int, k: int, name: str, result: Any) -> None:
+        checks[name] = oracle.check(result, count, k)
+
     for count in counts:
         asked = queries[:count]
         for k in ks:
@@ -229,12 +243,8 @@ def bench_search(clock, measured, blocks, queries, counts, ks, threads, progress
             contenders["mips_topk"] = functools.partial(mips_topk, asked, blocks, k)
             for compression, index in indexes.items():
                 contenders[f"index {compression or 'float32'}"] = functools.partial(index.search, asked, k)
-            checks = {}
-
-            def check(name, result, checks=checks, count=count, k=k):
-                checks[name] = oracle.check(result, count, k)
-
-            times = clock.by_turns(contenders, check)
+            checks: dict[str, str] = {}
+            times = clock.by_turns(contenders, functools.partial(check, checks, count, k))
             for name, seconds in times.items():
                 ours = name not in ("torch", "faiss")
                 compression = None if not ours or name in ("mips_topk", "index float32") else name.split()[1]
@@ -313,7 +323,7 @@ def transformers_spans(hidden: int) -> tuple[Callable, dict[str, Tensor]]:
     )
     # The product that makes the two projections is the same for every contender: leave it out.
     del module.dense_intermediate
-    module.dense_intermediate = lambda projections: projections
+    module.dense_intermediate = lambda projections: projections  # pyright: ignore[reportAttributeAccessIssue]
     weights = {
         "norm_weight": module.layer_normalization.weight,
         "norm_bias": module.layer_normalization.bias,
@@ -396,9 +406,9 @@ def bench_spans(clock, measured, sizes, seed, progress) -> list[Row]:
             "forward and backward": 32,
         }  # an element of h, about
         for name, (theirs, ours) in pairs.items():
-            checks = {}
+            checks: dict[str, str] = {}
 
-            def check(who, result, name=name, checks=checks, wanted=wanted, inside=inside, dwhole=exact.grad):
+            def check(who, result, name=name, checks=checks, wanted=wanted, inside=inside, dwhole: Any = exact.grad):
                 scale = wanted[inside].abs().max()
                 if name == "forward":
                     error = (result.double() - wanted)[inside].abs().max()
@@ -609,7 +619,8 @@ def summary(rows: list[Row]) -> list[str]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m realm_min.kernels.bench", description=__doc__.split("\n\n")[0])
+    description = (__doc__ or "").split("\n\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m realm_min.kernels.bench", description=description)
 
     def numbers(text: str) -> list[int]:
         return [int(number.replace("_", "")) for number in text.split(",")]

@@ -10,6 +10,9 @@ the same order, so that a GPU and a CPU return the same bits.
 Symbols: Q queries, N blocks, D dimensions, G rows a group.
 """
 
+# Triton's language is compiled, not run: its `range` has no items, and a launch gives plain numbers for constexprs.
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import itertools
@@ -17,6 +20,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from triton import knobs
 
 from realm_min import mips
 
@@ -29,7 +33,8 @@ KEYS_BYTES = 512 << 20  # rescored candidates held at once
 TF32 = 2.2 * 2.0**-10  # both factors cut to 10 bits of mantissa
 TILE_BYTES = 32 << 10  # of blocks, for each stage of the pipeline
 RESCORE_ELEMENTS = 4096  # float64 numbers in the registers of one program
-INTERPRETED = triton.knobs.runtime.interpret
+OPTIONS = dict(num_warps=4)
+INTERPRETED = knobs.runtime.interpret
 DOT_IN_FLOAT32 = tl.constexpr(INTERPRETED)  # the interpreter would multiply the bit patterns of bfloat16
 
 
@@ -171,11 +176,8 @@ def search(queries: Tensor, blocks: Tensor, codes: mips.Codes, k: int) -> tuple[
     gamma, rho, eta = mips.rounding(d, stored=2.0**-22)
     if not one and dtype == torch.float32:
         gamma += TF32
-    norm, residual = codes.norm, mips.widen(codes.residual, group)
-    if norm is not None:
-        norm = mips.widen(norm, group)
-    elif not one:  # several queries are bound by their products: one more pass for the norms costs little
-        norm = mips.finite_norm(blocks, _launch_one(torch.zeros(1, d, device=blocks.device), blocks, group, True)[1])
+    norm = None if codes.norm is None else mips.widen(codes.norm, group)
+    residual = None if codes.residual is None else mips.widen(codes.residual, group)
 
     scores = torch.empty(queries.shape[0], k, device=blocks.device)
     ids = torch.empty(queries.shape[0], k, dtype=torch.int64, device=blocks.device)
@@ -187,6 +189,9 @@ def search(queries: Tensor, blocks: Tensor, codes: mips.Codes, k: int) -> tuple[
             maxima, squares = _launch_one(scanned.codes, codes.codes, group, norm is None)  # [1, groups]
             norm = mips.finite_norm(blocks, squares) if norm is None else norm
         else:
+            if norm is None:  # several queries are bound by their products: one more pass for the norms costs little
+                nothing = torch.zeros(1, d, device=blocks.device)
+                norm = mips.finite_norm(blocks, _launch_one(nothing, blocks, group, True)[1])
             maxima = _launch_many(scanned.codes, codes, group)  # [q, groups]
         bound = mips.error_bound(scanned, norm, residual, gamma, eta)  # [q, groups]
         upper, threshold = mips.certify(maxima, scanned.unit, bound, rho, k)  # [q, groups], [q]
@@ -247,7 +252,7 @@ def _launch_one(query: Tensor, blocks: Tensor, group: int, with_norm: bool) -> t
     constants = dict(NORM=with_norm, UNIT=unit, G=group, BLOCK_D=_block_d(d), STAGES=_stages(blocks.dtype))
     grid = (min(groups, _programs(blocks)),)
     with torch.cuda.device_of(blocks):  # Triton launches on the current device
-        _scan_one[grid](_aligned(query), _aligned(blocks), maxima, norm, n, d // unit, groups, **constants, num_warps=4)
+        _scan_one[grid](_aligned(query), _aligned(blocks), maxima, norm, n, d // unit, groups, **constants, **OPTIONS)
     return maxima, norm
 
 
@@ -275,7 +280,7 @@ def _launch_many(queries: Tensor, codes: mips.Codes, group: int) -> Tensor:
             groups,
             **constants,
             STAGES=_stages(queries.dtype),
-            num_warps=4,
+            **OPTIONS,
         )
     return maxima
 
@@ -301,7 +306,7 @@ def _launch_rescore(queries: Tensor, blocks: Tensor, candidates: Tensor, group: 
             UNIT=unit,
             ROWS=rows,
             BLOCK_D=block_d,
-            num_warps=4,
+            **OPTIONS,
         )
     return keys
 
@@ -312,7 +317,6 @@ def compile_variants() -> Iterator[tuple[str, triton.JITFunction, dict[str, str]
     `signature` maps each argument to its Triton type, with ":16" where the launch promises an address that 16 divides.
     """
     names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "i8"}
-    options = dict(num_warps=4)
     for dtype, d in itertools.product(names, BLOCK_DIMENSIONS):
         name, group, stages = names[dtype], tile_rows(dtype, d), _stages(dtype)
         sizes = dict(UNIT=_unit(dtype, d), G=group, BLOCK_D=d, STAGES=stages)
@@ -325,7 +329,7 @@ def compile_variants() -> Iterator[tuple[str, triton.JITFunction, dict[str, str]
         int8 = dtype == torch.int8
         for unit, q in itertools.product(sorted({8, _unit(dtype, d)}), sorted({_block_q(1, d), _block_q(64, d)})):
             constexprs = sizes | dict(INT8=int8, BASE=mips.BASE_GROUP, BLOCK_Q=q, UNIT=unit)
-            yield f"scan many {name} D<={d} BLOCK_Q={q} UNIT={unit}", _scan_many, signature, constexprs, options
+            yield f"scan many {name} D<={d} BLOCK_Q={q} UNIT={unit}", _scan_many, signature, constexprs, OPTIONS
         if int8:
             continue
         signature = {
@@ -335,7 +339,7 @@ def compile_variants() -> Iterator[tuple[str, triton.JITFunction, dict[str, str]
             **dict.fromkeys(["n", "units", "groups"], "i32"),
         }
         for norm in (False, True):
-            yield f"scan one {name} D<={d} NORM={norm}", _scan_one, signature, sizes | dict(NORM=norm), options
+            yield f"scan one {name} D<={d} NORM={norm}", _scan_one, signature, sizes | dict(NORM=norm), OPTIONS
         signature = {
             "queries": "*fp64:16",
             "blocks": f"*{name}:16",
@@ -343,4 +347,4 @@ def compile_variants() -> Iterator[tuple[str, triton.JITFunction, dict[str, str]
             **dict.fromkeys(["n", "units", "group", "width"], "i32"),
         }
         constexprs = dict(UNIT=_unit(dtype, d), ROWS=min(group, RESCORE_ELEMENTS // d), BLOCK_D=d)
-        yield f"rescore {name} D<={d}", _rescore, signature, constexprs, options
+        yield f"rescore {name} D<={d}", _rescore, signature, constexprs, OPTIONS

@@ -13,17 +13,21 @@ Under TRITON_INTERPRET=1 (set before this module is imported) the same functions
 T tokens, H hidden.
 """
 
+# Triton's language is compiled, not run: a launch gives plain numbers for constexprs.
+# pyright: reportArgumentType=false
+
 import itertools
 
 import torch
 from torch import Tensor
+from triton import knobs
 
-from realm_min.spans import check_arguments, choose_span, gradients_by_name, span_count
+from realm_min.spans import SpanOptions, check_arguments, choose_span, gradients_by_name, span_count
 
 from .triton_language import tl, triton
 
 LOGITS, BEST, COEFFICIENTS = 0, 1, 2  # what the scores kernel writes
-INTERPRETED = triton.knobs.runtime.interpret
+INTERPRETED = knobs.runtime.interpret
 
 # Tiles of 2,048 and 1,024 floats over 128 threads: 16 and 8 registers for each that is held.
 SCORES_TILE = dict(BLOCK_T=8, BLOCK_H=256)
@@ -126,7 +130,7 @@ def _scores_kernel(
                 numerator += tl.sum(centred * u, axis=1) + delta * ((1.0 - share) * chunk_u_sum - share * u_sum)
                 squares += tl.sum(centred * centred, axis=1) + delta * delta * (column * share)
                 mean += delta * share
-                u_sum += chunk_u_sum
+                u_sum += chunk_u_sum  # pyright: ignore[reportOperatorIssue] (the sum of one tensor is no tuple)
         inverse_deviation = 1.0 / tl.sqrt(squares / hidden + eps)
         candidates = first + token  # [BLOCK_T] index among the block's spans
         at = block_out + candidates
@@ -238,8 +242,11 @@ def span_logits(
 ) -> Tensor:
     """`realm_min.spans.span_logits` by the kernel above: float32 [B, spans]. The projections must not be float64."""
     arguments = (start_projection, end_projection, norm_weight, norm_bias, output_weight, output_bias)
-    options = dict(max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score)
-    _check(*arguments, **options)
+    options = SpanOptions(
+        max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score
+    )
+    check_arguments(*arguments, **options)
+    _check(start_projection, max_span_width)
     blocks, tokens, _ = start_projection.shape
     logits = _empty(start_projection, blocks, span_count(tokens, max_span_width))
     _launch_scores(LOGITS, logits, *arguments, **options)
@@ -261,14 +268,17 @@ def best_span(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`realm_min.spans.best_span` by the kernel above: (score, block, start, end), and no logits are stored."""
     arguments = (start_projection, end_projection, norm_weight, norm_bias, output_weight, output_bias)
-    options = dict(max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score)
-    _check(*arguments, **options)
+    options = SpanOptions(
+        max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score
+    )
+    check_arguments(*arguments, **options)
+    _check(start_projection, max_span_width)
     blocks, tokens, _ = start_projection.shape
     programs = triton.cdiv(blocks * tokens, SCORES_TILE["BLOCK_T"])
     scores = _empty(start_projection, programs)
     places = torch.empty(2, programs, dtype=torch.int32, device=scores.device)
     _launch_scores(BEST, scores, *arguments, **options, places=places)
-    return choose_span(scores, *places, tokens, max_span_width)
+    return choose_span(scores, places[0], places[1], tokens, max_span_width)
 
 
 def span_logits_backward(
@@ -287,8 +297,11 @@ def span_logits_backward(
 ) -> dict[str, Tensor]:
     """`realm_min.spans.span_logits_backward` by the two kernels above: gradients by argument name."""
     arguments = (start_projection, end_projection, norm_weight, norm_bias, output_weight, output_bias)
-    options = dict(max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score)
-    _check(*arguments, **options, grad_logits=grad_logits)
+    options = SpanOptions(
+        max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score
+    )
+    check_arguments(*arguments, **options, grad_logits=grad_logits)
+    _check(start_projection, max_span_width)
     blocks, tokens, hidden = start_projection.shape
     coefficients = _empty(start_projection, 3, blocks, span_count(tokens, max_span_width))
     grad = grad_logits.float().contiguous()
@@ -351,17 +364,15 @@ def compile_variants():
         yield f"span gradients {dtype} UNIT={unit}", _gradients_kernel, signature, constexprs, OPTIONS
 
 
-def _check(start_projection: Tensor, *arguments: Tensor | float, **options) -> None:
-    check_arguments(start_projection, *arguments, **options)
+def _check(start_projection: Tensor, max_span_width: int) -> None:
+    """Raise the error that names what the kernels cannot take, of arguments that fit together."""
     if start_projection.dtype == torch.float64:
         raise TypeError("the kernels compute in float32: give float64 projections to realm_min.spans")
     if not (start_projection.is_cuda or INTERPRETED):
         raise ValueError("the kernels need CUDA tensors: give CPU tensors to realm_min.spans")
     blocks, tokens, _ = start_projection.shape
-    if span_count(tokens, options["max_span_width"]) >= 2**31:
-        raise ValueError(
-            f"{tokens} tokens have 2**31 spans or more of max_span_width={options['max_span_width']}: cut one"
-        )
+    if span_count(tokens, max_span_width) >= 2**31:
+        raise ValueError(f"{tokens} tokens have 2**31 spans or more of max_span_width={max_span_width}: cut one")
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
@@ -410,7 +421,9 @@ def _launch_scores(
         _scores_kernel[(triton.cdiv(rows, SCORES_TILE["BLOCK_T"]),)](
             start,
             end,
-            *(weight.float().contiguous() for weight in (norm_weight, norm_bias, output_weight)),
+            norm_weight.float().contiguous(),
+            norm_bias.float().contiguous(),
+            output_weight.float().contiguous(),
             torch.as_tensor(output_bias, dtype=torch.float32, device=start.device).reshape(1),
             nothing.to(torch.bool) if block_mask is None else block_mask.contiguous(),
             nothing if relevance_score is None else relevance_score.float().contiguous(),

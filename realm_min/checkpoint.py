@@ -199,8 +199,9 @@ def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
         named = re.search(r"GLOBAL (\S+)", str(error))
         if asked := named[1] if named else _foreign_name(path):
             raise _damaged(path, f"it asks for {asked}, which tensors do not need: nothing was executed") from None
-        why = re.search(r"WeightsUnpickler error:\s*(.*)", str(error)) or re.match(r"(.*)", str(error))
-        raise _damaged(path, why[1].strip() or repr(error)) from None
+        why = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
+        said = why[1] if why else str(error).partition("\n")[0]
+        raise _damaged(path, said.strip() or repr(error)) from None
     if not isinstance(state_dict, dict):
         raise _damaged(path, f"it holds a {type(state_dict).__name__}, not a dict of keys and tensors")
     for key, tensor in state_dict.items():
@@ -431,7 +432,7 @@ def _stored_order(tensors: dict[str, torch.Tensor]) -> list[str]:
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _heading(key: str, tensor: torch.Tensor) -> bytes:

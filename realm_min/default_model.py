@@ -77,17 +77,17 @@ def load(
         ModuleNotFoundError: the Factbook is not installed.
         ValueError: it is another one than the model was indexed with; the packed file is damaged.
     """
-    world, content = distributed.world(), None
+    contents: list[Content] = []
 
     def fetch() -> None:
-        nonlocal content
-        if content is None:
+        if not contents:
             path = cache_file()
-            content = _read(path, remark) or _make(path, remark, progress)
+            contents.append(_read(path, remark) or _make(path, remark, progress))
 
+    world = distributed.world()
     world.on_first(fetch)
     world.gather_results(fetch)  # the others find it in the cache; where that cannot be written, each makes its own
-    header, (records, *streams) = content
+    header, (records, *streams) = contents[0]
     model, tokenizer = packed.build(header, *streams, sharded=sharded)
     if texts:
         model.retriever = RealmRetriever(_split(records, header["lengths"]), tokenizer)

@@ -98,9 +98,10 @@ class World:
                 value = function()
             except Exception as raised:
                 error = raised
-        value, error = self.broadcast_object((value, error))
+        outcome: tuple[Any, Exception | None] = self.broadcast_object((value, error))
+        value, error = outcome
         if error is not None:
-            error.said_by_first = True
+            error.said_by_first = True  # pyright: ignore[reportAttributeAccessIssue] (it takes any, also pickled)
             raise error
         return value
 
@@ -118,10 +119,10 @@ class World:
             if self.size == 1:
                 raise
             error = raised
-        results = self.gather_objects((value, error))
+        results: list[tuple[Any, Exception | None]] = self.gather_objects((value, error))
         for _, error in results:
-            if error is not None:
-                error.said_by_first = True  # as it raises the same
+            if error is not None:  # rank 0 raises the same
+                error.said_by_first = True  # pyright: ignore[reportAttributeAccessIssue]
                 raise error
         return [value for value, _ in results]
 
@@ -149,7 +150,8 @@ class World:
 
         def wait() -> None:
             with self.exchanging():
-                work.wait()
+                if work is not None:  # it is None on a rank outside the group alone
+                    work.wait()
 
         return wait
 
@@ -184,7 +186,8 @@ class World:
 
         def wait(letter: Tensor = letter) -> None:  # the letter lives as long
             with self.exchanging():
-                work.wait()
+                if work is not None:
+                    work.wait()
 
         return wait
 
@@ -269,11 +272,13 @@ def join(patience: float = PATIENCE) -> Iterator[World]:
             f"WORLD_SIZE={size} asks for several ranks, which need the signals of Linux or macOS and a torch with "
             "torch.distributed: start one process, without torchrun"
         )
+    from torch.distributed.rendezvous import rendezvous
+
     rank = int(os.environ["RANK"])
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
-        store, rank, size = next(dist.rendezvous("env://"))
+        store, rank, size = next(rendezvous("env://"))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
     except RuntimeError as error:  # torch's connection errors among them
@@ -312,7 +317,7 @@ class Watcher:
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watcher")
 
     def __enter__(self) -> Watcher:
-        self._main = threading.main_thread().ident
+        self._main = threading.get_ident()  # only the main thread may set signal handlers
         self._handlers = {
             signal.SIGUSR1: signal.signal(signal.SIGUSR1, self._raise),
             # As torchrun ends the ranks that are left: clean up behind us.
@@ -411,7 +416,7 @@ class Watcher:
             os._exit(2)
 
     def _raise(self, *_: Any) -> None:
-        if not self._raised:
+        if self._error is not None and not self._raised:
             self._raised = True
             raise self._error
 

@@ -195,11 +195,15 @@ def _record_text(model: Any, block_id: int) -> str:
 
 def means(results: Iterable[dict[str, float | None]]) -> dict[str, float | None]:
     """Mean of each measure over the questions; None where the measure has no meaning for them."""
-    totals: dict[str, list[float | None]] = {}
+    columns: dict[str, list[float | None]] = {}
     for measures in results:
         for name, value in measures.items():
-            totals.setdefault(name, []).append(value)
-    return {name: None if None in values else sum(values) / len(values) for name, values in totals.items()}
+            columns.setdefault(name, []).append(value)
+    found: dict[str, float | None] = {}
+    for name, column in columns.items():
+        values = [value for value in column if value is not None]
+        found[name] = sum(values) / len(values) if len(values) == len(column) else None
+    return found
 
 
 # ---- command line

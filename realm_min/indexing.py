@@ -162,8 +162,9 @@ def read_blocks(folder: str | os.PathLike) -> list[Block]:
         raise FileNotFoundError(f"{path} is missing: index the corpus anew with realm-min index")
     titles = path.read_text(encoding="utf-8").split("\n")[:-1]
     records = read_block_records(Path(folder) / BLOCK_RECORDS_FILE)
-    blocks = [from_record(bytes(found), title) for found, title in zip(records, titles, strict=False)]
-    if len(titles) != len(records) or None in blocks:
+    found = (from_record(bytes(data), title) for data, title in zip(records, titles, strict=False))
+    blocks = [block for block in found if block is not None]
+    if not len(titles) == len(records) == len(blocks):
         raise ValueError(f"{path} does not name the blocks beside it: index the corpus anew with realm-min index")
     return blocks
 
@@ -480,7 +481,7 @@ def model_hash(model: RealmForOpenQA, tokenizer: Any) -> str:
     digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
     for key, tensor in sorted(model.embedder.state_dict().items()):
         digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -98,9 +98,9 @@ def mips_topk(queries: Tensor, blocks: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     check_blocks(blocks)
     if blocks.is_cuda:
-        from .kernels.mips_topk import mips_topk as triton_mips_topk
+        from realm_min.kernels import mips_topk as kernels
 
-        return triton_mips_topk(queries, blocks, k)
+        return kernels.mips_topk(queries, blocks, k)
     blocks = blocks.contiguous()
     return search(queries, blocks, Codes(blocks, None, 0, None, None), k)[:2]
 
@@ -147,10 +147,11 @@ class BlockIndex:
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """`mips_topk` of queries [Q, D] over the index; `last_search` then tells how much was rescored."""
         if self.blocks.is_cuda:
-            from .kernels.mips_topk import search as device_search
+            from realm_min.kernels import mips_topk as kernels
+
+            scores, ids, self.last_search = kernels.search(queries, self.blocks, self._codes, k)
         else:
-            device_search = search
-        scores, ids, self.last_search = device_search(queries, self.blocks, self._codes, k)
+            scores, ids, self.last_search = search(queries, self.blocks, self._codes, k)
         return scores, ids
 
     def to(self, device: str | torch.device) -> BlockIndex:
@@ -284,7 +285,7 @@ def compress(blocks: Tensor, compression: str | None, first: int = 0) -> Codes:
             refuse_non_finite(rows, first + start)
         if same:
             coded = rows.double()
-        elif target == torch.bfloat16:
+        elif scale is None:  # bfloat16
             limit = torch.finfo(torch.bfloat16).max  # a float32 above it would round to infinity
             codes[start : start + step] = rows.float().clamp(-limit, limit).bfloat16()
             coded = codes[start : start + step].double()
@@ -296,7 +297,7 @@ def compress(blocks: Tensor, compression: str | None, first: int = 0) -> Codes:
             coded = codes[start : start + step].double() * row_scale.double()
             scale[chunk] = group_scale
         norm[chunk] = _largest_norm(coded)
-        if not same:
+        if residual is not None:
             residual[chunk] = _largest_norm(coded - rows.double())
 
     exponent = 0
@@ -323,9 +324,9 @@ def group_max(values: Tensor, group: int) -> Tensor:
     return maxima if whole == n else torch.cat([maxima, values[whole:].amax(0, keepdim=True)])
 
 
-def widen(bounds: Tensor | None, group: int) -> Tensor | None:
+def widen(bounds: Tensor, group: int) -> Tensor:
     """Bounds of groups of BASE_GROUP rows -> of groups of `group` rows."""
-    return None if bounds is None else group_max(bounds[:, None], group // BASE_GROUP)[:, 0]
+    return group_max(bounds[:, None], group // BASE_GROUP)[:, 0]
 
 
 def scan_queries(queries: Tensor, codes: Codes, dtype: torch.dtype) -> ScanQueries:
@@ -435,7 +436,8 @@ def search(queries: Tensor, blocks: Tensor, codes: Codes, k: int) -> tuple[Tenso
         chunk = scan_queries(queries[start : start + step], codes, torch.bfloat16 if bfloat16 else torch.float32)
         maxima, squares = _scan(codes, chunk.codes, group, norm is None)
         norm = finite_norm(blocks, squares) if norm is None else norm
-        wide_norm, wide_residual = widen(norm, group), widen(codes.residual, group)
+        wide_norm = widen(norm, group)
+        wide_residual = None if codes.residual is None else widen(codes.residual, group)
         for i in range(maxima.shape[0]):
             query = chunk.select(i)
             bound = error_bound(query, wide_norm, wide_residual, gamma, eta)
@@ -527,7 +529,7 @@ class _TileProduct:
 
 def _matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
     if a.dtype == torch.int8:
-        torch._int_mm(a, b, out=out)
+        torch._int_mm(a, b, out=out)  # pyright: ignore[reportPrivateImportUsage] (torch's only product of int8)
     elif b.shape[1] == 1:
         torch.mv(a, b[:, 0], out=out[:, 0])
     else:

@@ -31,7 +31,7 @@ import re
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ COMMON_PIECES = 14_000  # BERT's vocabulary stands in the order of frequency; wh
 SAMPLE_BLOCKS, SAMPLE_QUESTIONS, SAMPLE_BATCH = 48, 96, 8  # texts to gather E[x xᵀ] from
 DAMPING = 0.03  # added to the diagonal of E[x xᵀ], times its mean: the sample is small
 
-Checksum = Callable[[Any], bytes]  # of bytes or a memoryview
+Bytes = bytes | memoryview
+Checksum = Callable[[Bytes], bytes]
 
 # Weights that these two models hold, as the published checkpoints do, and never read.
 UNREAD = re.compile(r"(embedder|reader)\.cls\.predictions\..*|reader\.realm\.pooler\..*")
@@ -157,11 +158,11 @@ def load_packed(path: str | os.PathLike) -> tuple[RealmForOpenQA, RealmTokenizer
         ValueError: it is damaged, cut short, or another file.
     """
     header, streams = read_packed(path)
-    with damage_told(path):
+    with damage_told(Path(path)):
         return *build(header, *streams), header["manifest"]
 
 
-def read_packed(path: str | os.PathLike) -> tuple[dict[str, Any], tuple[bytes, bytes, bytes]]:
+def read_packed(path: str | os.PathLike) -> tuple[dict[str, Any], tuple[Bytes, Bytes, Bytes]]:
     """The header of a packed file, and its codes as plain int8, steps and vectors; raises as `load_packed`."""
     path = Path(path)
     if not path.is_file():
@@ -188,7 +189,7 @@ def damage_told(path: Path) -> Iterator[None]:
 
 
 def build(
-    header: dict[str, Any], codes: bytes, steps: bytes, vectors: bytes, **arguments: Any
+    header: dict[str, Any], codes: Bytes, steps: Bytes, vectors: Bytes, **arguments: Any
 ) -> tuple[RealmForOpenQA, RealmTokenizerFast]:
     """The model and the tokenizer of what `read_packed` returns; `arguments` are RealmForOpenQA's own."""
     model = RealmForOpenQA(RealmConfig.from_dict(header["config"]), initialize=False, **arguments)
@@ -423,11 +424,11 @@ def _stored_order(columns: np.ndarray) -> np.ndarray:
     return np.argsort(columns, kind="stable")
 
 
-def sha256(data: bytes | memoryview) -> bytes:
+def sha256(data: Bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def join(header: dict[str, Any], streams: list[bytes], magic: bytes, checksum: Checksum) -> bytes:
+def join(header: dict[str, Any], streams: Sequence[Bytes], magic: bytes, checksum: Checksum) -> bytes:
     """A file's bytes: the magic, a checksum of the rest, the header's length, the header, the streams."""
     text = zlib.compress(json.dumps(header | {"streams": [len(stream) for stream in streams]}).encode(), 9)
     payload = b"".join((struct.pack("<I", len(text)), text, *streams))
@@ -458,12 +459,12 @@ def copy_on_write(tensor: Tensor) -> Tensor:
     Tensors have had it since torch 2.2, under a name that it does not promise to keep.
     """
     try:
-        return torch._lazy_clone(tensor)
+        return torch._lazy_clone(tensor)  # pyright: ignore[reportPrivateImportUsage]  # no stub names it
     except (AttributeError, RuntimeError):  # no such name; memory that is not torch's own
         return tensor.clone()
 
 
-def _fill(tensors: dict[str, Tensor], codes: bytes, steps: bytes, vectors: bytes) -> None:
+def _fill(tensors: dict[str, Tensor], codes: Bytes, steps: Bytes, vectors: Bytes) -> None:
     """Write the weights into a new model's tensors, in place; those that no output depends on are zeros already."""
     stored = {key: tensor for key, tensor in tensors.items() if not UNREAD.fullmatch(key)}
     matrices = {key for key, tensor in stored.items() if is_quantized(key, tuple(tensor.shape))}

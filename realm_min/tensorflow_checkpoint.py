@@ -209,7 +209,7 @@ def recognise(names: Iterable[str]) -> str:
     Raises:
         ValueError: they make none.
     """
-    parts = {part_of(name) for name in names} - {None}
+    parts = {part for name in names if (part := part_of(name)) is not None}
     if len(parts) > 1:
         return "openqa"
     if not parts:

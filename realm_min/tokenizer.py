@@ -170,7 +170,7 @@ class RealmTokenizer(BaseTokenizer):
         add_special_tokens: bool,
         padding: str,
         truncation: str,
-        max_length: int | None,
+        max_length: int,
     ) -> tuple[dict[str, list], list | None]:
         rows = [self._encode_pair(*pair, add_special_tokens, truncation, max_length) for pair in pairs]
         if padding != "do_not_pad":
@@ -179,7 +179,7 @@ class RealmTokenizer(BaseTokenizer):
         return {name: [row[name] for row in rows] for name in fields}, None
 
     def _encode_pair(
-        self, first: str, second: str | None, add_special_tokens: bool, truncation: str, max_length: int | None
+        self, first: str, second: str | None, add_special_tokens: bool, truncation: str, max_length: int
     ) -> dict[str, list]:
         a = self._pieces(first)
         b = None if second is None else self._pieces(second)
@@ -326,19 +326,20 @@ class RealmTokenizerFast(BaseTokenizer):
         tokenizer = Tokenizer(
             models.WordPiece(self.vocab, unk_token=self.unk_token, max_input_chars_per_word=MAX_WORD_CHARACTERS)
         )
-        tokenizer.normalizer = normalizers.BertNormalizer(
+        # The library's stubs leave out the setters of these four.
+        tokenizer.normalizer = normalizers.BertNormalizer(  # pyright: ignore[reportAttributeAccessIssue]
             clean_text=True,
             handle_chinese_chars=self.tokenize_chinese_chars,
             strip_accents=self.strip_accents,
             lowercase=self.do_lower_case,
         )
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.post_processor = processors.TemplateProcessing(
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # pyright: ignore[reportAttributeAccessIssue]
+        tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
             single=f"{self.cls_token}:0 $A:0 {self.sep_token}:0",
             pair=f"{self.cls_token}:0 $A:0 {self.sep_token}:0 $B:1 {self.sep_token}:1",
             special_tokens=[(self.cls_token, self.cls_token_id), (self.sep_token, self.sep_token_id)],
         )
-        tokenizer.decoder = decoders.WordPiece(prefix="##")
+        tokenizer.decoder = decoders.WordPiece(prefix="##")  # pyright: ignore[reportAttributeAccessIssue]
         for index, token in self.added_tokens_decoder.items():  # by rising id: the library numbers new ones in order
             (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
             if tokenizer.token_to_id(token.content) != index:
@@ -358,7 +359,7 @@ class RealmTokenizerFast(BaseTokenizer):
         add_special_tokens: bool,
         padding: str,
         truncation: str,
-        max_length: int | None,
+        max_length: int,
     ) -> tuple[dict[str, list], list | None]:
         tokenizer = self.backend_tokenizer
         tokenizer.no_truncation()

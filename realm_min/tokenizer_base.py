@@ -11,13 +11,16 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from tokenizers import AddedToken
 
 from realm_min.batch_encoding import BatchEncoding
 from realm_min.files import write_atomically
 from realm_min.hub import resolve_folder
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of the standard library from Python 3.11 on
 
 SPECIAL_TOKEN_NAMES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 NO_LENGTH_LIMIT = int(1e30)  # model_max_length when none is known, the value transformers writes to its folders
@@ -29,14 +32,23 @@ TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
 class BaseTokenizer:
     """Arguments of a call, special tokens, decoding and folders. The subclasses turn text into tokens.
 
-    Attributes: `unk_token`, `sep_token`, `pad_token`, `cls_token`, `mask_token` (str) and the same names with `_id`
-    (int), `additional_special_tokens`, `all_special_tokens`, `all_special_ids`, `vocab`, `vocab_size` (without added
-    tokens), `model_max_length` (tokens), `do_lower_case`, `strip_accents`, `tokenize_chinese_chars`,
-    `clean_up_tokenization_spaces`, `padding_side`, `truncation_side`.
+    Attributes beside those below: `additional_special_tokens`, `all_special_tokens`, `all_special_ids`, `vocab`,
+    `vocab_size` (without added tokens), `model_max_length` (tokens), `do_lower_case`, `strip_accents`,
+    `tokenize_chinese_chars`, `clean_up_tokenization_spaces`, `padding_side`, `truncation_side`.
     """
 
     is_fast: bool
+    unk_token: str
+    unk_token_id: int
+    sep_token: str
+    sep_token_id: int
+    pad_token: str
+    pad_token_id: int
     pad_token_type_id = 0
+    cls_token: str
+    cls_token_id: int
+    mask_token: str
+    mask_token_id: int
 
     def __init__(
         self,
@@ -122,6 +134,10 @@ class BaseTokenizer:
         names = (*SPECIAL_TOKEN_NAMES, "additional_special_tokens")
         return {name: getattr(self, name) for name in names if getattr(self, name)}
 
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...
+    @overload
+    def convert_tokens_to_ids(self, tokens: Sequence[str]) -> list[int]: ...
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
         """The id of a token, or of each in a list; the unknown token's for those the vocabulary lacks."""
         if not isinstance(tokens, str):
@@ -130,6 +146,10 @@ class BaseTokenizer:
             return self.added_tokens_encoder[tokens]
         return self.vocab.get(tokens, self.unk_token_id)
 
+    @overload
+    def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = False) -> str: ...
+    @overload
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> list[str]: ...
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
         """The token of an id, or of each in a list, array or tensor. Raises ValueError for an id out of range."""
         ids = ids.tolist() if hasattr(ids, "tolist") else ids
@@ -216,13 +236,13 @@ class BaseTokenizer:
         add_special_tokens: bool,
         padding: str,
         truncation: str,
-        max_length: int | None,
+        max_length: int,
     ) -> tuple[dict[str, list], list | None]:
         """Field name -> one list for each pair; and the library's encodings or None."""
         raise NotImplementedError
 
-    def _lengths(self, padding: bool | str, truncation: bool | str, max_length: int | None):
-        """The strategies by name, and the length they work towards."""
+    def _lengths(self, padding: Any, truncation: Any, max_length: int | None) -> tuple[str, str, int]:
+        """The strategies by name, and the length they work towards: none does, where it is `NO_LENGTH_LIMIT`."""
         truncation = {True: "longest_first", False: "do_not_truncate"}.get(truncation, truncation)
         padding = {True: "longest", False: "do_not_pad"}.get(padding, padding)
         if padding not in PADDINGS:
@@ -231,9 +251,9 @@ class BaseTokenizer:
             raise ValueError(f"truncation={truncation!r} is unknown: use True, False or one of {TRUNCATIONS}")
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length={max_length} must be at least 1")
-        if max_length is None and self.model_max_length < NO_LENGTH_LIMIT:
-            max_length = self.model_max_length
         if max_length is None:
+            max_length = self.model_max_length
+        if max_length >= NO_LENGTH_LIMIT:
             if padding == "max_length":
                 warnings.warn("padding='max_length' without max_length or model_max_length pads nothing", stacklevel=3)
                 padding = "do_not_pad"
@@ -339,7 +359,7 @@ class BaseTokenizer:
     # Folders
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike, **overrides) -> BaseTokenizer:
+    def from_pretrained(cls, folder: str | os.PathLike, **overrides) -> Self:
         """Read a folder that `save_pretrained`, here or in transformers, wrote, or a hub name; `vocab.txt` is enough.
 
         `overrides` are constructor arguments that replace the saved ones. Raises FileNotFoundError for a missing
@@ -432,9 +452,9 @@ def as_pairs(text: Any, text_pair: Any) -> list[tuple[str, str | None]]:
         if not isinstance(text_pair, (list, tuple)) or len(text_pair) != len(text):
             size = f"{len(text_pair)} texts" if isinstance(text_pair, (list, tuple)) else type(text_pair).__name__
             raise ValueError(f"text holds {len(text)} texts and text_pair {size}: they must correspond")
-        pairs = list(zip(text, text_pair, strict=True))
+        pairs: list[tuple[Any, Any]] = list(zip(text, text_pair, strict=True))
     else:
-        pairs = [tuple(t) if isinstance(t, (list, tuple)) and len(t) == 2 else (t, None) for t in text]
+        pairs = [(t[0], t[1]) if isinstance(t, (list, tuple)) and len(t) == 2 else (t, None) for t in text]
     for i, (first, second) in enumerate(pairs):
         for value in (first,) if second is None else (first, second):
             if not isinstance(value, str):
@@ -475,12 +495,15 @@ def read_tokenizer_json(path: str | os.PathLike) -> tuple[dict[str, int], dict[i
         raise FileNotFoundError(f"no tokenizer file at {str(path)!r}")
     content = read_json(Path(path))
     model = content.get("model")
-    found = model.get("type") if isinstance(model, dict) else model
-    if found != "WordPiece":
+    if not isinstance(model, dict) or model.get("type") != "WordPiece":
+        found = model.get("type") if isinstance(model, dict) else model
         raise ValueError(f"{str(path)!r} holds a {found!r} model: REALM's tokenizer needs WordPiece")
     vocab = model.get("vocab")
-    ids = vocab.values() if isinstance(vocab, dict) else [None]
-    if any(type(i) is not int for i in ids) or set(ids) != set(range(len(ids))):
+    if (
+        not isinstance(vocab, dict)
+        or any(type(i) is not int for i in vocab.values())
+        or set(vocab.values()) != set(range(len(vocab)))
+    ):
         raise ValueError(f"the pieces in {str(path)!r} have not the ids 0, 1, 2, …: fetch or write the file again")
     try:
         added = {token.pop("id"): as_added_token(token, special=False) for token in content.get("added_tokens", [])}

@@ -136,3 +136,5 @@ def test_without_a_retriever_there_is_nothing_to_read():
     model = realm_min.RealmForOpenQA(CONFIG)
     with pytest.raises(ValueError, match="no retriever"):
         model(torch.tensor([[5, 6]]))
+    with pytest.raises(ValueError, match="no retriever"):
+        model.score_spans("why?", ["so"], torch.ones(1))

@@ -192,7 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the recipe."""
     from ..cli import progress_report
 
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the stages' folders")
     parser.add_argument("--train", type=Path, metavar="FILE.jsonl", help="WebQuestions' training questions")
     parser.add_argument("--dev", type=Path, metavar="FILE.jsonl", help="WebQuestions' development questions")

@@ -76,11 +76,7 @@ def buckets(grads: Parameters, wanted: set[int], size: int) -> list[tuple[int, i
     Args:
         wanted: the addresses of these gradients.
     """
-    spans = sorted(
-        (grad.storage_offset(), grad.storage_offset() + 1 + _last(grad))
-        for grad in grads.values()
-        if grad.data_ptr() in wanted and not is_constant(grad)
-    )
+    spans = sorted(_place(grad) for grad in grads.values() if grad.data_ptr() in wanted and not is_constant(grad))
     whole: list[tuple[int, int]] = []
     for start, stop in spans:
         if whole and start < whole[-1][1] + ALIGNED:  # neighbours are joined
@@ -92,6 +88,7 @@ def buckets(grads: Parameters, wanted: set[int], size: int) -> list[tuple[int, i
     ]  # fmt: skip
 
 
-def _last(grad: Tensor) -> int:
-    """How far its last number lies behind its first."""
-    return sum((size - 1) * stride for size, stride in zip(grad.shape, grad.stride(), strict=True))
+def _place(grad: Tensor) -> tuple[int, int]:
+    """Where its numbers begin in `flat`, and where they end."""
+    start = int(grad.storage_offset())
+    return start, start + 1 + sum((size - 1) * stride for size, stride in zip(grad.shape, grad.stride(), strict=True))

@@ -65,7 +65,7 @@ class Evidence(NamedTuple):
     """All blocks: their records' wordpieces, and where they are known their titles and texts."""
 
     pieces: list[np.ndarray]
-    blocks: Sequence[Block] | None = None
+    blocks: Sequence[Block] = ()
 
 
 def finetune(
@@ -105,23 +105,24 @@ def finetune(
     if settings.refresh_blocks and blocks is None:
         raise ValueError("refresh_blocks embeds the blocks anew: give them, with their titles")
     loop.check_batch(settings.batch_size, refresh_ranks)
+    known_blocks = list(blocks or ())
     everyone = world()
     training = everyone.size - refresh_ranks
     with split(refresh_ranks):
         if everyone.rank >= training:
-            refresh.build_on_ranks(folder, list(blocks), model.embedder, model.retriever.tokenizer, everyone)
+            refresh.build_on_ranks(folder, known_blocks, model.embedder, model.retriever.tokenizer, everyone)
         else:
             builders = refresh.builders(everyone, refresh_ranks)
             with loop.only_job(folder):
                 _train(
-                    folder, model, questions, settings, blocks, dev, builders,
+                    folder, model, questions, settings, known_blocks, dev, builders,
                     evaluate_every=evaluate_every, resume=resume, save_every=save_every, report=report,
                 )  # fmt: skip
     model.eval()
     if refresh_ranks:
         loop.take_from_first({"embedder": model.embedder, "reader": model.reader})
     if settings.refresh_blocks:  # the index of the finished embedder
-        embeddings = indexing.embed_on_ranks(model.embedder, model.retriever.tokenizer, list(blocks))
+        embeddings = indexing.embed_on_ranks(model.embedder, model.retriever.tokenizer, known_blocks)
         model.block_emb = embeddings.to(model.block_emb.device)
     return model
 
@@ -131,7 +132,7 @@ def _train(
     model: RealmForOpenQA,
     questions: Sequence[TrainingQuestion],
     settings: Settings,
-    blocks: Sequence[Block] | None,
+    blocks: list[Block],
     dev: Sequence[Question],
     builders: refresh.NewBuilder,
     *,
@@ -145,7 +146,7 @@ def _train(
     refresher = latest = None  # who builds indexes, and the last of these
     if settings.refresh_blocks:
         refresher = IndexRefresher(
-            folder, list(blocks), model.embedder, tokenizer, every=settings.refresh_every, steps=settings.steps,
+            folder, blocks, model.embedder, tokenizer, every=settings.refresh_every, steps=settings.steps,
             builders=builders,
         )  # fmt: skip
 
@@ -334,7 +335,9 @@ def encode_questions(questions: Iterable[TrainingQuestion], tokenizer: Any, max_
 
 
 def encode_blocks(
-    records: Sequence[bytes], tokenizer: Any, report: Callable[..., None] = lambda stage, done, total, note="": None
+    records: Sequence[bytes] | np.ndarray,
+    tokenizer: Any,
+    report: Callable[..., None] = lambda stage, done, total, note="": None,
 ) -> list[np.ndarray]:
     """The wordpieces of every block, without special tokens, so that no step has to tokenise any."""
     found: list[np.ndarray] = []

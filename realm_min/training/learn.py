@@ -329,8 +329,16 @@ def measure(task: Task, embedder: RealmEmbedder, step: int, loss: float) -> Reco
     probabilities = ops.softmax(scores)
     held_out = sum(len(task.questions[i]) for i in task.held_out)
     trained_rank, held_out_rank = rank[held_out:], rank[:held_out]
-    shares = [float((ranks < k).float().mean()) for ranks in (trained_rank, held_out_rank) for k in (1, 5)]
-    return Record(step, loss, *shares, float(probabilities.gather(1, own)[:held_out].mean()), probabilities[0])
+    return Record(
+        step,
+        loss,
+        trained_r1=float((trained_rank < 1).float().mean()),
+        trained_r5=float((trained_rank < 5).float().mean()),
+        held_out_r1=float((held_out_rank < 1).float().mean()),
+        held_out_r5=float((held_out_rank < 5).float().mean()),
+        evidence_probability=float(probabilities.gather(1, own)[:held_out].mean()),
+        probabilities=probabilities[0],
+    )
 
 
 # ---- the experiment
@@ -438,7 +446,8 @@ def show(runs: Runs) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m realm_min.training.learn", description=__doc__.split("\n")[0])
+    description = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m realm_min.training.learn", description=description)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=DEFAULTS.steps, help="updates a run (default %(default)s)")
     parser.add_argument(

@@ -23,7 +23,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -48,6 +48,8 @@ METRICS_FILE = "metrics.csv"
 
 # step(number) -> what to log, "loss" among it; the gradients are left in the models. Both add up over the ranks.
 Step = Callable[[int], dict[str, float]]
+# Measures of the models by name; None where one has no meaning.
+Evaluate = Callable[[], Mapping[str, float | None]]
 
 Item = TypeVar("Item")
 
@@ -66,7 +68,7 @@ def train(
     seed: int,
     resume: bool = False,
     frozen: Callable[[str], bool] = lambda name: False,
-    evaluate: Callable[[], dict[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
     evaluate_every: int = 0,
     save_every: int = 200,
     stage: str = "Training",
@@ -442,7 +444,7 @@ def _restore(folder: Path, models: dict[str, RealmModel], optimizer: AdamW) -> N
     optimizer.load_state_dict(_beside_parameters(state, models))
 
 
-def _evaluated(models: dict[str, RealmModel], evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
+def _evaluated(models: dict[str, RealmModel], evaluate: Evaluate) -> Mapping[str, float | None]:
     modes = {name: model.training for name, model in models.items()}
     for model in models.values():
         model.eval()
@@ -454,7 +456,7 @@ def _evaluated(models: dict[str, RealmModel], evaluate: Callable[[], dict[str, f
 
 
 @contextmanager
-def _log(path: Path, done: int) -> Iterator[Callable[[dict[str, float]], None]]:
+def _log(path: Path, done: int) -> Iterator[Callable[[Mapping[str, float | None]], None]]:
     """A function that appends a row, on rank 0; rows of steps that will run once more are dropped first."""
     if not world().is_first:
         yield lambda row: None
@@ -470,7 +472,7 @@ def _log(path: Path, done: int) -> Iterator[Callable[[dict[str, float]], None]]:
             _write_rows(file, columns, kept, header=True)
     with open(path, "a", encoding="utf-8", newline="") as file:
 
-        def write(row: dict[str, float]) -> None:
+        def write(row: Mapping[str, float | None]) -> None:
             new = not columns
             columns.extend(row if new else ())
             shown = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}

@@ -43,8 +43,10 @@ def passage(title: str, text: str, tokenizer: Any) -> Passage:
 
 def passages(texts: list[tuple[str, str]], tokenizer: Any) -> list[Passage]:
     """The `passage` of each (title, text)."""
+    if not texts:
+        return []
     wholes = [f"{title}. {text}" for title, text in texts]
-    encoded = tokenizer(wholes, add_special_tokens=False, return_offsets_mapping=True) if texts else None
+    encoded = tokenizer(wholes, add_special_tokens=False, return_offsets_mapping=True)
     found = []
     for i, (title, _) in enumerate(texts):
         ids, offsets = encoded["input_ids"][i], [tuple(offset) for offset in encoded["offset_mapping"][i]]

@@ -106,7 +106,7 @@ def batch(
     """
     sequences, targets = [], []
     read = settings.max_wordpieces - 2  # all but [CLS] and [SEP]
-    passages = masking.passages([tuple(block) for block in blocks], tokenizer)
+    passages = masking.passages([(block.title, block.text) for block in blocks], tokenizer)
     for passage, rng in zip(passages, random, strict=True):
         evidence = None
         if settings.evidence:

@@ -34,6 +34,7 @@ from ..embedder import RealmEmbedder
 from ..files import write_atomically
 from ..knowledge_encoder import IGNORED, RealmKnowledgeAugEncoder, marginal_loss, marginal_loss_backward
 from ..mips import BlockIndex
+from ..model import RealmModel
 from ..sharded_index import ShardedBlockIndex
 from . import loop, options, refresh, warm_start
 from .masking import MASKINGS, SpanFinder, mask, passages, salient_span, salient_spans
@@ -81,7 +82,7 @@ def pretrain(
     texts: list[Text] | None = None,
     resume: bool = False,
     save_every: int = 100,
-    evaluate: Callable[[], dict[str, float]] | None = None,
+    evaluate: loop.Evaluate | None = None,
     evaluate_every: int = 0,
     refresh_ranks: int = 0,
     report: Callable[..., None] = lambda stage, done, total, note="": None,
@@ -147,8 +148,8 @@ def _train(
         if not texts:
             raise ValueError("no text has anything to mask: give others, or another masking")
     optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=int(settings.warmup * settings.steps))
-    models = {"embedder": embedder, "knowledge_encoder": knowledge_encoder}
-    trained = {"knowledge_encoder": knowledge_encoder} if settings.encoder_alone else models
+    models: dict[str, RealmModel] = {"embedder": embedder, "knowledge_encoder": knowledge_encoder}
+    trained: dict[str, RealmModel] = {"knowledge_encoder": knowledge_encoder} if settings.encoder_alone else models
     for model in models.values():
         model.train(model in trained.values())
     loop.take_from_first({name: model for name, model in models.items() if name not in trained})
@@ -167,7 +168,7 @@ def _train(
         nonlocal at, embeddings, index
         at = number
         found = refresher.embeddings(number)
-        if found is not embeddings:
+        if index is None or found is not embeddings:
             embeddings, index = found, refresh.searchable(found, embedder.device)
         started = time.perf_counter()
         picked = loop.batch(number, settings.batch_size, len(texts), settings.seed)

@@ -103,8 +103,7 @@ class IndexRefresher:
         self._new_builder = builders or BuilderProcess
         self._builder: BuilderProcess | BuilderRanks | None = None
         self._requested: set[int] = set()
-        self._snapshot: int | None = None  # whose index `_embeddings` is
-        self._embeddings: Tensor | None = None
+        self._latest: tuple[int, Tensor] | None = None  # a snapshot, and the embeddings of its index
 
     def __enter__(self) -> IndexRefresher:
         return self
@@ -131,10 +130,10 @@ class IndexRefresher:
             if step % self.every == 0 and self._will_be_searched(step):
                 self._take_snapshot(step)
         snapshot, self.seconds_waited = snapshot_for(step, self.every), 0.0
-        if snapshot != self._snapshot:
+        if self._latest is None or self._latest[0] != snapshot:
             everyone.on_first(lambda: self._wait_for(snapshot))
-            self._embeddings, self._snapshot = self._read(snapshot), snapshot
-        return self._embeddings
+            self._latest = snapshot, self._read(snapshot)
+        return self._latest[1]
 
     def staleness(self, step: int) -> int:
         """How many steps ago the embedder was as the index of `step` has it."""
@@ -168,7 +167,7 @@ class IndexRefresher:
         self.embedder.config.save_pretrained(self.folder / "embedder")
         self.tokenizer.save_pretrained(self.folder / "embedder")
 
-        self._builder = self._new_builder(self.folder, self.embedder.device)
+        self._running_builder()
         # What the run has begun before it was stopped.
         for snapshot in sorted({snapshot_for(step, self.every), step // self.every * self.every} - {step}):
             if self._will_be_searched(snapshot):
@@ -206,6 +205,12 @@ class IndexRefresher:
 
     # The builder
 
+    def _running_builder(self) -> BuilderProcess | BuilderRanks:
+        """The builder, started if it is not running."""
+        if self._builder is None:
+            self._builder = self._new_builder(self.folder, self.embedder.device)
+        return self._builder
+
     def _request(self, snapshot: int) -> None:
         """Ask for the index of a snapshot, unless it is there or asked for already."""
         if snapshot in self._requested or self._index_path(snapshot).is_file():
@@ -213,12 +218,12 @@ class IndexRefresher:
         if not self._snapshot_path(snapshot).is_file():
             raise FileNotFoundError(f"{self._snapshot_path(snapshot)} is missing: start the run anew in another folder")
         self._requested.add(snapshot)
-        self._builder.request(snapshot)
+        self._running_builder().request(snapshot)
 
     def _wait_for(self, snapshot: int) -> None:
         started = time.perf_counter()
         while not self._index_path(snapshot).is_file():
-            self._builder.check()
+            self._running_builder().check()
             self.waiting(self._blocks_done(snapshot), len(self.blocks))
             time.sleep(POLL_SECONDS)
         self.seconds_waited = time.perf_counter() - started
@@ -247,12 +252,14 @@ class BuilderProcess:
                 [sys.executable, "-m", "realm_min.training.refresh", *given],
                 stdin=subprocess.PIPE, stdout=log, stderr=log, env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
             )  # fmt: skip
+        assert self.process.stdin is not None  # a pipe, as asked for
+        self.requests = self.process.stdin
 
     def request(self, snapshot: int) -> None:
         """Have the index of a snapshot built, after those asked for before."""
         try:
-            self.process.stdin.write(b"%d\n" % snapshot)
-            self.process.stdin.flush()
+            self.requests.write(b"%d\n" % snapshot)
+            self.requests.flush()
         except BrokenPipeError:
             raise self._failure() from None
 
@@ -263,7 +270,7 @@ class BuilderProcess:
 
     def close(self, failed: bool) -> None:
         """Stop the builder, whatever it is doing."""
-        self.process.stdin.close()
+        self.requests.close()
         self.process.kill()
         self.process.wait()
 

@@ -35,9 +35,14 @@ def small_config(**values: Any) -> RealmConfig:
     to chance within 50 steps, all blocks having one vector, and was still there after 300, at learning rates of 1e-4,
     1e-3 and 3e-3; from 0.1 its loss goes on falling.
     """
-    sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}
-    sizes["initializer_range"] = 0.1
-    return RealmConfig(**{**sizes, **values})
+    small = {
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 512,
+        "initializer_range": 0.1,
+    }
+    return RealmConfig(**{**small, **values})
 
 
 def load(cls: type[Model], folder: str | os.PathLike | None, part: str, seed: int = 0, **values: Any) -> Model:
