@@ -31,15 +31,18 @@ def read_source(source: Path) -> NotebookNode:
     return notebook
 
 
-def execute(notebook: NotebookNode, environment: dict[str, str]) -> NotebookNode:
+def execute(notebook: NotebookNode, environment: dict[str, str], seconds: int | None = SECONDS) -> NotebookNode:
     """Fill in the outputs, but for what goes to standard error: progress, which is another each time.
+
+    Args:
+        seconds: a cell may take; None: it may take its time.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell raised.
     """
     client = NotebookClient(
         notebook,
-        timeout=SECONDS,
+        timeout=seconds,
         startup_timeout=SECONDS,
         record_timing=False,
         coalesce_streams=True,

@@ -6,8 +6,9 @@ world of one, where every exchange returns what it was given; so no caller asks 
 When a rank dies, the others stop and say which. Every rank has a watcher, a thread that counts upwards in torchrun's
 key-value store, once a second, and reads how far the others have come: a count that stands still for `PATIENCE`
 seconds, a process of the same machine that is gone, or the message that a failing rank leaves behind, becomes a
-`RankFailedError` in the main thread. A collective
-that breaks off because its peer is gone waits for that verdict, and raises it instead of its own error.
+`RankFailedError` in the main thread. A process of the same machine that computes is alive even if its watcher is kept
+from counting: by other work on the machine, or by a long call that holds the interpreter. A collective that breaks off
+because its peer is gone waits for that verdict, and raises it instead of its own error.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 BEAT = 1.0  # seconds between two counts of a watcher
-PATIENCE = 10.0  # seconds without a count after which a rank is held for dead
-GRACE = 5.0  # seconds a main thread that is stuck in a collective has to notice
+PATIENCE = 10.0  # seconds without a sign of life after which a rank is held for dead
+GRACE = 5.0  # seconds a main thread that is stuck in a collective has to notice, and the other ranks have to leave
 # A collective waits this long for a rank that is alive: one may build an index while others wait for it.
 COLLECTIVE_TIMEOUT = timedelta(hours=12)
 
@@ -296,6 +297,7 @@ def join(patience: float = PATIENCE) -> Iterator[World]:
         raise
     finally:
         _world = World()
+        watcher.leave()
     dist.destroy_process_group()
 
 
@@ -313,7 +315,7 @@ class Watcher:
         ]
         self._error: RankFailedError | None = None
         self._found, self._closing = threading.Event(), threading.Event()
-        self._raised = False
+        self._raised = self._failed = False
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watcher")
 
     def __enter__(self) -> Watcher:
@@ -331,10 +333,19 @@ class Watcher:
         self._thread.join()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        self._failed = error is not None
         if error is not None and not isinstance(error, RankFailedError):
             self._say(f"failed {_text(error)}")
-        if error is not None and self._rank == 0 and not by_torchrun():
-            time.sleep(3 * BEAT)  # until the others have read it: the store may go with this process
+
+    def leave(self) -> None:
+        """After a failure: say that this rank leaves. Rank 0, whose process keeps the store, leaves as the last."""
+        if not self._failed or by_torchrun():
+            return
+        if self._rank:
+            return self._set(f"left/{self._rank}", "")
+        last = time.monotonic() + GRACE
+        while time.monotonic() < last and not all(map(self._has_left, range(1, self._size))):
+            time.sleep(BEAT / 20)
 
     def verdict(self) -> RankFailedError | None:
         """Which rank is to blame for a collective that broke off; waits until that is known, as it soon must be."""
@@ -361,12 +372,20 @@ class Watcher:
         return [store.get(f"name/{rank}").decode() for rank in range(self._size)]
 
     def _say(self, text: str) -> None:
+        self._set(f"heart/{self._rank}", text)
+
+    def _set(self, key: str, text: str) -> None:
         with suppress(RuntimeError):  # if the store is gone, the others will notice that
-            self._store.set(f"heart/{self._rank}", text)
+            self._store.set(key, text)
+
+    def _has_left(self, rank: int) -> bool:
+        return self._store.check([f"left/{rank}"]) or self._life(rank) is None
 
     def _watch(self) -> None:
         keys = ["verdict", *(f"heart/{rank}" for rank in range(self._size))]
-        count, counts, since = 0, [b""] * self._size, [time.monotonic()] * self._size
+        count, before = 0, time.monotonic()
+        counts, silence = [b""] * self._size, [0.0] * self._size
+        lives: list[int | None] = [0] * self._size
         while not self._closing.wait(BEAT):
             count += 1
             try:
@@ -380,27 +399,35 @@ class Watcher:
             if verdict:
                 return self._fail(verdict.decode())
             now = time.monotonic()
+            # What held this watcher up, such as a machine that was suspended, may have held up the others.
+            passed, before = min(now - before, 2 * BEAT), now
             for rank, value in enumerate(found):
                 if rank == self._rank:
                     continue
                 if value.startswith(b"failed "):
                     return self._fail(f"rank {rank} ({self._names[rank]}) failed: {value[7:].decode()}")
-                if value != counts[rank]:
-                    counts[rank], since[rank] = value, now
-                elif self._is_gone(rank):
+                life = self._life(rank)
+                if life is None and value == counts[rank]:
                     return self._fail(f"rank {rank} ({self._names[rank]}) died")
-                elif now - since[rank] > self._patience:
-                    return self._fail(
-                        f"rank {rank} ({self._names[rank]}) has been silent for {now - since[rank]:.0f} s"
-                    )
+                silence[rank] += passed
+                if (value, life) != (counts[rank], lives[rank]):
+                    counts[rank], lives[rank], silence[rank] = value, life, 0.0
+                elif silence[rank] > self._patience:
+                    return self._fail(f"rank {rank} ({self._names[rank]}) has been silent for {silence[rank]:.0f} s")
 
-    def _is_gone(self, rank: int) -> bool:
-        """Whether its process, which was seen on this machine, is there no more."""
+    def _life(self, rank: int) -> int | None:
+        """What its process, which was seen on this machine, has computed, in clock ticks; None if it is no more.
+
+        0 for a process that cannot be seen.
+        """
         stat = self._stats[rank]
+        if stat is None:
+            return 0
         try:
-            return stat is not None and stat.read_text().rpartition(")")[2].split()[0] in "ZX"  # a zombie, or dead
+            state, *numbers = stat.read_text().rpartition(")")[2].split()
         except OSError:
-            return True
+            return None
+        return None if state in "ZX" else int(numbers[10]) + int(numbers[11])  # a zombie, or dead
 
     def _fail(self, reason: str) -> None:
         with suppress(RuntimeError):

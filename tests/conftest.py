@@ -1,11 +1,13 @@
 """What every test module shares."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Kernels run under Triton's interpreter here; the choice is made when they are imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import processes  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -19,6 +21,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def torch_seed() -> None:
     """Tests that draw from torch's global generator draw the same in any order."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """What a test started and did not wait for, since it failed, ends with it."""
+    yield
+    processes.kill_all()
 
 
 @pytest.fixture(scope="session")

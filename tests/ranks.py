@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import processes
 import torch
 
 from realm_min import cli, distributed
@@ -16,7 +17,9 @@ from realm_min import cli, distributed
 # One process imports torch; the ranks are forked from it, which costs milliseconds in place of seconds.
 CONTEXT = multiprocessing.get_context("forkserver")
 COMMANDS = [f"realm_min.{command.module}" for command in cli.COMMANDS.values()]
-CONTEXT.set_forkserver_preload([*COMMANDS, "tests.ranks" if __name__.startswith("tests.") else "ranks"])
+CONTEXT.set_forkserver_preload([*COMMANDS, "ranks"])
+
+_sender: Any = None  # in a rank: where its word and its outcome go
 
 
 class Rank(NamedTuple):
@@ -45,27 +48,43 @@ def start(function: Callable[..., Any], size: int, *arguments: Any, patience: fl
             target=_work, args=(sender, rank, size, port, patience, function, arguments), daemon=True
         )
         process.start()
+        processes.watch(process.pid)
         sender.close()
         ranks.append(Rank(process, receiver))
     return ranks
 
 
-def finish(ranks: list[Rank], timeout: float = 120) -> list[Outcome]:
-    """Wait for the processes; those that still run after `timeout` seconds are killed, and the test fails."""
+def wait_for_words(ranks: list[Rank]) -> list[Any]:
+    """Wait until every rank has called `say`; returns what each said."""
+    until(ranks, lambda: all(rank.outcome.poll() for rank in ranks), "every rank says that it has begun")
+    words = [rank.outcome.recv() for rank in ranks]
+    assert not any(isinstance(word, Outcome) for word in words), f"ranks ended at once: {words}"
+    return words
+
+
+def say(word: Any = None) -> None:
+    """In a rank: tell the test, which waits for it, that this one has come to what it is watched at."""
+    _sender.send(word)
+
+
+def finish(ranks: list[Rank], seconds: float = 120) -> list[Outcome]:
+    """Wait for the processes; when they have had `seconds` (see processes.py) they are killed, and the test fails."""
+    until(ranks, lambda: all(rank.outcome.poll() for rank in ranks), "every rank has an outcome", seconds)
     outcomes = []
-    for number, rank in enumerate(ranks):
+    for rank in ranks:
         try:
-            if not rank.outcome.poll(timeout):
-                raise TimeoutError(f"rank {number} did not end within {timeout} s")
             outcomes.append(rank.outcome.recv())
         except EOFError:  # killed
             outcomes.append(Outcome())
-        except TimeoutError:
-            for other in ranks:
-                other.process.kill()
-            raise
+    until(ranks, lambda: not any(processes.is_alive(rank.process.pid) for rank in ranks), "every rank ends")
+    for rank in ranks:
         rank.process.join()
     return outcomes
+
+
+def until(ranks: list[Rank], condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    """As `processes.until`, while the ranks go on."""
+    processes.until(condition, [rank.process.pid for rank in ranks], what, seconds)
 
 
 def run(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
@@ -77,6 +96,8 @@ def run(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
 
 
 def _work(sender: Any, rank: int, size: int, port: int, patience: float, function: Callable, arguments: tuple) -> None:
+    global _sender
+    _sender = sender
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:

@@ -3,12 +3,12 @@
 import json
 import os
 import pty
+import select
 import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
+import processes
 import pytest
 import torch
 from oracle import transformers
@@ -202,34 +202,23 @@ def test_index_with_the_model_of_a_folder(tmp_path, folder, capsys):
 def test_ctrl_c_and_resume(tmp_path, folder):
     """The real thing: a process, a signal, the same command again."""
     big = write_jsonl(tmp_path / "big.jsonl", [{"title": f"Land {i}", "text": "Capital: none."} for i in range(6000)])
-    command = [
-        sys.executable,
-        "-m",
-        "realm_min",
-        "index",
-        str(big),
-        "--model",
-        str(folder),
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    command = ["index", str(big), "--model", str(folder), "--out"]
     # A suite that a script started in the background ignores Ctrl-C, and so would what it starts.
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("out.partial/embeddings-*.npy")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
+    with open(tmp_path / "errors.txt", "wb") as errors:
+        words = [sys.executable, "-m", "realm_min", *command, tmp_path / "out"]
+        process = processes.start(words, stderr=errors, preexec_fn=heed)
+    begun = lambda: any(tmp_path.glob("out.partial/embeddings-*.npy"))  # noqa: E731
+    processes.until(begun, [process.pid], "a shard is written")
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert processes.finish(process) == 130
+    errors = (tmp_path / "errors.txt").read_text(encoding="utf-8")
     assert "Interrupted. " in errors and "The same command goes on from there." in errors and "Traceback" not in errors
     assert not (tmp_path / "out").exists()
     kept = len(list(tmp_path.glob("out.partial/embeddings-*.npy")))
     assert kept >= 1 and not list(tmp_path.glob("out.partial/.*"))
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    command[-1] = str(tmp_path / "whole")
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    for name in ("out", "whole"):
+        assert main([*command, str(tmp_path / name)]) == 0
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
@@ -285,18 +274,25 @@ def test_default_model_of_another_factbook(tmp_path, monkeypatch, capsys, defaul
 def test_prompt_on_a_terminal(folder):
     here, there = pty.openpty()
     command = [sys.executable, "-m", "realm_min", "ask", "--model", str(folder)]
-    process = subprocess.Popen(
-        command, stdin=there, stdout=there, stderr=there, env={**os.environ, "TERM": "xterm-256color"}
-    )
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    process = processes.start(command, stdin=there, stdout=there, stderr=there, env=environment)
     os.close(there)
     os.write(here, b"What is the capital of Peru?\n" + b"why " * 100 + b"\n\n")
     shown = b""
-    try:
-        while chunk := os.read(here, 65536):
-            shown += chunk
-    except OSError:  # the other end is closed
-        pass
-    assert process.wait(timeout=60) == 0
+
+    def is_closed():
+        nonlocal shown
+        try:
+            while select.select([here], [], [], 0)[0]:
+                read = os.read(here, 65536)
+                shown += read
+                if not read:
+                    return True
+        except OSError:  # as Linux says that the other end is closed
+            return True
+
+    processes.until(is_closed, [process.pid], "the terminal is closed")
+    assert processes.finish(process) == 0
     assert b"p(y|x)" in shown and b"[[" not in shown and b"\x1b[1;30;42m" in shown  # the span is in colour
     assert b"the limit is 64" in shown
 

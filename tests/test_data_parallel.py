@@ -212,11 +212,12 @@ def test_a_run_outlives_its_ranks(tmp_path, learnt):
     """SIGKILL of one rank of three; meanwhile, no other job may write the folder."""
     folder = tmp_path / "run"
     running = ranks.start(train_slowly, 3, folder, patience=4.0)
-    wait_for(lambda: (folder / loop.LOG_FILE).exists() and (folder / loop.LOG_FILE).read_text().count("\n") > 7)
+    log = folder / loop.LOG_FILE
+    ranks.until(running, lambda: log.exists() and log.read_text().count("\n") > 7, "seven steps are done")
     with pytest.raises(FileExistsError, match="run is being written by process"):
         learn("mlm", folder, "float64", given={"resume": True})
     os.kill(running[1].process.pid, signal.SIGKILL)
-    outcomes = ranks.finish(running, timeout=60)
+    outcomes = ranks.finish(running, seconds=60)
     for rank in (0, 2):
         assert outcomes[rank].error.startswith(f"RankFailedError: rank 1 (process {running[1].process.pid} ")
     files = sorted(path.name for path in folder.iterdir())
@@ -233,13 +234,6 @@ def test_a_run_outlives_its_ranks(tmp_path, learnt):
     assert 0 < largest_difference(with_one, expected) <= 1e-12
     for run in ("run", "other"):
         assert loop.read_log(tmp_path / run / loop.LOG_FILE)["step"] == list(range(1, 21))
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def train_too_few(folder):

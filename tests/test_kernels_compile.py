@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 MODULES = ("mips_topk", "span_logits")
@@ -63,22 +64,9 @@ def needs(kernel, signature, constexprs, options, arch) -> dict:
 def compiled(tmp_path_factory) -> list[dict]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    workers = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(shard), str(SHARDS)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for shard in range(SHARDS)
-    ]
-    results = []
-    for worker in workers:
-        out, error = worker.communicate()
-        assert worker.returncode == 0, error[-4000:]
-        results += [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    return results
+    commands = [[sys.executable, __file__, shard, SHARDS] for shard in range(SHARDS)]
+    written = processes.run(*commands, env=environment, seconds=600)
+    return [json.loads(line) for out, _ in written for line in out.splitlines() if line.startswith("{")]
 
 
 @pytest.mark.parametrize("module", MODULES)

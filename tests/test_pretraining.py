@@ -2,19 +2,17 @@
 
 import json
 import math
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import transformers
 from reference_cases import config_values, fill, to_numpy
-from tiny_pretraining import BLOCKS, CONFIG, SETTINGS, new_models, run
+from tiny_pretraining import BLOCKS, CONFIG, SETTINGS, new_models, run, run_until_killed
 
 import realm_min
 from realm_min import numpy_reference as reference
@@ -353,34 +351,18 @@ def test_the_plot(whole):
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.stat().st_size > 20_000
 
 
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-from tiny_pretraining import run
-run({folder!r}, {vocabulary!r}, resume=True)
-"""
-
-
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path, whole, vocabulary):
     """SIGKILL while the first index is built, in a step before the first checkpoint, and in a later one."""
     folder = tmp_path / "run"
-    script = SCRIPT.format(tests=str(Path(__file__).parent), folder=str(folder), vocabulary=str(vocabulary))
+    snapshot, log = folder / "index" / "snapshot-0.safetensors", folder / loop.LOG_FILE
     random = np.random.default_rng(7)
-    killed = 0
     for rows in (0, 2, 8):
-        child = subprocess.Popen([sys.executable, "-c", script])
-        started = time.monotonic()
-        while child.poll() is None and time.monotonic() - started < 60:
-            if rows == 0 and (folder / "index" / "snapshot-0.safetensors").exists():
-                break
-            if rows and (folder / "log.csv").exists() and (folder / "log.csv").read_text().count("\n") > rows:
-                break
-            time.sleep(0.002)
+        running = ranks.start(run_until_killed, 1, folder, vocabulary)
+        begun = snapshot.exists if rows == 0 else lambda rows=rows: log.exists() and log.read_text().count("\n") > rows
+        ranks.until(running, begun, f"{rows} steps are done")
         time.sleep(random.uniform(0, 0.03))
-        killed += child.poll() is None
-        child.kill()
-        child.wait()
-    assert killed >= 2
+        running[0].process.kill()
+        assert ranks.finish(running) == [ranks.Outcome()]
     for found, expected in zip(run(folder, vocabulary, resume=True), whole[1], strict=True):
         assert torch.equal(found, expected)
     for column in ("loss", "retrieval_utility", "staleness"):

@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
+import ranks
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -171,39 +170,23 @@ def test_bad_arguments_are_named(tmp_path, tokenizer):
             refresher.embeddings(12)
 
 
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-from test_refresh import *
-tokenizer = RealmTokenizerFast({vocabulary!r})
-refresher = IndexRefresher({folder!r}, BLOCKS * 2000, new_embedder(), tokenizer, every=5)
-refresher._start(0)
-refresher._take_snapshot(0)
-print(refresher._builder.process.pid, flush=True)
-refresher.embeddings(0)
-"""
+def train_for_ever(folder, vocabulary):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
+    refresher = IndexRefresher(folder, BLOCKS * 2000, new_embedder(), RealmTokenizerFast(str(vocabulary)), every=5)
+    refresher._start(0)
+    refresher._take_snapshot(0)
+    ranks.say(refresher._builder.process.pid)
+    refresher.embeddings(0)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_the_builder_dies_with_its_parent(tmp_path, vocabulary, how):
-    script = SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path), vocabulary=str(vocabulary))
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    builder = int(parent.stdout.readline())
+    [parent] = running = ranks.start(train_for_ever, 1, tmp_path, vocabulary)
+    [builder] = ranks.wait_for_words(running)
     time.sleep(0.5)  # somewhere between its imports and its work
-    assert is_alive(builder) and parent.poll() is None
-    parent.send_signal(how)
-    parent.wait(60)
-    parent.stdout.close()
-    stopped = time.monotonic() + 60  # at once, but for other work on the machine
-    while is_alive(builder) and time.monotonic() < stopped:
-        time.sleep(0.05)
-    assert not is_alive(builder)
+    assert processes.is_alive(builder) and parent.process.is_alive()
+    os.kill(parent.process.pid, how)
+    [outcome] = ranks.finish(running)
+    assert outcome == ranks.Outcome(error="KeyboardInterrupt: " if how == signal.SIGINT else None)
+    processes.until(lambda: not processes.is_alive(builder), [builder], "the builder ends")
     assert not (tmp_path / "index" / "index-0.npy").exists()
-
-
-def is_alive(pid):
-    """Whether it runs; a zombie that nobody has waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

@@ -1,13 +1,11 @@
 """The training loop: batches, checkpoints, resumption after a kill, a loss that is no number."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
+import ranks
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,14 +20,13 @@ TINY = dict(
 )  # fmt: skip
 
 
-def job(folder, steps=12, resume=False, hurt_at=None, interrupt_at=None, save_every=5, pause=0.0, report=None):
+def job(folder, steps=12, resume=False, hurt_at=None, interrupt_at=None, save_every=5, report=None):
     """Pull random texts' embeddings to 0, with dropout; returns the trained embedder."""
     embedder = RealmEmbedder(RealmConfig(**TINY), seed=3)
 
     def step(number):
         if number == interrupt_at:
             raise KeyboardInterrupt
-        time.sleep(pause)
         generator = torch.Generator().manual_seed(loop.step_seed(7, number))
         ids = torch.randint(1, 50, (4, 6), generator=generator)
         x = embedder(input_ids=ids, return_dict=True).projected_score
@@ -73,18 +70,19 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path):
         assert cut == complete
 
 
-@pytest.mark.parametrize("seconds", [0.15, 0.6, 1.1])
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, seconds):
+def work_until_killed(folder):
+    """Never takes its last step, so that the kill comes before."""
+    job(folder, 30, save_every=4, report=lambda stage, done, *_: time.sleep(0.02 if done < 29 else 10_000))
+
+
+@pytest.mark.parametrize("rows", [1, 9, 20])
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, rows):
     whole = job(tmp_path / "whole", steps=30)
-    program = (
-        f"import sys; sys.path.insert(0, {str(os.path.dirname(__file__))!r}); import test_training_loop as t; "
-        f"print('begun', flush=True); t.job({str(tmp_path / 'cut')!r}, steps=30, save_every=4, pause=0.05)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
-    process.stdout.readline()
-    time.sleep(seconds)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    running, log = ranks.start(work_until_killed, 1, tmp_path / "cut"), tmp_path / "cut" / loop.LOG_FILE
+    ranks.until(running, lambda: log.exists() and log.read_text().count("\n") > rows, f"{rows} steps are done")
+    time.sleep(0.01 * (rows % 4))  # anywhere in a step
+    running[0].process.kill()
+    assert ranks.finish(running) == [ranks.Outcome()] and running[0].process.exitcode == -signal.SIGKILL
     assert same_weights(job(tmp_path / "cut", steps=30, save_every=4, resume=True), whole)
     assert loop.read_log(tmp_path / "cut" / loop.LOG_FILE)["step"] == list(range(1, 31))
 

@@ -3,10 +3,10 @@
 import io
 import json
 import os
-import subprocess
 import sys
 
 import numpy as np
+import processes
 import pytest
 import torch
 from hypothesis import given, settings
@@ -553,9 +553,8 @@ def test_the_plot_is_a_png(folders, tmp_path):
 def test_interpreted_triton_kernels_are_a_path(folders):
     command = [sys.executable, "-m", "realm_min", "verify", str(folders["RealmForOpenQA"]), "--json"]
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout)
+    [(out, _)] = processes.run(command, env=environment)
+    report = json.loads(out)
     stages = {stage["name"]: stage["errors"]["triton"] for stage in report["stages"] if "triton" in stage["errors"]}
     assert len(stages) == len(report["stages"])
     assert 0 < stages["reader:span logits"]["own"]["relative"] < 2e-6

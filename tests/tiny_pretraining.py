@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,14 +38,20 @@ def new_models(seed: int = 0, **values: float) -> tuple[realm_min.RealmEmbedder,
     return realm_min.RealmEmbedder(config, seed=seed), realm_min.RealmKnowledgeAugEncoder(config, seed=seed + 1)
 
 
-def run(folder: Path, vocabulary: Path, resume: bool = False) -> list[Tensor]:
+def run(folder: Path, vocabulary: Path, resume: bool = False, **given: Any) -> list[Tensor]:
     """Train on one thread, with dropout, and a checkpoint every third step; returns all weights."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         models = new_models(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
         tokenizer = realm_min.RealmTokenizerFast(str(vocabulary))
-        pretraining.pretrain(folder, BLOCKS, *models, tokenizer, SETTINGS, resume=resume, save_every=3)
+        pretraining.pretrain(folder, BLOCKS, *models, tokenizer, SETTINGS, resume=resume, save_every=3, **given)
     finally:
         torch.set_num_threads(threads)
     return [tensor.clone() for model in models for tensor in model.state_dict().values()]
+
+
+def run_until_killed(folder: Path, vocabulary: Path) -> None:
+    """Go on with the run, but never take its last step, so that the kill comes before."""
+    last = SETTINGS.steps - 1
+    run(folder, vocabulary, True, report=lambda stage, done, *_: time.sleep(10_000 if done == last else 0))
