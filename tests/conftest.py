@@ -6,15 +6,15 @@ from pathlib import Path
 
 # Kernels run under Triton's interpreter here; the choice is made when they are imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# One thread here and in what is started: tensors are small, and threads that spin until a busy machine gives the others
+# a core take many times longer than one alone. Tests of threads ask for theirs.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import processes  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 import realm_min  # noqa: E402
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # the processes share the cores already
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ from safetensors.torch import load_file
 
 from realm_min import RealmConfig, RealmEmbedder, RealmForOpenQA, RealmRetriever, RealmTokenizerFast, indexing
 from realm_min.corpus import Block, record
-from realm_min.training import refresh
+from realm_min.training import refresh, warm_start
 from realm_min.training.finetuning import TrainingQuestion
 
 CONFIG = dict(
-    hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, retriever_proj_size=8,
+    vocab_size=160, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+    retriever_proj_size=8,
     span_hidden_size=8, max_position_embeddings=128, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     initializer_range=0.2,  # so small a model learns nothing from 0.02
 )  # fmt: skip
@@ -33,11 +36,28 @@ QUESTIONS = [
 ]
 
 
-def open_qa(tokenizer: Any, **values: Any) -> RealmForOpenQA:
+@functools.cache
+def tokenizer() -> RealmTokenizerFast:
+    """One whose vocabulary is the wordpieces of the texts above, and unused ones up to CONFIG's number of them.
+
+    With BERT's 30,522 these models would be little else than word embeddings.
+    """
+    all_words = warm_start.tokenizer(None)
+    texts = [f"{block.title}. {block.text}" for block in BLOCKS] + [question.question for question in QUESTIONS]
+    pieces = dict.fromkeys(piece for text in texts for piece in all_words.tokenize(text))
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces]
+    vocabulary += [f"[unused{i}]" for i in range(CONFIG["vocab_size"] - len(vocabulary))]
+    assert len(vocabulary) == CONFIG["vocab_size"]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "vocab.txt").write_text("".join(f"{piece}\n" for piece in vocabulary), encoding="utf-8")
+        return RealmTokenizerFast(f"{folder}/vocab.txt")
+
+
+def open_qa(**values: Any) -> RealmForOpenQA:
     """A model of CONFIG and `values` that searches all BLOCKS and reads two."""
     config = RealmConfig(**CONFIG | values, num_block_records=len(BLOCKS), searcher_beam_size=6, reader_beam_size=2)
-    model = RealmForOpenQA(config, retriever=RealmRetriever([record(block) for block in BLOCKS], tokenizer), seed=1)
-    model.eval().block_emb = indexing.embed_blocks(model.embedder, tokenizer, BLOCKS)
+    model = RealmForOpenQA(config, retriever=RealmRetriever([record(block) for block in BLOCKS], tokenizer()), seed=1)
+    model.eval().block_emb = indexing.embed_blocks(model.embedder, tokenizer(), BLOCKS)
     return model
 
 

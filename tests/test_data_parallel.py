@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import ranks
 import torch
-from eight_capitals import BLOCKS, CONFIG, QUESTIONS, BuilderHere, open_qa
+from eight_capitals import BLOCKS, CONFIG, QUESTIONS, BuilderHere, open_qa, tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +23,7 @@ from realm_min import (
 from realm_min.distributed import World, world
 from realm_min.evaluation import Question
 from realm_min.parameters import is_constant
-from realm_min.training import exchange, finetuning, ict, loop, mlm, pretraining, refresh, warm_start
+from realm_min.training import exchange, finetuning, ict, loop, mlm, pretraining, refresh
 
 SIZE = dict(num_hidden_layers=2, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
 COMMON = dict(steps=20, learning_rate=1e-4, freeze_word_embeddings=False, seed=3)
@@ -32,14 +32,14 @@ COMMON = dict(steps=20, learning_rate=1e-4, freeze_word_embeddings=False, seed=3
 def train_ict(folder, dtype, **values):
     embedder = RealmEmbedder(RealmConfig(**CONFIG | SIZE), seed=2).to(dtype)
     chosen = ict.Settings(batch_size=8, **COMMON)._replace(**values)
-    ict.warm_up(folder, BLOCKS, embedder, warm_start.tokenizer(None), chosen)
+    ict.warm_up(folder, BLOCKS, embedder, tokenizer(), chosen)
     return {"embedder": embedder}
 
 
 def train_mlm(folder, dtype, given=None, **values):
     encoder = RealmKnowledgeAugEncoder(RealmConfig(**CONFIG | SIZE), seed=2).to(dtype)
     chosen = mlm.Settings(batch_size=8, **COMMON)._replace(**values)
-    mlm.warm_up(folder, BLOCKS, encoder, warm_start.tokenizer(None), chosen, **(given or {}))
+    mlm.warm_up(folder, BLOCKS, encoder, tokenizer(), chosen, **(given or {}))
     return {"encoder": encoder}
 
 
@@ -50,14 +50,12 @@ def train_pretraining(folder, dtype, refresh_ranks=0, **values):
     chosen = pretraining.Settings(
         batch_size=4, num_candidates=3, refresh_every=8, max_passage=24, max_block=40, masking="tokens", **COMMON
     )._replace(**values)
-    pretraining.pretrain(
-        folder, BLOCKS, embedder, encoder, warm_start.tokenizer(None), chosen, refresh_ranks=refresh_ranks
-    )
+    pretraining.pretrain(folder, BLOCKS, embedder, encoder, tokenizer(), chosen, refresh_ranks=refresh_ranks)
     return {"embedder": embedder, "encoder": encoder}
 
 
 def train_finetuning(folder, dtype, refresh_ranks=0, **values):
-    model = open_qa(warm_start.tokenizer(None), **SIZE).to(dtype)
+    model = open_qa(**SIZE).to(dtype)
     chosen = finetuning.Settings(batch_size=4, refresh_every=8, **COMMON | dict(learning_rate=5e-5))._replace(**values)
     dev = [Question(question.question, question.answers) for question in QUESTIONS[:5]]
     finetuning.finetune(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from eight_capitals import BLOCKS, CONFIG, QUESTIONS, BuilderHere, open_qa
+from eight_capitals import BLOCKS, CONFIG, QUESTIONS, BuilderHere, open_qa, tokenizer
 from pretend_cuda import Pretended, pretend
 
 import realm_min
@@ -18,6 +18,8 @@ from realm_min.training import finetuning, ict, mlm, pretraining, refresh, warm_
 from realm_min.verify import verify
 from realm_min.verify.stages import PARTS
 
+NARROW = dict(max_span_width=3)  # interpreted, the kernel of the span logits takes as long as a model of many layers
+WORDS = dict(vocab_size=30522)  # as the tokenizer has, that comes with the package
 DROPOUT = dict(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
 CPU = torch.device("cpu")
 
@@ -146,12 +148,11 @@ def test_a_model_moves_and_is_saved(tmp_path):
 
 
 def test_questions_are_answered():
-    tokenizer = warm_start.tokenizer(None)
     asked = [question.question for question in QUESTIONS[:3]]
-    expected = open_qa(tokenizer).answer(asked)
+    expected = open_qa().answer(asked)
     with pretend() as device:
         for kept_here in (False, True):
-            model = open_qa(tokenizer).to(device)
+            model = open_qa().to(device)
             if kept_here:
                 model.block_embedding_to("cpu")
             for answer, wanted in zip(model.answer(asked), expected, strict=True):
@@ -160,12 +161,11 @@ def test_questions_are_answered():
 
 
 def test_a_question_and_its_gradient():
-    tokenizer = warm_start.tokenizer(None)
-    inputs = tokenizer([QUESTIONS[1].question], return_tensors="pt")
-    answers = tokenizer(QUESTIONS[1].answers, add_special_tokens=False)["input_ids"]
+    inputs = tokenizer()([QUESTIONS[1].question], return_tensors="pt")
+    answers = tokenizer()(QUESTIONS[1].answers, add_special_tokens=False)["input_ids"]
 
     def learn(device):
-        model = open_qa(tokenizer).to(device).train()
+        model = open_qa().to(device).train()
         output = model(**inputs.to(device), answer_ids=answers, return_dict=True)
         model.backward()
         return float(output.reader_output.loss), {key: value.to(CPU) for key, value in model.grads.items()}
@@ -184,15 +184,13 @@ def test_a_question_and_its_gradient():
 def run_ict(folder, device, evaluate=None, resume=False, **given):
     embedder = realm_min.RealmEmbedder(realm_min.RealmConfig(**CONFIG | given), seed=2).to(device)
     chosen = ict.Settings(steps=3, batch_size=8, freeze_word_embeddings=False)
-    ict.warm_up(
-        folder, BLOCKS, embedder, warm_start.tokenizer(None), chosen, save_every=2, resume=resume, evaluate=evaluate
-    )
+    ict.warm_up(folder, BLOCKS, embedder, tokenizer(), chosen, save_every=2, resume=resume, evaluate=evaluate)
     return embedder
 
 
 def run_mlm(folder, device, **given):
     encoder = realm_min.RealmKnowledgeAugEncoder(realm_min.RealmConfig(**CONFIG | given), seed=2).to(device)
-    mlm.warm_up(folder, BLOCKS, encoder, warm_start.tokenizer(None), mlm.Settings(steps=3, batch_size=4), save_every=2)
+    mlm.warm_up(folder, BLOCKS, encoder, tokenizer(), mlm.Settings(steps=3, batch_size=4), save_every=2)
     return encoder
 
 
@@ -203,12 +201,12 @@ def run_pretrain(folder, device, **given):
     chosen = pretraining.Settings(
         steps=3, batch_size=2, num_candidates=3, refresh_every=2, max_passage=24, max_block=40, masking="tokens"
     )
-    pretraining.pretrain(folder, BLOCKS, embedder, encoder, warm_start.tokenizer(None), chosen, save_every=2)
+    pretraining.pretrain(folder, BLOCKS, embedder, encoder, tokenizer(), chosen, save_every=2)
     return embedder
 
 
 def run_finetune(folder, device, refresh_blocks=False, **given):
-    model = open_qa(warm_start.tokenizer(None), **given).to(device)
+    model = open_qa(**NARROW | given).to(device)
     chosen = finetuning.Settings(steps=3, batch_size=2, refresh_blocks=refresh_blocks, refresh_every=2)
     finetuning.finetune(folder, model, QUESTIONS, chosen, blocks=BLOCKS, dev=[], save_every=2)
     return model.reader
@@ -246,18 +244,16 @@ def test_a_run_goes_on(tmp_path):
 
 
 def test_blocks_are_embedded():
-    tokenizer = warm_start.tokenizer(None)
     embedder = realm_min.RealmEmbedder(realm_min.RealmConfig(**CONFIG), seed=2).eval()
-    expected = indexing.embed_blocks(embedder, tokenizer, BLOCKS)
+    expected = indexing.embed_blocks(embedder, tokenizer(), BLOCKS)
     with pretend() as device:
-        found = indexing.embed_blocks(embedder.to(device), tokenizer, BLOCKS).to(CPU)
+        found = indexing.embed_blocks(embedder.to(device), tokenizer(), BLOCKS).to(CPU)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_an_index_is_written_and_asked(tmp_path):
-    tokenizer = warm_start.tokenizer(None)
     with pretend() as device:
-        indexing.index(map(Document._make, BLOCKS), tmp_path / "ready", open_qa(tokenizer).to(device), tokenizer)
+        indexing.index(map(Document._make, BLOCKS), tmp_path / "ready", open_qa().to(device), tokenizer())
         retriever = realm_min.RealmRetriever.from_pretrained(tmp_path / "ready")
         model = realm_min.RealmForOpenQA.from_pretrained(tmp_path / "ready", retriever=retriever).to(device)
         asked = [Question(question.question, question.answers) for question in QUESTIONS[:2]]
@@ -270,7 +266,7 @@ def test_an_index_is_written_and_asked(tmp_path):
 def test_a_checkpoint_is_verified(tmp_path, monkeypatch, kind):
     model_class = getattr(realm_min, kind)
     sizes = dict(vocab_size=99, num_candidates=3, num_block_records=30, searcher_beam_size=5, reader_beam_size=2)
-    model_class(realm_min.RealmConfig(**CONFIG | sizes), seed=1).save_pretrained(tmp_path)
+    model_class(realm_min.RealmConfig(**CONFIG | NARROW | sizes), seed=1).save_pretrained(tmp_path)
     with pretend():
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         report = verify(tmp_path)
@@ -306,12 +302,15 @@ def test_a_device_that_is_not_here_is_refused(capsys):
 def test_the_commands_run_on_a_gpu(tmp_path, monkeypatch, capsys, one_gpu):
     """From documents to an answer; the folder of each job is the start of the next."""
     monkeypatch.setattr(refresh, "BuilderProcess", BuilderHere)
+    monkeypatch.setattr(
+        warm_start, "small_config", lambda **given: realm_min.RealmConfig(**CONFIG | NARROW | WORDS | given)
+    )
     corpus, questions = tmp_path / "corpus.jsonl", tmp_path / "questions.jsonl"
     corpus.write_text("".join(json.dumps(block._asdict()) + "\n" for block in BLOCKS))
     questions.write_text("".join(json.dumps({"question": q.question, "answer": q.answers}) + "\n" for q in QUESTIONS))
     steps = ["--steps", "2", "--device", "cuda"]
     asked = "what is the capital of peru?"
-    beams = ["--searcher-beam-size", "6", "--reader-beam-size", "2", "--refresh-blocks"]
+    beams = ["--searcher-beam-size", "6", "--reader-beam-size", "2", "--refresh-blocks", "--batch-size", "2"]
     runs = (
         ["ict", str(corpus), "--out", f"{tmp_path}/ict", "--batch-size", "8"],
         ["mlm", str(corpus), "--out", f"{tmp_path}/mlm", "--batch-size", "2"],
