@@ -18,6 +18,7 @@ from typing import IO, Any
 import psutil
 
 POLL = 0.005  # seconds between two looks at a condition
+LAST_POLLS = 1000  # looks at a condition after the processes have ended
 LOOK = 0.5  # seconds between two looks at the processes: each costs milliseconds
 
 # What has been started or watched since `kill_all`, with the descendants that were seen.
@@ -73,11 +74,11 @@ def until(condition: Callable[[], Any], pids: Iterable[int], what: str, seconds:
         ChildProcessError: none of them is left.
     """
     pids = list(pids)
-    clock = Clock(pids)
+    clock, ended = Clock(pids), 0
     while not condition():
-        if not any(map(is_alive, pids)):
-            if condition():  # it may be the last that they did
-                return
+        # A process looks ended before the last of its threads has closed what the condition may be about.
+        ended = 0 if any(map(is_alive, pids)) else ended + 1
+        if ended > LAST_POLLS:
             raise ChildProcessError(f"processes {pids} ended, and still not: {what}")
         if clock.look() > seconds:
             kill_all()

@@ -35,7 +35,8 @@ def test_what_hangs_is_killed_with_its_descendants(command):
     processes.until(lambda: not any(map(processes.is_alive, children)), children, "its child ends")
 
 
-def test_who_ends_too_early_is_named():
+def test_who_ends_too_early_is_named(monkeypatch):
+    monkeypatch.setattr(processes, "LAST_POLLS", 10)
     process = processes.start([sys.executable, "-S", "-c", "pass"])
     with pytest.raises(
         ChildProcessError, match=rf"processes \[{process.pid}\] ended, and still not: a folder is there"
