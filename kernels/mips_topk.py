@@ -20,11 +20,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from triton import knobs
 
 from realm_min import mips
 
-from .triton_language import tl, triton
+from .triton_language import knobs, tl, triton
 
 MAX_DIMENSIONS = 1024
 BLOCK_DIMENSIONS = (128, 256, 1024)  # D is padded to one of these in registers, never in memory

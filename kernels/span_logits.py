@@ -20,11 +20,10 @@ import itertools
 
 import torch
 from torch import Tensor
-from triton import knobs
 
 from realm_min.spans import SpanOptions, check_arguments, choose_span, gradients_by_name, span_count
 
-from .triton_language import tl, triton
+from .triton_language import knobs, tl, triton
 
 LOGITS, BEST, COEFFICIENTS = 0, 1, 2  # what the scores kernel writes
 INTERPRETED = knobs.runtime.interpret

@@ -27,5 +27,6 @@ except ModuleNotFoundError:
 check_version(triton.__version__)
 
 import triton.language as tl  # noqa: E402
+from triton import knobs  # noqa: E402
 
-__all__ = ["tl", "triton"]
+__all__ = ["knobs", "tl", "triton"]
