@@ -101,6 +101,7 @@ def build_from(requests, folder, threads, device):
 class ForkedBuilder(refresh.BuilderProcess):
     def __init__(self, folder, device):
         self.folder, self.process = folder, Forked(folder, torch.get_num_threads(), str(device))
+        self.requests = self.process.stdin
 
 
 @pytest.fixture
