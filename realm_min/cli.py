@@ -95,6 +95,10 @@ def run(options: argparse.Namespace) -> int | None:
         ValueError, OSError, ModuleNotFoundError: bad input; what needs no model is refused before torch is imported.
     """
     command = COMMANDS[options.command]
+    if options.command == "ask":
+        # Threads that spin between one question's products burn seconds where others want the cores, too
+        # (benchmarks/first-use.csv). torch's OpenMP reads this as it is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with ranks():
         command.check(options)
         return import_module(f".{command.module}", __package__).run(options)
