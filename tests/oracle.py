@@ -15,6 +15,9 @@ def installed() -> str:
         return "none"
 
 
+MISSING = f"the oracle, transformers {VERSION}, is not installed (found: {installed()})"
+
+
 class Absent:
     """Stands for the oracle: its parts can be named at will, and what calls one is skipped."""
 
@@ -25,8 +28,11 @@ class Absent:
             raise AttributeError(name)
         return Absent()
 
+    def __getitem__(self, key):
+        return self()
+
     def __call__(self, *args, **kwargs):
-        pytest.skip(f"the oracle, transformers {VERSION}, is not installed (found: {installed()})")
+        pytest.skip(MISSING, allow_module_level=True)
 
 
 if installed() == VERSION:
@@ -40,4 +46,9 @@ if installed() == VERSION:
 else:
     transformers = realm_modeling = TheirRetriever = Absent()
 
-__all__ = ["TheirRetriever", "realm_modeling", "transformers"]
+# For what calls it by itself, not through this module.
+needs_oracle = pytest.mark.skipif(
+    installed() != VERSION, reason=f"the oracle, transformers {VERSION}, is not installed"
+)
+
+__all__ = ["TheirRetriever", "needs_oracle", "realm_modeling", "transformers"]

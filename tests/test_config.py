@@ -4,7 +4,7 @@ import inspect
 import typing
 
 import pytest
-import transformers
+from oracle import transformers
 
 from realm_min import RealmConfig
 

@@ -4,6 +4,7 @@ import csv
 
 import pytest
 import torch
+from oracle import needs_oracle
 from realm_min.kernels import bench
 from rich.progress import Progress
 
@@ -44,6 +45,7 @@ def test_floor_is_the_larger_of_bytes_and_operations():
     assert bench.search_floor(measured, 1000, 10_000, "bfloat16", True) == pytest.approx(2 * 10_000 * 1000 * 128 / 4e12)
 
 
+@needs_oracle
 def test_spans_are_measured_and_checked_against_transformers():
     clock = bench.Clock(CPU, 3, 1.0)
     measured = {"bandwidth": 1e9, "torch.float32": 1e12}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import transformers
+from oracle import needs_oracle, transformers
 from rich.console import Console
 
 from realm_min import (
@@ -108,6 +108,7 @@ def options(*arguments):
 # --- Right checkpoints ------------------------------------------------------------------------------------------------
 
 
+@needs_oracle
 @pytest.mark.parametrize("kind", PARTS)
 def test_every_stage_of_a_right_checkpoint_agrees_with_float64(folders, kind):
     report = verify(folders[kind])
