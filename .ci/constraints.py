@@ -118,11 +118,21 @@ def check() -> int:
 
 def oldest() -> int:
     """Print the lower bounds of setup.cfg as pins."""
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg", encoding="utf-8")
-    for requirement in setup["options"]["install_requires"].strip().splitlines():
+    for requirement in requirements():
         print(requirement.replace(">=", "=="))
     return 0
+
+
+def requirements(*extras: str) -> list[str]:
+    """What setup.cfg asks for, with extras: the project itself, which would have to be built, is not asked for."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    found = setup["options"]["install_requires"].split("\n")
+    for extra in extras:
+        for line in setup["options.extras_require"][extra].split("\n"):
+            own = re.fullmatch(r"realm-min\[(.*)\]", line)
+            found += requirements(*own[1].split(",")) if own else [line]
+    return [line for line in found if line]
 
 
 UNREACHABLE = "unreachable"
@@ -132,7 +142,7 @@ def problem(case: Case) -> str:
     """Why wheels for the case cannot be had at the pinned versions, or nothing."""
     result = uv(
         "--only-binary", ":all:", "--python-version", case.python, "--python-platform", case.platform,
-        "--extra", case.extra, "--constraint", case.constraints, "setup.cfg",
+        "--constraint", case.constraints, "-", stdin="\n".join(requirements(case.extra)),
     )  # fmt: skip
     if re.search("Failed to fetch|error sending request|Could not connect|dns error", result.stderr):
         return UNREACHABLE
