@@ -7,7 +7,7 @@ RUN    := $(VENV)/bin/python
 STAMPS := $(VENV)/stamps
 PINS    = $(shell test -e $(STAMPS)/oracle && echo constraints-oracle.txt || echo constraints.txt)
 
-.PHONY: demo learn test test-newest test-oldest test-tf test-weights lint types format check-install lock notebooks \
+.PHONY: demo learn test test-newest test-oldest test-kernels test-tf test-weights lint types format check-install lock notebooks \
     notebooks-run bench bench-model bench-train bench-scale verify-base train-demo ablation sdist clean
 
 demo: $(STAMPS)/demo
@@ -17,7 +17,8 @@ demo: $(STAMPS)/demo
 learn: $(STAMPS)/demo $(STAMPS)/plot
 	$(RUN) -m realm_min.training.learn --out benchmarks
 
-SUITE = -m pytest --numprocesses 2 --dist worksteal
+# Three workers keep two cores busy, since many a test waits for processes; a file is one worker's, for its fixtures.
+SUITE = -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 test: $(STAMPS)/test
 	$(RUN) $(SUITE)
 
@@ -34,6 +35,10 @@ test-oldest:
 	$(PYTHON) .ci/constraints.py oldest > .venv-oldest/constraints.txt
 	.venv-oldest/bin/pip install --constraint .venv-oldest/constraints.txt --editable ".[test]"
 	.venv-oldest/bin/python $(SUITE)
+
+# Every variant of the kernels, compiled for Ampere and Hopper without a GPU; the suite does so for Hopper alone.
+test-kernels: $(STAMPS)/test
+	ARCHITECTURES="80 90" $(RUN) -m pytest tests/test_kernels_compile.py
 
 # Against what TensorFlow writes, and on real trained weights: not in the suite, since both install much.
 test-tf: $(STAMPS)/test $(STAMPS)/tf

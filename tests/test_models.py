@@ -26,7 +26,10 @@ CONFIGS = {
         retriever_proj_size=16, span_hidden_size=32, max_span_width=5, num_candidates=2, reader_beam_size=3,
         num_block_records=11, searcher_beam_size=7, initializer_range=0.1, hidden_act="gelu",
     ),
-    "bert-base": dict(num_candidates=2, reader_beam_size=2, num_block_records=20, searcher_beam_size=5),
+    # All widths of BERT-base; its twelve layers are compared by `make verify-base`.
+    "bert-base": dict(
+        num_hidden_layers=4, num_candidates=2, reader_beam_size=2, num_block_records=20, searcher_beam_size=5,
+    ),
 }  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore")
