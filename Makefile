@@ -15,7 +15,7 @@ demo: $(STAMPS)/demo
 
 # A retriever that learns from masked words alone, against the same run without its gradient: learn.csv and learn.png.
 learn: $(STAMPS)/demo $(STAMPS)/plot
-	$(RUN) -m realm_min.training.learn --out benchmarks
+	$(RUN) -m realm_min.app.learn --out benchmarks
 
 # Three workers keep two cores busy, since many a test waits for processes; a file is one worker's, for its fixtures.
 SUITE = -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
@@ -94,7 +94,7 @@ verify-base: $(STAMPS)/test
 WORK ?= train-demo
 TRAIN = OMP_WAIT_POLICY=passive $(RUN)
 train-demo: $(STAMPS)/ablation
-	$(TRAIN) -m realm_min.training.demo --out $(WORK) $(if $(WEBQUESTIONS),\
+	$(TRAIN) benchmarks/train_demo.py --out $(WORK) $(if $(WEBQUESTIONS),\
 	    --train $(WEBQUESTIONS)/webquestions.train.jsonl --dev $(WEBQUESTIONS)/webquestions.dev.jsonl)
 
 # After it: what each stage brought.

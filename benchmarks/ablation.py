@@ -25,22 +25,25 @@ from typing import Any
 import bm25s
 import numpy as np
 import torch
+import train_demo as demo
+from factbook_questions import factbook_questions, factbook_slice
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from realm_min import RealmForOpenQA, RealmRetriever, default_model, indexing
-from realm_min import bert as trunk
-from realm_min.cli import progress_report, status_of
-from realm_min.corpus import Block
-from realm_min.evaluation import Question, has_answer, official_exact_match, read_questions
-from realm_min.files import write_atomically
-from realm_min.mips import BlockIndex
-from realm_min.packed import load_packed
-from realm_min.training import demo, loop, pretraining, warm_start
-from realm_min.training.factbook_questions import factbook_questions, factbook_slice
-from realm_min.training.masking import salient_span
-from realm_min.training.pretraining import Example
+from realm_min import RealmForOpenQA, RealmRetriever
+from realm_min.app import default_model, indexing
+from realm_min.app.cli import progress_report, status_of
+from realm_min.app.evaluation import Question, has_answer, official_exact_match, read_questions
+from realm_min.files.atomic import write_atomically
+from realm_min.files.packed import load_packed
+from realm_min.jobs import loop, warm_start
+from realm_min.learn import pretraining
+from realm_min.learn.masking import salient_span
+from realm_min.learn.pretraining import Example
+from realm_min.model import bert as trunk
+from realm_min.search.mips import BlockIndex
+from realm_min.text.corpus import Block
 
 KS = (1, 5, 20)
 BATCH = 64

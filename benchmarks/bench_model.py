@@ -26,7 +26,7 @@ from rich.progress import track
 from rich.table import Table
 
 import realm_min
-from realm_min import corpus
+from realm_min.text import corpus
 
 Work = Callable[[], torch.Tensor]
 BATCH = 16

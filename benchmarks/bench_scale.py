@@ -47,16 +47,19 @@ from rich.progress import Progress
 from scale_model import Row
 
 import realm_min
-from realm_min import corpus, distributed, indexing
-from realm_min.default_model import PACKED_FILE
-from realm_min.distributed import World
-from realm_min.files import write_atomically
-from realm_min.knowledge_encoder import IGNORED
-from realm_min.mips import BlockIndex
-from realm_min.packed import load_packed
-from realm_min.sharded_index import ShardedBlockIndex, read_blocks
-from realm_min.training import loop, mlm, warm_start
-from realm_min.training.optimizer import AdamW
+from realm_min.app import indexing
+from realm_min.app.default_model import PACKED_FILE
+from realm_min.files.atomic import write_atomically
+from realm_min.files.packed import load_packed
+from realm_min.jobs import loop, warm_start
+from realm_min.learn import mlm
+from realm_min.learn.optimizer import AdamW
+from realm_min.model.knowledge_encoder import IGNORED
+from realm_min.ranks import distributed
+from realm_min.ranks.distributed import World
+from realm_min.search.mips import BlockIndex
+from realm_min.search.sharded_index import ShardedBlockIndex, read_blocks
+from realm_min.text import corpus
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "docs" / "scaling.md", ROOT / "README.md"]

@@ -4,7 +4,7 @@ Forward, backward, clipping by the global norm and update of the knowledge-augme
 BERT-base's width with 4 layers, in training mode with the configuration's dropout of 0.1. Both take the same weights
 and the same inputs: Factbook blocks at their natural lengths, padded to the longest, and sequences without padding,
 which is the harder case for us, since transformers computes padding too. AdamW is the fused one, torch's fastest on a
-CPU. glibc keeps freed memory (`realm_min.training.memory`) for both, since both are faster with it; `--plain-malloc`
+CPU. glibc keeps freed memory (`realm_min.jobs.memory`) for both, since both are faster with it; `--plain-malloc`
 leaves it alone for both. Peer and ours alternate in one process; the table gives the median of the ratios, the CSV each
 side's median of each phase too.
 """
@@ -30,9 +30,9 @@ from rich.progress import track
 from rich.table import Table
 
 import realm_min
-from realm_min import corpus
-from realm_min.training.memory import keep_freed_memory
-from realm_min.training.optimizer import AdamW, decays
+from realm_min.jobs.memory import keep_freed_memory
+from realm_min.learn.optimizer import AdamW, decays
+from realm_min.text import corpus
 
 LAYERS, CANDIDATES, BLOCKS = 4, 8, 5
 RATE, DECAY, EPS, MAX_NORM = 1e-5, 0.01, 1e-6, 1.0

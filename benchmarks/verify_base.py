@@ -23,8 +23,9 @@ from pathlib import Path
 import torch
 from bench_model import cpu_name
 
-from realm_min import config, open_qa
-from realm_min.files import write_atomically
+from realm_min import config
+from realm_min.files.atomic import write_atomically
+from realm_min.model import open_qa
 from realm_min.verify.stages import PARTS
 
 SECONDS, GIGABYTES = 90, 4

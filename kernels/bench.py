@@ -31,9 +31,9 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from realm_min import spans
-from realm_min.files import write_atomically
-from realm_min.mips import COMPRESSIONS, BlockIndex, mips_topk
+from realm_min.files.atomic import write_atomically
+from realm_min.model import spans
+from realm_min.search.mips import COMPRESSIONS, BlockIndex, mips_topk
 
 REALM_BLOCKS = 13_353_718  # the evidence blocks of REALM's Wikipedia
 CPU_BLOCKS = 2_000_000

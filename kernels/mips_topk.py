@@ -1,11 +1,11 @@
 """Exact MIPS top-k on a GPU (REALM, section 3.3): scan for group maxima, certify, rescore. No score is stored.
 
-The algorithm and its error bound stand in `realm_min/mips.py`; here are the two steps that touch the blocks. The scan
-is a stream of row tiles through a persistent grid: a tile is one group, so its scores end in one maximum a query. One
-query is bound by memory and multiplied on the ordinary cores (`_scan_one`), several, and int8 codes, go to the tensor
-cores (`_scan_many`). Float32 goes there as TF32, which is off by more: the bound says by how much, and the groups
-that it cannot tell apart are rescored. The rescoring (`_rescore`) is the float64 sum of `mips.exact_scores`, added in
-the same order, so that a GPU and a CPU return the same bits.
+The algorithm and its error bound stand in `realm_min/search/mips.py`; here are the two steps that touch the blocks. The
+scan is a stream of row tiles through a persistent grid: a tile is one group, so its scores end in one maximum a query.
+One query is bound by memory and multiplied on the ordinary cores (`_scan_one`), several, and int8 codes, go to the
+tensor cores (`_scan_many`). Float32 goes there as TF32, which is off by more: the bound says by how much, and the
+groups that it cannot tell apart are rescored. The rescoring (`_rescore`) is the float64 sum of `mips.exact_scores`,
+added in the same order, so that a GPU and a CPU return the same bits.
 
 Symbols: Q queries, N blocks, D dimensions, G rows a group.
 """
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from realm_min import mips
+from realm_min.search import mips
 
 from .triton_language import knobs, tl, triton
 
@@ -168,7 +168,7 @@ def search(queries: Tensor, blocks: Tensor, codes: mips.Codes, k: int) -> tuple[
     if n + 128 >= 1 << 31:  # rows are counted in int32, elements in int64
         raise ValueError(f"{n} blocks: the kernels count up to {(1 << 31) - 129}")
     if not (blocks.is_cuda or INTERPRETED):
-        raise ValueError("the kernels need CUDA tensors: give CPU tensors to realm_min.mips")
+        raise ValueError("the kernels need CUDA tensors: give CPU tensors to realm_min.search.mips")
 
     group = tile_rows(codes.codes.dtype, d)
     groups = -(-n // group)

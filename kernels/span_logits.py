@@ -1,4 +1,4 @@
-"""Span logits on a GPU: the kernels behind `realm_min.spans`, whose head derives the formulas used here.
+"""Span logits on a GPU: the kernels behind `realm_min.model.spans`, whose head derives the formulas used here.
 
 A span of tokens i..j of block b has h = relu(S[b, i] + E[b, j]) and logit = Σ u (h - mean) / sqrt(var + eps) + v.β + c.
 The usual way writes h and its normalised form to memory, [spans, hidden] each. Here a program takes BLOCK_T tokens at
@@ -21,7 +21,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from realm_min.spans import SpanOptions, check_arguments, choose_span, gradients_by_name, span_count
+from realm_min.model.spans import SpanOptions, check_arguments, choose_span, gradients_by_name, span_count
 
 from .triton_language import knobs, tl, triton
 
@@ -240,7 +240,7 @@ def span_logits(
     block_mask: Tensor | None = None,
     relevance_score: Tensor | None = None,
 ) -> Tensor:
-    """`realm_min.spans.span_logits` by the kernel above: float32 [B, spans]. The projections must not be float64."""
+    """`spans.span_logits` by the kernel above: float32 [B, spans]. The projections must not be float64."""
     arguments = (start_projection, end_projection, norm_weight, norm_bias, output_weight, output_bias)
     options = SpanOptions(
         max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score
@@ -266,7 +266,7 @@ def best_span(
     block_mask: Tensor | None = None,
     relevance_score: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`realm_min.spans.best_span` by the kernel above: (score, block, start, end), and no logits are stored."""
+    """`realm_min.model.spans.best_span` by the kernel above: (score, block, start, end), and no logits are stored."""
     arguments = (start_projection, end_projection, norm_weight, norm_bias, output_weight, output_bias)
     options = SpanOptions(
         max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score
@@ -295,7 +295,7 @@ def span_logits_backward(
     block_mask: Tensor | None = None,
     relevance_score: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """`realm_min.spans.span_logits_backward` by the two kernels above: gradients by argument name."""
+    """`realm_min.model.spans.span_logits_backward` by the two kernels above: gradients by argument name."""
     arguments = (start_projection, end_projection, norm_weight, norm_bias, output_weight, output_bias)
     options = SpanOptions(
         max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score
@@ -367,9 +367,9 @@ def compile_variants():
 def _check(start_projection: Tensor, max_span_width: int) -> None:
     """Raise the error that names what the kernels cannot take, of arguments that fit together."""
     if start_projection.dtype == torch.float64:
-        raise TypeError("the kernels compute in float32: give float64 projections to realm_min.spans")
+        raise TypeError("the kernels compute in float32: give float64 projections to realm_min.model.spans")
     if not (start_projection.is_cuda or INTERPRETED):
-        raise ValueError("the kernels need CUDA tensors: give CPU tensors to realm_min.spans")
+        raise ValueError("the kernels need CUDA tensors: give CPU tensors to realm_min.model.spans")
     blocks, tokens, _ = start_projection.shape
     if span_count(tokens, max_span_width) >= 2**31:
         raise ValueError(f"{tokens} tokens have 2**31 spans or more of max_span_width={max_span_width}: cut one")

@@ -10,7 +10,7 @@
 # | a corpus to documents | `corpus.read_documents`, `corpus.factbook_documents` |
 # | a document to sentences | `corpus.split_sentences` |
 # | sentences to blocks | `corpus.cut_blocks` |
-# | a text to words, words to pieces | `realm_min/wordpiece.py`, called by `RealmTokenizer` |
+# | a text to words, words to pieces | `realm_min/text/wordpiece.py`, called by `RealmTokenizer` |
 # | pieces to ids, with special tokens | `RealmTokenizer`, and `RealmTokenizerFast` on the library `tokenizers` |
 #
 # The corpus is the CIA World Factbook. Take a `RealmTokenizer` to read and a `RealmTokenizerFast` to work: they give
@@ -29,8 +29,8 @@ from matplotlib.patches import Patch
 
 import realm_min
 from realm_min import RealmTokenizer, RealmTokenizerFast
-from realm_min.corpus import MAX_WORDPIECES, Document, cut_blocks, factbook_documents, record, split_sentences
-from realm_min.wordpiece import (
+from realm_min.text.corpus import MAX_WORDPIECES, Document, cut_blocks, factbook_documents, record, split_sentences
+from realm_min.text.wordpiece import (
     character_kind,
     lower_characters,
     split_punctuation,

@@ -20,10 +20,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from realm_min import RealmEmbedder, bert, ops
+from realm_min import RealmEmbedder
 from realm_min import numpy_reference as reference
-from realm_min.cli import load_model
-from realm_min.corpus import factbook_documents, split_sentences
+from realm_min.app.cli import load_model
+from realm_min.model import bert, ops
+from realm_min.text.corpus import factbook_documents, split_sentences
 
 torch.set_num_threads(2)
 plt.rcParams.update({"figure.dpi": 80, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})

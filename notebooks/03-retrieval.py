@@ -25,9 +25,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from realm_min import mips, ops
-from realm_min.cli import load_model
-from realm_min.corpus import factbook_documents
+from realm_min.app.cli import load_model
+from realm_min.model import ops
+from realm_min.search import mips
+from realm_min.text.corpus import factbook_documents
 
 torch.set_num_threads(2)
 plt.rcParams.update({"figure.dpi": 80, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})

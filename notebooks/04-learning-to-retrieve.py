@@ -15,24 +15,25 @@
 # | $p(z \mid x)$ | `softmax(relevance_score)` | [batch, candidates] |
 # | $\log p(y_j \mid z, x)$ | `log_likelihood` | [batch, candidates, tokens] |
 #
-# The code is `realm_min/knowledge_encoder.py` (`marginal_loss` and `marginal_loss_backward`) and, for the run at the
-# end, `realm_min/training/learn.py`.
+# The code is `realm_min/model/knowledge_encoder.py` (`marginal_loss` and `marginal_loss_backward`) and, for the run at
+# the end, `realm_min/app/learn.py`.
 
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from realm_min import RealmEmbedder, RealmKnowledgeAugEncoder, ops
+from realm_min import RealmEmbedder, RealmKnowledgeAugEncoder
 from realm_min import numpy_reference as reference
-from realm_min.knowledge_encoder import (
+from realm_min.app import learn
+from realm_min.model import ops
+from realm_min.model.knowledge_encoder import (
     IGNORED,
     log_joint_likelihood,
     log_likelihood_backward,
     marginal_loss,
     marginal_loss_backward,
 )
-from realm_min.training import learn
 
 SEED = 0
 torch.set_num_threads(2)

@@ -13,7 +13,7 @@
 # | $h_{start}, h_{end}$, hidden states of a span's ends | `hidden` | [beam, tokens, hidden] |
 # | $S_{read}(b, s, q) = \mathrm{MLP}([h_{start}; h_{end}])$ | `span_logits` less `relevance_score` | [beam, spans] |
 #
-# The code is `realm_min/spans.py` and `realm_min/reader.py`; `realm_min/open_qa.py` puts the answer together. The
+# The code is `spans.py` and `reader.py` in `realm_min/model/`; `open_qa.py` beside them puts the answer together. The
 # model is the default one of `realm-min ask`, over the CIA World Factbook.
 
 # %%
@@ -22,11 +22,11 @@ import numpy as np
 import torch
 
 from realm_min import numpy_reference as reference
-from realm_min import ops
-from realm_min.cli import load_model
-from realm_min.open_qa import block_mask, spans_equal_to
-from realm_min.reader import marginal_log_loss, marginal_log_loss_gradient
-from realm_min.spans import fold_weights, span_candidates, span_count, span_logits
+from realm_min.app.cli import load_model
+from realm_min.model import ops
+from realm_min.model.open_qa import block_mask, spans_equal_to
+from realm_min.model.reader import marginal_log_loss, marginal_log_loss_gradient
+from realm_min.model.spans import fold_weights, span_candidates, span_count, span_logits
 
 torch.set_num_threads(2)
 torch.manual_seed(0)
@@ -129,7 +129,7 @@ print(f"{len(pairs) / tokens:.1f} times fewer multiplications")
 #
 # $$\mathrm{logit} = \frac{\sum_k \tilde u_k h_k}{\sqrt{\sigma^2 + \varepsilon}} + v \cdot \beta + c.$$
 #
-# The naive way, the algebra, and `realm_min/spans.py`, for all spans of the first block:
+# The naive way, the algebra, and `realm_min/model/spans.py`, for all spans of the first block:
 
 # %%
 gamma, beta = p["qa_outputs.layer_normalization.weight"], p["qa_outputs.layer_normalization.bias"]

@@ -13,7 +13,7 @@
 # | G | rows of a *group*, which the scan reduces to one number | 16 to 128 |
 # | B, T, W, H | blocks read, their tokens, span widths, span hidden size | 5, 320, 10, 256 |
 #
-# The code is `realm_min/mips.py` and `realm_min/spans.py` for a processor, `kernels/mips_topk.py` and
+# The code is `realm_min/search/mips.py` and `realm_min/model/spans.py` for a processor, `kernels/mips_topk.py` and
 # `kernels/span_logits.py` in Triton for a GPU, and `kernels/bench.py`, which recorded the figures.
 
 # %%
@@ -27,11 +27,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from realm_min import mips, spans
 from realm_min import numpy_reference as reference
-from realm_min.cli import load_model
-from realm_min.mips import BlockIndex
-from realm_min.open_qa import block_mask
+from realm_min.app.cli import load_model
+from realm_min.model import spans
+from realm_min.model.open_qa import block_mask
+from realm_min.search import mips
+from realm_min.search.mips import BlockIndex
 
 os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported: they then run on tensors of the processor
 from realm_min.kernels import mips_topk as search_kernels
@@ -418,7 +419,7 @@ found_scores, found_ids = search_kernels.mips_topk(queries, few, 5)
 true_scores, true_ids = reference.mips_topk(queries.numpy(), few.numpy(), 5)
 print("against the reference: same scores to 1e-6", np.allclose(found_scores.numpy(), true_scores, rtol=1e-6))
 torch_scores, torch_ids = mips.mips_topk(queries, few, 5)
-print("against realm_min.mips: same bits", torch.equal(found_scores, torch_scores), torch.equal(found_ids, torch_ids))
+print("against the torch path: same bits", torch.equal(found_scores, torch_scores), torch.equal(found_ids, torch_ids))
 
 figure, axis = plt.subplots(figsize=(8, 2.6), layout="constrained")
 threshold = np.sort(by_hand)[-2]

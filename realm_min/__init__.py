@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .config import RealmConfig
-    from .embedder import RealmEmbedder
-    from .knowledge_encoder import RealmKnowledgeAugEncoder
-    from .open_qa import RealmForOpenQA
-    from .reader import RealmReader
-    from .retriever import RealmRetriever
-    from .scorer import RealmScorer
-    from .tokenizer import RealmTokenizer, RealmTokenizerFast
+    from .model.embedder import RealmEmbedder
+    from .model.knowledge_encoder import RealmKnowledgeAugEncoder
+    from .model.open_qa import RealmForOpenQA
+    from .model.reader import RealmReader
+    from .model.scorer import RealmScorer
+    from .text.retriever import RealmRetriever
+    from .text.tokenizer import RealmTokenizer, RealmTokenizerFast
 
 __version__ = "0.1.0"
 
@@ -32,14 +32,14 @@ __all__ = [
 
 _MODULES = {
     "RealmConfig": "config",
-    "RealmEmbedder": "embedder",
-    "RealmForOpenQA": "open_qa",
-    "RealmKnowledgeAugEncoder": "knowledge_encoder",
-    "RealmReader": "reader",
-    "RealmRetriever": "retriever",
-    "RealmScorer": "scorer",
-    "RealmTokenizer": "tokenizer",
-    "RealmTokenizerFast": "tokenizer",
+    "RealmEmbedder": "model.embedder",
+    "RealmForOpenQA": "model.open_qa",
+    "RealmKnowledgeAugEncoder": "model.knowledge_encoder",
+    "RealmReader": "model.reader",
+    "RealmRetriever": "text.retriever",
+    "RealmScorer": "model.scorer",
+    "RealmTokenizer": "text.tokenizer",
+    "RealmTokenizerFast": "text.tokenizer",
 }
 
 

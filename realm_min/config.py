@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .files import write_atomically
-from .hub import BLOCK_RECORDS_FILE, resolve_folder
+from .files.atomic import write_atomically
+from .files.hub import BLOCK_RECORDS_FILE, resolve_folder
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "selu", "silu")
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .config import RealmConfig
-from .corpus import factbook_documents
+from .text.corpus import factbook_documents
 from .textbook import (
     MASK,
     NO_LABEL,

@@ -39,7 +39,7 @@ def vocabulary() -> Path:
 @pytest.fixture(scope="session")
 def default_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache for XDG_CACHE_HOME that holds the default model, made once for all processes of the suite."""
-    from realm_min import default_model
+    from realm_min.app import default_model
 
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "default-cache"

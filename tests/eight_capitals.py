@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from realm_min import RealmConfig, RealmEmbedder, RealmForOpenQA, RealmRetriever, RealmTokenizerFast, indexing
-from realm_min.corpus import Block, record
-from realm_min.training import refresh, warm_start
-from realm_min.training.finetuning import TrainingQuestion
+from realm_min import RealmConfig, RealmEmbedder, RealmForOpenQA, RealmRetriever, RealmTokenizerFast
+from realm_min.app import indexing
+from realm_min.jobs import refresh, warm_start
+from realm_min.learn.finetuning import TrainingQuestion
+from realm_min.text.corpus import Block, record
 
 CONFIG = dict(
     vocab_size=160, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,

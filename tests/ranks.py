@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import processes
 import torch
 
-from realm_min import cli, distributed
+from realm_min.app import cli
+from realm_min.ranks import distributed
 
 # One process imports torch; the ranks are forked from it, which costs milliseconds in place of seconds.
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -19,7 +19,7 @@ from oracle import transformers
 
 import realm_min
 from realm_min import RealmConfig
-from realm_min.checkpoint import assign, combine_crc32, read_state_dict, write_folder
+from realm_min.files.checkpoint import assign, combine_crc32, read_state_dict, write_folder
 
 MODELS = ["RealmEmbedder", "RealmScorer", "RealmKnowledgeAugEncoder", "RealmReader", "RealmForOpenQA"]
 TINY = {

@@ -13,15 +13,15 @@ import pytest
 import torch
 from oracle import transformers
 
-from realm_min import ask, default_model, indexing
-from realm_min.cli import main
+from realm_min.app import ask, default_model, indexing
+from realm_min.app.cli import main
+from realm_min.app.evaluation import normalize_answer
 from realm_min.config import RealmConfig
-from realm_min.corpus import Block, Document, cut_blocks, record
-from realm_min.evaluation import normalize_answer
-from realm_min.open_qa import RealmForOpenQA
-from realm_min.packed import load_packed, pack
-from realm_min.retriever import RealmRetriever
-from realm_min.training import warm_start
+from realm_min.files.packed import load_packed, pack
+from realm_min.jobs import warm_start
+from realm_min.model.open_qa import RealmForOpenQA
+from realm_min.text.corpus import Block, Document, cut_blocks, record
+from realm_min.text.retriever import RealmRetriever
 
 CAPITALS = {"Uruguay": "Montevideo", "Norway": "Oslo", "Kenya": "Nairobi", "Japan": "Tokyo", "Peru": "Lima"}
 DOCUMENTS = [

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from realm_min.corpus import (
+from realm_min.text.corpus import (
     Block,
     Document,
     _plain_lines,
@@ -20,7 +20,7 @@ from realm_min.corpus import (
     record,
     split_sentences,
 )
-from realm_min.tokenizer import RealmTokenizerFast
+from realm_min.text.tokenizer import RealmTokenizerFast
 
 
 @pytest.fixture(scope="module")

@@ -13,17 +13,14 @@ from eight_capitals import BLOCKS, CONFIG, QUESTIONS, BuilderHere, open_qa, toke
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realm_min import (
-    RealmConfig,
-    RealmEmbedder,
-    RealmKnowledgeAugEncoder,
-    RealmReader,
-    bert,
-)
-from realm_min.distributed import World, world
-from realm_min.evaluation import Question
-from realm_min.parameters import is_constant
-from realm_min.training import exchange, finetuning, ict, loop, mlm, pretraining, refresh
+from realm_min import RealmConfig, RealmEmbedder, RealmKnowledgeAugEncoder, RealmReader
+from realm_min.app.evaluation import Question
+from realm_min.jobs import loop, refresh
+from realm_min.learn import finetuning, ict, mlm, pretraining
+from realm_min.model import bert
+from realm_min.model.parameters import is_constant
+from realm_min.ranks import exchange
+from realm_min.ranks.distributed import World, world
 
 SIZE = dict(num_hidden_layers=2, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
 COMMON = dict(steps=20, learning_rate=1e-4, freeze_word_embeddings=False, seed=3)

@@ -13,13 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realm_min import default_model, distributed
+from realm_min.app import default_model
 from realm_min.config import RealmConfig
-from realm_min.corpus import Document, cut_blocks, record
-from realm_min.open_qa import RealmForOpenQA
-from realm_min.packed import UNREAD, load_packed, pack
-from realm_min.retriever import RealmRetriever
-from realm_min.tokenizer import RealmTokenizerFast
+from realm_min.files.packed import UNREAD, load_packed, pack
+from realm_min.model.open_qa import RealmForOpenQA
+from realm_min.ranks import distributed
+from realm_min.text.corpus import Document, cut_blocks, record
+from realm_min.text.retriever import RealmRetriever
+from realm_min.text.tokenizer import RealmTokenizerFast
 
 DOCUMENTS = [
     Document("Uruguay", "Capital - name: Montevideo. " + " ".join(f"Field {i}: {i % 7} km." for i in range(90))),
@@ -254,8 +255,8 @@ def test_no_home(cache, monkeypatch):
 ASK = f"""
 import sys, time
 from pathlib import Path
-from realm_min import default_model
-from realm_min.corpus import Document
+from realm_min.app import default_model
+from realm_min.text.corpus import Document
 signs, name = Path(sys.argv[1]), sys.argv[2]
 def read_documents(corpus):
     (signs / (name + " cuts")).touch()
@@ -264,7 +265,7 @@ def read_documents(corpus):
     return {[tuple(document) for document in DOCUMENTS]!r}
 default_model.PACKED_FILE = Path(sys.argv[3])
 default_model.read_documents = lambda corpus: [Document(*each) for each in read_documents(corpus)]
-from realm_min.cli import main
+from realm_min.app.cli import main
 sys.exit(main(["ask", "--json", {QUESTION!r}]))
 """
 
@@ -382,7 +383,7 @@ def test_ask_without_posix(cache, packed_file):
 def test_peak_memory_of_an_answer(default_cache):
     """The real one, beyond what torch alone takes, so that no other version of torch fails the test."""
     peak = "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
-    ask = f"from realm_min.cli import main; main(['ask', '--json', {QUESTION!r}])"
+    ask = f"from realm_min.app.cli import main; main(['ask', '--json', {QUESTION!r}])"
     found = []
     for program in ("import torch", ask):
         done = subprocess.run(

@@ -10,9 +10,9 @@ import pytest
 import ranks
 import torch
 
-from realm_min import distributed
-from realm_min.distributed import World
-from realm_min.files import only_writer
+from realm_min.files.atomic import only_writer
+from realm_min.ranks import distributed
+from realm_min.ranks.distributed import World
 
 
 def exchange():
@@ -172,7 +172,7 @@ def test_torchrun_connects_the_ranks():
     """The real launcher, its own store and its own environment."""
     script = """
 import os
-from realm_min.distributed import join
+from realm_min.ranks.distributed import join
 with join() as world:
     os.write(1, b"%d of %d\\n" % (sum(world.gather_objects(world.rank)), world.size))
 """

@@ -11,8 +11,10 @@ import pytest
 import ranks
 import torch
 
-from realm_min import RealmConfig, RealmForOpenQA, RealmTokenizerFast, cli, distributed, indexing
-from realm_min.corpus import Block, Document, cut_blocks
+from realm_min import RealmConfig, RealmForOpenQA, RealmTokenizerFast
+from realm_min.app import cli, indexing
+from realm_min.ranks import distributed
+from realm_min.text.corpus import Block, Document, cut_blocks
 
 LIMIT = 40  # wordpieces of a block
 SIZES = dict(SHARD_SIZE=6, BATCH_SIZE=4)  # blocks

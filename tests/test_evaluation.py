@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realm_min.evaluation import (
+from realm_min.app.evaluation import (
     Question,
     evaluate,
     exact_match,

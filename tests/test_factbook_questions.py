@@ -4,22 +4,15 @@ import json
 import random
 from collections import Counter
 
+import factbook_questions as module
 import pytest
+from factbook_questions import ITEM_KINDS, KINDS, factbook_pages, factbook_questions, factbook_slice, main
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realm_min import RealmTokenizer
-from realm_min.corpus import Block, record
-from realm_min.evaluation import Question, has_answer_span, read_questions
-from realm_min.training import factbook_questions as module
-from realm_min.training.factbook_questions import (
-    ITEM_KINDS,
-    KINDS,
-    factbook_pages,
-    factbook_questions,
-    factbook_slice,
-    main,
-)
+from realm_min.app.evaluation import Question, has_answer_span, read_questions
+from realm_min.text.corpus import Block, record
 
 
 @pytest.fixture(scope="module")

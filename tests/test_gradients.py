@@ -11,8 +11,8 @@ from test_models import CONFIGS, fill, ids_and_mask, twins
 from test_models_numpy import DrawnRetriever
 
 import realm_min
-from realm_min import bert, knowledge_encoder, ops, parameters, reader
 from realm_min import numpy_reference as reference
+from realm_min.model import bert, knowledge_encoder, ops, parameters, reader
 
 TOLERANCE = 2e-4  # of a gradient's largest value, float32
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from realm_min import RealmConfig, RealmEmbedder, RealmRetriever, RealmTokenizer, RealmTokenizerFast
-from realm_min.hub import FILES, find_folder, resolve_folder
-from realm_min.training import warm_start
+from realm_min.files.hub import FILES, find_folder, resolve_folder
+from realm_min.jobs import warm_start
 
 NAME = "google/realm-test"
 

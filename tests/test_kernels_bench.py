@@ -8,7 +8,7 @@ from oracle import needs_oracle
 from realm_min.kernels import bench
 from rich.progress import Progress
 
-from realm_min.mips import mips_topk
+from realm_min.search.mips import mips_topk
 
 CPU = torch.device("cpu")
 

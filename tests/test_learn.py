@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from realm_min import RealmEmbedder, RealmScorer
-from realm_min.training import learn
-from realm_min.training.learn import DEFAULTS, Record
+from realm_min.app import learn
+from realm_min.app.learn import DEFAULTS, Record
 
 MINIATURE = DEFAULTS._replace(countries=8, warm_up_steps=100, warm_up_batch=32, steps=80, measure_every=40)
 

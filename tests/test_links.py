@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from realm_min.cli import parser
+from realm_min.app.cli import parser
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,7 +55,7 @@ def definitions(body):
 
 
 def module_name(path):
-    """`realm_min/training/ict.py` -> realm_min.training.ict; what is not in the package has none."""
+    """`realm_min/learn/ict.py` -> realm_min.learn.ict; what is not in the package has none."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     if parts[0] == "kernels":
         parts = ("realm_min", *parts)
@@ -100,7 +100,7 @@ def test_symbols_are_defined_in_the_file_their_link_leads_to():
 
 
 def test_pictures_name_modules_that_exist():
-    names = {path.name for path in modules()}
+    names = {path.name for path in (*modules(), *(ROOT / "benchmarks").glob("*.py"))}
     for picture in (ROOT / "docs").glob("*.svg"):
         text = " ".join(ElementTree.parse(picture).getroot().itertext())
         found = set(re.findall(r"\b(\w+\.py)\b", text))

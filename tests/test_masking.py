@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realm_min.tokenizer import RealmTokenizer, RealmTokenizerFast
-from realm_min.training import masking
-from realm_min.training.masking import MASKINGS, passage, passages, salient_choices, salient_spans
+from realm_min.learn import masking
+from realm_min.learn.masking import MASKINGS, passage, passages, salient_choices, salient_spans
+from realm_min.text.tokenizer import RealmTokenizer, RealmTokenizerFast
 
 SALIENT = [
     ("It fell to Rome on 1 March 2024.", ["Rome", "1 March 2024"]),

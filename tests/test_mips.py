@@ -10,9 +10,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from realm_min import mips
-from realm_min.mips import BlockIndex, mips_topk
 from realm_min.numpy_reference import mips_topk as reference_topk
+from realm_min.search import mips
+from realm_min.search.mips import BlockIndex, mips_topk
 
 PATHS = ("function", None, "bfloat16", "int8")
 CASES = settings(deadline=None, derandomize=True, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
@@ -272,7 +272,7 @@ def test_keys_rank_scores_then_ids():
 
 
 def test_the_module_imports_without_triton():
-    code = "import sys; sys.modules['triton'] = None; import torch, realm_min.mips as m; "
+    code = "import sys; sys.modules['triton'] = None; import torch, realm_min.search.mips as m; "
     code += "print(m.mips_topk(torch.ones(1, 8), torch.ones(3, 8), 2)[1].tolist())"
     [(out, _)] = processes.run([sys.executable, "-c", code])
     assert out.strip() == "[[0, 1]]"

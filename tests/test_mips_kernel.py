@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from realm_min.kernels import mips_topk as kernel
 
-from realm_min import mips
-from realm_min.mips import BlockIndex
 from realm_min.numpy_reference import mips_topk as reference_topk
+from realm_min.search import mips
+from realm_min.search.mips import BlockIndex
 
 CASES = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 pytestmark = [

@@ -16,8 +16,8 @@ from reference_cases import (
     to_numpy,
 )
 
-import realm_min.batch_encoding
-import realm_min.open_qa
+import realm_min.model.open_qa
+import realm_min.text.batch_encoding
 from realm_min import numpy_reference as reference
 
 TOLERANCE = 1e-10
@@ -197,7 +197,7 @@ class DrawnRetriever:
     """Stands where the retriever does: reader inputs drawn beforehand, whatever was asked."""
 
     def __init__(self, concat, answers):
-        self.concat = realm_min.batch_encoding.BatchEncoding({k: torch.from_numpy(v) for k, v in concat.items()})
+        self.concat = realm_min.text.batch_encoding.BatchEncoding({k: torch.from_numpy(v) for k, v in concat.items()})
         self.answers = answers
 
     def __call__(self, block_ids, question_ids, answer_ids, max_length):
@@ -230,7 +230,7 @@ def test_open_qa(data, values, seed, scale, tokens):
     gold = rng.integers(-1, length, (retrieved, 2))
     answers = (gold.max(axis=1) >= 0, gold, gold)
     retriever = DrawnRetriever(concat, answers)
-    model, parameters, config = ours(realm_min.open_qa.RealmForOpenQA, values, seed, scale, retriever=retriever)
+    model, parameters, config = ours(realm_min.model.open_qa.RealmForOpenQA, values, seed, scale, retriever=retriever)
     model.train(training)
     ask = data.draw(st.booleans())
     actual = call(model, question, answer_ids=[[1]] if ask else None)

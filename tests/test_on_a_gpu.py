@@ -8,13 +8,14 @@ from eight_capitals import BLOCKS, CONFIG, QUESTIONS, BuilderHere, open_qa, toke
 from pretend_cuda import Pretended, pretend
 
 import realm_min
-from realm_min import indexing, plots
-from realm_min.cli import main
-from realm_min.corpus import Document
-from realm_min.devices import chosen_device
-from realm_min.evaluation import Question, evaluate
-from realm_min.mips import COMPRESSIONS, BlockIndex
-from realm_min.training import finetuning, ict, mlm, pretraining, refresh, warm_start
+from realm_min.app import indexing, plots
+from realm_min.app.cli import main
+from realm_min.app.evaluation import Question, evaluate
+from realm_min.jobs import refresh, warm_start
+from realm_min.learn import finetuning, ict, mlm, pretraining
+from realm_min.ranks.devices import chosen_device
+from realm_min.search.mips import COMPRESSIONS, BlockIndex
+from realm_min.text.corpus import Document
 from realm_min.verify import verify
 from realm_min.verify.stages import PARTS
 

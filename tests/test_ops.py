@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from reference_cases import ACTIVATIONS, assert_close
 
 from realm_min import numpy_reference as reference
-from realm_min import ops
+from realm_min.model import ops
 
 DRAWN = settings(deadline=None, derandomize=True, max_examples=150)
 SEEDS = st.integers(0, 2**32 - 1)

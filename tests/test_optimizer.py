@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realm_min import RealmConfig, RealmEmbedder, RealmReader
-from realm_min.training.optimizer import AdamW, global_norm, norm_of
+from realm_min.learn.optimizer import AdamW, global_norm, norm_of
 
 
 def parameters(seed, dtype=torch.float64):
@@ -190,7 +190,7 @@ def test_freed_memory_is_used_again():
     """Under glibc a large block comes to cost no page faults, once the heap has room; elsewhere nothing was changed."""
     program = """
 import resource, torch
-from realm_min.training.memory import keep_freed_memory
+from realm_min.jobs.memory import keep_freed_memory
 kept = keep_freed_memory()
 torch.zeros(1 << 24).add_(1)
 faults = [resource.getrusage(resource.RUSAGE_SELF).ru_minflt]

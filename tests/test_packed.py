@@ -7,9 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realm_min.config import RealmConfig
-from realm_min.corpus import Document, corpus_hash, cut_blocks
-from realm_min.open_qa import RealmForOpenQA
-from realm_min.packed import (
+from realm_min.files.packed import (
     UNREAD,
     _largest_within,
     dequantize,
@@ -22,10 +20,10 @@ from realm_min.packed import (
     quantize,
     round_with_feedback,
 )
-from realm_min.packed import (
-    _tokenizer as pruned_tokenizer,
-)
-from realm_min.tokenizer import RealmTokenizerFast
+from realm_min.files.packed import _tokenizer as pruned_tokenizer
+from realm_min.model.open_qa import RealmForOpenQA
+from realm_min.text.corpus import Document, corpus_hash, cut_blocks
+from realm_min.text.tokenizer import RealmTokenizerFast
 
 DOCUMENTS = [
     Document("Uruguay", "Capital - name: Montevideo. " + " ".join(f"Field {i}: {i % 7} km." for i in range(90))),

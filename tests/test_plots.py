@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from realm_min import RealmConfig, RealmForOpenQA, RealmRetriever, RealmTokenizerFast, indexing, ops, plots
-from realm_min.cli import main
-from realm_min.corpus import Document
-from realm_min.spans import span_candidates
+from realm_min import RealmConfig, RealmForOpenQA, RealmRetriever, RealmTokenizerFast
+from realm_min.app import indexing, plots
+from realm_min.app.cli import main
+from realm_min.model import ops
+from realm_min.model.spans import span_candidates
+from realm_min.text.corpus import Document
 
 DOCUMENTS = [
     Document(name, f"Capital - name: {capital}. Budget: $5 and $6. Field {i} of {name} is 国.")

@@ -16,12 +16,13 @@ from tiny_pretraining import BLOCKS, CONFIG, SETTINGS, new_models, run, run_unti
 
 import realm_min
 from realm_min import numpy_reference as reference
-from realm_min.cli import main
-from realm_min.corpus import Block
-from realm_min.knowledge_encoder import marginal_loss, marginal_loss_backward
-from realm_min.mips import BlockIndex
+from realm_min.app.cli import main
+from realm_min.jobs import loop, warm_start
+from realm_min.learn import masking, pretraining
+from realm_min.model.knowledge_encoder import marginal_loss, marginal_loss_backward
 from realm_min.numpy_reference import central_difference
-from realm_min.training import loop, masking, pretraining, warm_start
+from realm_min.search.mips import BlockIndex
+from realm_min.text.corpus import Block
 
 DRAWN = settings(deadline=None, derandomize=True, max_examples=30)
 SEEDS = st.integers(0, 2**32 - 1)

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from realm_min.app.indexing import embed_blocks
 from realm_min.config import RealmConfig
-from realm_min.corpus import Block
-from realm_min.embedder import RealmEmbedder
-from realm_min.indexing import embed_blocks
-from realm_min.tokenizer import RealmTokenizerFast
-from realm_min.training import refresh
-from realm_min.training.refresh import IndexRefresher, snapshot_for
+from realm_min.jobs import refresh
+from realm_min.jobs.refresh import IndexRefresher, snapshot_for
+from realm_min.model.embedder import RealmEmbedder
+from realm_min.text.corpus import Block
+from realm_min.text.tokenizer import RealmTokenizerFast
 
 CONFIG = dict(
     hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, retriever_proj_size=8,

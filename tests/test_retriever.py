@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from oracle import TheirRetriever, transformers
 
 from realm_min import RealmRetriever, RealmTokenizer, RealmTokenizerFast
-from realm_min.retriever import read_block_records, unpickle_byte_strings, write_block_records
+from realm_min.text.retriever import read_block_records, unpickle_byte_strings, write_block_records
 
 SEP = 3
 RETRIEVER = RealmRetriever([], SimpleNamespace(sep_token_id=SEP))

@@ -12,9 +12,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from rich.progress import Progress
 
-from realm_min import RealmConfig, RealmEmbedder, distributed
-from realm_min.distributed import World
-from realm_min.mips import BlockIndex
+from realm_min import RealmConfig, RealmEmbedder
+from realm_min.ranks import distributed
+from realm_min.ranks.distributed import World
+from realm_min.search.mips import BlockIndex
 
 DOCUMENTS = [Path(__file__).parent.parent / name for name in ("docs/scaling.md", "README.md")]
 SMALL = ("block", "pair", "query", "candidate")  # constants that a fit may leave at 0

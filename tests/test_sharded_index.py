@@ -18,14 +18,16 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from realm_min import cli, distributed, indexing, mips
+from realm_min.app import cli, indexing
 from realm_min.config import RealmConfig
-from realm_min.corpus import Document
-from realm_min.mips import BlockIndex
-from realm_min.open_qa import RealmForOpenQA
-from realm_min.retriever import RealmRetriever
-from realm_min.sharded_index import ShardedBlockIndex
-from realm_min.training import warm_start
+from realm_min.jobs import warm_start
+from realm_min.model.open_qa import RealmForOpenQA
+from realm_min.ranks import distributed
+from realm_min.search import mips
+from realm_min.search.mips import BlockIndex
+from realm_min.search.sharded_index import ShardedBlockIndex
+from realm_min.text.corpus import Document
+from realm_min.text.retriever import RealmRetriever
 
 EACH = [1, 2, 3]  # ranks
 QUESTIONS = [f"Where is Town {i}?" for i in range(21)]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from realm_min.kernels import span_logits as kernels
 
 from realm_min import numpy_reference as reference
-from realm_min import spans
+from realm_min.model import spans
 
 PATHS = [pytest.param(spans, id="torch"), pytest.param(kernels, id="triton")]
 MIN = float(torch.finfo(torch.float32).min)

@@ -9,9 +9,10 @@ from typing import get_args
 import pytest
 
 import realm_min
-from realm_min import arguments, cli
-from realm_min.training import finetuning, ict, masking, mlm, pretraining, settings
-from realm_min.training.settings import Finetune, Ict, Mlm, Pretrain
+from realm_min.app import arguments, cli
+from realm_min.jobs import settings
+from realm_min.jobs.settings import Finetune, Ict, Mlm, Pretrain
+from realm_min.learn import finetuning, ict, masking, mlm, pretraining
 from realm_min.verify.known import KNOWN
 
 JOBS = {"ict": Ict(), "mlm": Mlm(), "pretrain": Pretrain(), "finetune": Finetune()}
@@ -19,7 +20,7 @@ JOBS = {"ict": Ict(), "mlm": Mlm(), "pretrain": Pretrain(), "finetune": Finetune
 # Runs command lines one after the other and says of each how it ended, what it printed, and whether torch came with it.
 DRIVER = """
 import contextlib, io, json, sys
-from realm_min.cli import main
+from realm_min.app.cli import main
 
 for line in sys.stdin:
     out, errors = io.StringIO(), io.StringIO()
@@ -192,7 +193,7 @@ def test_the_module_starts_without_torch(here, arguments):
     command = [sys.executable, "-X", "importtime", "-m", "realm_min", *arguments]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=here)
     imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines() if line.startswith("import time:")}
-    assert "realm_min.cli" in imported and not {"torch", "numpy", "rich"} & imported
+    assert "realm_min.app.cli" in imported and not {"torch", "numpy", "rich"} & imported
     assert ran.returncode == (2 if "none" in arguments else 0)
 
 
@@ -269,7 +270,7 @@ def test_a_setting_out_of_range_is_named(wrong, message):
 
 def test_names_that_stand_in_two_places_agree():
     """Those of the options, which are read without torch, and those of the tables of functions and classes."""
-    from realm_min.tensorflow_checkpoint import MODELS
+    from realm_min.files.tensorflow_checkpoint import MODELS
 
     assert tuple(masking.MASKINGS) == get_args(settings.Masking)
     assert tuple(KNOWN) == arguments.KNOWN

@@ -14,8 +14,8 @@ from oracle import transformers
 from tokenizers import AddedToken
 
 import realm_min
-from realm_min.tokenizer import RealmTokenizer, RealmTokenizerFast
-from realm_min.tokenizer_base import clean_up_spaces
+from realm_min.text.tokenizer import RealmTokenizer, RealmTokenizerFast
+from realm_min.text.tokenizer_base import clean_up_spaces
 
 VOCAB = str(Path(realm_min.__file__).parent / "assets" / "vocab.txt")
 PAIRS = {

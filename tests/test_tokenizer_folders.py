@@ -12,8 +12,8 @@ from oracle import transformers
 from tokenizers import AddedToken
 
 import realm_min
-from realm_min.batch_encoding import BatchEncoding
-from realm_min.tokenizer import RealmTokenizer, RealmTokenizerFast
+from realm_min.text.batch_encoding import BatchEncoding
+from realm_min.text.tokenizer import RealmTokenizer, RealmTokenizerFast
 
 VOCAB = str(Path(realm_min.__file__).parent / "assets" / "vocab.txt")
 PAIRS = {

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realm_min import RealmConfig, RealmEmbedder
-from realm_min.training import loop
-from realm_min.training.optimizer import AdamW
+from realm_min.jobs import loop
+from realm_min.learn.optimizer import AdamW
 
 TINY = dict(
     hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, retriever_proj_size=4,

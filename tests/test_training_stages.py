@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from realm_min import RealmConfig, RealmEmbedder, RealmKnowledgeAugEncoder, RealmReader
-from realm_min.cli import main
-from realm_min.corpus import Block, record, split_sentences
-from realm_min.evaluation import Question, evaluate, means
-from realm_min.training import finetuning, ict, loop, mlm, warm_start
-from realm_min.training.finetuning import TrainingQuestion
+from realm_min.app.cli import main
+from realm_min.app.evaluation import Question, evaluate, means
+from realm_min.jobs import loop, warm_start
+from realm_min.learn import finetuning, ict, mlm
+from realm_min.learn.finetuning import TrainingQuestion
+from realm_min.text.corpus import Block, record, split_sentences
 
 
 @pytest.fixture(scope="module")

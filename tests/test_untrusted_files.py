@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from realm_min import RealmConfig, RealmForOpenQA, RealmRetriever, RealmTokenizer, RealmTokenizerFast
-from realm_min.checkpoint import TRAINED_WITH, read_state_dict
+from realm_min.files.checkpoint import TRAINED_WITH, read_state_dict
 
 PIECES = (
     "[PAD] [UNK] [CLS] [SEP] [MASK] alan ma ##thi ##son turing was a pioneer of computer science . , the who".split()

@@ -11,8 +11,9 @@ PROGRAM = """
 import sys
 sys.modules["triton"] = None  # as where it is not installed
 import torch
-import realm_min, realm_min.kernels, realm_min.cli
-from realm_min import mips, spans
+import realm_min, realm_min.kernels, realm_min.app.cli
+from realm_min.model import spans
+from realm_min.search import mips
 queries, blocks = torch.randn(2, 8), torch.randn(50, 8)
 scores, ids = mips.mips_topk(queries, blocks, 3)
 assert torch.equal(ids[:, 0], (queries @ blocks.T).argmax(1))

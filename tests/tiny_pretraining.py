@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import realm_min
-from realm_min.corpus import Block
-from realm_min.training import pretraining
-from realm_min.training.pretraining import Settings
+from realm_min.learn import pretraining
+from realm_min.learn.pretraining import Settings
+from realm_min.text.corpus import Block
 
 CONFIG = dict(
     hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, retriever_proj_size=8,

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import checkpoint as checkpoints
 from ..config import RealmConfig
-from ..hub import resolve_folder
-from ..open_qa import block_mask, pad_to
-from ..retriever import BLOCK_RECORDS_FILE, RealmRetriever
-from ..tokenizer import RealmTokenizer
+from ..files import checkpoint as checkpoints
+from ..files.hub import resolve_folder
+from ..model.open_qa import block_mask, pad_to
+from ..text.retriever import BLOCK_RECORDS_FILE, RealmRetriever
+from ..text.tokenizer import RealmTokenizer
 from .known import compare_known, recognise_known
 from .measure import Error, choice_error, choose, error_of, weight_differences, weight_problems
 from .paths import MeasuredPath, ReferencePath, StateDict, TorchPath, available_paths

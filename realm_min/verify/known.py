@@ -13,12 +13,12 @@ from typing import NamedTuple
 import torch
 
 from ..config import RealmConfig
-from ..embedder import RealmEmbedder
-from ..knowledge_encoder import RealmKnowledgeAugEncoder
-from ..open_qa import MAX_QUESTION_WORDPIECES, RealmForOpenQA
-from ..reader import RealmReader
-from ..retriever import RealmRetriever
-from ..scorer import RealmScorer
+from ..model.embedder import RealmEmbedder
+from ..model.knowledge_encoder import RealmKnowledgeAugEncoder
+from ..model.open_qa import MAX_QUESTION_WORDPIECES, RealmForOpenQA
+from ..model.reader import RealmReader
+from ..model.scorer import RealmScorer
+from ..text.retriever import RealmRetriever
 
 KNOWN_TOLERANCE = 1e-4
 

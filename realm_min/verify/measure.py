@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..parameters import is_dense_weight
+from ..model.parameters import is_dense_weight
 from .stages import MASKED, Stage
 
 # Unit roundoff of float32: the largest relative error of rounding one number to it.

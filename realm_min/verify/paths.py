@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import bert as trunk
 from .. import numpy_reference as reference
-from .. import ops, spans
 from ..config import RealmConfig
-from ..knowledge_encoder import marginal_mlm_loss
-from ..mips import mips_topk
-from ..parameters import Shapes
-from ..reader import correct_spans, marginal_log_loss
+from ..model import bert as trunk
+from ..model import ops, spans
+from ..model.knowledge_encoder import marginal_mlm_loss
+from ..model.parameters import Shapes
+from ..model.reader import correct_spans, marginal_log_loss
+from ..search.mips import mips_topk
 from .stages import FLOAT64_TOLERANCE, MASKED, PARTS, Stage, prefix_of
 
 StateDict = Mapping[str, Tensor]

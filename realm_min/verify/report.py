@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..files import write_atomically
+from ..files.atomic import write_atomically
 from .known import KNOWN_TOLERANCE, KnownValue
 from .measure import FLOAT32_ROUNDING, Error
 from .stages import Stage

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import RealmConfig
-from ..embedder import RealmEmbedder
-from ..knowledge_encoder import RealmKnowledgeAugEncoder
-from ..model import RealmModel
-from ..parameters import Shapes
-from ..reader import RealmReader
+from ..model.base import RealmModel
+from ..model.embedder import RealmEmbedder
+from ..model.knowledge_encoder import RealmKnowledgeAugEncoder
+from ..model.parameters import Shapes
+from ..model.reader import RealmReader
 
 # Bounds on the largest error of a stage, relative to the largest number in it.
 TOLERANCE = 2e-6

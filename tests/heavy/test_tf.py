@@ -21,10 +21,10 @@ import transformers
 from transformers.models.realm.modeling_realm import load_tf_weights_in_realm
 
 import realm_min
-from realm_min.checkpoint import read_state_dict
-from realm_min.cli import main
-from realm_min.tensorflow_checkpoint import MODELS, read_tensorflow
-from realm_min.tensorflow_files import find_checkpoint, read_blocks
+from realm_min.app.cli import main
+from realm_min.files.checkpoint import read_state_dict
+from realm_min.files.tensorflow_checkpoint import MODELS, read_tensorflow
+from realm_min.files.tensorflow_files import find_checkpoint, read_blocks
 
 HIDDEN, INNER, LAYERS, VOCABULARY, POSITIONS, PROJECTION, SPAN, BLOCKS = 64, 48, 2, 37, 24, 12, 10, 9
 SIZES = {
@@ -350,7 +350,7 @@ def test_without_tensorflow(tmp_path):
     write_checkpoint(tmp_path / "ckpt", BLOCK_EMB)
     script = (
         "import sys; sys.modules['tensorflow'] = None\n"
-        "from realm_min.cli import main\n"
+        "from realm_min.app.cli import main\n"
         f"sys.exit(main(['convert', {str(tmp_path / 'ckpt')!r}, '--out', {str(tmp_path / 'out')!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -16,9 +16,10 @@ import pytest
 import torch
 import transformers
 
-from realm_min import RealmConfig, RealmEmbedder, RealmTokenizerFast, checkpoint
-from realm_min import bert as trunk
-from realm_min.corpus import cut_blocks, factbook_documents
+from realm_min import RealmConfig, RealmEmbedder, RealmTokenizerFast
+from realm_min.files import checkpoint
+from realm_min.model import bert as trunk
+from realm_min.text.corpus import cut_blocks, factbook_documents
 
 BLOCKS, BATCH = 100, 10
 LIMIT = 1e-5  # of the largest value of a layer

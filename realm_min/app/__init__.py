@@ -1,0 +1,1 @@
+"""The commands of `realm-min`, and the default model that they use."""

@@ -1,0 +1,210 @@
+"""The arguments of the commands that do not train, and what is refused of them before torch is imported.
+
+For each command `add_COMMAND` declares its arguments and `check_COMMAND` refuses what no model is needed to refuse. The
+commands that train have theirs in `jobs/options.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+
+from ..config import check_indexed, check_open_qa
+from ..files.atomic import refuse_existing
+from ..files.hub import find_folder
+from ..files.tensorflow_files import check_tensorflow, find_checkpoint
+from ..jobs.options import CORPUS_HELP
+from ..jobs.settings import COUNT, NATURAL
+from ..ranks.devices import add_device, check_device
+from ..text.corpus import factbook, read_documents
+from ..text.questions import read_questions
+
+KINDS = ("embedder", "scorer", "encoder", "reader", "openqa")  # of model that `convert` makes
+KNOWN = (  # published checkpoints, to whose values `verify` compares
+    "realm-cc-news-pretrained-embedder",
+    "realm-cc-news-pretrained-encoder",
+    "realm-cc-news-pretrained-scorer",
+    "realm-orqa-nq-reader",
+    "realm-orqa-nq-openqa",
+)
+
+
+def add_model(parser: argparse.ArgumentParser, default: str) -> None:
+    """The option --model."""
+    parser.add_argument("--model", metavar="FOLDER", help=f"a model's folder or hub name (default: {default})")
+
+
+# ---- index
+
+
+def add_index(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min index`."""
+    parser.add_argument("corpus", metavar="CORPUS", help=CORPUS_HELP)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the folder to write")
+    add_model(parser, "the one that ships")
+    add_device(parser)
+    parser.add_argument("--restart", action="store_true", help="forget what an interrupted run left in FOLDER.partial")
+
+
+def check_index(options: argparse.Namespace) -> None:
+    """Refuse what `realm-min index` cannot do.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError: an argument is at fault; the message names
+            it and says what to give.
+    """
+    check_device(options.device)
+    read_documents(options.corpus)
+    refuse_existing(options.out)
+    folder = options.model and find_folder(options.model)
+    if folder:
+        check_open_qa(folder)
+
+
+# ---- ask
+
+
+def add_ask(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min ask`."""
+    parser.add_argument(
+        "questions", nargs="*", metavar="QUESTION", help="none: a prompt on a terminal, else five examples"
+    )
+    add_model(parser, "the one that ships, over the CIA World Factbook")
+    add_device(parser)
+    parser.add_argument("-k", type=COUNT.read, metavar="N", help="blocks to read for a question (default: the model's)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a question")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.png",
+        help="draw what was retrieved, scored and attended to for one question (needs matplotlib)",
+    )  # fmt: skip
+
+
+def check_ask(options: argparse.Namespace) -> None:
+    """As `check_index`, of `realm-min ask`."""
+    check_device(options.device)
+    for question in options.questions:
+        if not question.strip():
+            raise ValueError("the question is empty: ask something")
+    if options.plot:
+        if len(options.questions) != 1:
+            raise ValueError(f"--plot draws one question, and {len(options.questions)} were given: give one")
+        check_plot(options.plot)
+    _check_indexed_model(options.model)
+
+
+# ---- evaluate
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min evaluate`."""
+    parser.add_argument(
+        "questions", type=Path, metavar="QUESTIONS.jsonl", help='each line {"question": "…", "answer": ["…", …]}'
+    )
+    add_model(parser, "the one that ships, over the CIA World Factbook")
+    add_device(parser)
+    parser.add_argument("--predictions", type=Path, metavar="FILE", help="write a JSON line for each question")
+    parser.add_argument("--regex", action="store_true", help="answers are regular expressions, as CuratedTrec's are")
+    parser.add_argument("--limit", type=COUNT.read, metavar="N", help="only the first N questions")
+    parser.add_argument("--json", action="store_true", help="print the measures as one JSON object")
+
+
+def check_evaluate(options: argparse.Namespace) -> None:
+    """As `check_index`, of `realm-min evaluate`."""
+    check_device(options.device)
+    # All of them are read: a malformed last line should not cost the answers to all the others.
+    if not sum(1 for _ in islice(read_questions(options.questions), options.limit)):
+        raise ValueError(f"{options.questions} holds no question")
+    if options.predictions:
+        check_writable("--predictions", options.predictions)
+    _check_indexed_model(options.model)
+
+
+# ---- verify
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min verify`."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a model's folder, or its name on the hub")
+    parser.add_argument("--text", metavar="TEXT", help="read this too, through the folder's tokenizer")
+    parser.add_argument(
+        "--against", metavar="OTHER", help="another copy of the same model, to be held against this one"
+    )
+    parser.add_argument(
+        "--known", metavar="NAME", choices=KNOWN,
+        help=f"compare with the published values of NAME (default: by the folder's name): {', '.join(KNOWN)}",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=NATURAL.read, default=0, metavar="N", help="draws the inputs (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print every figure as one JSON object")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the error by depth (needs matplotlib)")
+
+
+def check_verify(options: argparse.Namespace) -> None:
+    """As `check_index`, of `realm-min verify`."""
+    find_folder(options.checkpoint)
+    if options.against is not None:
+        find_folder(options.against)
+    if options.plot:
+        check_plot(options.plot)
+
+
+# ---- convert
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min convert`."""
+    parser.add_argument(
+        "checkpoints", nargs="*", metavar="CHECKPOINT", help="model.ckpt-N, its folder, or encoded.ckpt; one or more"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the folder to write")
+    parser.add_argument("--kind", choices=KINDS, help="the model to make (default: told from the variables' names)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="config.json or bert_config.json")
+    parser.add_argument("--blocks", type=Path, metavar="FILE", help="TFRecords of the blocks' texts: blocks.tfr")
+    parser.add_argument("--vocab", type=Path, metavar="FILE", help="vocab.txt, for the tokenizer (uncased)")
+    parser.add_argument(
+        "--initialize-missing", action="store_true", help="draw parameters that nothing fills instead of refusing"
+    )
+    parser.add_argument("--seed", type=NATURAL.read, metavar="N", default=0, help="of that draw (default: 0)")
+
+
+def check_convert(options: argparse.Namespace) -> None:
+    """As `check_index`, of `realm-min convert`."""
+    if not options.checkpoints and not options.blocks:
+        raise ValueError("nothing to convert: give a TensorFlow checkpoint, --blocks, or both")
+    for checkpoint in options.checkpoints:
+        find_checkpoint(checkpoint)
+    for option, path in (("--config", options.config), ("--blocks", options.blocks), ("--vocab", options.vocab)):
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"{option} {path} does not exist: give a file, or leave it out")
+    check_tensorflow()
+
+
+# ---- what several commands refuse
+
+
+def check_plot(path: Path) -> None:
+    """Refuse a --plot that cannot be drawn."""
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"--plot writes a PNG: {path} should end in .png")
+    check_writable("--plot", path)
+    if find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("--plot needs matplotlib: pip install 'realm-min[plot]'")
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Refuse a file that has no folder to be written to, or is a folder itself."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{option} {path}: there is no folder {path.parent}; make it, or name another file")
+    if path.is_dir():
+        raise IsADirectoryError(f"{option} {path} is a folder: name a file")
+
+
+def _check_indexed_model(name: str | None) -> None:
+    """Refuse a --model that cannot be asked; a hub name is looked up later, the default needs the Factbook's text."""
+    if name is None:
+        factbook()
+        return
+    folder = find_folder(name)
+    if folder:
+        check_indexed(folder)

@@ -1,0 +1,270 @@
+"""The command line, `realm-min` or `python -m realm_min`: index documents, ask questions, evaluate answers, train.
+
+Results go to the standard output, all else (progress, remarks, errors) to the standard error. Exit status: 0 when
+done, 1 if `verify` found an error, 2 for bad input, 130 after Ctrl-C.
+
+torch takes seconds to import, so nothing here does: help, usage and what is refused are answered without it, and a
+command's module is imported when the command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .. import __version__
+from ..config import check_indexed
+from ..files.hub import resolve_folder
+from ..jobs import options as training
+from . import arguments
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from ..model.open_qa import RealmForOpenQA
+    from .indexing import Report
+
+
+class Command(NamedTuple):
+    module: str  # of this package, imported when the command runs: its `run` takes the options
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    check: Callable[[argparse.Namespace], None]  # refuses what no model is needed to refuse
+
+
+COMMANDS = {
+    "index": Command(
+        "app.indexing", "Cut documents into blocks, embed them and write a folder ready to be asked.",
+        arguments.add_index, arguments.check_index,
+    ),
+    "ask": Command(
+        "app.ask", "Answer questions and show the blocks that were read.",
+        arguments.add_ask, arguments.check_ask,
+    ),
+    "evaluate": Command(
+        "app.evaluation", "Measure the answers to questions whose answers are known.",
+        arguments.add_evaluate, arguments.check_evaluate,
+    ),
+    "ict": Command(
+        "learn.ict", "Warm a retriever up with the Inverse Cloze Task.",
+        training.add_ict, training.check_ict,
+    ),
+    "mlm": Command(
+        "learn.mlm", "Warm a knowledge encoder up with masked language modelling.",
+        training.add_mlm, training.check_mlm,
+    ),
+    "pretrain": Command(
+        "learn.pretraining", "Teach a retriever by masked words, as REALM does.",
+        training.add_pretrain, training.check_pretrain,
+    ),
+    "finetune": Command(
+        "learn.finetuning", "Teach retriever and reader by questions and answers.",
+        training.add_finetune, training.check_finetune,
+    ),
+    "verify": Command(
+        "verify", "Compare a checkpoint's numbers, stage by stage, with every reference there is.",
+        arguments.add_verify, arguments.check_verify,
+    ),
+    "convert": Command(
+        "files.tensorflow_checkpoint", "Make a folder for --model from the TensorFlow files that Google released.",
+        arguments.add_convert, arguments.check_convert,
+    ),
+}  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    top = parser()
+    options = top.parse_args(arguments)
+    if options.command is None:
+        top.print_help()
+        return 0
+    return status_of(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> int | None:
+    """Run the command that the options name; returns its exit status, None for 0.
+
+    Raises:
+        ValueError, OSError, ModuleNotFoundError: bad input; what needs no model is refused before torch is imported.
+    """
+    command = COMMANDS[options.command]
+    if options.command == "ask":
+        # Threads that spin between one question's products burn seconds where others want the cores, too
+        # (benchmarks/first-use.csv). torch's OpenMP reads this as it is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    with ranks():
+        command.check(options)
+        return import_module(f"realm_min.{command.module}").run(options)
+
+
+def ranks() -> AbstractContextManager[object]:
+    """Around a command: join the ranks that torchrun started, so that they speak with one voice."""
+    if "RANK" not in os.environ:
+        return nullcontext()
+    from ..ranks.distributed import join
+
+    return join()
+
+
+def status_of(run: Callable[[], int | None]) -> int:
+    """Run a program; returns its exit status. Bad input and Ctrl-C end it in one line, not in a traceback."""
+    try:
+        return run() or 0
+    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        remark(f"realm-min: {one_line(error)}")
+        return 2
+    except KeyboardInterrupt as interrupt:
+        if os.environ.get("RANK", "0") == "0":  # torchrun interrupts all ranks
+            remark(f"\nInterrupted. {interrupt}".rstrip())
+        return 130
+    return 0
+
+
+def one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(lines) if len(lines) <= 3 else f"{' '.join(lines[:3])} … and {len(lines) - 3} more"
+
+
+# ---- arguments
+
+
+def parser() -> Parser:
+    top = Parser(prog="realm-min", description="Answer questions from documents with REALM.")
+    top.add_argument("--version", action="version", version=f"realm-min {__version__}")
+    commands = top.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        command.add_arguments(commands.add_parser(name, help=command.summary, description=command.summary))
+    top.commands = tuple(COMMANDS)
+    return top
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes no abbreviation for an option, and says of what it does not know which command or option may be meant."""
+
+    commands: tuple[str, ...] = ()  # whose arguments other parsers read
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given, allow_abbrev=False)
+
+    def parse_known_args(self, args: Iterable[str] | None = None, *rest: Any, **given: Any) -> tuple[Any, list[str]]:
+        """As argparse's; but what is not known is an error, and the first to be reported."""
+        words = sys.argv[1:] if args is None else list(args)
+        for word in takewhile(lambda word: word != "--", words):
+            if self.commands and not word.startswith("-"):
+                if word not in self.commands:
+                    known = f"give one of {', '.join(self.commands)}"
+                    self.error(f"there is no command {word!r}: {suggestion(word, self.commands, known)}")
+                break  # the rest is for that command's parser
+            if word.startswith("--") and " " not in word:
+                self._check_option(word.partition("=")[0])
+        options, unknown = super().parse_known_args(words, *rest, **given)
+        for word in unknown:
+            if word.startswith("-"):
+                self._check_option(word)
+        if unknown:
+            self.error(f"there is nothing to do with {' '.join(unknown)}: see {self.prog} --help")
+        return options, unknown
+
+    def _check_option(self, word: str) -> None:
+        known = [option for action in self._actions for option in action.option_strings]
+        if word not in known:
+            self.error(f"there is no option {word}: {suggestion(word, known, f'see {self.prog} --help')}")
+
+
+def suggestion(word: str, known: Iterable[str], otherwise: str) -> str:
+    """The known words that `word` begins, or else the one it is most like; without any, `otherwise`."""
+    known = list(known)
+    near = [name for name in known if name.startswith(word)] or difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {' or '.join(near)}?" if near else otherwise
+
+
+# ---- progress
+
+
+@contextmanager
+def progress_report() -> Iterator[Report]:
+    """A progress bar for each stage of the work, on rank 0."""
+    from ..ranks.distributed import world
+
+    if not world().is_first:
+        yield lambda stage, done, total, note="": None
+        return
+    with progress_bar() as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int | None, note: str = "") -> None:
+            if stage not in tasks:
+                for task in bar.tasks:  # the stages before are complete
+                    bar.update(task.id, total=task.completed)
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, description=f"{stage} {note}".rstrip())
+
+        yield report
+
+
+def progress_bar() -> Progress:
+    """A bar with counts and times on the standard error, on rank 0."""
+    from rich import progress
+    from rich.console import Console
+
+    from ..ranks.distributed import world
+
+    columns = (
+        progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn(),
+    )  # fmt: skip
+    return progress.Progress(*columns, console=Console(stderr=True), disable=not world().is_first)
+
+
+def remark(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+# ---- models
+
+
+def load_model(name: str | None, texts: bool = True) -> RealmForOpenQA:
+    """The model of a folder or hub name with its retriever; of None, the default one, unpacked on first use.
+
+    Ranks that torchrun started search it together. `texts`: whether this rank needs the retriever, to read blocks.
+    """
+    if name is None:
+        from . import default_model
+
+        return default_model.load(texts=texts, sharded=True, remark=remark, progress=progress_report)
+    from ..model.open_qa import RealmForOpenQA
+    from ..ranks import distributed
+    from ..text.retriever import RealmRetriever
+
+    world = distributed.world()
+    folder = world.on_first(lambda: resolve_folder(name))
+    check_indexed(folder)
+    retriever = None
+
+    def read_texts() -> None:
+        nonlocal retriever
+        retriever = RealmRetriever.from_pretrained(folder) if texts else None
+
+    def check() -> None:
+        held = model.config.num_block_records if retriever is None else len(retriever.block_records)
+        if held != model.config.num_block_records:
+            raise ValueError(
+                f"{folder} has {held} blocks and {model.config.num_block_records} embeddings: index it anew"
+            )
+
+    world.gather_results(read_texts)
+    model = RealmForOpenQA.from_pretrained(folder, retriever=retriever, sharded=True)
+    world.gather_results(check)
+    return model

@@ -1,0 +1,1 @@
+"""What is on disk: checkpoints, packed models, hub names, Google's TensorFlow files, and writing without half-files."""

@@ -1,0 +1,487 @@
+"""Checkpoints: folders in Hugging Face's layout, in and out.
+
+A folder holds `config.json` and the weights, which are a state dict (dotted key to tensor) in one of two formats,
+whole or cut into shards that an index file lists. Weights are read through memory maps, so that reading costs no
+memory of its own, and written one tensor at a time. Reading runs no pickled code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickletools
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import safetensors
+import torch
+
+from ..config import CONFIG_FILE, RealmConfig
+from ..model.parameters import Shapes
+from ..ranks.distributed import World
+from .atomic import write_atomically
+
+SAFETENSORS, PICKLED = ("model", ".safetensors"), ("pytorch_model", ".bin")
+_WEIGHT_FILES = re.compile(
+    r"(model(-\d{5}-of-\d{5})?\.safetensors|pytorch_model(-\d{5}-of-\d{5})?\.bin)(\.index\.json)?"
+)
+
+# Buffers that transformers stored until 4.31. They hold 0, 1, 2, … and zeros: a model needs no checkpoint for them.
+OLD_BUFFERS = re.compile(r"(.*\.)?embeddings\.(position_ids|token_type_ids)")
+
+# What the weights were trained with and no shape tells. Other values of a config.json are options of its user.
+TRAINED_WITH = ("num_attention_heads", "hidden_act", "layer_norm_eps", "reader_layer_norm_eps")
+
+_DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_state_dict(
+    folder: str | os.PathLike, sliced: str | None = None, world: World | None = None
+) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint folder, by key, with the shapes and dtypes that are stored.
+
+    With `sliced` and `world` it is a collective, and the checksum is the ranks' common work: of the tensor under the
+    key `sliced`, each rank reads its slice alone (`World.slice_of`); it touches the rest of it where it uses it. Files
+    of torch.save are read whole by every rank.
+
+    Looks for model.safetensors, model.safetensors.index.json, pytorch_model.bin, pytorch_model.bin.index.json, in this
+    order. The tensors are memory-mapped: writing into them changes no file, and they cost memory as they are touched.
+
+    Raises:
+        FileNotFoundError: `folder` is no folder, holds no weights, or lacks a shard that its index lists.
+        ValueError: a file is truncated, damaged, of another format, or asks for Python objects other than tensors.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds config.json and the weights")
+    safe = partial(read_safetensors, sliced=sliced, world=world or World())
+    for (stem, suffix), read in ((SAFETENSORS, safe), (PICKLED, _read_pickled)):
+        if (folder / (stem + suffix)).is_file():
+            return read(folder / (stem + suffix))
+        if (folder / f"{stem}{suffix}.index.json").is_file():
+            return _read_shards(folder / f"{stem}{suffix}.index.json", read)
+    raise FileNotFoundError(
+        f"{folder} holds no weights: model.safetensors, pytorch_model.bin, or one of them in shards with its "
+        ".index.json, is needed"
+    )
+
+
+def _damaged(path: Path, why: object) -> ValueError:
+    return ValueError(f"{path} cannot be read ({why}): it is damaged or not a checkpoint; fetch or write it again")
+
+
+def _read_shards(index: Path, read: Callable[[Path], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        keys_of: dict[str, set[str]] = {}
+        for key, shard in weight_map.items():
+            keys_of.setdefault(shard, set()).add(key)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(index, f"no weight_map of keys to files: {type(error).__name__} {error}") from None
+    for shard in keys_of:
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w-][\w.-]*", shard):
+            raise ValueError(f"{index} names the shard {shard!r}: a shard is a plain file name in the same folder")
+        if not (index.parent / shard).is_file():
+            raise FileNotFoundError(f"{index} lists {shard}, which is not beside it: fetch the missing shard")
+
+    state_dict: dict[str, torch.Tensor] = {}
+    for shard, keys in sorted(keys_of.items()):
+        tensors = read(index.parent / shard)
+        if absent := sorted(keys - tensors.keys()):
+            raise ValueError(f"{index} says {shard} holds {', '.join(absent)}, but it does not: fetch both again")
+        if twice := sorted(state_dict.keys() & tensors.keys()):
+            raise ValueError(f"{shard} and an earlier shard of {index} both hold {', '.join(twice)}: fetch them again")
+        state_dict.update(tensors)
+    return state_dict
+
+
+def read_safetensors(path: Path, sliced: str | None, world: World) -> dict[str, torch.Tensor]:
+    """The tensors of one file; otherwise as `read_state_dict`."""
+    tensors: dict[str, torch.Tensor] = {}
+    stored = None
+
+    def read() -> list[tuple[int, int]]:
+        """CRC-32 and length of what stands before this rank's slice, of the slice, and of what stands after it."""
+        nonlocal stored
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                stored = (file.metadata() or {}).get("crc32")
+                tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+        except Exception as error:  # whatever the parser says of untrusted bytes, the file is at fault
+            raise _damaged(path, str(error).partition("\n")[0]) from None
+        return [] if stored is None else _pieces(tensors, sliced, world)
+
+    pieces = world.gather_results(read)
+    if stored is not None:
+        crc = 0
+        for piece in (pieces[0][0], *(mine for _, mine, _ in pieces), pieces[0][2]):
+            crc = combine_crc32(crc, *piece)
+        if f"{crc:08x}" != stored:
+            raise _damaged(path, f"its checksum is {crc:08x}, not the stored {stored}")
+    return tensors
+
+
+def _pieces(tensors: dict[str, torch.Tensor], sliced: str | None, world: World) -> list[tuple[int, int]]:
+    crcs, lengths = [0, 0, 0], [0, 0, 0]
+    place = 0
+    for key in _stored_order(tensors):
+        tensor, heading = tensors[key], _heading(key, tensors[key])
+        crcs[place], lengths[place] = zlib.crc32(heading, crcs[place]), lengths[place] + len(heading)
+        if key == sliced and tensor.dim():
+            mine = _bytes_of(tensor[world.slice_of(len(tensor))])
+            crcs[1], lengths[1], place = zlib.crc32(mine), len(mine), 2
+        else:
+            crcs[place], lengths[place] = zlib.crc32(_bytes_of(tensor), crcs[place]), lengths[place] + tensor.nbytes
+    return list(zip(crcs, lengths, strict=True))
+
+
+def combine_crc32(first: int, second: int, length: int) -> int:
+    """The CRC-32 of a + b, from those of a and of b, and the length of b in bytes.
+
+    A zero bit at the end of the data is a linear step of the 32 bits of a CRC; squared, it stands for two bits, four, …
+    Moved on by as many zeros as b has bits, a's CRC and b's are added.
+    """
+
+    def times(matrix: list[int], bits: int) -> int:
+        total = 0
+        for i, column in enumerate(matrix):
+            if bits >> i & 1:
+                total ^= column
+        return total
+
+    step = [
+        0xEDB88320,
+        *(1 << i for i in range(31)),
+    ]  # column i: what becomes of bit i; lowest bit first, as zlib has it
+    zeros = 8 * length
+    while zeros:
+        if zeros & 1:
+            first = times(step, first)
+        step = [times(step, column) for column in step]
+        zeros >>= 1
+    return first ^ second
+
+
+def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
+    """A `torch.save`d state dict: a zip of one pickle and the tensors' bytes. The pickle is read, never executed."""
+    if not zipfile.is_zipfile(path):
+        raise _damaged(
+            path, "it is not the zip that torch.save writes since 1.6; re-save an older file with torch.save"
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("torch.save compresses nothing, this archive is compressed")
+            if damaged := archive.testzip():  # torch itself does not look at the checksums
+                raise ValueError(f"the checksum of its part {damaged} is wrong")
+        state_dict = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # as above
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if asked := named[1] if named else _foreign_name(path):
+            raise _damaged(path, f"it asks for {asked}, which tensors do not need: nothing was executed") from None
+        why = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
+        said = why[1] if why else str(error).partition("\n")[0]
+        raise _damaged(path, said.strip() or repr(error)) from None
+    if not isinstance(state_dict, dict):
+        raise _damaged(path, f"it holds a {type(state_dict).__name__}, not a dict of keys and tensors")
+    for key, tensor in state_dict.items():
+        if not isinstance(key, str):
+            raise _damaged(path, f"its key {key!r} is no string")
+        if not isinstance(tensor, torch.Tensor):
+            raise _damaged(path, f"under {key!r} it holds a {type(tensor).__name__}, not a tensor")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise _damaged(path, f"{key!r} is not a dense tensor")
+    return {key: tensor.detach() for key, tensor in state_dict.items()}
+
+
+def _foreign_name(path: Path) -> str | None:
+    """The first name in a refused pickle that is not torch's: torch itself names none in the protocols 3 to 5."""
+    texts: list[str] = []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            program = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            for instruction, argument, _ in pickletools.genops(archive.read(program)):
+                if instruction.name in ("GLOBAL", "STACK_GLOBAL"):
+                    name = argument.replace(" ", ".") if argument else ".".join(texts[-2:])
+                    if not name.startswith(("torch.", "collections.OrderedDict")):
+                        return name
+                elif isinstance(argument, str):
+                    texts.append(argument)
+    except Exception:  # it cannot be read so far, and there is another error to report
+        return None
+    return None
+
+
+def check_config(folder: str | os.PathLike, config: RealmConfig) -> None:
+    """Refuse a config.json that tells of another model than the weights beside it, which `write_folder` wrote.
+
+    `read_state_dict` has read them. safetensors files of others and pickled ones do not tell: nothing is checked.
+
+    Raises:
+        ValueError: a value of `TRAINED_WITH` differs.
+    """
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        if not _WEIGHT_FILES.fullmatch(path.name):
+            continue
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                written = json.loads((file.metadata() or {}).get("config", "{}"))
+            differing = {name: value for name, value in written.items() if getattr(config, name, None) != value}
+        except Exception as error:  # as above
+            raise _damaged(path, str(error).partition("\n")[0]) from None
+        for name, value in differing.items():
+            raise ValueError(
+                f"{Path(folder) / CONFIG_FILE} says {name}={getattr(config, name, None)!r}, its weights were written "
+                f"with {value!r}: restore the file; to change the value, give it to from_pretrained"
+            )
+
+
+# --- Into a model -----------------------------------------------------------------------------------------------------
+
+
+def check_layers(config: RealmConfig, found: dict[str, torch.Tensor], source: str) -> None:
+    """ValueError if a checkpoint has too few tensors to hold the layers of `config`."""
+    if config.num_hidden_layers > len(found):
+        raise ValueError(
+            f"{source} does not fit the model: num_hidden_layers={config.num_hidden_layers}, and the weights are "
+            f"{len(found)} tensors; take the config.json that they were saved with"
+        )
+
+
+def check_shapes(shapes: Shapes, found: dict[str, torch.Tensor], source: str) -> None:
+    """ValueError that names every tensor of another shape than the model's, which need not exist yet."""
+    problems = [
+        _misshaped(key, found[key].shape, shape)
+        for key, shape in shapes.items()
+        if key in found and not isinstance(shape, str) and tuple(found[key].shape) != tuple(shape)
+    ]
+    if problems:
+        raise _misfit(source, problems)
+
+
+def _misshaped(key: str, found: Sequence[int], expected: Sequence[int]) -> str:
+    return f"mis-shaped: {key} {list(found)}, the model has {list(expected)}"
+
+
+def _misfit(source: str, problems: list[str]) -> ValueError:
+    return ValueError(
+        f"{source} does not fit the model; take the class and the config.json that it was saved with:\n  "
+        + "\n  ".join(sorted(problems))
+    )
+
+
+def assign(
+    expected: dict[str, torch.Tensor],
+    found: dict[str, torch.Tensor],
+    aliases: dict[str, str],
+    ignored: re.Pattern[str] = OLD_BUFFERS,
+    source: str = "the checkpoint",
+) -> None:
+    """Copy `found` into the tensors of `expected`, in place and in their dtype, or raise and copy nothing.
+
+    Args:
+        expected: the model's tensors by key. Keys that are in `aliases` are left to their canonical key.
+        found: the checkpoint's tensors by key.
+        aliases: a key that repeats another tensor (tied weights) to that tensor's canonical key. A checkpoint may
+            hold the alias, the canonical key, or both.
+        ignored: keys of `found` that match this from start to end are skipped.
+        source: what the error calls the checkpoint, such as its folder.
+
+    Raises:
+        ValueError: names every key that is missing, unexpected, of another shape or type, or whose two copies differ.
+    """
+    problems = []
+    weights: dict[str, torch.Tensor] = {}
+    for key, tensor in found.items():
+        canonical = aliases.get(key, key)
+        if canonical in weights:
+            first = weights[canonical]
+            if first.shape != tensor.shape or not torch.equal(first, tensor):
+                problems.append(f"differing copies of one weight: {key} and {canonical}")
+        elif canonical in expected:
+            weights[canonical] = tensor
+        elif not ignored.fullmatch(key):
+            problems.append(f"unexpected: {key} {list(tensor.shape)}")
+
+    wanted = {key: tensor for key, tensor in expected.items() if key not in aliases}
+    for key, tensor in wanted.items():
+        weight = weights.get(key)
+        if weight is None:
+            problems.append(f"missing: {key} {list(tensor.shape)}")
+        elif weight.shape != tensor.shape:
+            problems.append(_misshaped(key, weight.shape, tensor.shape))
+        elif weight.is_floating_point() != tensor.is_floating_point():
+            problems.append(f"mis-typed: {key} {weight.dtype}, the model has {tensor.dtype}")
+    if problems:
+        raise _misfit(source, problems)
+    for key, tensor in wanted.items():
+        tensor.copy_(weights[key])
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def write_folder(
+    folder: str | os.PathLike,
+    config: RealmConfig,
+    state_dict: dict[str, torch.Tensor],
+    safe_serialization: bool = True,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Write config.json and the weights; transformers reads the folder back, and so does `read_state_dict`.
+
+    Of tensors that share their memory (tied weights) the first key is written, the others are left out: both readers
+    fill them from it. All files are complete before the first takes its name; then weights that an earlier save left
+    in the folder are removed.
+
+    Args:
+        safe_serialization: model.safetensors if true, pytorch_model.bin otherwise.
+        max_shard_size: bytes, or a string such as "5GB" or "200MB". Weights above it are cut into shards between
+            tensors, so that only a single tensor can make a shard larger.
+
+    Raises:
+        ValueError: `max_shard_size` is no size, or a tensor has a dtype that the format lacks.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stem, suffix = SAFETENSORS if safe_serialization else PICKLED
+    shards = _cut_into_shards(_without_repetitions(state_dict), _parse_size(max_shard_size))
+    if len(shards) == 1:
+        names = [stem + suffix]
+    else:
+        names = [f"{stem}-{i:05d}-of-{len(shards):05d}{suffix}" for i in range(1, len(shards) + 1)]
+
+    with ExitStack() as files:  # renamed last to first: the weights, their index, the configuration
+        files.enter_context(write_atomically(folder / CONFIG_FILE)).write_text(config.to_json_string(), "utf-8")
+        if len(shards) > 1:
+            index = {
+                "metadata": {"total_size": sum(t.nbytes for shard in shards for t in shard.values())},
+                "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
+            }
+            path = files.enter_context(write_atomically(folder / f"{stem}{suffix}.index.json"))
+            path.write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+        for name, shard in zip(names, shards, strict=True):
+            path = files.enter_context(write_atomically(folder / name))
+            if safe_serialization:
+                _write_safetensors(path, shard, config)
+            else:
+                _write_pickled(path, shard)
+
+    kept = {*names, f"{stem}{suffix}.index.json"} if len(shards) > 1 else {*names}
+    for path in folder.iterdir():
+        if path.name not in kept and _WEIGHT_FILES.fullmatch(path.name):
+            path.unlink()
+
+
+def _parse_size(size: int | str) -> int:
+    if isinstance(size, int) and size > 0:
+        return size
+    units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    match = re.fullmatch(r"(\d+) *([A-Z]*)", str(size).upper())
+    if not match or match[2] not in units or int(match[1]) == 0:
+        raise ValueError(f'max_shard_size={size!r} is no size: give bytes, or a string such as "5GB" or "200MB"')
+    return int(match[1]) * units[match[2]]
+
+
+def _without_repetitions(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    seen: set[tuple] = set()
+    kept = {}
+    for key, tensor in state_dict.items():
+        memory = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() == 0 or memory not in seen:
+            kept[key] = tensor
+        seen.add(memory)
+    return kept
+
+
+def _cut_into_shards(state_dict: dict[str, torch.Tensor], max_bytes: int) -> list[dict[str, torch.Tensor]]:
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for key, tensor in state_dict.items():
+        if shards[-1] and size + tensor.nbytes > max_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][key] = tensor
+        size += tensor.nbytes
+    return shards
+
+
+def _stored_order(tensors: dict[str, torch.Tensor]) -> list[str]:
+    """Wide elements first, so that each tensor begins at a multiple of its element's size."""
+    return sorted(tensors, key=lambda key: (-tensors[key].element_size(), key))
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _heading(key: str, tensor: torch.Tensor) -> bytes:
+    """What stands for a tensor in the checksum, before its bytes."""
+    return f"{key} {tensor.dtype} {list(tensor.shape)}".encode()
+
+
+def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor], config: RealmConfig) -> None:
+    """The format: the header's length as 8 bytes, the header as JSON, the tensors' bytes one after another.
+
+    The format has no checksum; one over keys, dtypes, shapes and bytes stands in the metadata, for `read_state_dict`,
+    and what the weights were trained with, for `check_config`.
+    """
+    trained_with = json.dumps({name: getattr(config, name) for name in TRAINED_WITH})
+    entries: dict[str, dict] = {}
+    end = 0
+    for key in _stored_order(tensors):
+        tensor = tensors[key]
+        if tensor.dtype not in _DTYPE_NAMES:
+            raise ValueError(f"{key} is {tensor.dtype}, which safetensors files of this project do not hold: cast it")
+        begin, end = end, end + tensor.nbytes
+        entries[key] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+
+    def header(crc: int) -> bytes:
+        text = json.dumps(
+            {"__metadata__": {"format": "pt", "crc32": f"{crc:08x}", "config": trained_with}, **entries}
+        ).encode()
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text
+
+    with open(path, "wb") as file:
+        file.write(header(0))
+        crc = 0
+        for key in entries:
+            data = _bytes_of(tensors[key])
+            crc = zlib.crc32(data, zlib.crc32(_heading(key, tensors[key]), crc))
+            file.write(data)
+        file.seek(0)
+        file.write(header(crc))  # of the same length: the checksum always has 8 digits
+
+
+def _write_pickled(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    # torch.save writes a tensor's whole storage, so a view of something larger is copied first.
+    whole = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
+    torch.save(
+        {key: t.clone() if t.untyped_storage().nbytes() != t.nbytes else t for key, t in whole.items()},
+        path,
+    )

@@ -1,0 +1,501 @@
+"""A trained model in one small file: pruned vocabulary, quantised weights and block embeddings, no text.
+
+Three steps make it small. Rare wordpieces that the corpus never uses go, and their embeddings with
+them. Matrices are
+rounded to multiples of a step, at the precision that just fits the budget. Then the whole numbers are Huffman-coded: a
+normal variable of deviation σ in steps of Δ has an entropy of log2(√(2πe) σ/Δ) bits, 4.2 at Δ = σ/4.5. Vectors (biases,
+LayerNorms) are kept in float16.
+
+What rounding does to W x matters, not what it does to W. So W is rounded input by input, and each input's error is made
+up for by the inputs after it, as far as they correlate (Frantar et al. 2022, *GPTQ*, section 3). With H = E[x xᵀ] over
+a sample of texts and H⁻¹ = Uᵀ U, input j's error e_j costs (e_j / U_jj)² in the output; steps in proportion to U_jj
+spread the cost evenly.
+
+The blocks' text is not stored. Its hash is, so that whoever cuts the corpus anew can tell that it is the same.
+
+    magic, sha256 of the rest
+    4 bytes: length of the header; the header: JSON, deflated
+    codes        int8, Huffman-coded: every matrix, input by input, those with the smallest steps first
+    steps        float16: of each matrix a factor for each output (row), and one for each input (column)
+    vectors      float16
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import mmap
+import os
+import re
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import RealmConfig
+from ..model import bert, ops
+from ..model.open_qa import RealmForOpenQA
+from ..text.corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks, record
+from ..text.tokenizer import RealmTokenizerFast
+from ..text.tokenizer_base import SPECIAL_TOKEN_NAMES
+from .atomic import write_atomically
+
+MAGIC = b"realm-min packed model, format 1\n"
+LEVELS = [2 ** (i / 32) for i in range(161)]  # 1 to 32 steps a standard deviation, in the trunk
+WORD_LEVELS = 0.6  # times those: a wordpiece's error is not added up over layers
+FINE_LEVELS = 16  # of the block embeddings and the small heads: an error of 1.8 %
+COMMON_PIECES = 14_000  # BERT's vocabulary stands in the order of frequency; what follows is rare
+SAMPLE_BLOCKS, SAMPLE_QUESTIONS, SAMPLE_BATCH = 48, 96, 8  # texts to gather E[x xᵀ] from
+DAMPING = 0.03  # added to the diagonal of E[x xᵀ], times its mean: the sample is small
+
+Bytes = bytes | memoryview
+Checksum = Callable[[Bytes], bytes]
+
+# Weights that these two models hold, as the published checkpoints do, and never read.
+UNREAD = re.compile(r"(embedder|reader)\.cls\.predictions\..*|reader\.realm\.pooler\..*")
+_WORDS = "realm.embeddings.word_embeddings.weight"
+_CONFIG_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
+_TOKENIZER_SETTINGS = (*SPECIAL_TOKEN_NAMES, "do_lower_case", "strip_accents", "tokenize_chinese_chars")
+
+
+def pack(
+    model: RealmForOpenQA,
+    tokenizer: RealmTokenizerFast,
+    documents: Iterable[Document],
+    path: str | os.PathLike,
+    *,
+    corpus: str,
+    budget: int = 16_000_000,
+    extra_texts: Iterable[str] = (),
+    common_pieces: int = COMMON_PIECES,
+) -> dict[str, Any]:
+    """Write `model` and `tokenizer` as one file of at most `budget` bytes; the same input gives the same bytes.
+
+    Args:
+        model: with `block_emb` of the blocks that `documents` are cut into.
+        corpus: names the documents and their version, for the error of who has another one.
+        extra_texts: training questions, say: the vocabulary keeps their wordpieces, and the rounding is fitted to a
+            sample of them and of the blocks.
+        common_pieces: the first so many of the vocabulary are kept too, but for unused ones: questions will come that
+            use words the corpus does not.
+
+    Returns:
+        The manifest, as `load_packed` returns it.
+
+    Raises:
+        ValueError: another number of blocks than of embeddings; a tokenizer with added tokens; a weight that is not
+            finite; a budget that is too small.
+    """
+    limit = min(MAX_WORDPIECES, model.config.max_position_embeddings)
+    documents, extra_texts = list(documents), list(extra_texts)
+    blocks = list(cut_blocks(documents, tokenizer, limit))
+    if len(blocks) != model.block_emb.shape[0]:
+        raise ValueError(
+            f"the documents give {len(blocks)} blocks and the model has {model.block_emb.shape[0]} block embeddings: "
+            "give the documents that it was indexed with"
+        )
+    texts = (text for block in blocks for text in block)
+    common = [i for piece, i in tokenizer.vocab.items() if i < common_pieces and not piece.startswith("[unused")]
+    kept = kept_pieces(tokenizer, texts, extra_texts, [*common, *_config_tokens(model.config).values()])
+    vocabulary = tokenizer.convert_ids_to_tokens(kept)
+    settings = {name: getattr(tokenizer, name) for name in _TOKENIZER_SETTINGS}
+    if list(cut_blocks(documents, _tokenizer(vocabulary, settings), limit)) != blocks:
+        raise ValueError("the pruned vocabulary cuts the documents into other blocks: give their words as extra_texts")
+
+    config = model.config.to_dict() | {"vocab_size": len(kept)}
+    config |= {name: kept.index(token) for name, token in _config_tokens(model.config).items()}
+    matrices, vectors, copies = _to_store(model.state_dict(), kept)
+    moments = input_moments(model, tokenizer, blocks, extra_texts)
+    manifest = {
+        "corpus": corpus_hash(blocks),
+        "corpus_name": corpus,
+        "blocks": len(blocks),
+        "max_wordpieces": limit,
+        "weights": sum(matrix.size for matrix in matrices.values()),
+    }
+    header = {"config": config, "tokenizer": settings, "vocabulary": vocabulary, "copies": copies}
+    feedbacks = {key: feedback_factor(moments[key]) for key in matrices if key in moments}
+
+    def packed(levels: float, draft: bool) -> bytes:
+        found = manifest | {"levels": round(levels, 3)}
+        return _assemble(header | {"manifest": found}, matrices, vectors, feedbacks, levels, draft)
+
+    data = _largest_within(budget, packed)
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(data)
+    return split(data, MAGIC, sha256)[0]["manifest"]
+
+
+def _largest_within(budget: int, packed: Callable[[float, bool], bytes]) -> bytes:
+    """The file with the finest steps that fits; `packed(levels, draft)` grows with the levels, a draft is quick."""
+    fitting = bisect.bisect_right(LEVELS, budget, key=lambda levels: len(packed(levels, True)))
+    for levels in reversed(LEVELS[:fitting]):
+        data = packed(levels, False)  # a little larger than the draft: the weights carry earlier errors
+        if len(data) <= budget:
+            return data
+    smallest = len(packed(LEVELS[0], False))
+    raise ValueError(f"the smallest file has {smallest:,} bytes, the budget is {budget:,}: raise it")
+
+
+def load_packed(path: str | os.PathLike) -> tuple[RealmForOpenQA, RealmTokenizerFast, dict[str, Any]]:
+    """Read what `pack` wrote.
+
+    Returns:
+        The model, float32, in evaluation mode, without a retriever; weights that no output depends on are zeros. Its
+        tokenizer. The manifest: `corpus` (`corpus_hash` of the blocks), `corpus_name`, `blocks`, `max_wordpieces` (how
+        they were cut), `weights` (how many are quantised), `levels` (steps a standard deviation).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged, cut short, or another file.
+    """
+    header, streams = read_packed(path)
+    with damage_told(Path(path)):
+        return *build(header, *streams), header["manifest"]
+
+
+def read_packed(path: str | os.PathLike) -> tuple[dict[str, Any], tuple[Bytes, Bytes, Bytes]]:
+    """The header of a packed file, and its codes as plain int8, steps and vectors; raises as `load_packed`."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give the file of a packed model")
+    with damage_told(path):
+        header, (codes, steps, vectors) = split(path.read_bytes(), MAGIC, sha256)
+        weights = header["manifest"]["weights"]
+        return header, (zlib.decompressobj(-15).decompress(codes, weights + 1), steps, vectors)
+
+
+def digest_of(path: str | os.PathLike) -> str:
+    """The sha256 (hexadecimal) that stands in a packed file; the file is not compared with it."""
+    with open(path, "rb") as file:
+        return file.read(len(MAGIC) + hashlib.sha256().digest_size)[len(MAGIC) :].hex()
+
+
+@contextmanager
+def damage_told(path: Path) -> Iterator[None]:
+    """Turn what goes wrong in reading a file's bytes into one ValueError."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read ({error}): it is damaged or no packed model; fetch it again") from None
+
+
+def build(
+    header: dict[str, Any], codes: Bytes, steps: Bytes, vectors: Bytes, **arguments: Any
+) -> tuple[RealmForOpenQA, RealmTokenizerFast]:
+    """The model and the tokenizer of what `read_packed` returns; `arguments` are RealmForOpenQA's own."""
+    model = RealmForOpenQA(RealmConfig.from_dict(header["config"]), initialize=False, **arguments)
+    tensors = model.state_dict()
+    _fill({key: tensor for key, tensor in tensors.items() if key not in header["copies"]}, codes, steps, vectors)
+    for key, source in header["copies"].items():
+        part, _, name = key.partition(".")
+        model.parts[part].p[name] = copy_on_write(tensors[source])
+    return model.eval(), tokenizer_of(header)
+
+
+# ---- vocabulary
+
+
+def kept_pieces(
+    tokenizer: RealmTokenizerFast, texts: Iterable[str], extra_texts: Iterable[str], ids: Iterable[int]
+) -> list[int]:
+    """Ids that the pruned vocabulary keeps, ascending: those in the texts, `ids`, special tokens, single characters.
+
+    Texts are then spelt with the same pieces as before: WordPiece takes the longest piece of the vocabulary each time,
+    and that one is kept, while the longer ones that are gone did not fit before either. Other words are spelt with
+    shorter pieces, of single characters at the worst.
+    """
+    special = {getattr(tokenizer, f"{name}_id") for name in SPECIAL_TOKEN_NAMES}
+    if added := sorted(set(tokenizer.added_tokens_decoder) - special):
+        raise ValueError(f"the tokenizer has added tokens, ids {added}: packed models have none")
+    kept = special | set(ids)
+    kept.update(index for piece, index in tokenizer.vocab.items() if len(piece.removeprefix("##")) == 1)
+    for encoded in tokenizer([*texts, *extra_texts, ""], add_special_tokens=False)["input_ids"]:
+        kept.update(encoded)
+    return sorted(kept)
+
+
+def _config_tokens(config: RealmConfig) -> dict[str, int]:
+    found = {name: getattr(config, name) for name in _CONFIG_TOKENS}
+    return {name: token for name, token in found.items() if token is not None}
+
+
+def tokenizer_of(header: dict[str, Any]) -> RealmTokenizerFast:
+    return _tokenizer(header["vocabulary"], header["tokenizer"])
+
+
+def _tokenizer(vocabulary: list[str], settings: dict[str, Any]) -> RealmTokenizerFast:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "vocab.txt"
+        file.write_text("".join(f"{piece}\n" for piece in vocabulary), encoding="utf-8", newline="\n")
+        return RealmTokenizerFast(vocab_file=file, **settings)
+
+
+# ---- weights
+
+
+def _to_store(
+    state_dict: dict[str, Tensor], kept: list[int]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, str]]:
+    """Matrices and vectors by key, float32, and keys that hold the same numbers as an earlier one, with that one."""
+    matrices: dict[str, np.ndarray] = {}
+    vectors: dict[str, np.ndarray] = {}
+    copies: dict[str, str] = {}
+    for key, tensor in state_dict.items():
+        if UNREAD.fullmatch(key):
+            continue
+        array = tensor.detach().float().cpu().numpy()
+        if not np.isfinite(array).all():
+            raise ValueError(f"{key} holds values that are not finite: nothing was packed")
+        array = np.ascontiguousarray(array[kept] if key.endswith(_WORDS) else array)
+        same = [other for other, matrix in matrices.items() if np.array_equal(matrix, array)]
+        if same:
+            copies[key] = same[0]
+        else:
+            (matrices if is_quantized(key, array.shape) else vectors)[key] = array
+    return matrices, vectors, copies
+
+
+def is_quantized(key: str, shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and "token_type" not in key and shape[0] > 1
+
+
+def levels_of(key: str, levels: float) -> float:
+    """Steps a standard deviation of one matrix, where the trunk has `levels`."""
+    if key.endswith(_WORDS):
+        return WORD_LEVELS * levels
+    return levels if ".realm.encoder." in key or ".position_embeddings." in key else FINE_LEVELS
+
+
+def quantize(
+    matrix: np.ndarray, levels: float, feedback: np.ndarray | None = None, draft: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Round `matrix` [rows, columns] to multiples of steps [rows, columns], each a row's factor times a column's.
+
+    Args:
+        levels: a row's factor is its standard deviation / levels, or as large as its largest entry needs.
+        feedback: U [columns, columns], see `feedback_factor`; None rounds each entry to the nearest multiple.
+        draft: leave the feedback out, not the steps that come with it.
+
+    Returns:
+        Codes [rows, columns] int8, factors [rows] and [columns] float16; their product is the rounded matrix.
+    """
+    rows = np.maximum(matrix.std(1) / levels, np.abs(matrix).max(1) / 127).astype(np.float16)
+    each = np.where(rows > 0, rows, 1).astype(np.float32)  # a row of zeros has no step
+    columns = np.ones(matrix.shape[1], np.float32)
+    if feedback is not None:
+        columns = np.diag(feedback) / np.exp(np.log(np.diag(feedback)).mean())  # geometric mean 1
+        columns = np.maximum(columns, np.abs(matrix / each[:, None]).max(0) / 127)
+    columns = columns.astype(np.float16)
+    steps = columns.astype(np.float32)[:, None] * each  # [columns, rows]: what is rounded together lies together
+    if feedback is None or draft:
+        codes = np.clip(np.rint(matrix.T / steps), -127, 127)
+    else:
+        codes = round_with_feedback(matrix.T, steps, feedback)
+    return codes.T.astype(np.int8), rows, columns
+
+
+def dequantize(codes: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: Tensor | None = None) -> Tensor:
+    """Codes [rows, columns] int8 times factors [rows], [columns] float16 -> float32, in `out` where it is given.
+
+    It is quick where the codes lie in memory in the order of `out`.
+    """
+    row_factors, column_factors = (torch.from_numpy(factors.astype(np.float32)) for factors in (rows, columns))
+    return torch.mul(torch.from_numpy(codes), row_factors[:, None], out=out).mul_(column_factors)
+
+
+def round_with_feedback(weights: np.ndarray, steps: np.ndarray, feedback: np.ndarray, at_once: int = 64) -> np.ndarray:
+    """Round `weights` [inputs, outputs] to multiples of `steps`, input by input; what follows makes up for the errors.
+
+    With e_j the error of input j, the inputs k > j move by -e_j U_jk / U_jj (GPTQ, algorithm 1).
+
+    Args:
+        feedback: U [inputs, inputs] float32, upper triangular.
+        at_once: inputs whose errors reach the later ones in one product.
+
+    Returns:
+        Codes [inputs, outputs] float32, whole numbers from -127 to 127.
+    """
+    rest, codes = weights.copy(), np.empty_like(weights)
+    for start in range(0, len(rest), at_once):
+        stop = min(start + at_once, len(rest))
+        errors = np.empty_like(rest[start:stop])
+        for j in range(start, stop):
+            codes[j] = np.clip(np.rint(rest[j] / steps[j]), -127, 127)
+            errors[j - start] = (rest[j] - codes[j] * steps[j]) / feedback[j, j]
+            rest[j + 1 : stop] -= feedback[j, j + 1 : stop, None] * errors[j - start]
+        rest[stop:] -= feedback[start:stop, stop:].T @ errors
+    return codes
+
+
+def feedback_factor(moment: np.ndarray) -> np.ndarray:
+    """U, upper triangular [inputs, inputs] float32, with Uᵀ U = (H + damping)⁻¹ of H = E[x xᵀ] [inputs, inputs]."""
+    damped = moment.astype(np.float64)
+    damped[np.diag_indices_from(damped)] += DAMPING * np.trace(damped) / len(damped)
+    return np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
+
+
+def input_moments(
+    model: RealmForOpenQA, tokenizer: RealmTokenizerFast, blocks: list[Block], questions: list[str]
+) -> dict[str, np.ndarray]:
+    """E[x xᵀ] [inputs, inputs] float32 of what each dense layer of the two trunks reads, by the key of its weight.
+
+    The sample: blocks and questions, evenly spaced, for the embedder; each of those blocks with a question (where
+    there are none, its title) for the reader.
+    """
+    blocks = blocks[:: -(-len(blocks) // SAMPLE_BLOCKS)]
+    questions = questions[:: -(-len(questions) // SAMPLE_QUESTIONS)] if questions else []
+    asked = [questions[i % len(questions)] if questions else block.title for i, block in enumerate(blocks)]
+    titles, texts = [block.title for block in blocks], [block.text for block in blocks]
+    records = [record(block).decode() for block in blocks]
+    sums: dict[str, Tensor] = {}
+    for name, pairs in (("embedder", [(titles, texts), (questions, None)]), ("reader", [(asked, records)])):
+        for first, second in pairs:
+            for start in range(0, len(first), SAMPLE_BATCH):
+                batch = slice(start, start + SAMPLE_BATCH)
+                inputs = tokenizer(
+                    first[batch],
+                    None if second is None else second[batch],
+                    truncation=True,
+                    max_length=min(model.config.reader_seq_len, model.config.max_position_embeddings),
+                    return_tensors="pt",
+                )
+                for key, x in _dense_inputs(model.parts[name], inputs):
+                    key = f"{name}.{key}"
+                    sums[key] = sums.get(key, 0) + x.t() @ x / len(x)
+    return {key: moment.cpu().numpy() for key, moment in sums.items()}
+
+
+def _dense_inputs(part: Any, inputs: Any) -> Iterator[tuple[str, Tensor]]:
+    """The key of each dense weight of a part's trunk, and the rows [tokens of the batch, inputs] that it multiplies."""
+    config = part.config
+    checked = bert.check_inputs(
+        config, inputs.input_ids, inputs.attention_mask, inputs.token_type_ids, None, None
+    )  # fmt: skip
+    cache = bert.bert(part.p, config, checked, read="unpadded", keep=True).cache
+    for index, layer in enumerate(cache["layers"]):
+        activated = ops.ACTIVATIONS[config.hidden_act](layer["mlp"]["inner"].clone())
+        for name, x in (
+            ("attention.self.query", layer["attention"]["x"]),
+            ("attention.self.key", layer["attention"]["x"]),
+            ("attention.self.value", layer["attention"]["x"]),
+            ("attention.output.dense", layer["output"]["h"]),
+            ("intermediate.dense", layer["mlp"]["x"]),
+            ("output.dense", activated),
+        ):
+            yield f"realm.encoder.layer.{index}.{name}.weight", x
+
+
+# ---- the file
+
+
+def _assemble(
+    header: dict[str, Any],
+    matrices: dict[str, np.ndarray],
+    vectors: dict[str, np.ndarray],
+    feedbacks: dict[str, np.ndarray],
+    levels: float,
+    draft: bool,
+) -> bytes:
+    coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)  # the codes repeat nothing worth a match
+    codes, steps = [], []
+    for key, matrix in matrices.items():
+        rounded, rows, columns = quantize(matrix, levels_of(key, levels), feedbacks.get(key), draft)
+        # The coder adapts its table as it goes: like beside like.
+        codes.append(coder.compress(rounded.T[_stored_order(columns)].tobytes()))
+        steps += [rows.astype("<f2").tobytes(), columns.astype("<f2").tobytes()]
+    streams = [
+        b"".join((*codes, coder.flush())),
+        b"".join(steps),
+        b"".join(vector.astype("<f2").tobytes() for vector in vectors.values()),
+    ]
+    return join(header, streams, MAGIC, sha256)
+
+
+def _stored_order(columns: np.ndarray) -> np.ndarray:
+    return np.argsort(columns, kind="stable")
+
+
+def sha256(data: Bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def join(header: dict[str, Any], streams: Sequence[Bytes], magic: bytes, checksum: Checksum) -> bytes:
+    """A file's bytes: the magic, a checksum of the rest, the header's length, the header, the streams."""
+    text = zlib.compress(json.dumps(header | {"streams": [len(stream) for stream in streams]}).encode(), 9)
+    payload = b"".join((struct.pack("<I", len(text)), text, *streams))
+    return magic + checksum(payload) + payload
+
+
+def split(data: bytes | mmap.mmap, magic: bytes, checksum: Checksum) -> tuple[dict[str, Any], list[memoryview]]:
+    """The header and the streams of what `join` returned; ValueError if a single byte is not as it was."""
+    view, start = memoryview(data), len(magic) + len(checksum(b""))
+    if data[: len(magic)] != magic:
+        raise ValueError("it does not begin as such files do")
+    if checksum(view[start:]) != data[len(magic) : start]:
+        raise ValueError("its checksum is wrong")
+    (length,) = struct.unpack_from("<I", data, start)
+    start += 4
+    header = json.loads(zlib.decompress(view[start : start + length]))
+    start += length
+    streams = []
+    for length in header["streams"]:
+        streams.append(view[start : start + length])
+        start += length
+    return header, streams
+
+
+def copy_on_write(tensor: Tensor) -> Tensor:
+    """A copy that takes its memory when either side is first written to, which no answer does; a plain copy elsewhere.
+
+    Tensors have had it since torch 2.2, under a name that it does not promise to keep.
+    """
+    try:
+        return torch._lazy_clone(tensor)  # pyright: ignore[reportPrivateImportUsage]  # no stub names it
+    except (AttributeError, RuntimeError):  # no such name; memory that is not torch's own
+        return tensor.clone()
+
+
+def _fill(tensors: dict[str, Tensor], codes: Bytes, steps: Bytes, vectors: Bytes) -> None:
+    """Write the weights into a new model's tensors, in place; those that no output depends on are zeros already."""
+    stored = {key: tensor for key, tensor in tensors.items() if not UNREAD.fullmatch(key)}
+    matrices = {key for key, tensor in stored.items() if is_quantized(key, tuple(tensor.shape))}
+    total = sum(stored[key].numel() for key in matrices)
+    all_codes = np.frombuffer(codes, np.int8)
+    all_steps, all_vectors = np.frombuffer(steps, "<f2"), np.frombuffer(vectors, "<f2")
+    if len(all_codes) != total:
+        raise ValueError(f"it holds {len(all_codes):,} weights, and its configuration asks for {total:,}")
+    ordered = np.empty(max((stored[key].numel() for key in matrices), default=0), np.int8)
+    next_codes, next_steps, next_vector = _taking(all_codes), _taking(all_steps), _taking(all_vectors)
+    for key, tensor in stored.items():
+        if key in matrices:
+            rows, columns = next_steps(tensor.shape[0]), next_steps(tensor.shape[1])
+            # [columns, rows], as a dense layer's weight lies in memory.
+            by_column = ordered[: tensor.numel()].reshape(len(columns), len(rows))
+            by_column[_stored_order(columns)] = next_codes(tensor.numel()).reshape(by_column.shape)
+            dequantize(
+                np.ascontiguousarray(by_column.T) if tensor.is_contiguous() else by_column.T, rows, columns, tensor
+            )
+        else:
+            array = next_vector(tensor.numel()).reshape(tensor.shape).astype(np.float32)
+            tensor.copy_(torch.from_numpy(array))
+
+
+def _taking(array: np.ndarray) -> Callable[[int], np.ndarray]:
+    """A function that hands out `array` piece by piece, from its start."""
+    place = 0
+
+    def take(count: int) -> np.ndarray:
+        nonlocal place
+        place += count
+        return array[place - count : place]
+
+    return take

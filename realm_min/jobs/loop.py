@@ -1,0 +1,499 @@
+"""The loop that every training job runs in: updates, checkpoints, resumption, the log.
+
+A job's folder holds
+
+    run.json                 its settings; a resumed run must have the same
+    checkpoint.safetensors   weights, the optimizer's state and the step they stand at, replaced atomically
+    log.csv metrics.csv      what each step and each evaluation reported
+
+A step is a function of its number, the weights and what lies in the folder; whatever it draws at random comes from
+`step_seed` or a `Share`. So a run that was killed at any moment and goes on from its checkpoint ends, on a CPU, with
+the bits of a run that never stopped.
+
+On several ranks (`distributed`) each takes its share of every batch, and gradients are summed over them (`exchange`):
+what is learnt is what one rank would learn, but for rounding. Rank 0 alone writes the folder, and gives the others its
+weights as a run begins or goes on; so it may go on with another number of ranks.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..files.atomic import only_writer, write_atomically
+from ..learn.optimizer import AdamW
+from ..model.base import RealmModel
+from ..ranks.distributed import world
+from ..ranks.exchange import GradientExchange
+from ..text.corpus import Block, corpus_hash
+from .settings import RUN_FILE, check_new_run
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+LOG_FILE = "log.csv"
+METRICS_FILE = "metrics.csv"
+
+# step(number) -> what to log, "loss" among it; the gradients are left in the models. Both add up over the ranks.
+Step = Callable[[int], dict[str, float]]
+# Measures of the models by name; None where one has no meaning.
+Evaluate = Callable[[], Mapping[str, float | None]]
+
+Item = TypeVar("Item")
+
+
+class DivergedError(ValueError):
+    """The loss or a gradient is no longer a number."""
+
+
+def train(
+    folder: str | os.PathLike,
+    models: dict[str, RealmModel],
+    optimizer: AdamW,
+    step: Step,
+    *,
+    settings: dict[str, Any],
+    seed: int,
+    resume: bool = False,
+    frozen: Callable[[str], bool] = lambda name: False,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int = 0,
+    save_every: int = 200,
+    stage: str = "Training",
+    report: Callable[..., None] = lambda stage, done, total, note="": None,
+) -> None:
+    """Run `optimizer.total_steps` updates of `models`, in place.
+
+    Args:
+        folder: the run's; made where it is absent.
+        models: by name, in the order in which a step goes through them, and whose last backward passes come in reverse;
+            a tensor that two of them share is updated once.
+        settings: all that decides the result, as JSON values: what a resumed run is compared by.
+        seed: of dropout, by way of `step_seed`.
+        resume: go on from the folder's checkpoint; without one, from the start.
+        frozen: the names ("MODEL.KEY") of tensors to leave as they are.
+        evaluate: measures of the models as they stand, every `evaluate_every` steps and at the end; on every rank.
+        report: called on rank 0 as report(stage, done, total, note).
+
+    Raises:
+        FileExistsError: the folder holds a run and `resume` is false.
+        ValueError: it is a run of other settings, its checkpoint is damaged, or ranks were given different settings.
+        RankFailedError: another rank died; the last checkpoint is kept.
+        DivergedError: a loss or gradient is not finite; the message names step, seed and the last good checkpoint.
+        KeyboardInterrupt: as it came; the step it came in is kept up to.
+    """
+    folder = Path(folder)
+    total = optimizer.total_steps
+    everyone = world()
+    if not everyone.is_first:
+        report = lambda stage, done, total, note="": None  # noqa: E731
+    _check_same(settings)
+
+    def begin() -> int:
+        done = _open_run(folder, settings, resume)
+        if done:
+            _restore(folder, models, optimizer)
+        return done
+
+    saved = done = everyone.on_first(begin)
+    take_from_first(models)
+    _take_state_from_first(optimizer, models)
+    exchange = GradientExchange(list(models.values())[::-1], _trainable(models, frozen)[1].values())
+    with _log(folder / LOG_FILE, done) as log, _log(folder / METRICS_FILE, done) as log_metrics:
+        report(stage, done, total)
+        for number in range(done, total):
+            started = time.perf_counter()
+            for model in models.values():
+                seed_model(model, step_seed(seed, number))
+                model.zero_grads()
+            try:
+                logged = step(number)
+                exchange.finish()
+                logged = _summed(logged)
+            except KeyboardInterrupt:
+                _save(folder, models, optimizer, number)
+                raise KeyboardInterrupt(
+                    f"{number:,} of {total:,} steps are done and kept in {folder}. "
+                    "The same command with --resume goes on."
+                ) from None
+            parameters, grads = _trainable(models, frozen)
+            try:
+                if not math.isfinite(logged["loss"]):
+                    raise FloatingPointError(f"the loss is {logged['loss']}")
+                rate, norm = optimizer.rate(), optimizer.update(parameters, grads)
+            except FloatingPointError as error:
+                checkpoint = f"{folder / CHECKPOINT_FILE} (step {saved})" if saved else "none: it came before the first"
+                raise DivergedError(
+                    f"step {number + 1}, batch seed {step_seed(seed, number)}: {error}. The last good checkpoint is "
+                    f"{checkpoint}; lower the learning rate, or look at this batch"
+                ) from None
+            seconds = time.perf_counter() - started
+            log({"step": number + 1, **logged, "learning_rate": rate, "grad_norm": norm, "seconds": seconds})
+            # Evaluated before it is saved: a run killed in between does both once more.
+            if evaluate and ((evaluate_every and (number + 1) % evaluate_every == 0) or number + 1 == total):
+                log_metrics({"step": number + 1, **_evaluated(models, evaluate)})
+            if (number + 1) % save_every == 0 or number + 1 == total:
+                _save(folder, models, optimizer, number + 1)
+                saved = number + 1
+            report(stage, number + 1, total, f"loss {logged['loss']:.3f}")
+    for model in models.values():
+        model.zero_grads()
+
+
+def train_one(
+    folder: str | os.PathLike,
+    name: str,
+    model: RealmModel,
+    step: Step,
+    settings: Any,
+    blocks: Sequence[Block],
+    tokenizer: Any,
+    *,
+    task: str,
+    stage: str,
+    **options: Any,
+) -> Path:
+    """A run of `train` for one model, which is then written to FOLDER/NAME, with the tokenizer in FOLDER.
+
+    Args:
+        name: the model's, EMBEDDER or KNOWLEDGE_ENCODER.
+        settings: the job's: a NamedTuple with steps, learning_rate, warmup, freeze_word_embeddings and seed.
+        blocks: the corpus.
+        task, stage: what the run is called in its run.json, and in reports.
+        options: `train`'s own: resume, save_every, evaluate, evaluate_every, report.
+    """
+    folder = Path(folder)
+    optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=int(settings.warmup * settings.steps))
+    identity = {"task": task, "corpus": corpus_hash(blocks), "config": model.config.to_dict()}
+    with only_job(folder):
+        train(
+            folder, {name: model.train()}, optimizer, step, settings={**identity, **settings._asdict()},
+            seed=settings.seed, frozen=frozen(settings.freeze_word_embeddings), stage=stage, **options,
+        )  # fmt: skip
+        write_models(folder, {name: model}, tokenizer)
+    return folder
+
+
+@contextmanager
+def only_job(folder: str | os.PathLike) -> Iterator[None]:
+    """Be the one job, of all these ranks, that writes `folder`.
+
+    Raises:
+        FileExistsError: another job does.
+    """
+    with ExitStack() as held:
+        world().on_first(lambda: held.enter_context(only_writer(folder)))
+        yield
+
+
+def write_models(folder: Path, models: dict[str, RealmModel], tokenizer: Any) -> None:
+    """Write each finished model to FOLDER/NAME, and the tokenizer to FOLDER: what the next stage begins with."""
+
+    def write() -> None:
+        for name, model in models.items():
+            shutil.rmtree(folder / name, ignore_errors=True)
+            model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder)
+
+    for model in models.values():
+        model.eval()
+    world().on_first(write)
+
+
+# ---- what a step draws
+
+
+class Share(NamedTuple):
+    """One rank's part of a step's batch.
+
+    What an example draws at random follows from the run's seed, the step and the example's place in the whole batch,
+    and so not from the number of ranks.
+    """
+
+    seed: int
+    step: int
+    places: list[int]  # of this rank's examples in the batch
+    count: int  # of examples in the batch
+
+    def random(self, place: int) -> np.random.Generator:
+        """What decides the masks and other choices of the example at `place`."""
+        return np.random.default_rng([self.seed, self.step, place])
+
+    def dropout_seeds(self, first: int = 0, sequences: int = 1) -> list[int]:
+        """For `dropout_seeds` of a model that reads so many sequences of each example, its `first` and the next."""
+        return [dropout_seed(self.seed, self.step, place, first + i) for place in self.places for i in range(sequences)]
+
+    def of_all(self, rows: Tensor) -> Tensor:
+        """The rows of the whole batch [count, ...], from every rank's rows of its own examples [places, ...]."""
+        found = rows.new_zeros(self.count, *rows.shape[1:])
+        found[self.places] = rows
+        world().sum_(found)
+        return found
+
+    def total(self, count: int) -> int:
+        """The sum of what every rank counts in its part of the batch."""
+        counted = torch.tensor(count)
+        world().sum_(counted)
+        return int(counted)
+
+
+def share(seed: int, step: int, items: Sequence[Item]) -> tuple[Share, list[Item]]:
+    """This rank's part of a batch, and the items of it."""
+    places = world().share(list(range(len(items))))
+    return Share(seed, step, places, len(items)), [items[place] for place in places]
+
+
+def check_batch(size: int, builders: int = 0) -> None:
+    """Refuse a batch that leaves a rank without work; `builders` of the ranks have other work.
+
+    Raises:
+        ValueError: it has fewer examples than there are ranks that train.
+    """
+    ranks = world().size - builders
+    if size < ranks:
+        raise ValueError(f"batch_size={size} is less than the {ranks} ranks that train: give more, or start fewer")
+
+
+def dropout_seed(seed: int, step: int, number: int, sequence: int) -> int:
+    """The seed of the dropout masks of one sequence of a step: of example `number`, say."""
+    drawn = np.random.SeedSequence([seed, step, number, 1 + sequence]).generate_state(1, np.uint64)[0]
+    return int(drawn >> np.uint64(1))
+
+
+def once(value: float) -> float:
+    """For the log: `value`, which is the same on every rank, so that the sum over the ranks is `value`."""
+    return value if world().is_first else 0.0
+
+
+def step_seed(seed: int, number: int) -> int:
+    """The seed of all that step `number` draws."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def batch(number: int, size: int, count: int, seed: int) -> list[int]:
+    """Which `size` of `count` examples step `number` takes: every epoch is a new permutation of all.
+
+    The last examples of an epoch and the first of the next may share a batch.
+    """
+    if count < 1:
+        raise ValueError("there is no example to train on: give a corpus or questions that hold some")
+    places = range(number * size, (number + 1) * size)
+    epochs = {place // count for place in places}
+    order = {epoch: np.random.default_rng([seed, epoch]).permutation(count) for epoch in epochs}
+    return [int(order[place // count][place % count]) for place in places]
+
+
+def checkpoint_step(folder: str | os.PathLike) -> int | None:
+    """The step that the run's checkpoint stands at, None without one.
+
+    Raises:
+        ValueError: the checkpoint is damaged.
+    """
+    path = Path(folder) / CHECKPOINT_FILE
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return int(file.metadata()["done"])
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} is damaged: remove {folder} and start the run anew") from None
+
+
+def read_log(path: str | os.PathLike) -> dict[str, list[float]]:
+    """Columns of a log.csv or metrics.csv, by name; an empty cell is nan."""
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
+
+
+def seed_model(model: RealmModel, seed: int) -> None:
+    """Let the model and its parts draw their dropout from `seed`."""
+    for part in (model, *model.parts.values()):
+        part.generator.manual_seed(seed)
+
+
+def _check_same(settings: dict[str, Any]) -> None:
+    """ValueError if another rank was given other settings than rank 0, another corpus say."""
+    first, *others = world().gather_objects(settings)
+    for rank, given in enumerate(others, start=1):
+        for key in sorted(first.keys() | given.keys()):
+            if first.get(key) != given.get(key):
+                raise ValueError(
+                    f"rank {rank} has {key}={given.get(key)!r}, rank 0 {first.get(key)!r}: give all ranks the same "
+                    "command and the same files"
+                )
+
+
+def take_from_first(models: dict[str, RealmModel]) -> None:
+    """Overwrite every rank's weights with rank 0's."""
+    everyone = world()
+    if everyone.size == 1:
+        return
+    for tensor in _tensors(models).values():
+        held = tensor.contiguous()
+        everyone.broadcast_(held)
+        tensor.copy_(held)
+
+
+def _take_state_from_first(optimizer: AdamW, models: dict[str, RealmModel]) -> None:
+    everyone = world()
+    if everyone.size == 1:
+        return
+    state = optimizer.state_dict()
+    kinds = everyone.broadcast_object({key: (value.shape, value.dtype) for key, value in state.items()})
+    found = {}
+    for key, (shape, dtype) in kinds.items():
+        found[key] = state[key].contiguous() if everyone.is_first else torch.empty(shape, dtype=dtype)
+    found = _beside_parameters(found, models)
+    for tensor in found.values():
+        everyone.broadcast_(tensor)
+    optimizer.load_state_dict(found)
+
+
+def _beside_parameters(state: dict[str, Tensor], models: dict[str, RealmModel]) -> dict[str, Tensor]:
+    """An optimizer's state, each average on the device of its parameter."""
+    parameters = _named(models)
+    found = dict(state)
+    for key in state:
+        parameter = parameters.get(key.partition(".")[2])  # of "mean.NAME"
+        if parameter is not None:
+            found[key] = state[key].to(parameter.device)
+    return found
+
+
+def _summed(logged: dict[str, float]) -> dict[str, float]:
+    """What the ranks have to log, added up."""
+    values = torch.tensor(list(logged.values()), dtype=torch.float64)
+    world().sum_(values)
+    return dict(zip(logged, values.tolist(), strict=True))
+
+
+def _open_run(folder: Path, settings: dict[str, Any], resume: bool) -> int:
+    """Compare or write the settings; returns how many steps are done."""
+    settings = json.loads(json.dumps(settings))
+    check_new_run(folder, resume)
+    path = folder / RUN_FILE
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for key in sorted(found.keys() | settings.keys()):
+            if found.get(key) != settings.get(key):
+                raise ValueError(
+                    f"{folder} was begun with {key}={found.get(key)!r}, not {settings.get(key)!r}: resume with the "
+                    "same settings, or name another folder"
+                )
+        return checkpoint_step(folder) or 0
+    folder.mkdir(parents=True, exist_ok=True)
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return 0
+
+
+def _named(models: dict[str, RealmModel]) -> dict[str, Tensor]:
+    """The models' tensors as "MODEL.KEY", one that is shared under each of its names."""
+    return {f"{name}.{key}": tensor for name, model in models.items() for key, tensor in model.state_dict().items()}
+
+
+def _tensors(models: dict[str, RealmModel]) -> dict[str, Tensor]:
+    """Every tensor of the models once, as "MODEL.KEY"."""
+    named = _named(models)
+    first = {id(tensor): key for key, tensor in reversed(named.items())}
+    return {key: tensor for key, tensor in named.items() if first[id(tensor)] == key}
+
+
+def _trainable(
+    models: dict[str, RealmModel], frozen: Callable[[str], bool]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters and gradients of what is trained, as "MODEL.KEY"; a tensor frozen under one name is under all."""
+    named = _named(models)
+    grads = {f"{name}.{key}": grad for name, model in models.items() for key, grad in model.grads.items()}
+    still = {id(tensor) for key, tensor in named.items() if frozen(key)}
+    grads = {key: grad for key, grad in grads.items() if id(named[key]) not in still}
+    return {key: named[key] for key in grads}, grads
+
+
+def _save(folder: Path, models: dict[str, RealmModel], optimizer: AdamW, done: int) -> None:
+    if not world().is_first:
+        return
+    tensors = {f"model.{key}": tensor.contiguous() for key, tensor in _tensors(models).items()}
+    tensors |= {f"optimizer.{key}": tensor.contiguous() for key, tensor in optimizer.state_dict().items()}
+    with write_atomically(folder / CHECKPOINT_FILE) as temporary:
+        save_file(tensors, temporary, metadata={"done": str(done)})
+
+
+def _restore(folder: Path, models: dict[str, RealmModel], optimizer: AdamW) -> None:
+    tensors = load_file(folder / CHECKPOINT_FILE)
+    current = _tensors(models)
+    saved = {key.removeprefix("model."): tensor for key, tensor in tensors.items() if key.startswith("model.")}
+    if saved.keys() != current.keys() or any(saved[key].shape != current[key].shape for key in saved):
+        raise ValueError(f"{folder / CHECKPOINT_FILE} is of other models: name another folder")
+    for key, tensor in current.items():
+        tensor.copy_(saved[key])
+    state = {key.removeprefix("optimizer."): tensor for key, tensor in tensors.items() if key.startswith("optimizer.")}
+    optimizer.load_state_dict(_beside_parameters(state, models))
+
+
+def _evaluated(models: dict[str, RealmModel], evaluate: Evaluate) -> Mapping[str, float | None]:
+    modes = {name: model.training for name, model in models.items()}
+    for model in models.values():
+        model.eval()
+    try:
+        return evaluate()
+    finally:
+        for name, model in models.items():
+            model.train(modes[name])
+
+
+@contextmanager
+def _log(path: Path, done: int) -> Iterator[Callable[[Mapping[str, float | None]], None]]:
+    """A function that appends a row, on rank 0; rows of steps that will run once more are dropped first."""
+    if not world().is_first:
+        yield lambda row: None
+        return
+    columns: list[str] = []
+    if path.is_file():
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or [])
+            # A killed run may have left half a row.
+            kept = [row for row in reader if None not in row.values() and int(row["step"]) <= done]
+        with write_atomically(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+            _write_rows(file, columns, kept, header=True)
+    with open(path, "a", encoding="utf-8", newline="") as file:
+
+        def write(row: Mapping[str, float | None]) -> None:
+            new = not columns
+            columns.extend(row if new else ())
+            shown = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
+            _write_rows(file, columns, [shown], header=new)
+            file.flush()
+
+        yield write
+
+
+def _write_rows(file: Any, columns: list[str], rows: list[dict[str, Any]], header: bool) -> None:
+    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+    if header and columns:
+        writer.writeheader()
+    writer.writerows(rows)
+
+
+def frozen(word_embeddings: bool) -> Callable[[str], bool]:
+    """For `train`'s `frozen`: nothing, or the tables of word embeddings and what is tied to them."""
+    return freeze_word_embeddings if word_embeddings else lambda name: False
+
+
+def freeze_word_embeddings(name: str) -> bool:
+    """For `train`'s `frozen`: the tables of word embeddings and what is tied to them."""
+    return "word_embeddings" in name

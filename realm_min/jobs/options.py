@@ -1,0 +1,211 @@
+"""What the commands that train have in common: their arguments, what they refuse at once, a corpus as blocks.
+
+torch is imported when a run begins, not before: arguments are read, and refused, without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..files.hub import BLOCK_RECORDS_FILE, find_folder
+from ..ranks.devices import add_device, check_device
+from ..text.corpus import FACTBOOK, Block, cut_blocks, read_documents
+from ..text.questions import read_questions, read_training_questions
+from .settings import COUNT, DROPOUT, NATURAL, Finetune, Ict, Mlm, Pretrain, add_options, check_new_run, settings_from
+
+CORPUS_HELP = f'"{FACTBOOK}", a .jsonl of {{"title", "text"}}, or a folder of .txt files'
+
+
+# ---- arguments
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """--out, --device, --dropout, --save-every and --resume, which every run has."""
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="the folder of the run and its models"
+    )
+    add_device(parser)
+    parser.add_argument(
+        "--dropout", type=DROPOUT.read, metavar="RATE", default=0.1, help="of activations and attention (default: 0.1)"
+    )
+    parser.add_argument(
+        "--save-every", type=COUNT.read, metavar="N", default=100, help="steps between checkpoints (default: 100)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from FOLDER's last checkpoint")
+
+
+def add_refresh_ranks(parser: argparse.ArgumentParser) -> None:
+    """--refresh-ranks, of the runs that build indexes as they go on."""
+    parser.add_argument(
+        "--refresh-ranks", type=NATURAL.read, metavar="N", default=0,
+        help="under torchrun: ranks that do nothing but build the index, so that training need not wait (default: 0)",
+    )  # fmt: skip
+
+
+def add_ict(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min ict`."""
+    parser.add_argument("corpus", metavar="CORPUS", help=CORPUS_HELP)
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="any BERT's to start from (default: a small model with random weights)"
+    )
+    add_run(parser)
+    add_options(parser, Ict())
+
+
+def add_mlm(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min mlm`."""
+    parser.add_argument("corpus", metavar="CORPUS", help=CORPUS_HELP)
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="any BERT's to start from (default: a small model with random weights)"
+    )
+    add_run(parser)
+    add_options(parser, Mlm())
+
+
+def add_pretrain(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min pretrain`."""
+    parser.add_argument("corpus", metavar="CORPUS", help=CORPUS_HELP)
+    parser.add_argument(
+        "--model", metavar="FOLDER",
+        help="what to start from: an earlier run's folder, or any BERT's (default: a small model with random weights)",
+    )  # fmt: skip
+    add_run(parser)
+    add_refresh_ranks(parser)
+    add_options(parser, Pretrain())
+
+
+def add_finetune(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min finetune`."""
+    parser.add_argument(
+        "questions", type=Path, metavar="QUESTIONS.jsonl",
+        help='each line {"question": "…", "answer": ["…", …]}, with "title" and "evidence" where it is known which '
+        "document holds the evidence, and words that stand in it",
+    )  # fmt: skip
+    parser.add_argument(
+        "corpus", metavar="CORPUS_OR_MODEL", help=f"{CORPUS_HELP}; or a folder that realm-min index wrote"
+    )
+    parser.add_argument(
+        "--model", metavar="FOLDER",
+        help="for a corpus, what to start from: a pre-training run's folder, or any BERT's (default: a small model "
+        "with random weights)",
+    )  # fmt: skip
+    parser.add_argument("--dev", type=Path, metavar="FILE.jsonl", help="questions to measure the model by")
+    parser.add_argument(
+        "--evaluate-every", type=NATURAL.read, metavar="N", default=200,
+        help="steps between measurements; 0: at the end alone (default: 200)",
+    )  # fmt: skip
+    add_run(parser)
+    add_refresh_ranks(parser)
+    add_options(parser, Finetune())
+    parser.add_argument(
+        "--searcher-beam-size", type=COUNT.read, metavar="N",
+        help="blocks of the retriever's loss (default: the model's)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reader-beam-size", type=COUNT.read, metavar="N", help="blocks that are read (default: the model's)"
+    )
+
+
+# ---- what is refused before any work
+
+
+def check_ict(options: argparse.Namespace) -> None:
+    """Refuse what `realm-min ict` cannot do.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: an argument is at fault; the message names it.
+    """
+    settings_from(options, Ict()).check()
+    _check_run(options)
+    read_documents(options.corpus)
+
+
+def check_mlm(options: argparse.Namespace) -> None:
+    """As `check_ict`, of `realm-min mlm`."""
+    settings_from(options, Mlm()).check()
+    _check_run(options)
+    read_documents(options.corpus)
+
+
+def check_pretrain(options: argparse.Namespace) -> None:
+    """As `check_ict`, of `realm-min pretrain`."""
+    settings_from(options, Pretrain()).check()
+    _check_run(options)
+    read_documents(options.corpus)
+
+
+def check_finetune(options: argparse.Namespace) -> None:
+    """As `check_ict`, of `realm-min finetune`."""
+    settings_from(options, Finetune()).check(options.refresh_ranks)
+    _check_run(options)
+    if not is_indexed(options.corpus):
+        read_documents(options.corpus)
+    elif options.model:
+        raise ValueError(f"{options.corpus} holds a model already: leave out --model {options.model}")
+    read_training_questions(options.questions)
+    if options.dev:
+        list(read_questions(options.dev))
+
+
+def _check_run(options: argparse.Namespace) -> None:
+    check_device(options.device)
+    check_new_run(options.out, options.resume)
+    if options.model is not None:
+        find_folder(options.model)
+
+
+def is_indexed(corpus: str) -> bool:
+    """Whether a CORPUS_OR_MODEL is a folder that realm-min index wrote."""
+    return (Path(corpus) / BLOCK_RECORDS_FILE).is_file()
+
+
+# ---- the runs
+
+
+def dropout(options: argparse.Namespace) -> dict[str, float]:
+    """Configuration values of --dropout."""
+    return {"hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout}
+
+
+def run_warm_up(
+    given: argparse.Namespace, warm_up: Callable[..., Path], model: Any, defaults: NamedTuple, max_wordpieces: int
+) -> None:
+    """Run `warm_up`, of a job that trains one model on the blocks of a corpus, with the options given."""
+    from ..app.cli import progress_report
+    from ..ranks.devices import chosen_device
+    from . import warm_start
+
+    device, tokenizer = chosen_device(given.device), warm_start.tokenizer(given.model)
+    with progress_report() as report:
+        blocks = read_blocks(given.corpus, tokenizer, max_wordpieces, report)
+        warm_up(
+            given.out, blocks, model.to(device), tokenizer, settings_from(given, defaults), resume=given.resume,
+            save_every=given.save_every, report=report,
+        )  # fmt: skip
+
+
+def remark(text: str) -> None:
+    """Say something on the standard error, on rank 0."""
+    from ..app.cli import remark
+    from ..ranks.distributed import world
+
+    if world().is_first:
+        remark(text)
+
+
+def read_blocks(corpus: str, tokenizer: Any, max_wordpieces: int, report: Callable[..., None]) -> list[Block]:
+    """The blocks of a corpus; reading and cutting are reported.
+
+    Raises:
+        ValueError: the corpus has no text, or cannot be read.
+    """
+    blocks = []
+    for block in cut_blocks(read_documents(corpus), tokenizer, max_wordpieces):
+        blocks.append(block)
+        report("Cutting documents into blocks", len(blocks), None)
+    if not blocks:
+        raise ValueError("the corpus has no text: give documents that hold some")
+    return blocks

@@ -1,0 +1,228 @@
+"""The settings of the training jobs: each is declared once, with its default, its range and its meaning.
+
+From a declaration follow the option of the command (`add_options`), the check of its value (`check`) and its place in a
+run's run.json, which holds all of them. No torch is needed to read this file, so that a command line that asks for help
+or names a value out of range is answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, TypeVar, get_args, get_type_hints
+
+from ..text.corpus import MAX_WORDPIECES
+
+RUN_FILE = "run.json"
+
+Settings = TypeVar("Settings", bound=NamedTuple)
+
+
+class Range(NamedTuple):
+    """The numbers that a value may be; `words` describes them as what to give."""
+
+    kind: type[int] | type[float]
+    allows: Callable[[float], bool]
+    words: str
+
+    def check(self, name: str, value: float) -> None:
+        """ValueError if `value`, called `name`, is not allowed; nan never is."""
+        if not self.allows(value):
+            raise ValueError(f"{name}={value!r} is out of range: give {self.words}")
+
+    def read(self, text: str) -> float:
+        """The number that is written as `text`: a `type` for argparse, which names the option if it is refused."""
+        try:
+            value = self.kind(text)
+        except ValueError:
+            value = math.nan
+        if not self.allows(value):
+            raise argparse.ArgumentTypeError(f"{text!r} will not do: give {self.words}")
+        return value
+
+
+COUNT = Range(int, lambda value: value >= 1, "a whole number, 1 or more")
+NATURAL = Range(int, lambda value: value >= 0, "a whole number, 0 or more")
+SEVERAL = Range(int, lambda value: value >= 2, "a whole number, 2 or more")
+RATE = Range(float, lambda value: 0 < value < math.inf, "a number above 0")
+SHARE = Range(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+DROPOUT = Range(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+
+Count = Annotated[int, COUNT]
+Natural = Annotated[int, NATURAL]
+Several = Annotated[int, SEVERAL]
+Rate = Annotated[float, RATE]
+Share = Annotated[float, SHARE]
+Marginal = Literal["token", "span"]
+Masking = Literal["salient", "tokens", "spans"]
+
+
+# ---- the jobs
+
+
+class Ict(NamedTuple):
+    """What decides an Inverse Cloze run, beside corpus and model."""
+
+    steps: Annotated[Count, "updates"] = 300
+    batch_size: Annotated[Count, "sentences an update"] = 32
+    group: Annotated[Count, "neighbouring blocks that come together in a batch"] = 4
+    removal_rate: Annotated[Share, "share of the sentences that are taken out of their block"] = 0.9
+    title_rate: Annotated[Share, "share of the sentences that their block's title precedes"] = 0.5
+    learning_rate: Annotated[Rate, "the highest, after the warm-up"] = 1e-4
+    warmup: Annotated[Share, "share of the steps in which the learning rate rises"] = 0.1
+    max_query: Annotated[Count, "wordpieces of a sentence that are read"] = 64
+    max_evidence: Annotated[Count, "wordpieces of a block that are read"] = 288
+    freeze_word_embeddings: Annotated[bool, "leave the word embeddings as they are"] = True
+    seed: Annotated[Natural, "of weights, sentences, batches and dropout"] = 0
+
+    def check(self) -> None:
+        """ValueError if a setting is out of range, or two do not go together."""
+        check_ranges(self)
+        if self.batch_size < 2 or self.batch_size % self.group:
+            raise ValueError(
+                f"batch_size={self.batch_size} must be a multiple of group={self.group} and at least 2: the other "
+                "blocks of a batch are the wrong answers"
+            )
+
+
+class Mlm(NamedTuple):
+    """What decides a run of masked language modelling, beside corpus and model."""
+
+    steps: Annotated[Count, "updates"] = 300
+    batch_size: Annotated[Count, "blocks an update"] = 16
+    learning_rate: Annotated[Rate, "the highest, after the warm-up"] = 2e-4
+    warmup: Annotated[Share, "share of the steps in which the learning rate rises"] = 0.1
+    max_wordpieces: Annotated[Count, "of a text with masks in it, its title and special tokens included"] = 288
+    evidence: Annotated[
+        Natural,
+        "wordpieces of the text around it that stand beside it, its title included, where what is masked can be looked "
+        "up; the encoder learns to use a document so, after it has learnt to fill masks. 0: nothing does",
+    ] = 0
+    freeze_word_embeddings: Annotated[bool, "leave the word embeddings as they are"] = True
+    seed: Annotated[Natural, "of weights, masks, batches and dropout"] = 0
+
+    def check(self) -> None:
+        """ValueError if a setting is out of range, or two do not go together."""
+        check_ranges(self)
+        if self.evidence and self.evidence < self.max_wordpieces:
+            raise ValueError(
+                f"evidence={self.evidence} cannot hold a text of max_wordpieces={self.max_wordpieces}: give more "
+                "evidence, 0 for none, or shorter texts"
+            )
+
+
+class Pretrain(NamedTuple):
+    """What decides a pre-training run, beside corpus and models."""
+
+    steps: Annotated[Count, "updates"] = 1000
+    batch_size: Annotated[Count, "texts an update"] = 4
+    num_candidates: Annotated[Several, "documents a text, the null document among them"] = 8
+    learning_rate: Annotated[Rate, "the highest, after the warm-up"] = 5e-5
+    warmup: Annotated[Share, "share of the steps in which the learning rate rises"] = 0.1
+    refresh_every: Annotated[Count, "steps between indexes"] = 200  # see `refresh`
+    # A stage before the one that trains both, in which the encoder learns to use what is retrieved. Until it can, what
+    # it says of documents is noise to the retriever.
+    encoder_alone: Annotated[bool, "leave the retriever as it is: the encoder learns to use documents first"] = False
+    # Only the question's side of f(x, z) learns.
+    freeze_documents: Annotated[bool, "leave the blocks' embeddings as they begin, as fine-tuning does"] = False
+    null_document: Annotated[bool, "let an empty document be the first of the candidates, beside blocks"] = True
+    marginal: Annotated[  # see `knowledge_encoder.marginal_loss`
+        Marginal,
+        "what is marginalised over the documents: each masked wordpiece, or, as in the paper, the whole masked span",
+    ] = "token"
+    masking: Annotated[Masking, "what is hidden: a name or date, random tokens, or random spans"] = "salient"
+    max_passage: Annotated[Count, "wordpieces of a text, its title and special tokens included"] = 96
+    max_block: Annotated[Count, "wordpieces of a block that are read, likewise"] = MAX_WORDPIECES
+    freeze_word_embeddings: Annotated[bool, "leave the word embeddings as they are"] = False
+    seed: Annotated[Natural, "of weights, masks, batches and dropout"] = 0
+
+    def check(self) -> None:
+        """ValueError if a setting is out of range."""
+        check_ranges(self)
+
+
+class Finetune(NamedTuple):
+    """What decides a fine-tuning run, beside questions, blocks and model."""
+
+    steps: Annotated[Count, "updates"] = 1000
+    batch_size: Annotated[Count, "questions an update"] = 8
+    learning_rate: Annotated[Rate, "the highest, after the warm-up"] = 5e-5
+    warmup: Annotated[Share, "share of the steps in which the learning rate rises"] = 0.1
+    # Without it a young retriever leaves the reader nothing to learn from.
+    read_an_answer: Annotated[
+        bool, "where the best blocks hold no answer, read the best one that does in place of the last"
+    ] = True
+    freeze_word_embeddings: Annotated[bool, "leave the word embeddings as they are"] = False
+    refresh_blocks: Annotated[bool, "train the document side too, and embed all blocks anew as it learns"] = False
+    refresh_every: Annotated[Count, "with --refresh-blocks, steps between indexes"] = 200
+    seed: Annotated[Natural, "of weights, batches and dropout"] = 0
+
+    def check(self, refresh_ranks: int = 0) -> None:
+        """ValueError if a setting is out of range, or ranks are to build indexes of which there are none."""
+        check_ranges(self)
+        if refresh_ranks and not self.refresh_blocks:
+            raise ValueError(
+                f"refresh_ranks={refresh_ranks} have nothing to build: refresh the blocks, or leave it at 0"
+            )
+
+
+# ---- what follows from a declaration
+
+
+class Declared(NamedTuple):
+    """One setting: `range` of a number, `choices` of a word, neither of a flag."""
+
+    name: str
+    default: bool | int | float | str
+    range: Range | None
+    choices: tuple[str, ...]
+    help: str
+
+
+def declarations(defaults: NamedTuple) -> Iterator[Declared]:
+    """The settings of a job, in their order; `defaults` are their values where nothing else is said."""
+    for name, hint in get_type_hints(type(defaults), include_extras=True).items():
+        kind, *ranges, text = get_args(hint)  # of Annotated[kind, range, text]
+        yield Declared(name, getattr(defaults, name), ranges[0] if ranges else None, get_args(kind), text)
+
+
+def check_ranges(settings: NamedTuple) -> None:
+    """ValueError if a setting has a value that it cannot have."""
+    for declared in declarations(settings):
+        if declared.range:
+            declared.range.check(declared.name, getattr(settings, declared.name))
+        elif declared.choices and getattr(settings, declared.name) not in declared.choices:
+            raise ValueError(
+                f"{declared.name}={getattr(settings, declared.name)!r} is unknown: choose one of "
+                f"{', '.join(declared.choices)}"
+            )
+
+
+def add_options(parser: argparse.ArgumentParser, defaults: NamedTuple) -> None:
+    """An option for each setting of a job; a flag has its --no-."""
+    for name, default, span, choices, text in declarations(defaults):
+        option = f"--{name.replace('_', '-')}"
+        if span:
+            metavar = "N" if span.kind is int else "RATE"
+            parser.add_argument(option, type=span.read, metavar=metavar, help=f"{text} (default: {default})")
+        elif choices:
+            parser.add_argument(option, choices=choices, help=f"{text} (default: {default})")
+        else:
+            shown = f"{text} (default: {'yes' if default else 'no'})"
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=shown)
+    parser.set_defaults(**defaults._asdict())
+
+
+def settings_from(options: argparse.Namespace, defaults: Settings) -> Settings:
+    """The settings that the options say."""
+    return defaults._replace(**{name: getattr(options, name) for name in defaults._fields})
+
+
+def check_new_run(folder: Path, resume: bool) -> None:
+    """FileExistsError if `folder` cannot be a new run's: it holds one, which is not to be resumed, or is a file."""
+    if not resume and (folder / RUN_FILE).is_file():
+        raise FileExistsError(f"{folder} holds a run already: go on with --resume, or name another folder")
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file: name a folder")

@@ -1,0 +1,468 @@
+"""Fine-tuning on questions and answers (REALM section 3.3, open-QA; ORQA, Lee et al. 2019, sections 5 and 6).
+
+For a question x the retriever's best blocks are searched among all; a block is taken for right when an answer's
+wordpieces occur in it, since nobody has marked the evidence. Two losses, each -log of the probability of all that is
+right: the retriever's over the `searcher_beam_size` best blocks, the reader's over every span of the
+`reader_beam_size` best. Both reach the question's embedding through f(x, z); the blocks' embeddings stay as they are,
+unless `refresh_blocks` re-embeds them as training goes on and lets the gradient into the blocks that are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..app import indexing
+from ..app.evaluation import evaluate, means
+from ..config import RealmConfig
+from ..jobs import loop, options, refresh, warm_start
+from ..jobs.refresh import IndexRefresher
+from ..jobs.settings import Finetune as Settings
+from ..jobs.settings import settings_from
+from ..model.open_qa import MAX_QUESTION_WORDPIECES, RealmForOpenQA, pad_to
+from ..ranks.devices import chosen_device
+from ..ranks.distributed import split, world
+from ..text.corpus import MAX_WORDPIECES, Block, record
+from ..text.questions import Question, TrainingQuestion, read_questions, read_training_questions
+from ..text.retriever import RealmRetriever
+from .optimizer import AdamW
+
+TOKENIZED_AT_ONCE = 1024
+
+
+DEFAULTS = Settings()
+
+
+class Encoded(NamedTuple):
+    """A question as the models read it: its wordpieces, those of its answers, the blocks that may be its evidence."""
+
+    ids: np.ndarray
+    answers: list[np.ndarray]
+    title: str | None
+    evidence: str | None
+
+
+class Read(NamedTuple):
+    """What one question gave: its losses, and what the batch needs for the embedder's gradient."""
+
+    retriever_loss: float
+    reader_loss: float
+    hit: bool  # an answer stood in a block that was read
+    dprojection: Tensor  # ∂loss/∂Embed_input(x) [proj]
+
+
+class Evidence(NamedTuple):
+    """All blocks: their records' wordpieces, and where they are known their titles and texts."""
+
+    pieces: list[np.ndarray]
+    blocks: Sequence[Block] = ()
+
+
+def finetune(
+    folder: str | os.PathLike,
+    model: RealmForOpenQA,
+    questions: Sequence[TrainingQuestion],
+    settings: Settings = DEFAULTS,
+    *,
+    blocks: Sequence[Block] | None = None,
+    dev: Sequence[Question] = (),
+    evaluate_every: int = 0,
+    resume: bool = False,
+    save_every: int = 100,
+    refresh_ranks: int = 0,
+    report: Callable[..., None] = lambda stage, done, total, note="": None,
+) -> RealmForOpenQA:
+    """Train `model`, its embedder and its reader, in place.
+
+    Args:
+        folder: the run's, for checkpoints and logs.
+        model: with its retriever and the embeddings of its blocks.
+        blocks: the evidence as titles and texts, which `refresh_blocks` needs; with them a question that knows its
+            title, or words of its evidence, takes evidence from nowhere else.
+        dev: questions to measure the model by, every `evaluate_every` steps and at the end.
+        refresh_ranks: with `refresh_blocks`, so many ranks, the last, do nothing but build indexes. In the end they
+            have rank 0's model too.
+
+    Raises:
+        ValueError: no question has an answer that can be a span; an empty or overlong question;
+            other blocks than the retriever has; too few ranks.
+        FileExistsError, DivergedError, KeyboardInterrupt: as `loop.train`.
+    """
+    settings.check(refresh_ranks)
+    records = model.retriever.block_records
+    if blocks is not None and [record(block) for block in blocks] != [bytes(found) for found in records]:
+        raise ValueError("the blocks given are not those of the model's retriever: give the corpus it was indexed with")
+    if settings.refresh_blocks and blocks is None:
+        raise ValueError("refresh_blocks embeds the blocks anew: give them, with their titles")
+    loop.check_batch(settings.batch_size, refresh_ranks)
+    known_blocks = list(blocks or ())
+    everyone = world()
+    training = everyone.size - refresh_ranks
+    with split(refresh_ranks):
+        if everyone.rank >= training:
+            refresh.build_on_ranks(folder, known_blocks, model.embedder, model.retriever.tokenizer, everyone)
+        else:
+            builders = refresh.builders(everyone, refresh_ranks)
+            with loop.only_job(folder):
+                _train(
+                    folder, model, questions, settings, known_blocks, dev, builders,
+                    evaluate_every=evaluate_every, resume=resume, save_every=save_every, report=report,
+                )  # fmt: skip
+    model.eval()
+    if refresh_ranks:
+        loop.take_from_first({"embedder": model.embedder, "reader": model.reader})
+    if settings.refresh_blocks:  # the index of the finished embedder
+        embeddings = indexing.embed_on_ranks(model.embedder, model.retriever.tokenizer, known_blocks)
+        model.block_emb = embeddings.to(model.block_emb.device)
+    return model
+
+
+def _train(
+    folder: str | os.PathLike,
+    model: RealmForOpenQA,
+    questions: Sequence[TrainingQuestion],
+    settings: Settings,
+    blocks: list[Block],
+    dev: Sequence[Question],
+    builders: refresh.NewBuilder,
+    *,
+    report: Callable[..., None],
+    **given: Any,
+) -> None:
+    tokenizer, records = model.retriever.tokenizer, model.retriever.block_records
+    evidence = Evidence(encode_blocks(records, tokenizer, report), blocks)
+    encoded = encode_questions(questions, tokenizer, model.config.max_span_width)
+    optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=int(settings.warmup * settings.steps))
+    refresher = latest = None  # who builds indexes, and the last of these
+    if settings.refresh_blocks:
+        refresher = IndexRefresher(
+            folder, blocks, model.embedder, tokenizer, every=settings.refresh_every, steps=settings.steps,
+            builders=builders,
+        )  # fmt: skip
+
+    def step(number: int) -> dict[str, float]:
+        nonlocal latest
+        stale = {}
+        if refresher is not None:
+            embeddings = refresher.embeddings(number)
+            if embeddings is not latest:
+                latest = embeddings
+                model.block_emb = embeddings.to(model.block_emb.device)
+            stale = {
+                "staleness": loop.once(refresher.staleness(number)),
+                "seconds_waited": loop.once(refresher.seconds_waited),
+            }
+        picked = loop.batch(number, settings.batch_size, len(encoded), settings.seed)
+        share, own = loop.share(settings.seed, number, [encoded[i] for i in picked])
+        return losses(model, own, evidence, settings, share) | stale
+
+    def measured() -> dict[str, float | None]:
+        return means(result.measures for result in evaluate(model, dev, world=world()))
+
+    model.train()
+    sharded, model.sharded = model.sharded, world().size > 1  # these ranks search together
+    identity = {"task": "finetune", "config": model.config.to_dict()}
+    identity |= {"questions": _digest(questions), "blocks": _digest(records)}
+    try:
+        with refresher or nullcontext():
+            loop.train(
+                folder, {"embedder": model.embedder, "reader": model.reader}, optimizer, step,
+                settings={**identity, **settings._asdict()}, seed=settings.seed,
+                frozen=loop.frozen(settings.freeze_word_embeddings),
+                evaluate=measured if dev else None, stage="Fine-tuning", report=report, **given,
+            )  # fmt: skip
+    finally:
+        model.sharded = sharded
+
+
+def losses(
+    model: RealmForOpenQA,
+    questions: list[Encoded],
+    evidence: Evidence,
+    settings: Settings,
+    share: loop.Share,
+) -> dict[str, float]:
+    """The mean losses of a batch of questions, by name; gradients are added to the model's.
+
+    Args:
+        questions: this rank's part of the batch, as `share` says; over the ranks, losses and gradients add up.
+    """
+    embedder, reader = model.embedder, model.reader
+    embedder.dropout_seeds = share.dropout_seeds()
+    inputs = padded([question.ids for question in questions], model.config.pad_token_id)
+    ids, mask = (rows.to(embedder.device) for rows in inputs)
+    x = embedder(input_ids=ids, attention_mask=mask, return_dict=True).projected_score  # [batch, proj]
+    of_questions = embedder._cache
+    _, found = model._search(x, min(model.config.searcher_beam_size, len(evidence.pieces)))  # [batch, searcher beam]
+    results, dx = [], torch.zeros_like(x)
+    for i, question in enumerate(questions):
+        right = torch.tensor([is_evidence(question, block, evidence) for block in found[i].tolist()])
+        block_ids, right = reading_order(found[i], right, model.config.reader_beam_size, settings.read_an_answer)
+        alone = share._replace(places=[share.places[i]])
+        with reader.own_grads.last_pass() if i == len(questions) - 1 else nullcontext():
+            results.append(read(model, question, x[i], block_ids, right, evidence, settings, alone))
+        dx[i] = results[-1].dprojection
+    with embedder.own_grads.last_pass():
+        embedder._backward(of_questions, {"projected_score": dx})
+    count = share.count
+    retriever_loss = sum(result.retriever_loss for result in results) / count
+    reader_loss = sum(result.reader_loss for result in results) / count
+    return {
+        "loss": retriever_loss + reader_loss,
+        "retriever_loss": retriever_loss,
+        "reader_loss": reader_loss,
+        "read_an_answer": sum(result.hit for result in results) / count,
+    }
+
+
+def read(
+    model: RealmForOpenQA,
+    question: Encoded,
+    x: Tensor,
+    block_ids: Tensor,
+    right: Tensor,
+    evidence: Evidence,
+    settings: Settings,
+    share: loop.Share,
+) -> Read:
+    """Read the first of `block_ids` [searcher beam] for one question; the reader's gradients are added.
+
+    Args:
+        x: Embed_input(x) [proj].
+        right: which blocks hold an answer, [searcher beam].
+        share: of the batch, this question alone.
+    """
+    config, reader = model.config, model.reader
+    beam = min(config.reader_beam_size, len(block_ids))
+    embeddings = model.block_emb[block_ids].to(x)  # [searcher beam, proj]
+    fresh = None
+    if settings.refresh_blocks:
+        read_blocks = [evidence.blocks[block] for block in block_ids[:beam].tolist()]
+        fresh = embed_read(model, read_blocks, share.dropout_seeds(1 + beam, beam))
+        embeddings[:beam] = fresh[0]
+    room = config.reader_seq_len - 3 - len(question.ids[1:-1])
+    texts = [evidence.pieces[block][:room] for block in block_ids[:beam].tolist()]
+    ids, mask, types, in_block = reader_inputs(model, question.ids, texts)
+    spans = [
+        [(start, len(answer)) for answer in question.answers for start in occurrences(text, answer)] if is_right else []
+        for text, is_right in zip(texts, right[:beam].tolist(), strict=True)
+    ]
+    starts = torch.full((beam, max(1, *map(len, spans))), -1)
+    ends = starts.clone()
+    for row, places in enumerate(spans):
+        for column, (start, length) in enumerate(places):
+            starts[row, column] = len(question.ids) + start
+            ends[row, column] = len(question.ids) + start + length - 1
+    reader.dropout_seeds = share.dropout_seeds(1, beam)
+    output = reader(
+        input_ids=ids, attention_mask=mask, token_type_ids=types, relevance_score=embeddings @ x, block_mask=in_block,
+        start_positions=starts.to(x.device), end_positions=ends.to(x.device), has_answers=right.to(x.device),
+        return_dict=True,
+    )  # fmt: skip
+    drelevance = x.new_zeros(len(block_ids))
+    if bool(right.any()):
+        drelevance = reader.backward(loss=torch.tensor(1 / share.count, device=x.device))["relevance_score"]
+    if fresh is not None:
+        model.embedder._backward(fresh[1], {"projected_score": drelevance[:beam, None] * x})
+    return Read(float(output.retriever_loss), float(output.reader_loss), any(spans), drelevance @ embeddings)
+
+
+def is_evidence(question: Encoded, block: int, evidence: Evidence) -> bool:
+    """Whether block number `block` holds an answer, and what else is known of the question's evidence."""
+    if evidence.blocks:
+        title, text = evidence.blocks[block]
+        if question.title is not None and title != question.title:
+            return False
+        if question.evidence is not None and question.evidence not in text:
+            return False
+    return any(len(occurrences(evidence.pieces[block], answer)) for answer in question.answers)
+
+
+def embed_read(model: RealmForOpenQA, blocks: list[Block], seeds: list[int]) -> tuple[Tensor, Any]:
+    """Embed_doc of some blocks [blocks, proj], with dropout seeds for each, and what its backward needs."""
+    model.embedder.dropout_seeds = seeds
+    inputs = model.retriever.tokenizer(
+        [block.title for block in blocks], [block.text for block in blocks], padding=True, return_tensors="pt"
+    ).to(model.embedder.device)
+    return model.embedder(**inputs, return_dict=True).projected_score, model.embedder._cache
+
+
+def reading_order(block_ids: Tensor, right: Tensor, beam: int, read_an_answer: bool) -> tuple[Tensor, Tensor]:
+    """The blocks and which are right, best first; the best right one is moved up to be the last that is read."""
+    places = right.nonzero()[:, 0]
+    if not read_an_answer or not len(places) or int(places[0]) < beam:
+        return block_ids, right
+    order = torch.arange(len(block_ids))
+    first = int(places[0])
+    order[beam - 1], order[first] = first, beam - 1
+    return block_ids[order], right[order]
+
+
+# ---- inputs
+
+
+def encode_questions(questions: Iterable[TrainingQuestion], tokenizer: Any, max_span_width: int) -> list[Encoded]:
+    """Questions as wordpieces; those without an answer that a span of `max_span_width` can be are left out.
+
+    Raises:
+        ValueError: none is left; a question is empty or overlong.
+    """
+    questions = list(questions)
+    found = []
+    for question, ids in zip(questions, tokenizer([q.question for q in questions])["input_ids"], strict=True):
+        if not 2 < len(ids) <= MAX_QUESTION_WORDPIECES:
+            raise ValueError(
+                f"the question {question.question!r} has {len(ids)} wordpieces: expected 3 to {MAX_QUESTION_WORDPIECES}"
+            )
+        answers = [answer for answer in question.answers if answer.strip()]
+        pieces = tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else []
+        spans = [np.array(piece) for piece in pieces if 0 < len(piece) <= max_span_width]
+        if spans:
+            found.append(Encoded(np.array(ids), spans, question.title, question.evidence))
+    if not found:
+        raise ValueError(f"no question has an answer of 1 to {max_span_width} wordpieces: nothing to train on")
+    return found
+
+
+def encode_blocks(
+    records: Sequence[bytes] | np.ndarray,
+    tokenizer: Any,
+    report: Callable[..., None] = lambda stage, done, total, note="": None,
+) -> list[np.ndarray]:
+    """The wordpieces of every block, without special tokens, so that no step has to tokenise any."""
+    found: list[np.ndarray] = []
+    for start in range(0, len(records), TOKENIZED_AT_ONCE):
+        texts = [bytes(record).decode() for record in records[start : start + TOKENIZED_AT_ONCE]]
+        pieces = tokenizer(texts, add_special_tokens=False, return_token_type_ids=False)["input_ids"]
+        found += [np.array(piece, dtype=np.int32) for piece in pieces]
+        report("Reading blocks", len(found), len(records))
+    return found
+
+
+def occurrences(block: np.ndarray, answer: np.ndarray) -> np.ndarray:
+    """Where the wordpieces `answer` begin in `block`."""
+    starts = np.flatnonzero(block[: max(len(block) - len(answer) + 1, 0)] == answer[0])
+    for i in range(1, len(answer)):
+        starts = starts[block[starts + i] == answer[i]]
+    return starts
+
+
+def padded(rows: Sequence[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Rows of ids side by side: ids and mask, [rows, tokens] int64."""
+    tokens = max(map(len, rows))
+    ids = torch.full((len(rows), tokens), pad_id)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.as_tensor(row)
+        mask[i, : len(row)] = 1
+    return ids, mask
+
+
+def reader_inputs(
+    model: RealmForOpenQA, question: np.ndarray, texts: list[np.ndarray]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """[CLS] question [SEP] block [SEP]: ids, mask, types, and which tokens are the block's, [blocks, tokens]."""
+    config, device = model.config, model.reader.device
+    separator = question[-1:]
+    ids, mask = padded([np.concatenate([question, text, separator]) for text in texts], config.pad_token_id)
+    ids, mask = pad_to(ids, config.max_span_width, config.pad_token_id), pad_to(mask, config.max_span_width, 0)
+    types, in_block = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    for i, text in enumerate(texts):
+        types[i, len(question) : len(question) + len(text) + 1] = 1
+        in_block[i, len(question) : len(question) + len(text)] = True
+    return ids.to(device), mask.to(device), types.to(device), in_block.to(device)
+
+
+def _digest(items: Iterable[Any]) -> str:
+    """sha256 (hexadecimal) of some records or questions, in order."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(repr(item).encode())
+    return digest.hexdigest()
+
+
+# ---- command line
+
+
+def run(given: argparse.Namespace) -> None:
+    """Run `realm-min finetune`."""
+    from ..app.cli import progress_report
+
+    questions, device = read_training_questions(given.questions), chosen_device(given.device)
+    dev = list(read_questions(given.dev)) if given.dev else []
+    values = {**options.dropout(given), "searcher_beam_size": given.searcher_beam_size}
+    values |= {"reader_beam_size": given.reader_beam_size}
+    values = {name: value for name, value in values.items() if value is not None}
+    ready = Path(given.corpus)
+    with progress_report() as report:
+        if options.is_indexed(given.corpus):
+            blocks = indexing.read_blocks(ready)
+            retriever = RealmRetriever.from_pretrained(ready)
+            model = RealmForOpenQA.from_pretrained(ready, retriever=retriever, sharded=True, **values).to(device)
+        else:
+            tokenizer = warm_start.tokenizer(given.model)
+            blocks = options.read_blocks(given.corpus, tokenizer, MAX_WORDPIECES, report)
+            model = new_model(given.model, blocks, tokenizer, given.seed, report, device, **values)
+        finetune(
+            given.out, model, questions, settings_from(given, DEFAULTS), blocks=blocks, dev=dev,
+            evaluate_every=given.evaluate_every, resume=given.resume, save_every=given.save_every,
+            refresh_ranks=given.refresh_ranks, report=report,
+        )  # fmt: skip
+    folder = given.out / "model"
+
+    def write() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        indexing.write_ready(folder, blocks, model.block_emb, model, model.retriever.tokenizer, MAX_WORDPIECES)
+
+    with loop.only_job(given.out):
+        world().on_first(write)
+    options.remark(f'Ready: realm-min ask --model "{folder}"')
+
+
+def new_model(
+    folder: str | os.PathLike | None,
+    blocks: list[Block],
+    tokenizer: Any,
+    seed: int = 0,
+    report: Callable[..., None] = lambda stage, done, total, note="": None,
+    device: torch.device | str = "cpu",
+    **values: Any,
+) -> RealmForOpenQA:
+    """A model to fine-tune: embedder and reader as `warm_start` takes them from `folder`, blocks embedded.
+
+    Args:
+        device: of the model, and where the blocks are embedded.
+        values: configuration values to replace; beams are cut to the number of blocks.
+    """
+    embedder = warm_start.embedder(folder, seed, **values).to(device)
+    reader = warm_start.reader(folder, seed, **values)
+    sizes = {
+        "num_block_records": len(blocks),
+        "searcher_beam_size": min(reader.config.searcher_beam_size, len(blocks)),
+        "reader_beam_size": min(reader.config.reader_beam_size, len(blocks)),
+    }
+    config = RealmConfig.from_dict(reader.config.to_dict() | sizes)
+    retriever = RealmRetriever([record(block) for block in blocks], tokenizer)
+    model = RealmForOpenQA(config, retriever=retriever, initialize=False)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        report("Embedding blocks", done, len(blocks))
+
+    tensors = {f"embedder.{key}": tensor for key, tensor in embedder.state_dict().items()}
+    tensors |= {f"reader.{key}": tensor for key, tensor in reader.state_dict().items()}
+    embeddings = indexing.embed_on_ranks(embedder.eval(), tokenizer, blocks, advance)
+    model.load_state_dict(tensors | {"block_emb": embeddings})
+    return model.to(device)

@@ -1,0 +1,128 @@
+"""The Inverse Cloze Task (Lee et al. 2019, section 4; REALM section 3.4): a retriever's warm start without labels.
+
+A sentence is taken for a question and the block that it stood in for its evidence. The retriever is to find the block
+among those of the batch: P(z|x) = exp f(x,z) / Σ_z' exp f(x,z'), the loss is -log P(z|x). In 9 of 10 examples the
+sentence is removed from its block, so that meaning, not matching words, has to lead there.
+
+Departures, since a Factbook sentence ("Capital - name: Berlin.") means nothing without its page: a sentence follows
+its block's title in some examples (`title_rate`), and a batch is made of groups of neighbouring blocks, so that the
+title alone does not tell the right block from the wrong ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..jobs import loop, options, warm_start
+from ..jobs.settings import Ict as Settings
+from ..jobs.warm_start import EMBEDDER
+from ..model import ops
+from ..model.embedder import RealmEmbedder
+from ..text.corpus import Block, split_sentences
+
+DEFAULTS = Settings()
+
+
+class Example(NamedTuple):
+    query: str
+    title: str
+    text: str
+
+
+def warm_up(
+    folder: str | os.PathLike,
+    blocks: list[Block],
+    embedder: RealmEmbedder,
+    tokenizer: Any,
+    settings: Settings = DEFAULTS,
+    **given: Any,
+) -> Path:
+    """Train `embedder` in place and write it to FOLDER/embedder, with the tokenizer in FOLDER.
+
+    Args:
+        given: `loop.train`'s resume, save_every, evaluate, evaluate_every and report.
+
+    Raises:
+        ValueError: no block has two sentences; settings out of range.
+        FileExistsError, DivergedError, KeyboardInterrupt: as `loop.train`.
+    """
+    settings.check()
+    usable = [block for block in blocks if len(split_sentences(block.text)) > 1]
+    if len(usable) < 2:
+        raise ValueError("the Inverse Cloze Task needs two blocks of two sentences or more: give a larger corpus")
+    loop.check_batch(settings.batch_size)
+    groups = [usable[i : i + settings.group] for i in range(0, len(usable) - settings.group + 1, settings.group)]
+    if not groups:
+        raise ValueError(f"{len(usable)} blocks are fewer than group={settings.group}: give a smaller group")
+
+    def step(number: int) -> dict[str, float]:
+        picked = loop.batch(number, settings.batch_size // settings.group, len(groups), settings.seed)
+        share, own = loop.share(settings.seed, number, [block for i in picked for block in groups[i]])
+        examples = [cloze(block, share.random(place), settings) for place, block in zip(share.places, own, strict=True)]
+        loss, accuracy = in_batch_loss(embedder, tokenizer, examples, settings, share)
+        return {"loss": loop.once(loss), "accuracy": loop.once(accuracy)}
+
+    return loop.train_one(
+        folder, EMBEDDER, embedder, step, settings, blocks, tokenizer, task="ict", stage="Inverse Cloze Task", **given
+    )
+
+
+def cloze(block: Block, random: np.random.Generator, settings: Settings) -> Example:
+    """Draw a sentence of `block` as the question; its evidence is the block, most times without the sentence."""
+    sentences = split_sentences(block.text)
+    drawn = int(random.integers(len(sentences)))
+    removed, titled = random.random() < settings.removal_rate, random.random() < settings.title_rate
+    query = f"{block.title}. {sentences[drawn]}" if titled else sentences[drawn]
+    return Example(query, block.title, " ".join(sentences[:drawn] + sentences[drawn + removed :]))
+
+
+def in_batch_loss(
+    embedder: RealmEmbedder, tokenizer: Any, examples: list[Example], settings: Settings, share: loop.Share
+) -> tuple[float, float]:
+    """-mean log P(z|x) over the batch and the share of examples whose own block scores best; gradients are added.
+
+    ∂loss/∂f(x_i, z_j) = (P(z_j|x_i) - [i = j]) / batch, and f is an inner product, so each side's gradient is that
+    matrix times the other side. The blocks of all ranks compete: each rank embeds its own `examples`, has the whole
+    matrix from everybody's embeddings, and needs of either side's gradient the rows that are its own.
+    """
+    queries = tokenizer(
+        [example.query for example in examples], padding=True, truncation=True, max_length=settings.max_query,
+        return_tensors="pt",
+    ).to(embedder.device)  # fmt: skip
+    evidence = tokenizer(
+        [example.title for example in examples], [example.text for example in examples], padding=True,
+        truncation="only_second", max_length=settings.max_evidence, return_tensors="pt",
+    ).to(embedder.device)  # fmt: skip
+    embedder.dropout_seeds = share.dropout_seeds(0)
+    x = embedder(**queries, return_dict=True).projected_score  # [own examples, proj]
+    of_queries = embedder._cache
+    embedder.dropout_seeds = share.dropout_seeds(1)
+    z = embedder(**evidence, return_dict=True).projected_score  # [own examples, proj]
+    x, z = share.of_all(torch.cat([x, z], 1)).chunk(2, 1)  # [batch, proj] each
+    scores = x @ z.t()  # [batch, batch]
+    right = torch.arange(len(scores), device=scores.device)
+    loss = ops.cross_entropy(scores, right).mean()
+    accuracy = (scores.argmax(1) == right).float().mean()
+    dscores = ops.softmax(scores)
+    dscores[right, right] -= 1
+    dscores.div_(len(scores))
+    embedder.backward(projected_score=(dscores.t() @ x)[share.places])
+    with embedder.own_grads.last_pass():
+        embedder._backward(of_queries, {"projected_score": (dscores @ z)[share.places]})
+    return float(loss), float(accuracy)
+
+
+# ---- command line
+
+
+def run(given: argparse.Namespace) -> None:
+    """Run `realm-min ict`."""
+    embedder = warm_start.embedder(given.model, given.seed, **options.dropout(given))
+    options.run_warm_up(given, warm_up, embedder, DEFAULTS, given.max_evidence)
+    options.remark(f"Ready: realm-min pretrain {given.corpus} --model {given.out} --out FOLDER")

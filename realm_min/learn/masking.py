@@ -1,0 +1,245 @@
+"""What to hide in a text, so that finding it again teaches something (REALM section 3.4 and table 2).
+
+Salient span masking hides one name or date: most of them need knowledge of the world, and so a retrieved document,
+where a word drawn at random mostly needs the rest of its sentence. The two other ways are those of the paper's
+ablation, BERT's random tokens and SpanBERT's random spans.
+
+Each way is a function `(passage, rng) -> positions`: the wordpieces to replace by [MASK].
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..jobs.settings import Masking
+from ..model.knowledge_encoder import IGNORED
+
+MASKED_SHARE = 0.15  # of a passage's wordpieces, for random tokens and spans (Devlin et al. 2018, section 3.1)
+SPAN_STOP, LONGEST_SPAN = 0.2, 10  # words of a random span ~ min(Geometric(0.2), 10) (Joshi et al. 2020, section 3.1)
+
+Span = tuple[int, int]  # start and end, in characters of a text or in wordpieces
+SpanFinder = Callable[[str], list[Span]]
+
+
+class Passage(NamedTuple):
+    """A text as wordpieces. Only those from `first` on may be masked: before them stands the title."""
+
+    text: str
+    ids: list[int]  # no special tokens
+    offsets: list[Span]  # characters of `text`, for each wordpiece
+    begins_word: list[bool]
+    first: int
+
+
+def passage(title: str, text: str, tokenizer: Any) -> Passage:
+    """`title. text` as wordpieces of a tokenizer that gives offsets."""
+    return passages([(title, text)], tokenizer)[0]
+
+
+def passages(texts: list[tuple[str, str]], tokenizer: Any) -> list[Passage]:
+    """The `passage` of each (title, text)."""
+    if not texts:
+        return []
+    wholes = [f"{title}. {text}" for title, text in texts]
+    encoded = tokenizer(wholes, add_special_tokens=False, return_offsets_mapping=True)
+    found = []
+    for i, (title, _) in enumerate(texts):
+        ids, offsets = encoded["input_ids"][i], [tuple(offset) for offset in encoded["offset_mapping"][i]]
+        begins_word = [not piece.startswith("##") for piece in tokenizer.convert_ids_to_tokens(ids)]
+        first = bisect_left([start for start, _ in offsets], len(title) + len(". "))
+        found.append(Passage(wholes[i], ids, offsets, begins_word, first))
+    return found
+
+
+def mask(ids: list[int], positions: list[int], mask_id: int) -> tuple[list[int], list[int]]:
+    """`ids` with `mask_id` at `positions`, and the labels: the ids that stood there, `IGNORED` elsewhere."""
+    masked, labels = list(ids), [IGNORED] * len(ids)
+    for position in positions:
+        masked[position], labels[position] = mask_id, ids[position]
+    return masked, labels
+
+
+# ---- salient spans
+
+
+_MONTH = (
+    "(?:January|February|March|April|May|June|July|August|September|October|November|December|"
+    "(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\\.?)"
+)
+_YEAR = r"(?:1\d{3}|20\d{2})"
+_DATE = re.compile(
+    rf"\b\d{{1,2}}(?:st|nd|rd|th)? {_MONTH}(?: \(?{_YEAR}\b\)?|\b)"  # 25 August 1825, 25 August (1825), 25 August
+    rf"|\b{_MONTH} \d{{1,2}}(?:st|nd|rd|th)?\b(?:, {_YEAR}\b)?"  # August 25, 1825; August 25
+    rf"|\b{_MONTH} {_YEAR}\b"  # August 1825
+    rf"|\b{_YEAR}s?\b"  # 1825, 1820s
+)
+# The year of a figure, "23.9% (2025 est.)" or "57% (2023)", tells nothing of the world.
+_YEAR_OF_FIGURE = re.compile(rf"\({_YEAR}(?:[-/]\d{{2,4}})?(?: est\.?)?\)|\b{_YEAR}(?:[-/]\d{{2,4}})? est\b")
+
+# U.S.; Côte, d'Ivoire, Guinea-Bissau; not CO of CO2
+_WORD = re.compile(r"(?<!\w)(?:(?:[^\W\d_]\.){2,}|[^\W\d_]+(?:[-'’][^\W\d_]+)*)(?!\w)")
+# Written small inside a name: "Bay of Bengal", "Rio de Janeiro".
+_JOINING = frozenset("of the de del della do dos da di du des la le las los el al bin ibn van von der den".split())
+# A full stop after these ends no sentence: the name goes on.
+_SHORTENED = frozenset("St Mt Ft Dr Mr Mrs Ms Gen Col Sgt Capt Maj Adm Rev Sen Gov".split())
+# Capitalised where a sentence begins, and no part of the name that follows.
+_OPENING = frozenset(
+    "a an the this that these those his her its their our my in on at by from to for with of after before during since "
+    "until under over between among when while where although though because if as and or but nor so yet it he she "
+    "they we i you there here both all most many some several no not also however then thus".split()
+)
+_SENTENCE_START = re.compile(r"(?:\A|[.!?:][\"'”’)\]]* |\n)[\"'“‘(\[]*\Z")
+# "Capital - name: ", from the beginning of a sentence to its first colon.
+_HEADING = re.compile(r"(?:\A|(?<=[.!?] )|(?<=\n))[^.:;!?\n]{1,120}: ")
+
+
+def salient_spans(text: str) -> list[Span]:
+    """Names and dates of a text by rule, (start, end) in characters, in order, none overlapping.
+
+    - A heading is what stands between the beginning of a sentence and a colon, as in "Capital - name: Montevideo."
+      Nothing in it is salient.
+    - A date: day and month, month and year, or all three, in either order; a year from 1000 to 2099; a decade. Not the
+      year of a figure: "(2025 est.)", "(2023)".
+    - A name: words in a row that begin with a capital, small words such as "of" and "de" between them included. Not a
+      single letter; not a function word that opens a sentence ("In", "The"), nor any other word that opens one and
+      stands alone, since its capital says nothing.
+
+    It takes English prose with capitals. For other text pass a tagger of the same form to `salient_span`.
+    """
+    headings = [match.span() for match in _HEADING.finditer(text)]
+    figures = [match.span() for match in _YEAR_OF_FIGURE.finditer(text)]
+    dates = []
+    for match in _DATE.finditer(text):
+        start, end = match.span()
+        inside_figure = any(first <= start and end <= last for first, last in figures)
+        if not inside_figure and not _overlaps_any((start, end), headings):
+            dates.append((start, end))
+    names = []
+    for start, end in _gaps(sorted(headings + figures + dates), len(text)):
+        names += _names(text, start, end)
+    return sorted(dates + names)
+
+
+def _gaps(spans: list[Span], length: int) -> list[Span]:
+    """What `spans`, in order, leave of 0..length."""
+    gaps, at = [], 0
+    for start, end in spans:
+        if at < start:
+            gaps.append((at, start))
+        at = max(at, end)
+    return [*gaps, (at, length)]
+
+
+def _names(text: str, start: int, end: int) -> list[Span]:
+    """Capitalised runs in text[start:end]."""
+    words = [match.span() for match in _WORD.finditer(text, start, end)]
+    names: list[Span] = []
+    i = 0
+    while i < len(words):
+        if not text[words[i][0]].isupper():
+            i += 1
+            continue
+        first = last = i  # of the run's capitalised words
+        while i + 1 < len(words) and _joined(text, words[i], words[i + 1]):
+            i += 1
+            if text[words[i][0]].isupper():
+                last = i
+            elif text[slice(*words[i])] not in _JOINING:
+                break
+        i = last + 1
+        if opening := _SENTENCE_START.search(text, max(0, words[first][0] - 6), words[first][0]):
+            if text[slice(*words[first])].lower() in _OPENING:
+                first = next((j for j in range(first + 1, last + 1) if text[words[j][0]].isupper()), last + 1)
+            elif first == last and not opening[0].startswith(":"):  # what follows a heading is no sentence
+                continue
+        if first <= last and words[last][1] - words[first][0] > 1:
+            names.append((words[first][0], words[last][1]))
+    return names
+
+
+def _joined(text: str, word: Span, following: Span) -> bool:
+    """Whether two neighbouring words may belong to one name: "John Smith", "J. Smith", "St. Kitts"."""
+    between, first = text[word[1] : following[0]], text[slice(*word)]
+    return between == " " or (between == ". " and (len(first) == 1 or first in _SHORTENED))
+
+
+def _overlaps_any(span: Span, others: list[Span]) -> bool:
+    return any(_overlap(span, other) for other in others)
+
+
+def _overlap(a: Span, b: Span) -> bool:
+    return a[0] < b[1] and b[0] < a[1]
+
+
+def salient_choices(passage: Passage, find: SpanFinder = salient_spans) -> list[Span]:
+    """Salient spans of a passage, (first, end) in wordpieces, without those that stand in it twice.
+
+    The title, too, gives away a name: what can be copied from the passage itself teaches nothing about retrieval.
+    """
+    lowered = passage.text.lower()
+    body = passage.offsets[passage.first][0] if passage.first < len(passage.offsets) else len(passage.text)
+    ends = [end for _, end in passage.offsets]
+    chosen = []
+    for start, end in find(passage.text[body:]):
+        start, end = start + body, end + body
+        first = last = bisect_right(ends, start)  # the first wordpiece that ends after `start`
+        while last < len(ends) and passage.offsets[last][0] < end:
+            last += 1
+        if first < last and not _stands_twice(lowered, passage.text[start:end].lower()):
+            chosen.append((first, last))
+    return chosen
+
+
+def _stands_twice(text: str, words: str) -> bool:
+    return text.count(words) > 1 and len(re.findall(rf"(?<!\w){re.escape(words)}(?!\w)", text)) > 1
+
+
+# ---- the three ways
+
+
+def salient_span(passage: Passage, rng: np.random.Generator, find: SpanFinder = salient_spans) -> list[int]:
+    """One of `salient_choices`, all of its wordpieces; none if there is no choice. `find` may be a tagger."""
+    choices = salient_choices(passage, find)
+    return list(range(*choices[rng.integers(len(choices))])) if choices else []
+
+
+def random_tokens(passage: Passage, rng: np.random.Generator) -> list[int]:
+    """15% of the wordpieces, at least one, each as likely as any other (Devlin et al. 2018, section 3.1).
+
+    All of them become [MASK], without BERT's 10% kept and 10% replaced: table 2 compares where the masks stand.
+    """
+    maskable = np.arange(passage.first, len(passage.ids))
+    return sorted(rng.choice(maskable, _share(len(maskable)), replace=False).tolist()) if len(maskable) else []
+
+
+def random_spans(passage: Passage, rng: np.random.Generator) -> list[int]:
+    """Spans of whole words, until 15% of the wordpieces are in one (Joshi et al. 2020, section 3.1).
+
+    A span begins at any word and takes min(Geometric(0.2), 10) words, fewer where the text ends. The last span is cut
+    at the share of 15%.
+    """
+    count = len(passage.ids)
+    words = [i for i in range(passage.first, count) if passage.begins_word[i]] + [count]
+    wanted, chosen = _share(count - words[0]), set()
+    while len(chosen) < wanted:
+        first = int(rng.integers(len(words) - 1))
+        last = min(first + min(int(rng.geometric(SPAN_STOP)), LONGEST_SPAN), len(words) - 1)
+        span = [i for i in range(words[first], words[last]) if i not in chosen]
+        chosen.update(span[: wanted - len(chosen)])
+    return sorted(chosen)
+
+
+def _share(count: int) -> int:
+    return min(count, max(1, round(MASKED_SHARE * count)))
+
+
+MASKINGS: dict[Masking, Callable[[Passage, np.random.Generator], list[int]]] = {
+    "salient": salient_span,
+    "tokens": random_tokens,
+    "spans": random_spans,
+}

@@ -1,0 +1,159 @@
+"""Masked language modelling without retrieval (Devlin et al. 2018, section 3.1): the knowledge encoder's warm start.
+
+REALM begins with a BERT that can already fill masks (section 3.4). One that cannot, because its checkpoint came
+without that head or all starts from scratch, learns it here first: 15% of a block's wordpieces are hidden, and one
+salient span beside them.
+
+With `evidence` it learns to use a document: words are hidden in a short stretch of a block, and a longer stretch around
+it, "[CLS] x [SEP] z [SEP]", has them all, so that whoever looks them up is always right. Until the encoder can do that,
+what it says about documents is noise to the retriever; from retrieved blocks, most of which are no help, it learns
+it slowly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..jobs import loop, options, warm_start
+from ..jobs.settings import Mlm as Settings
+from ..jobs.settings import settings_from
+from ..jobs.warm_start import KNOWLEDGE_ENCODER
+from ..model.knowledge_encoder import IGNORED, RealmKnowledgeAugEncoder
+from ..text.corpus import Block
+from . import masking
+from .masking import Passage
+from .pretraining import pad, sequence
+
+SHORTEST_STRETCH = 12  # wordpieces of a block that are masked, where its evidence stands beside it
+
+
+DEFAULTS = Settings()
+
+
+def warm_up(
+    folder: str | os.PathLike,
+    blocks: list[Block],
+    encoder: RealmKnowledgeAugEncoder,
+    tokenizer: Any,
+    settings: Settings = DEFAULTS,
+    **given: Any,
+) -> Path:
+    """Train `encoder` in place and write it to FOLDER/knowledge_encoder, with the tokenizer in FOLDER.
+
+    Args:
+        given: `loop.train`'s resume, save_every, evaluate, evaluate_every and report.
+
+    Raises:
+        ValueError: a batch of fewer blocks than there are ranks; evidence that does not hold the text, or that the
+            encoder has no positions for.
+        FileExistsError, DivergedError, KeyboardInterrupt: as `loop.train`.
+    """
+    loop.check_batch(settings.batch_size)
+    _check(settings, encoder)
+
+    def step(number: int) -> dict[str, float]:
+        picked = loop.batch(number, settings.batch_size, len(blocks), settings.seed)
+        share, own = loop.share(settings.seed, number, [blocks[i] for i in picked])
+        random = [share.random(place) for place in share.places]
+        inputs, labels = batch(own, tokenizer, random, encoder, settings)
+        encoder.dropout_seeds = share.dropout_seeds()
+        log_likelihood, cache = encoder.masked_log_likelihood(**inputs, labels=labels)
+        count = share.total(int((labels != IGNORED).sum()))
+        with encoder.own_grads.last_pass():
+            encoder.masked_log_likelihood_backward(torch.full_like(log_likelihood, -1 / count), cache)
+        return {"loss": -float(log_likelihood.sum()) / count}
+
+    return loop.train_one(
+        folder, KNOWLEDGE_ENCODER, encoder, step, settings, blocks, tokenizer, task="mlm",
+        stage="Masked language modelling", **given,
+    )  # fmt: skip
+
+
+def _check(settings: Settings, encoder: RealmKnowledgeAugEncoder) -> None:
+    settings.check()
+    if not settings.evidence:
+        return
+    tokens, positions = settings.max_wordpieces + settings.evidence + 1, encoder.config.max_position_embeddings
+    if tokens > positions:
+        raise ValueError(
+            f"max_wordpieces={settings.max_wordpieces} and evidence={settings.evidence} are {tokens} tokens with the "
+            f"last [SEP], and the encoder reads {positions}: give fewer"
+        )
+
+
+def batch(
+    blocks: list[Block],
+    tokenizer: Any,
+    random: list[np.random.Generator],
+    encoder: RealmKnowledgeAugEncoder,
+    settings: Settings,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What the encoder reads of each block, "[CLS] title. text [SEP]" with masks in it, and the labels.
+
+    With `settings.evidence`, "[CLS] title. stretch [SEP] title. longer stretch [SEP]" with masks in the first.
+
+    Args:
+        random: draws the stretches and masks of each block.
+
+    Returns:
+        `input_ids`, `token_type_ids`, `attention_mask`, and the labels, [batch, tokens] int64, on the encoder's device.
+    """
+    sequences, targets = [], []
+    read = settings.max_wordpieces - 2  # all but [CLS] and [SEP]
+    passages = masking.passages([(block.title, block.text) for block in blocks], tokenizer)
+    for passage, rng in zip(passages, random, strict=True):
+        evidence = None
+        if settings.evidence:
+            passage, evidence = stretches(passage, rng, settings)
+        positions = {*masking.random_tokens(passage, rng), *masking.salient_span(passage, rng)}
+        if evidence:  # more of them, and in a row: what can be looked up need not be guessed from its neighbours
+            positions |= {*masking.random_spans(passage, rng)}
+        ids, labels = masking.mask(passage.ids, sorted(positions), tokenizer.mask_token_id)
+        sequences.append(sequence(tokenizer, ids[:read], evidence))
+        targets.append(labels[:read])
+    inputs = pad(sequences, encoder)
+    labels = torch.full(inputs["input_ids"].shape, IGNORED)
+    for row, values in zip(labels, targets, strict=True):
+        row[1 : 1 + len(values)] = torch.tensor(values)
+    return inputs, labels.to(encoder.device)
+
+
+def stretches(passage: Passage, rng: np.random.Generator, settings: Settings) -> tuple[Passage, list[int]]:
+    """A stretch of a passage, and the wordpieces of a longer one that holds it; the title stands before both.
+
+    Where they begin is drawn, so that a word is found by its neighbours and not by how far away it stands.
+    """
+    title, count = passage.first, len(passage.ids) - passage.first
+    longest = max(1, settings.max_wordpieces - 2 - title)  # where a title leaves no room
+    length = min(count, int(rng.integers(min(SHORTEST_STRETCH, longest), longest + 1)))
+    begin = int(rng.integers(count - length + 1))
+    around = min(count, max(length, settings.evidence - title))
+    start = int(rng.integers(max(0, begin + length - around), min(begin, count - around) + 1))
+
+    def cut(values: list, start: int, length: int) -> list:
+        return [*values[:title], *values[title + start : title + start + length]]
+
+    stretch = passage._replace(
+        ids=cut(passage.ids, begin, length),
+        offsets=cut(passage.offsets, begin, length),
+        begins_word=cut(passage.begins_word, begin, length),
+    )
+    return stretch, cut(passage.ids, start, around)[: settings.evidence]
+
+
+# ---- command line
+
+
+def run(given: argparse.Namespace) -> None:
+    """Run `realm-min mlm`."""
+    encoder = warm_start.knowledge_encoder(given.model, given.seed, **options.dropout(given))
+    _check(settings_from(given, DEFAULTS), encoder)  # before a corpus is read
+    options.run_warm_up(given, warm_up, encoder, DEFAULTS, max(given.max_wordpieces, given.evidence))
+    options.remark(f"Ready: {given.out}")

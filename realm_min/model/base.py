@@ -1,0 +1,339 @@
+"""What the five models share: parameters, folders, devices, train and eval."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..config import RealmConfig
+from ..files import checkpoint
+from ..files.hub import resolve_folder
+from . import bert as trunk
+from .parameters import Parameters, Shapes, allocate, initialize_
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of the standard library from Python 3.11 on
+
+
+class RealmModel:
+    """A model is a configuration, its own tensors `p` and, where it is made of models, its `parts`.
+
+    Args:
+        config: sizes and options.
+        seed: draws the initial weights, and the dropout masks in training.
+
+    `dropout_seeds`, set before a call, gives each of its sequences a seed of its own (0 to 2⁶³ - 1), for that call;
+    otherwise `generator` draws them.
+
+    A new model is in training mode, as transformers' are; one from a folder is in evaluation mode.
+    """
+
+    config_class: ClassVar[type[RealmConfig]] = RealmConfig
+    # Arguments of `__init__` beside the configuration, and tensors that are no parameters.
+    own_arguments: ClassVar[tuple[str, ...]] = ()
+    part_classes: ClassVar[dict[str, type[RealmModel]]] = {}  # of the parts that have keys of their own
+    buffers: ClassVar[tuple[str, ...]] = ()
+    # How the names of the parameters begin that are in the checkpoints and that no output depends on.
+    unread: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: RealmConfig, *, seed: int = 0, initialize: bool = True) -> None:
+        self.config = config
+        self.training = True
+        self.seed = seed
+        self.generator = torch.Generator().manual_seed(seed)
+        self.dropout_seeds: list[int] | None = None
+        self._grads: Parameters | None = None
+        self._call: tuple[tuple, dict] | None = None  # the last call's arguments
+        self._cache: trunk.Cache = {}  # what the last call kept for `backward`; empty where it kept nothing
+        self._keeps = False  # keep it in evaluation mode too
+        self._checkpoint_layers = False
+        self.p = allocate(self.shapes(config), torch.float32, "cpu", unread=self.unread)
+        if initialize:
+            initialize_(self.p, config.initializer_range, config.pad_token_id, seed)
+
+    @classmethod
+    def shapes(cls, config: RealmConfig) -> Shapes:
+        """The model's own tensors in the state dict's order; a composed model may have none."""
+        return {}
+
+    @classmethod
+    def all_shapes(cls, config: RealmConfig) -> Shapes:
+        """`shapes` of the whole state dict, the parts' tensors included, without allocating any."""
+        found = dict(cls.shapes(config))
+        for name, part in cls.part_classes.items():
+            for key, shape in part.all_shapes(config).items():
+                found[f"{name}.{key}"] = f"{name}.{shape}" if isinstance(shape, str) else shape
+        return found
+
+    @property
+    def parts(self) -> Mapping[str, RealmModel]:
+        """The models it is made of, each under the name that its keys begin with."""
+        return {}
+
+    # Tensors
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every tensor under transformers' key. They are the model's own numbers, not copies."""
+        found = dict(self.p)
+        for name, part in self.parts.items():
+            found |= {f"{name}.{key}": tensor for key, tensor in part.state_dict().items()}
+        return found
+
+    def aliases(self) -> dict[str, str]:
+        """Keys that name a tensor which an earlier key names already, with that earlier key."""
+        first: dict[int, str] = {}
+        return {
+            key: first[id(tensor)]
+            for key, tensor in self.state_dict().items()
+            if first.setdefault(id(tensor), key) != key
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], source: str = "the state dict") -> None:
+        """Copy `state_dict` into the model, all of it or nothing; `source` names it in errors.
+
+        Raises:
+            ValueError: missing, unexpected or mis-shaped keys, all named at once.
+        """
+        checkpoint.assign(self.state_dict(), state_dict, self.aliases(), source=source)
+
+    def num_parameters(self) -> int:
+        """Trainable numbers, tied ones counted once."""
+        return sum({id(tensor): tensor.numel() for tensor in self._trainable()}.values())
+
+    def _trainable(self) -> list[Tensor]:
+        return [
+            tensor for part in (self, *self.parts.values()) for key, tensor in part.p.items() if key not in part.buffers
+        ]
+
+    # Modes and devices
+
+    def train(self, mode: bool = True) -> Self:
+        self.training = mode
+        for part in self.parts.values():
+            part.train(mode)
+        return self
+
+    def eval(self) -> Self:
+        return self.train(False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.p.values())).device if self.p else next(iter(self.parts.values())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(iter(self.p.values())).dtype if self.p else next(iter(self.parts.values())).dtype
+
+    def to(self, target: torch.device | str | torch.dtype) -> Self:
+        """Move every tensor to a device, or cast it to a floating dtype; returns the model itself."""
+        dtype, device = (target, self.device) if isinstance(target, torch.dtype) else (self.dtype, torch.device(target))
+        for part in {id(part): part for part in self.parts.values()}.values():
+            part.to(target)
+        self._grads = self._call = None
+        self._cache = {}
+        if any(tensor.device != device or tensor.dtype != dtype for tensor in self.p.values()):
+            self.p = self._moved(dtype, device)
+        # A generator belongs to one device: draw on from the same seed there.
+        if self.generator.device != torch.device(device):
+            self.generator = torch.Generator(device).manual_seed(self.seed)
+        return self
+
+    def _moved(self, dtype: torch.dtype, device: torch.device) -> Parameters:
+        moved = allocate(self.shapes(self.config), dtype, device, unread=self.unread)
+        for key, tensor in self.p.items():
+            moved[key].copy_(tensor)
+        return moved
+
+    # Folders
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike, *, config: RealmConfig | None = None, **arguments: Any) -> Self:
+        """Read a checkpoint folder, written here or by transformers, without running pickled code.
+
+        Args:
+            folder: config.json beside model.safetensors or pytorch_model.bin, sharded or not; or a hub name.
+            config: used instead of the folder's.
+            arguments: the model's own arguments (`retriever=`, `query_embedder=`), and values that replace the
+                configuration's.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: the weights are damaged, or do not fit the configuration.
+        """
+        folder = resolve_folder(folder, "config", "weights")
+        own = {name: arguments.pop(name) for name in cls.own_arguments if name in arguments}
+        state_dict = cls._read_weights(folder, own)
+        if config is None:
+            config = cls.config_class.from_pretrained(folder)
+            checkpoint.check_config(folder, config)
+        unknown = [name for name in arguments if name not in config.__dict__]
+        if unknown:
+            raise TypeError(f"{cls.__name__}.from_pretrained has no argument or configuration value {unknown[0]!r}")
+        config = cls.config_class.from_dict(config.to_dict() | arguments)
+        # Before sizes that may be wrong, and enormous, are allocated.
+        checkpoint.check_layers(config, state_dict, source=str(folder))
+        checkpoint.check_shapes(cls.all_shapes(config), state_dict, source=str(folder))
+        model = cls(config, initialize=False, **own)
+        model.load_state_dict(state_dict, source=str(folder))
+        return model.eval()
+
+    @classmethod
+    def _read_weights(cls, folder: Path, own: dict[str, Any]) -> dict[str, Tensor]:
+        """`own`: the model's own arguments."""
+        return checkpoint.read_state_dict(folder)
+
+    def save_pretrained(self, folder: str | os.PathLike, **options: Any) -> None:
+        """Write config.json and the weights, for us and for transformers; `options` as `checkpoint.write_folder`."""
+        config = RealmConfig.from_dict(
+            self.config.to_dict() | {"architectures": [type(self).__name__], "torch_dtype": str(self.dtype)[6:]}
+        )
+        checkpoint.write_folder(folder, config, self.state_dict(), **options)
+
+    # Calls
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._call, self._cache = (args, kwargs), {}
+        return self.forward(*args, **kwargs)
+
+    # Gradients
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a forward keeps what `backward` needs: in training always, in evaluation on `backward`'s demand."""
+        return self.training or self._keeps
+
+    @property
+    def checkpoint_layers(self) -> bool:
+        """Set it, and a forward keeps each layer's input alone for `backward`, which computes the layer once more.
+
+        A quarter more time, and the gradients are the same to the bit. It holds for the model's parts too.
+        """
+        return self._checkpoint_layers
+
+    @checkpoint_layers.setter
+    def checkpoint_layers(self, checkpoint: bool) -> None:
+        self._checkpoint_layers = checkpoint
+        for part in self.parts.values():
+            part.checkpoint_layers = checkpoint
+
+    def backward(self, **cotangents: Tensor) -> dict[str, Tensor]:
+        """Add the gradients of the last call's loss to `grads`.
+
+        Args:
+            cotangents: ∂loss/∂output for each output named, where the loss is the caller's own (`projected_score=…`);
+                none for the `loss` that the call returned.
+
+        In evaluation mode a forward keeps no activations, so the last call is first run once more. Weights must not
+        have changed since.
+
+        Returns:
+            Gradients with respect to the inputs that have one: `inputs_embeds` (of the word embeddings, where ids
+            were given), `relevance_score`.
+
+        Raises:
+            RuntimeError: the model was not called.
+            ValueError: an output that the call did not return, or a cotangent of another shape.
+        """
+        if self._call is None:
+            raise RuntimeError(f"{type(self).__name__}.backward() needs a forward: call the model first")
+        if not self._cache:
+            models = [self, *self.parts.values()]
+            try:
+                for model in models:
+                    model._keeps = True
+                self.forward(*self._call[0], **self._call[1])
+            finally:
+                for model in models:
+                    model._keeps = False
+        outputs = self._cache["outputs"]
+        for name, cotangent in cotangents.items():
+            if name not in outputs:
+                raise ValueError(f"the last call returned no {name!r} to differentiate: it has {', '.join(outputs)}")
+            if cotangent.shape != outputs[name]:
+                raise ValueError(
+                    f"the cotangent of {name} has shape {tuple(cotangent.shape)}: expected {tuple(outputs[name])}"
+                )
+        if not cotangents:
+            if "loss" not in outputs:
+                raise ValueError("the last call returned no loss: give labels, or a cotangent for an output")
+            cotangents = {"loss": torch.ones(outputs["loss"], dtype=self.dtype, device=self.device)}
+        return self._backward(self._cache, cotangents)
+
+    def _backward(self, cache: trunk.Cache, cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def _keep(self, **cache: Any) -> None:
+        self._cache = cache if self.keeps else {}
+
+    @property
+    def own_grads(self) -> Parameters:
+        """Gradients of the model's own tensors, laid out as they are."""
+        if self._grads is None:
+            shapes = {key: shape for key, shape in self.shapes(self.config).items() if key not in self.buffers}
+            self._grads = allocate(shapes, self.dtype, self.device, zeros=True, unread=self.unread)
+        return self._grads
+
+    @property
+    def grads(self) -> dict[str, Tensor]:
+        """∂loss/∂parameter under the state dict's keys, summed over the `backward` calls since `zero_grads`.
+
+        What is `unread` has a gradient of zeros that takes no memory and cannot be written to.
+        """
+        found = dict(self.own_grads)
+        for name, part in self.parts.items():
+            found |= {f"{name}.{key}": tensor for key, tensor in part.grads.items()}
+        return found
+
+    def zero_grads(self) -> None:
+        """Set the gradients gathered so far to zero, in place."""
+        for model in (self, *self.parts.values()):
+            if model._grads is not None:
+                model._grads.flat.zero_()
+
+    def _seeds(self, sequences: int) -> list[int]:
+        """A seed for the dropout of each sequence of this call."""
+        seeds, self.dropout_seeds = self.dropout_seeds, None
+        if seeds is None:
+            return torch.randint(2**63 - 1, (sequences,), generator=self.generator, device=self.device).tolist()
+        if len(seeds) != sequences:
+            raise ValueError(f"dropout_seeds holds {len(seeds)} seeds: the call has {sequences} sequences")
+        return seeds
+
+    def _wants_dict(self, return_dict: bool | None) -> bool:
+        return self.config.return_dict if return_dict is None else return_dict
+
+    def _encode(
+        self,
+        read: str,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        head_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
+    ) -> trunk.Encoded:
+        """Run the trunk under `realm.`, with the configuration's answer where an argument is None."""
+        config = self.config
+        inputs = trunk.check_inputs(config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        return trunk.bert(
+            self.p,
+            config,
+            inputs,
+            read=read,
+            head_mask=head_mask,
+            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
+            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            seeds=self._seeds(len(inputs.types)) if self.training else None,
+            keep=self.keeps,
+            checkpoint_layers=self.checkpoint_layers,
+        )

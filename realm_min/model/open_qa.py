@@ -1,0 +1,425 @@
+"""Open-domain question answering, end to end: embed the question, search the blocks, read the best ones.
+
+This is ORQA (Lee et al. 2019) with REALM's retriever: a question x retrieves the blocks z of largest
+f(x, z) = Embed_input(x)ᵀ Embed_doc(z), and the answer is the best-scoring span y of those that are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import RealmConfig
+from ..files import checkpoint
+from ..ranks.distributed import World, world
+from ..search.mips import BlockIndex
+from ..search.sharded_index import KEY, ShardedBlockIndex
+from ..text.retriever import RealmRetriever
+from . import ops
+from .base import RealmModel
+from .embedder import RealmEmbedder
+from .outputs import RealmForOpenQAOutput, RealmReaderOutput
+from .parameters import Parameters, Shapes
+from .reader import RealmReader
+from .spans import span_candidates
+
+# ORQA's query_seq_len: the wordpieces of a question, special tokens included.
+MAX_QUESTION_WORDPIECES = 64
+
+
+@dataclass
+class RetrievedBlock:
+    """A block that was read: its number, its text, f(x, z) and p(z|x) among the blocks read."""
+
+    id: int
+    text: str
+    score: float
+    probability: float
+
+
+@dataclass
+class Answer:
+    """The best span, as it stands in its block, widened to whole words as ORQA does.
+
+    `blocks[block_rank].text[start_char:end_char] == text`. `probability` is p(y|x): the share of the softmax over all
+    spans of all blocks read that falls on spans of these very wordpieces, wherever they stand.
+    """
+
+    question: str
+    text: str
+    start_char: int
+    end_char: int
+    probability: float
+    block_rank: int
+    blocks: list[RetrievedBlock]
+
+
+class SpanScores(NamedTuple):
+    """The reader's score of every span of some blocks, and what it read; padded on the right to the longest block."""
+
+    ids: Tensor  # [beam, tokens], [CLS] question [SEP] block [SEP]
+    offsets: Tensor  # [beam, tokens, 2], each token's first character and the one after its last
+    in_block: Tensor  # bool [beam, tokens], the block's own tokens: where spans may begin and end
+    starts: Tensor  # [spans], first token of each span
+    ends: Tensor  # [spans], last token of each span
+    logits: Tensor  # S_read [beam, spans], the dtype's minimum added to spans outside the block
+    attentions: tuple[Tensor, ...]  # where asked for, of each layer, [beam, heads, tokens, tokens]
+
+
+class RealmForOpenQA(RealmModel):
+    """Question in, answer out.
+
+    Args:
+        retriever: the evidence blocks as text; needed to read, not to search.
+        sharded: the ranks that torchrun started search together, each a slice of the blocks (`sharded_index.py`).
+            `from_pretrained` then maps `block_emb` into memory, where it costs what is touched. Every call that
+            searches becomes a collective: all ranks make it, each with its own questions, none of them maybe, or are
+            in `follow`. In a world of one it changes nothing.
+
+    A script for `torchrun --nproc-per-node 2 script.py`, where each rank answers its share of the questions:
+
+        with distributed.join() as world:
+            retriever = RealmRetriever.from_pretrained(folder)
+            model = RealmForOpenQA.from_pretrained(folder, retriever=retriever, sharded=True)
+            answers = model.answer(world.share(questions))
+            everyone = world.gather_objects(answers)  # each rank's, in their order
+
+    and where rank 0 alone asks:
+
+            if world.is_first:
+                (answer,) = model.answer([question])
+            model.follow()  # until all ranks are here
+
+    `block_emb` [num_block_records, retriever_proj_size] float32 holds Embed_doc of every block.
+    """
+
+    own_arguments = ("retriever", "sharded")
+    part_classes = {"embedder": RealmEmbedder, "reader": RealmReader}
+    buffers = ("block_emb",)
+
+    def __init__(
+        self,
+        config: RealmConfig,
+        retriever: RealmRetriever | None = None,
+        *,
+        sharded: bool = False,
+        seed: int = 0,
+        initialize: bool = True,
+    ) -> None:
+        super().__init__(config, seed=seed, initialize=initialize)
+        self._retriever = retriever
+        self.sharded = sharded and world().size > 1
+        self.embedder = RealmEmbedder(config, seed=seed, initialize=initialize)
+        self.reader = RealmReader(config, seed=seed + 1, initialize=initialize)
+        self._index: tuple[Any, BlockIndex | ShardedBlockIndex] | None = None
+
+    @classmethod
+    def shapes(cls, config: RealmConfig) -> Shapes:
+        return {"block_emb": (config.num_block_records, config.retriever_proj_size)}
+
+    @property
+    def parts(self) -> Mapping[str, RealmModel]:
+        return {"embedder": self.embedder, "reader": self.reader}
+
+    @property
+    def retriever(self) -> RealmRetriever:
+        """The evidence. Raises ValueError where the model was given none."""
+        if self._retriever is None:
+            raise ValueError("this model has no retriever: give retriever=RealmRetriever.from_pretrained(folder)")
+        return self._retriever
+
+    @retriever.setter
+    def retriever(self, retriever: RealmRetriever) -> None:
+        self._retriever = retriever
+
+    @property
+    def block_emb(self) -> Tensor:
+        return self.p["block_emb"]
+
+    @block_emb.setter
+    def block_emb(self, blocks: Tensor) -> None:
+        self.p["block_emb"] = blocks
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedder.device  # the block embeddings may stay elsewhere, see `block_embedding_to`
+
+    @classmethod
+    def _read_weights(cls, folder: Path, own: dict[str, Any]) -> dict[str, Tensor]:
+        return checkpoint.read_state_dict(folder, KEY, world() if own.get("sharded") else World())
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], source: str = "the state dict") -> None:
+        """As RealmModel's, but a sharded model takes `block_emb` as it is, a memory map maybe, in place of a copy."""
+        found = state_dict.get(KEY)
+        if not self.sharded or found is None or found.shape != self.block_emb.shape:
+            return super().load_state_dict(state_dict, source)
+        super().load_state_dict(state_dict | {KEY: self.block_emb}, source)
+        self.block_emb = found.to(self.block_emb.dtype)
+
+    def _moved(self, dtype: torch.dtype, device: torch.device) -> Parameters:
+        if not self.sharded:
+            return super()._moved(dtype, device)
+        self.block_emb = self.block_emb.to(dtype)  # the map stays where it is, a slice of it goes to the device
+        return self.p
+
+    @property
+    def searcher_beam_size(self) -> int:
+        """Blocks searched for: `searcher_beam_size` in training, only those that are read in evaluation."""
+        return self.config.searcher_beam_size if self.training else self.config.reader_beam_size
+
+    def block_embedding_to(self, device: torch.device | str) -> None:
+        """Move the block embeddings alone to `device`: 13 million of them take 6.8 GB."""
+        self.block_emb = self.block_emb.to(device)
+
+    @property
+    def index(self) -> BlockIndex | ShardedBlockIndex:
+        """The search index over `block_emb`, built anew when they change; by all ranks together, if it is sharded."""
+        version = (id(self.block_emb), self.block_emb._version, self.device if self.sharded else None)
+        if self._index is None or self._index[0] != version:
+            blocks = _searchable(self.block_emb)
+            index = ShardedBlockIndex(blocks, device=self.device) if self.sharded else BlockIndex(blocks)
+            self._index = (version, index)
+        return self._index[1]
+
+    @index.setter
+    def index(self, index: BlockIndex | ShardedBlockIndex) -> None:
+        """Search through `index`, say a compressed one, until `block_emb` changes."""
+        self._index = ((id(self.block_emb), self.block_emb._version, self.device if self.sharded else None), index)
+
+    def follow(self) -> None:
+        """Take part in the other ranks' searches until all ranks follow; at once, if the model is not sharded."""
+        index = self.index if self.sharded else None
+        if isinstance(index, ShardedBlockIndex):
+            index.follow()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        answer_ids: list | None = None,
+        return_dict: bool | None = None,
+    ) -> RealmForOpenQAOutput | tuple:
+        """Answer one question or several.
+
+        Args:
+            input_ids, attention_mask, token_type_ids: questions, [batch, tokens].
+            answer_ids: right answers as wordpiece ids: a list of answers for one question, a list of such lists for
+                several. With them the output holds losses.
+
+        Returns:
+            For one question as transformers: `reader_output` (a `RealmReaderOutput`) and `predicted_answer_ids`
+            [answer tokens]. For several, a tuple of each, in order; `backward()` then differentiates the sum of their
+            losses, and `backward(loss=…)` [batch] weighs them.
+
+        Raises:
+            ValueError: no retriever; more blocks asked for than there are; inputs of a wrong rank, shape or range.
+        """
+        self._check_searchable(self.searcher_beam_size)
+        if answer_ids is not None and input_ids.shape[0] == 1:
+            answer_ids = [answer_ids]
+        if answer_ids is not None and len(answer_ids) != input_ids.shape[0]:
+            raise ValueError(
+                f"answer_ids holds answers of {len(answer_ids)} questions: {input_ids.shape[0]} were given"
+            )
+        projections = self.embedder(
+            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, return_dict=True
+        ).projected_score  # [batch, proj]
+        question_cache = self.embedder._cache
+        _, block_ids = self._search(projections, self.searcher_beam_size)
+        outputs, reader_caches = [], []
+        for i, ids in enumerate(input_ids.split(1)):
+            answers = None if answer_ids is None else answer_ids[i]
+            outputs.append(self._read(ids, projections[i], block_ids[i], answers))
+            reader_caches.append(self.reader._cache)
+        reader_outputs, predicted = zip(*outputs, strict=True)
+        if len(outputs) == 1:
+            output = RealmForOpenQAOutput(reader_outputs[0], predicted[0])
+        else:
+            output = RealmForOpenQAOutput(reader_outputs, predicted)
+        loss = {} if answer_ids is None else {"loss": torch.Size([len(outputs)] if len(outputs) > 1 else [])}
+        self._keep(question=question_cache, readers=reader_caches, block_ids=block_ids, outputs=loss)
+        return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def _backward(self, cache: dict[str, Any], cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Through the reader, and through f(x, z) into the questions' embeddings; the blocks' embeddings are frozen.
+
+        Without a cotangent the losses of several questions are differentiated as their sum; `loss=` [batch] weighs
+        them otherwise. Every question's reading is kept until then.
+        """
+        drelevance, dprojections = [], []
+        for reader_cache, ids, dloss in zip(
+            cache["readers"], cache["block_ids"], cotangents["loss"].reshape(-1), strict=True
+        ):
+            drelevance.append(self.reader._backward(reader_cache, {"loss": dloss})["relevance_score"])
+            blocks = self.block_emb[ids].to(self.device)  # [searcher beam, proj]
+            dprojections.append(drelevance[-1] @ blocks)
+        self.embedder._backward(cache["question"], {"projected_score": torch.stack(dprojections)})
+        return {"relevance_score": torch.stack(drelevance).view(*cotangents["loss"].shape, -1)}
+
+    def _read(
+        self, question_ids: Tensor, projection: Tensor, block_ids: Tensor, answer_ids: list[list[int]] | None
+    ) -> tuple[RealmReaderOutput, Tensor]:
+        """Read the blocks `block_ids` [searcher beam] for one question [1, tokens]."""
+        device = self.reader.device
+        has_answers, starts, ends, inputs = self.retriever(
+            block_ids.cpu(), question_ids, answer_ids, max_length=self.config.reader_seq_len
+        )
+        beam = self.config.reader_beam_size
+        output = self.reader(
+            input_ids=inputs.input_ids[:beam].to(device),
+            attention_mask=inputs.attention_mask[:beam].to(device),
+            token_type_ids=inputs.token_type_ids[:beam].to(device),
+            # f(x, z) once more, from the question's embedding of this very forward.
+            relevance_score=self.block_emb[block_ids].to(device) @ projection.to(device),
+            block_mask=block_mask(inputs).to(device),
+            has_answers=None if has_answers is None else torch.tensor(has_answers, dtype=torch.bool, device=device),
+            start_positions=None if has_answers is None else torch.tensor(starts, dtype=torch.long, device=device),
+            end_positions=None if has_answers is None else torch.tensor(ends, dtype=torch.long, device=device),
+            return_dict=True,
+        )
+        read_ids = inputs.input_ids[output.block_idx.cpu()]
+        return output, read_ids[output.start_pos.item() : output.end_pos.item() + 1].to(device)
+
+    def retrieve(self, questions: list[str], k: int) -> tuple[Tensor, Tensor]:
+        """Find the `k` most relevant blocks of each question.
+
+        Returns:
+            f(x, z) [questions, k] float32, descending, and block numbers [questions, k] int64.
+
+        Raises:
+            ValueError: an empty or overlong question; k below 1 or above the number of blocks.
+        """
+        self._check_searchable(k)
+        return self._search(self._embed_questions(questions), k)
+
+    def answer(self, questions: list[str], num_blocks: int | None = None) -> list[Answer]:
+        """Answer questions given as text.
+
+        Args:
+            num_blocks: blocks to read for each; None reads `config.reader_beam_size`.
+
+        Raises:
+            ValueError: an empty or overlong question; more blocks asked for than there are.
+        """
+        num_blocks = self.config.reader_beam_size if num_blocks is None else num_blocks
+        scores, block_ids = self.retrieve(questions, num_blocks)
+        return [self.answer_from(*found) for found in zip(questions, scores, block_ids, strict=True)]
+
+    def answer_from(self, question: str, scores: Tensor, block_ids: Tensor) -> Answer:
+        """Answer a question from given blocks: f(x, z) [blocks] float32 and their numbers [blocks] int64."""
+        texts = [self.retriever.text(i) for i in block_ids.tolist()]
+        ids, offsets, _, starts, ends, logits, _ = self.score_spans(question, texts, scores)
+        best = int(logits.argmax())
+        block, candidate = divmod(best, logits.shape[1])
+        start, end = int(starts[candidate]), int(ends[candidate])
+        probabilities = ops.softmax(logits.reshape(-1)).view_as(logits)
+        same = spans_equal_to(ids, starts, ends, ids[block, start : end + 1])  # [beam, spans]
+        first_char, last_char = whole_words(texts[block], int(offsets[block, start, 0]), int(offsets[block, end, 1]))
+        priors = ops.softmax(scores).tolist()
+        return Answer(
+            question=question,
+            text=texts[block][first_char:last_char],
+            start_char=first_char,
+            end_char=last_char,
+            probability=float(probabilities[same].sum()),
+            block_rank=block,
+            blocks=[
+                RetrievedBlock(*found) for found in zip(block_ids.tolist(), texts, scores.tolist(), priors, strict=True)
+            ],
+        )
+
+    def score_spans(
+        self, question: str, texts: list[str], scores: Tensor, *, output_attentions: bool = False
+    ) -> SpanScores:
+        """Read blocks, given as text with their f(x, z) [blocks] float32, for one question.
+
+        Raises:
+            ValueError: every block is empty.
+        """
+        config, device = self.config, self.reader.device
+        inputs = self.retriever.tokenizer(
+            [question] * len(texts), texts, padding=True, truncation=True, max_length=config.reader_seq_len,
+            return_special_tokens_mask=True, return_offsets_mapping=True, return_tensors="pt",
+        )  # fmt: skip
+        ids = pad_to(inputs.input_ids, config.max_span_width, config.pad_token_id).to(device)
+        mask, types, in_block = (
+            pad_to(x, config.max_span_width, 0).to(device)
+            for x in (inputs.attention_mask, inputs.token_type_ids, block_mask(inputs))
+        )
+        if not in_block.any():
+            raise ValueError(f"every block retrieved for {question!r} is empty: index documents that hold text")
+        logits, encoded = self.reader.span_logits(
+            ids, mask, types, None, None, None, scores.to(device), in_block, output_attentions
+        )
+        starts, ends = span_candidates(ids.shape[1], config.max_span_width, device)
+        return SpanScores(ids, inputs.offset_mapping, in_block, starts, ends, logits, encoded.attentions or ())
+
+    def check_questions(self, questions: list[str]) -> None:
+        """Raise ValueError for a question that is empty or overlong."""
+        for question in questions:
+            if not question.strip():
+                raise ValueError("the question is empty: ask something")
+        lengths = [len(ids) for ids in self.retriever.tokenizer(questions).input_ids] if questions else []
+        limit = min(MAX_QUESTION_WORDPIECES, self.config.max_position_embeddings)
+        for question, length in zip(questions, lengths, strict=True):
+            if length > limit:
+                raise ValueError(f"the question has {length} wordpieces, the limit is {limit}: shorten {question!r}")
+
+    def _embed_questions(self, questions: list[str]) -> Tensor:
+        self.check_questions(questions)
+        if not questions:
+            return torch.empty(0, self.config.retriever_proj_size, device=self.device)
+        inputs = self.retriever.tokenizer(questions, padding=True, return_tensors="pt").to(self.device)
+        return self.embedder(**inputs, return_dict=True).projected_score
+
+    def _search(self, projections: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        scores, ids = self.index.search(_searchable(projections.to(self.index.device)), k)
+        return scores.to(self.block_emb.device), ids.to(self.block_emb.device)
+
+    def _check_searchable(self, k: int) -> None:
+        _ = self.retriever  # raises where there is none
+        if not 1 <= k <= self.block_emb.shape[0]:
+            raise ValueError(
+                f"{k} blocks were asked for, and there are {self.block_emb.shape[0]}: ask for 1 to "
+                f"{self.block_emb.shape[0]} (searcher_beam_size in training, reader_beam_size in evaluation)"
+            )
+
+
+def block_mask(inputs: Any) -> Tensor:
+    """The tokens of the evidence block: second segment, no special tokens; bool [blocks, tokens]."""
+    return ~inputs.special_tokens_mask.bool() & inputs.token_type_ids.bool()
+
+
+def _searchable(x: Tensor) -> Tensor:
+    """The search reads float32 and smaller; a float64 model searches rounded embeddings and scores with its own."""
+    return x.float() if x.dtype == torch.float64 else x
+
+
+def pad_to(x: Tensor, tokens: int, value: int) -> Tensor:
+    """Pad [blocks, tokens] on the right, so that a short block still has room for the widest span."""
+    missing = tokens - x.shape[1]
+    return x if missing <= 0 else torch.cat([x, x.new_full((x.shape[0], missing), value)], 1)
+
+
+def whole_words(text: str, first: int, last: int) -> tuple[int, int]:
+    """Widen text[first:last] to the words that it begins and ends in: wordpieces cut words, answers do not."""
+    while 0 < first and text[first - 1].isalnum() and text[first].isalnum():
+        first -= 1
+    while last < len(text) and text[last - 1].isalnum() and text[last].isalnum():
+        last += 1
+    return first, last
+
+
+def spans_equal_to(ids: Tensor, starts: Tensor, ends: Tensor, answer: Tensor) -> Tensor:
+    """Which spans are the wordpieces `answer`; ids [beam, tokens], starts and ends [spans] -> bool [beam, spans]."""
+    same = ends - starts + 1 == len(answer)
+    equal = same.expand(ids.shape[0], -1).clone()
+    places = starts[same]
+    equal[:, same] = torch.stack([ids[:, places + i] == wordpiece for i, wordpiece in enumerate(answer)]).all(0)
+    return equal

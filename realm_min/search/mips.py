@@ -1,0 +1,626 @@
+"""Exact maximum inner product search (MIPS) over the block embeddings: the retriever's p(z|x) needs its top-k blocks
+(REALM, section 3.3). No approximation and no score matrix.
+
+Rows are cut into groups of G consecutive blocks and three steps find the answer:
+
+1. Scan. Scores of a tile of rows are computed in the fastest arithmetic at hand and reduced to one maximum a group.
+2. Certify. The scan is off by at most a bound b known for each group, so a group's best true score lies in
+   [maximum - b, maximum + b]. The k-th largest lower end is a threshold t no answer is under; a group whose upper end
+   is below t holds none.
+3. Rescore. Rows of the groups left are held to t one by one, and those that pass get their final score.
+
+The score returned is the float32 nearest to the inner product: products and sums in float64, added in one fixed order
+on every device, rounded once. Hence the answer does not depend on the path, the tile or the batch; equal scores go to
+the smaller id.
+
+The bound. A code ê stands for the row e, with ||e - ê|| <= r and ||ê|| <= n, and q̂ for the query q. By Cauchy-Schwarz
+    |q.e - fl(q̂.ê)| <= ||q|| r + ||q - q̂|| n + gamma ||q̂|| n + rho |fl(q̂.ê)| + eta
+where gamma bounds the rounding of a sum of D products, rho that of storing the result, and eta underflow. Norms of
+differences are computed in float64 from the numbers themselves, so nothing is assumed about the data.
+
+Symbols: Q queries, N blocks, D dimensions, G rows a group.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..files.atomic import write_atomically
+
+BASE_GROUP = 16  # rows that share a scale and a bound; a search may join several into one group
+MAX_GROUP = 128
+BLOCK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+COMPRESSIONS = (None, "bfloat16", "int8")
+MAXIMA_BYTES = 16 << 20  # group maxima held at once: queries are searched in chunks that fit
+CHUNK_ELEMENTS = 1 << 24  # elements rescored at once
+EXACT_ROWS = 4096  # rows scored in float64 at once, in cache
+TILE_BYTES = 16 << 20  # of codes in a tile of the scan: each is read once, so few tiles cost the fewest calls
+CACHED_TILE_BYTES = 2 << 20  # the same where a tile is read twice, for its norms and its scores
+SCORES_BYTES = 2 << 20  # of scores in a tile of the scan: they stay in cache until they are reduced
+FORMAT = "realm-min block index 1"
+
+
+@dataclass
+class SearchReport:
+    """What one search did: rows a group, groups in the index, and for each query the groups and rows rescored."""
+
+    group_size: int
+    groups: int
+    rescored_groups: list[int]
+    rescored_rows: list[int]
+
+
+@dataclass
+class Codes:
+    """What the scan reads in place of the blocks, and how far off it is. Bounds are per group of BASE_GROUP rows."""
+
+    codes: Tensor  # [N, D] float32, float16, bfloat16 or int8
+    scale: Tensor | None  # [base groups] float32, int8 only: a row is scale * 2**exponent * codes
+    exponent: int
+    residual: Tensor | None  # [base groups] float64 r >= ||e - ê||; None: the codes are the blocks
+    norm: Tensor | None  # [base groups] float64 n >= ||ê||; None: taken while scanning
+
+
+@dataclass
+class ScanQueries:
+    """Queries as the scan multiplies them, with their share of the error bound. All but `codes` are float64."""
+
+    exact: Tensor  # [Q, D] q
+    codes: Tensor  # [Q, D] q̂ / unit, in the dtype of the product
+    unit: Tensor  # [Q] one in the scan's arithmetic is `unit` in true scores
+    norm: Tensor  # [Q] ||q||
+    code_norm: Tensor  # [Q] ||q̂||
+    delta: Tensor  # [Q] ||q - q̂||
+
+    def select(self, i: int) -> ScanQueries:
+        """Query i alone, still with its axis."""
+        return ScanQueries(*(getattr(self, field.name)[i : i + 1] for field in fields(self)))
+
+
+def mips_topk(queries: Tensor, blocks: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k blocks of largest inner product with each query, exact, best first.
+
+    queries [Q, D] and blocks [N, D]: float32, float16 or bfloat16, finite, on one device. Returns (scores [Q, k]
+    float32 descending, ids [Q, k] int64); equal scores go to the smaller id. Search the same blocks again and again
+    with a `BlockIndex`, which keeps the bounds and can scan a compressed copy.
+
+    Raises ValueError for k < 1 or k > N, shapes that do not match, other dtypes, queries that are not finite.
+    """
+    check_blocks(blocks)
+    if blocks.is_cuda:
+        from realm_min.kernels import mips_topk as kernels
+
+        return kernels.mips_topk(queries, blocks, k)
+    blocks = blocks.contiguous()
+    return search(queries, blocks, Codes(blocks, None, 0, None, None), k)[:2]
+
+
+class BlockIndex:
+    """Block embeddings [N, D], ready to be searched exactly on their device.
+
+    compression: what the scan reads. None: the blocks; "bfloat16": half the bytes of float32; "int8": a quarter. The
+    answer is the same, whatever the compression; the copy costs memory and data it represents badly costs time.
+    first: the number of the first block, for errors, where the blocks are a slice of more.
+
+    Raises ValueError for blocks that are empty, not [N, D] float32/float16/bfloat16, or not finite (naming the row).
+    """
+
+    def __init__(self, blocks: Tensor, compression: str | None = None, *, first: int = 0):
+        check_blocks(blocks)
+        if compression not in COMPRESSIONS:
+            raise ValueError(f"compression is {compression!r}: choose one of {COMPRESSIONS}")
+        self.blocks = blocks.detach().contiguous()
+        self.compression = compression
+        self.last_search: SearchReport | None = None
+        self._codes = compress(self.blocks, compression, first)
+
+    def __len__(self) -> int:
+        return self.blocks.shape[0]
+
+    def __repr__(self) -> str:
+        n, d = self.blocks.shape
+        return f"BlockIndex({n} x {d} {self.blocks.dtype}, compression={self.compression!r}, {self.blocks.device})"
+
+    @property
+    def device(self) -> torch.device:
+        return self.blocks.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the blocks, their compressed copy and the bounds."""
+        return sum(tensor.nbytes for tensor in self._tensors().values())
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """The vectors of blocks ids [...] int64 -> [..., D]."""
+        return self.blocks[ids.to(self.device)]
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """`mips_topk` of queries [Q, D] over the index; `last_search` then tells how much was rescored."""
+        if self.blocks.is_cuda:
+            from realm_min.kernels import mips_topk as kernels
+
+            scores, ids, self.last_search = kernels.search(queries, self.blocks, self._codes, k)
+        else:
+            scores, ids, self.last_search = search(queries, self.blocks, self._codes, k)
+        return scores, ids
+
+    def to(self, device: str | torch.device) -> BlockIndex:
+        """This index on `device` (itself, when it is there already)."""
+        if torch.device(device) == self.device:
+            return self
+        return self._restore({name: tensor.to(device) for name, tensor in self._tensors().items()}, self._header())
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the index as one safetensors file, complete or not at all."""
+        tensors = {name: tensor.cpu() for name, tensor in self._tensors().items()}
+        header = self._header() | {"checksums": {name: _checksum(tensor) for name, tensor in tensors.items()}}
+        with write_atomically(path) as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata={"index": json.dumps(header)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> BlockIndex:
+        """The index written by `save`. Raises FileNotFoundError, and ValueError for a file that is not whole."""
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"no block index at {path}")
+        remedy = "build it again with BlockIndex(blocks).save(path)"
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is not a whole block index ({error}): {remedy}") from error
+        try:
+            header = json.loads(metadata["index"])
+            checksums = header["checksums"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is a safetensors file but not a block index: {remedy}") from error
+        if header.get("format") != FORMAT:
+            raise ValueError(f"{path} has format {header.get('format')!r}, this version reads {FORMAT!r}: {remedy}")
+        for name, checksum in checksums.items():
+            if name not in tensors or _checksum(tensors[name]) != checksum:
+                raise ValueError(f"{path} is damaged: the checksum of {name!r} does not match; {remedy}")
+        return cls._restore({name: tensor.to(device) for name, tensor in tensors.items()}, header)
+
+    def _header(self) -> dict:
+        return {"format": FORMAT, "compression": self.compression, "exponent": self._codes.exponent}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        codes = self._codes
+        tensors = {"blocks": self.blocks, "norm": codes.norm}
+        if codes.residual is not None:
+            tensors |= {"codes": codes.codes, "residual": codes.residual}
+        if codes.scale is not None:
+            tensors["scale"] = codes.scale
+        return tensors
+
+    @classmethod
+    def _restore(cls, tensors: dict[str, Tensor], header: dict) -> BlockIndex:
+        index = cls.__new__(cls)
+        index.blocks, index.compression, index.last_search = tensors["blocks"], header["compression"], None
+        index._codes = Codes(
+            codes=tensors.get("codes", tensors["blocks"]),
+            scale=tensors.get("scale"),
+            exponent=header["exponent"],
+            residual=tensors.get("residual"),
+            norm=tensors["norm"],
+        )
+        return index
+
+
+def _checksum(tensor: Tensor) -> int:
+    """Sum of the bytes taken as int64: one pass at memory speed, changed by any one flipped bit."""
+    data = tensor.contiguous().view(-1).view(torch.uint8)
+    whole = data.numel() // 8 * 8
+    return int(data[:whole].view(torch.int64).sum()) + int(data[whole:].sum())
+
+
+# ---------------------------------------------------------------------------------------------------- input checks
+
+
+def check_blocks(blocks: Tensor) -> None:
+    """Raise ValueError, naming what is wrong, for blocks that are not [N, D] of a searchable dtype."""
+    if not isinstance(blocks, Tensor) or blocks.dtype not in BLOCK_DTYPES:
+        kind = blocks.dtype if isinstance(blocks, Tensor) else type(blocks).__name__
+        raise ValueError(f"blocks are {kind}: give a torch tensor of float32, float16 or bfloat16")
+    if blocks.ndim != 2:
+        raise ValueError(f"blocks have shape {tuple(blocks.shape)}: give [blocks, dimensions]")
+    if 0 in blocks.shape:
+        raise ValueError(f"blocks have shape {tuple(blocks.shape)}: an empty index cannot be searched")
+
+
+def check_search(queries: Tensor, blocks: Tensor, k: int, total: int | None = None) -> None:
+    """Raise ValueError, naming the value, for queries [Q, D] or k that `blocks` [N, D] cannot be searched with.
+
+    total: the number of blocks, where `blocks` are a slice of them.
+    """
+    if not isinstance(queries, Tensor) or queries.dtype not in BLOCK_DTYPES:
+        kind = queries.dtype if isinstance(queries, Tensor) else type(queries).__name__
+        raise ValueError(f"queries are {kind}: give a torch tensor of float32, float16 or bfloat16")
+    if queries.ndim != 2:
+        raise ValueError(f"queries have shape {tuple(queries.shape)}: give [queries, dimensions]")
+    if queries.shape[1] != blocks.shape[1]:
+        raise ValueError(f"queries have {queries.shape[1]} dimensions, the blocks {blocks.shape[1]}: they must agree")
+    if queries.device != blocks.device:
+        raise ValueError(f"queries are on {queries.device}, the blocks on {blocks.device}: move one with .to(device)")
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise ValueError(f"k is {k!r}: give an integer")
+    total = blocks.shape[0] if total is None else total
+    if not 1 <= k <= total:
+        raise ValueError(f"k is {k}: it must lie in 1..{total}, the number of blocks")
+    finite = queries.isfinite().all(1)
+    if not finite.all():
+        raise ValueError(f"query {int((~finite).nonzero()[0])} holds NaN or infinity: queries must be finite")
+
+
+# ------------------------------------------------------------------------------------------- compression and bounds
+
+
+def compress(blocks: Tensor, compression: str | None, first: int = 0) -> Codes:
+    """Codes of blocks [N, D] with their bounds. Raises ValueError naming the first row, from `first`, not finite."""
+    n, d = blocks.shape
+    groups = -(-n // BASE_GROUP)
+    target = {None: blocks.dtype, "bfloat16": torch.bfloat16, "int8": torch.int8}[compression]
+    same = target == blocks.dtype
+    codes = blocks if same else torch.empty(n, d, dtype=target, device=blocks.device)
+    scale = torch.empty(groups, device=blocks.device) if target == torch.int8 else None
+    residual = None if same else torch.empty(groups, dtype=torch.float64, device=blocks.device)
+    norm = torch.empty(groups, dtype=torch.float64, device=blocks.device)
+
+    step = max(1, CHUNK_ELEMENTS // 4 // (d * BASE_GROUP)) * BASE_GROUP
+    for start in range(0, n, step):
+        rows = blocks[start : start + step]
+        chunk = slice(start // BASE_GROUP, -(-(start + rows.shape[0]) // BASE_GROUP))
+        largest = rows.abs().amax(1).float()  # [rows]
+        if not largest.isfinite().all():
+            refuse_non_finite(rows, first + start)
+        if same:
+            coded = rows.double()
+        elif scale is None:  # bfloat16
+            limit = torch.finfo(torch.bfloat16).max  # a float32 above it would round to infinity
+            codes[start : start + step] = rows.float().clamp(-limit, limit).bfloat16()
+            coded = codes[start : start + step].double()
+        else:
+            # The smallest normal number keeps a group of zeros, or of subnormals, out of 0 / 0.
+            group_scale = (group_max(largest[:, None], BASE_GROUP)[:, 0] / 127).clamp(min=2.0**-126)
+            row_scale = group_scale.repeat_interleave(BASE_GROUP)[: rows.shape[0], None]
+            codes[start : start + step] = (rows.float() / row_scale).round().clamp(-127, 127)
+            coded = codes[start : start + step].double() * row_scale.double()
+            scale[chunk] = group_scale
+        norm[chunk] = _largest_norm(coded)
+        if residual is not None:
+            residual[chunk] = _largest_norm(coded - rows.double())
+
+    exponent = 0
+    if scale is not None:
+        # A common power of two taken out keeps scale * int32 inside float32, however large the blocks are.
+        exponent = math.frexp(float(scale.max()))[1]
+        scale = (scale.double() * 2.0**-exponent).float()
+    return Codes(codes, scale, exponent, residual, norm)
+
+
+def _largest_norm(rows: Tensor) -> Tensor:
+    """Upper bound of the row norms of float64 rows [n, D], for each group of BASE_GROUP rows. -> [groups]"""
+    return group_max((rows * rows).sum(1, keepdim=True).sqrt(), BASE_GROUP)[:, 0] * (1 + 1e-12)
+
+
+def group_max(values: Tensor, group: int) -> Tensor:
+    """Maximum of every `group` consecutive rows of values [n, columns], the last group maybe short. -> [groups, c]"""
+    n, columns = values.shape
+    whole = n // group * group
+    if columns == 1:
+        maxima = values[:whole].view(-1, group).amax(1, keepdim=True)  # torch reduces this shape faster
+    else:
+        maxima = values[:whole].view(-1, group, columns).amax(1)
+    return maxima if whole == n else torch.cat([maxima, values[whole:].amax(0, keepdim=True)])
+
+
+def widen(bounds: Tensor, group: int) -> Tensor:
+    """Bounds of groups of BASE_GROUP rows -> of groups of `group` rows."""
+    return group_max(bounds[:, None], group // BASE_GROUP)[:, 0]
+
+
+def scan_queries(queries: Tensor, codes: Codes, dtype: torch.dtype) -> ScanQueries:
+    """Queries [Q, D] as the scan multiplies them with the codes: in `dtype`, unless the codes are int8."""
+    exact = queries.double()
+    norm = (exact * exact).sum(1).sqrt() * (1 + 1e-12)
+    if codes.scale is not None:
+        step = (exact.abs().amax(1) / 127).clamp(min=1e-300)  # [Q] one unit of the int8 query
+        coded = (exact / step[:, None]).round_()
+        unit = step * 2.0**codes.exponent
+        hat = coded * step[:, None]
+        coded = coded.to(torch.int8)
+    else:
+        # A power of two brings ||q|| under 2**-6: no partial sum of up to 1024 products can overflow.
+        unit = torch.exp2(torch.frexp(norm).exponent.double() + 6)
+        coded = (exact / unit[:, None]).to(dtype)
+        hat = coded.double() * unit[:, None]
+    delta = ((exact - hat) ** 2).sum(1).sqrt() * (1 + 1e-12)
+    code_norm = (hat * hat).sum(1).sqrt() * (1 + 1e-12)
+    return ScanQueries(exact, coded, unit, norm, code_norm, delta)
+
+
+def rounding(d: int, stored: float) -> tuple[float, float, float]:
+    """(gamma, rho, eta): rounding of a sum of d products and of its storing, and underflow, with room to spare.
+
+    Sums of d products in float32, in any order, are off by under d * 2**-24 * ||q̂|| ||ê|| (Higham 2002, section 3.1);
+    matrix units cut where a processor rounds, twice as much, and take subnormals for zero. The error of the final
+    scores in float64 is covered too.
+    """
+    return (4 * d + 16) * 2.0**-24, stored, d * 2.0**-124
+
+
+def error_bound(queries: ScanQueries, norm: Tensor, residual: Tensor | None, gamma: float, eta: float) -> Tensor:
+    """b without its term in the score: norm, residual [groups] float64 -> [Q, groups] float64."""
+    bound = norm * (queries.delta + gamma * queries.code_norm)[:, None] + (eta * queries.unit)[:, None]
+    return bound if residual is None else bound.addcmul_(residual, queries.norm[:, None])
+
+
+def certify(maxima: Tensor, unit: Tensor, bound: Tensor, rho: float, k: int) -> tuple[Tensor, Tensor]:
+    """Step 2. maxima [Q, groups] of the scan, bound [Q, groups] -> (upper ends [Q, groups], threshold [Q]).
+
+    A group whose upper end is below the threshold holds none of the k best.
+    """
+    maxima = maxima.double() * unit[:, None]
+    slack = maxima.abs().mul_(rho).add_(bound)
+    if maxima.shape[1] < k:
+        threshold = torch.full_like(unit, -math.inf)
+    else:
+        threshold = just_below(kth_largest(maxima - slack, k))
+    return maxima.add_(slack), threshold
+
+
+def kth_largest(values: Tensor, k: int) -> Tensor:
+    """values [Q, n] -> [Q]. NumPy's partition takes a tenth of the time of torch's topk on a CPU."""
+    if values.is_cuda:
+        return values.topk(k).values[:, -1]
+    place = values.shape[1] - k
+    return torch.from_numpy(np.partition(values.numpy(), place, axis=1)[:, place].copy())
+
+
+def just_below(scores: Tensor) -> Tensor:
+    """Numbers under every score that rounds to the same float32 as `scores` (float64), or to a larger one."""
+    scores = scores.float()
+    return torch.nextafter(scores, torch.full_like(scores, -math.inf)).double()
+
+
+def finite_norm(blocks: Tensor, norm: Tensor) -> Tensor:
+    """Bound from group norms [groups] taken in float32 while scanning `blocks` [N, D]. -> [groups] float64
+
+    Squares below 2**-149 vanish, hence the addend; where squares overflow, the largest norm there is takes their place.
+    Raises ValueError when they did because a block is not finite.
+    """
+    n, d = blocks.shape
+    if not norm.isfinite().all():
+        step = CHUNK_ELEMENTS // d
+        for start in range(0, n, step):
+            refuse_non_finite(blocks[start : start + step], start)
+    norm = norm.double() * (1 + d * 2.0**-23) + math.sqrt(d) * 2.0**-70
+    return norm.clamp_(max=math.sqrt(d) * torch.finfo(torch.float32).max)
+
+
+def refuse_non_finite(rows: Tensor, start: int) -> None:
+    """Raise ValueError naming the first of rows [n, D], numbered from `start`, that is not finite."""
+    finite = rows.isfinite().all(1)
+    if not finite.all():
+        row = start + int((~finite).nonzero()[0])
+        raise ValueError(f"block {row} holds NaN or infinity: remove or repair it before searching")
+
+
+# ------------------------------------------------------------------------------------------------ the search on CPU
+
+
+def search(queries: Tensor, blocks: Tensor, codes: Codes, k: int) -> tuple[Tensor, Tensor, SearchReport]:
+    """Exact top-k of queries [Q, D] over blocks [N, D] scanned through `codes`. -> scores, ids, report."""
+    check_search(queries, blocks, k)
+    n, d = blocks.shape
+    group = group_size(n, k)
+    groups = -(-n // group)
+    bfloat16 = codes.codes.dtype == torch.bfloat16
+    gamma, rho, eta = rounding(d, stored=2.0**-8 if bfloat16 else 2.0**-22)
+    report = SearchReport(group, groups, [], [])
+    scores = torch.empty(queries.shape[0], k)
+    ids = torch.empty(queries.shape[0], k, dtype=torch.int64)
+    norm = codes.norm
+    step = max(1, min(64, MAXIMA_BYTES // (4 * groups)))
+    for start in range(0, queries.shape[0], step):
+        chunk = scan_queries(queries[start : start + step], codes, torch.bfloat16 if bfloat16 else torch.float32)
+        maxima, squares = _scan(codes, chunk.codes, group, norm is None)
+        norm = finite_norm(blocks, squares) if norm is None else norm
+        wide_norm = widen(norm, group)
+        wide_residual = None if codes.residual is None else widen(codes.residual, group)
+        for i in range(maxima.shape[0]):
+            query = chunk.select(i)
+            bound = error_bound(query, wide_norm, wide_residual, gamma, eta)
+            upper, threshold = certify(maxima[i : i + 1], query.unit, bound, rho, k)
+            candidates = (upper[0] >= threshold).nonzero()[:, 0]  # ascending
+
+            def row_bound(base: Tensor, query: ScanQueries = query, norm: Tensor = norm) -> Tensor:
+                residual = None if codes.residual is None else codes.residual[base]
+                return error_bound(query, norm[base], residual, gamma, eta)[0]
+
+            best, rows = _rescore(candidates, threshold, blocks, codes, query, row_bound, rho, group, k)
+            scores[start + i], ids[start + i] = unpack_keys(best)
+            report.rescored_groups.append(candidates.shape[0])
+            report.rescored_rows.append(rows)
+    return scores, ids, report
+
+
+def group_size(n: int, k: int) -> int:
+    """Rows a group: large groups make few maxima to select from, small ones few rows to rescore for a large k."""
+    group = MAX_GROUP
+    while group > BASE_GROUP and n < 32 * k * group:
+        group //= 2
+    return group
+
+
+def _scan(codes: Codes, queries: Tensor, group: int, with_norm: bool) -> tuple[Tensor, Tensor]:
+    """Step 1. queries [q, D] coded -> (maxima [q, groups], norms [base groups] where asked for), float32."""
+    n, d = codes.codes.shape
+    q = queries.shape[0]
+    maxima = torch.empty(-(-n // group), q)
+    norm = torch.empty(-(-n // BASE_GROUP) if with_norm else 0)
+    row_bytes = d * codes.codes.element_size()
+    tile = min((CACHED_TILE_BYTES if with_norm else TILE_BYTES) // row_bytes, SCORES_BYTES // (4 * q))
+    tile = max(1, tile // MAX_GROUP) * MAX_GROUP
+    product = _TileProduct(queries, tile)
+    for start in range(0, n, tile):
+        rows = codes.codes[start : start + tile]
+        base = slice(start // BASE_GROUP, -(-(start + rows.shape[0]) // BASE_GROUP))
+        if with_norm:
+            row_norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float32)
+            norm[base] = group_max(row_norm, BASE_GROUP)[:, 0]
+        values = product(rows)  # [rows, q]
+        if codes.scale is not None:
+            values = group_max(values, BASE_GROUP) * codes.scale[base, None]
+            values = group_max(values, group // BASE_GROUP)
+        else:
+            values = group_max(values, group)
+        maxima[start // group : start // group + values.shape[0]] = values
+    return maxima.t().contiguous(), norm
+
+
+class _TileProduct:
+    """rows [t, D] @ queries.T [D, q] -> [t, q], in a buffer that the next call overwrites.
+
+    Few queries leave most lanes of the matrix units empty and make them wait for memory. So `fold` rows are laid end
+    to end as one long row, which is how they lie in memory, and multiplied by a block-diagonal copy of the queries:
+    the same products, read as one stream. The added terms are zeros, so no score changes.
+    """
+
+    def __init__(self, queries: Tensor, tile: int):
+        q, d = queries.shape
+        self.queries = queries.t()
+        dtype = torch.int32 if queries.dtype == torch.int8 else queries.dtype
+        self.out = torch.empty(tile * q, dtype=dtype)
+        fold = 1
+        while queries.dtype != torch.float32 and fold * 2 * q <= 16 and fold * 2 * d <= 2048:
+            fold *= 2
+        self.fold = fold
+        if fold > 1:
+            diagonal = torch.zeros(fold, d, fold, q, dtype=queries.dtype)
+            for i in range(fold):
+                diagonal[i, :, i] = self.queries
+            self.diagonal = diagonal.view(fold * d, fold * q)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        t, d = rows.shape
+        q = self.queries.shape[1]
+        out = self.out[: t * q].view(t, q)
+        whole = t // self.fold * self.fold if self.fold > 1 else 0
+        if rows.dtype == torch.float16:
+            rows = rows.float()
+        if whole:
+            wide = rows[:whole].view(whole // self.fold, self.fold * d)
+            _matmul(wide, self.diagonal, out[:whole].view(-1, self.fold * q))
+        if whole < t:
+            _matmul(rows[whole:], self.queries, out[whole:])
+        return out
+
+
+def _matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
+    if a.dtype == torch.int8:
+        torch._int_mm(a, b, out=out)  # pyright: ignore[reportPrivateImportUsage] (torch's only product of int8)
+    elif b.shape[1] == 1:
+        torch.mv(a, b[:, 0], out=out[:, 0])
+    else:
+        torch.mm(a, b, out=out)
+
+
+def _rescore(
+    candidates: Tensor,
+    threshold: Tensor,
+    blocks: Tensor,
+    codes: Codes,
+    query: ScanQueries,
+    row_bound: Callable[[Tensor], Tensor],
+    rho: float,
+    group: int,
+    k: int,
+) -> tuple[Tensor, int]:
+    """Step 3 for one query: the rows of the candidate groups, ascending. -> (keys [k] best first, rows rescored)"""
+    n, d = blocks.shape
+    best = torch.empty(0, dtype=torch.int64)
+    pending, waiting, rescored = [], 0, 0
+    step = max(1, CHUNK_ELEMENTS // (d * group))
+    bases = torch.arange(group // BASE_GROUP)
+    within = torch.arange(BASE_GROUP)
+    last_base = (n - 1) // BASE_GROUP
+    product = _TileProduct(query.codes, step * group)
+    for chunk in candidates.split(step):
+        base = (chunk[:, None] * bases.shape[0] + bases).view(-1)
+        base = base[base <= last_base]
+        rows = (base[:, None] * BASE_GROUP + within).view(-1)
+        # The scan's scores again, now row by row: cheaper than final scores for all.
+        values = product(gather_groups(codes.codes, base)).float().view(-1, BASE_GROUP)
+        if codes.scale is not None:
+            values = values * codes.scale[base, None]
+        # value + rho |value| + bound >= threshold, solved for the value in the scan's unit
+        least = threshold - row_bound(base)
+        least = just_below(least / (1 + rho * least.sign()) / query.unit).float()
+        rows = rows[(values >= least[:, None]).view(-1)]
+        rows = rows[rows < n]
+        rescored += rows.shape[0]
+        for some in rows.split(EXACT_ROWS):
+            pending.append(pack_keys(exact_scores(blocks.index_select(0, some), query.exact[0]), some))
+        waiting += rows.shape[0]
+        if waiting >= 2 * k + EXACT_ROWS or chunk[-1] == candidates[-1]:
+            best = torch.cat([best, *pending])
+            pending, waiting = [], 0
+            if best.shape[0] >= k:
+                best = best.topk(k).values
+                threshold = torch.maximum(threshold, just_below(unpack_keys(best[-1:])[0]))
+    return best, rescored
+
+
+def gather_groups(codes: Tensor, base: Tensor) -> Tensor:
+    """All rows of the base groups `base` (ascending) of codes [N, D] -> [len(base) * BASE_GROUP, D].
+
+    A group lies in one piece in memory and is copied as such. Rows past the end of the last group hold anything.
+    """
+    n, d = codes.shape
+    whole = n // BASE_GROUP
+    if whole == 0:
+        return codes.index_select(0, torch.arange(BASE_GROUP).clamp(max=n - 1))
+    groups = codes[: whole * BASE_GROUP].view(whole, BASE_GROUP * d)
+    rows = groups.index_select(0, base.clamp(max=whole - 1)).view(-1, d)
+    if base.numel() and base[-1] == whole:
+        rows[-BASE_GROUP:][: n - whole * BASE_GROUP] = codes[whole * BASE_GROUP :]
+    return rows
+
+
+def exact_scores(rows: Tensor, query: Tensor) -> Tensor:
+    """The returned score: rows [n, D] . query [D] float64 -> [n] float32.
+
+    Halves are added to halves, so that the order of the sum depends on D alone. Products of float32 are exact in
+    float64, and the sum of D of them is off by under 2**-43 of ||q|| ||e||, far below the final rounding.
+    """
+    products = rows.double().mul_(query)
+    while products.shape[1] > 1:
+        half = 1 << (products.shape[1] - 1).bit_length() - 1
+        products[:, : products.shape[1] - half] += products[:, half:]
+        products = products[:, :half]
+    return products[:, 0].float() + 0.0  # -0 and 0 are one score
+
+
+def pack_keys(scores: Tensor, ids: Tensor) -> Tensor:
+    """int64 keys that rank as (score descending, id ascending) when sorted in descending order. ids < 2**32"""
+    bits = scores.view(torch.int32)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # negative floats count downwards
+    return (ordered.long() << 32) + (0xFFFFFFFF - ids)
+
+
+def unpack_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of `pack_keys` -> (scores float32, ids int64)."""
+    ordered = (keys >> 32).int()
+    bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
+    return bits.view(torch.float32), 0xFFFFFFFF - (keys & 0xFFFFFFFF)
