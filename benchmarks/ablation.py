@@ -41,7 +41,8 @@ from realm_min.jobs import loop, warm_start
 from realm_min.learn import pretraining
 from realm_min.learn.masking import salient_span
 from realm_min.learn.pretraining import Example
-from realm_min.model import bert as trunk
+from realm_min.model.base import Inputs, checked_batch
+from realm_min.model.bert import bert
 from realm_min.search.mips import BlockIndex
 from realm_min.text.corpus import Block
 
@@ -76,8 +77,8 @@ def zero_shot(blocks: list[Block]) -> Retriever:
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
             inputs = tokenizer([texts[i] for i in rows], padding=True, return_tensors="pt")
-            checked = trunk.check_inputs(model.config, inputs.input_ids, inputs.attention_mask, None, None, None)
-            hidden = trunk.bert(model.p, model.config, checked, read="unpadded").hidden  # [rows, tokens, hidden]
+            batch = checked_batch(model.config, Inputs(inputs.input_ids, inputs.attention_mask))
+            hidden = bert(model.p, model.config, batch, "unpadded")[0].hidden  # [rows, tokens, hidden]
             mean = hidden.sum(1) / inputs.attention_mask.sum(1, keepdim=True)
             found[rows] = mean / mean.norm(dim=1, keepdim=True)
         return found

@@ -191,7 +191,7 @@ def finetune(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the recipe."""
-    from realm_min.app.cli import progress_report
+    from .cli import progress_report
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the stages' folders")
@@ -204,6 +204,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from realm_min.app.cli import status_of
+    from .cli import status_of
 
     sys.exit(status_of(main))

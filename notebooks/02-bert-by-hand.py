@@ -23,7 +23,8 @@ import torch
 from realm_min import RealmEmbedder
 from realm_min import numpy_reference as reference
 from realm_min.app.cli import load_model
-from realm_min.model import bert, ops
+from realm_min.model import bert, fast, ops
+from realm_min.model.embedder import pool
 from realm_min.text.corpus import factbook_documents, split_sentences
 
 torch.set_num_threads(2)
@@ -139,9 +140,8 @@ inner = dense(f"{layer}.intermediate.dense", x_attended)  # [tokens, 4 hidden]
 activated = ops.ACTIVATIONS[config.hidden_act](inner.clone())
 x_out = norm(f"{layer}.output.LayerNorm", x_attended + dense(f"{layer}.output.dense", activated))
 
-whole_layer, _ = bert.layer(
-    p, config, layer, x, [len(tokens)], None, head_mask=None, queries=None, output_attentions=False, seeds=None
-)
+rows = fast.Rows([len(tokens)], None, None)
+whole_layer, *_ = bert.layer(p, config, 0, x, rows, bert.PLAIN)
 assert torch.allclose(x_out, whole_layer, atol=1e-5)
 assert torch.allclose(x_out, output.hidden_states[1][0], atol=1e-5)
 print("by hand = bert.layer = what the model returns")
@@ -214,7 +214,7 @@ plt.show()
 # are those of the released checkpoints). Notebook 3 searches with it.
 
 # %%
-pooled = bert.pool(p, output.hidden_states[-1][:, 0])  # [1, hidden]
+pooled, _ = pool(p, output.hidden_states[-1][:, 0])  # [1, hidden]
 embedding = norm("cls.LayerNorm", dense("cls.dense", pooled))
 assert torch.allclose(embedding, embedder(**encoded).projected_score, atol=1e-4)
 print(f"Embed_input(x): {tuple(embedding.shape)}, length {embedding.norm():.2f}")

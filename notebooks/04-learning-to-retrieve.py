@@ -30,7 +30,6 @@ from realm_min.model import ops
 from realm_min.model.knowledge_encoder import (
     IGNORED,
     log_joint_likelihood,
-    log_likelihood_backward,
     marginal_loss,
     marginal_loss_backward,
 )
@@ -188,7 +187,7 @@ rows, targets = logits[:, place], labels[:, place].expand(6)  # [candidates, voc
 
 log_likelihood = -ops.cross_entropy(rows, targets)[None, :, None]  # [batch, candidates, 1]
 dlog_likelihood, drelevance = marginal_loss_backward(torch.ones(()), log_likelihood, relevance_score, None)
-dlogits = log_likelihood_backward(dlog_likelihood.flatten(), rows, targets)  # [candidates, vocabulary]
+dlogits = ops.cross_entropy_backward(-dlog_likelihood.flatten(), rows, targets)  # [candidates, vocabulary]
 
 
 def loss_of_scores(scores: np.ndarray) -> float:

@@ -24,6 +24,7 @@ import torch
 from realm_min import numpy_reference as reference
 from realm_min.app.cli import load_model
 from realm_min.model import ops
+from realm_min.model.base import Inputs
 from realm_min.model.open_qa import block_mask, spans_equal_to
 from realm_min.model.reader import marginal_log_loss, marginal_log_loss_gradient
 from realm_min.model.spans import fold_weights, span_candidates, span_count, span_logits
@@ -92,7 +93,7 @@ print(f"{span_count(tokens, config.max_span_width):,} in each of the blocks abov
 # %%
 p = {name: tensor.double() for name, tensor in reader.state_dict().items() if name.startswith("qa_outputs")}
 logits, encoded = reader.span_logits(
-    inputs.input_ids, inputs.attention_mask, inputs.token_type_ids, None, None, None, scores, in_block
+    Inputs(inputs.input_ids, inputs.attention_mask, inputs.token_type_ids), scores, in_block
 )  # [beam, spans]
 hidden = encoded.hidden.double()  # [beam, tokens, hidden]
 starts, ends = span_candidates(tokens, config.max_span_width)
@@ -201,7 +202,7 @@ _, gold_starts, gold_ends, read = model.retriever(
     torch.tensor([evidence]), question_ids, answers, max_length=config.reader_seq_len
 )
 of_block, _ = reader.span_logits(
-    read.input_ids, read.attention_mask, read.token_type_ids, None, None, None, torch.zeros(1), block_mask(read)
+    Inputs(read.input_ids, read.attention_mask, read.token_type_ids), torch.zeros(1), block_mask(read)
 )  # S_read [1, spans]
 length = read.input_ids.shape[1]
 first_tokens, last_tokens = span_candidates(length, config.max_span_width)
@@ -288,7 +289,7 @@ for asked in questions:
     found, ids = (result[0] for result in model.retrieve([asked], 5))
     *_, read = model.retriever(ids, tokenizer([asked], return_tensors="pt").input_ids, None, config.reader_seq_len)
     of_spans, _ = reader.span_logits(
-        read.input_ids, read.attention_mask, read.token_type_ids, None, None, None, found, block_mask(read)
+        Inputs(read.input_ids, read.attention_mask, read.token_type_ids), found, block_mask(read)
     )
     before.append(ops.softmax(found))
     after.append(ops.softmax(of_spans.flatten()).view_as(of_spans).sum(1))  # [beam]
@@ -357,7 +358,7 @@ print(f"L_retr {output.retriever_loss:.4f}   L_read {output.reader_loss:.4f}   L
 # %%
 gradients = reader.backward()  # through the reader's own weights too, into reader.grads
 of_spans, _ = reader.span_logits(
-    read.input_ids, read.attention_mask, read.token_type_ids, None, None, None, relevance_score, block_mask(read)
+    Inputs(read.input_ids, read.attention_mask, read.token_type_ids), relevance_score, block_mask(read)
 )
 of_spans = (of_spans - relevance_score[:, None]).double().numpy()  # S_read [beam, spans]
 correct, with_answer = output.reader_correct.numpy(), np.array(has_answers)
@@ -419,7 +420,7 @@ print("L_retr is marginal_log_loss:", same)
 #     found, ids = (result[0] for result in model.retrieve([asked], 5))
 #     *_, read = model.retriever(ids, tokenizer([asked], return_tensors="pt").input_ids, None, config.reader_seq_len)
 #     of_spans, _ = reader.span_logits(
-#         read.input_ids, read.attention_mask, read.token_type_ids, None, None, None, found, block_mask(read)
+#         Inputs(read.input_ids, read.attention_mask, read.token_type_ids), found, block_mask(read)
 #     )
 #     starts, ends = span_candidates(read.input_ids.shape[1], config.max_span_width)
 #     alone = of_spans - found[:, None]

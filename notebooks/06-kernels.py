@@ -419,7 +419,11 @@ found_scores, found_ids = search_kernels.mips_topk(queries, few, 5)
 true_scores, true_ids = reference.mips_topk(queries.numpy(), few.numpy(), 5)
 print("against the reference: same scores to 1e-6", np.allclose(found_scores.numpy(), true_scores, rtol=1e-6))
 torch_scores, torch_ids = mips.mips_topk(queries, few, 5)
-print("against the torch path: same bits", torch.equal(found_scores, torch_scores), torch.equal(found_ids, torch_ids))
+print(
+    "against the torch path: same bits",
+    torch.equal(found_scores, torch_scores),
+    torch.equal(found_ids, torch_ids),
+)
 
 figure, axis = plt.subplots(figsize=(8, 2.6), layout="constrained")
 threshold = np.sort(by_hand)[-2]

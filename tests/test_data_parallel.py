@@ -147,9 +147,10 @@ def order_of_events(folder):
         events.append("sum")
         return start_sum(self, tensor)
 
-    def noted_layer(p, config, name, *given):
-        events.append(name.rpartition(".")[2])
-        return layer_backward(p, config, name, *given)
+    def noted_layer(dx, kept, grads):
+        _, (*_, norm_name) = kept[0], kept[2]
+        events.append(norm_name.split(".")[3])
+        return layer_backward(dx, kept, grads)
 
     World.start_sum, bert.layer_backward = noted_sum, noted_layer
     train_ict(folder, torch.float32, steps=1)

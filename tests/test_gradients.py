@@ -12,7 +12,7 @@ from test_models_numpy import DrawnRetriever
 
 import realm_min
 from realm_min import numpy_reference as reference
-from realm_min.model import bert, knowledge_encoder, ops, parameters, reader
+from realm_min.model import fast, ops, parameters, reader
 
 TOLERANCE = 2e-4  # of a gradient's largest value, float32
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -352,12 +352,12 @@ def test_a_training_step_keeps_no_more_than_autograd(name, batch, tokens, act, d
     weights = storages(storages({}, list(theirs.parameters())), dict(ours.state_dict()))
     theirs_bytes, ours_bytes = (
         sum(size for address, size in kept.items() if address not in weights)
-        for kept in (saved, storages({}, ours._cache))
+        for kept in (saved, storages({}, ours._last.kept))
     )
     assert 0 < ours_bytes <= theirs_bytes, ours_bytes / theirs_bytes
     ours.checkpoint_layers = True
     ours(ids, **inputs)
-    again_bytes = sum(size for address, size in storages({}, ours._cache).items() if address not in weights)
+    again_bytes = sum(size for address, size in storages({}, ours._last.kept).items() if address not in weights)
     assert again_bytes < 0.6 * ours_bytes and loss.requires_grad
 
 
@@ -524,8 +524,8 @@ def test_losses_against_central_differences(shape, seed):
     x, dy = torch.randn(rows, size, dtype=torch.float64), torch.randn(rows, dtype=torch.float64)
     targets = torch.randint(0, size, (rows,))
     targets[torch.rand(rows) < 0.3] = -100
-    found = knowledge_encoder.log_likelihood_backward(dy, x, targets)
-    expected = central_difference(lambda x: -ops.cross_entropy(x, targets), x, dy)
+    found = ops.cross_entropy_backward(dy, x, targets)
+    expected = central_difference(lambda x: ops.cross_entropy(x, targets), x, dy)
     assert torch.allclose(found, expected, rtol=1e-6, atol=1e-8)
 
     logits, correct = x.flatten(), torch.rand(rows * size) < 0.5
@@ -547,7 +547,7 @@ def test_attention_against_central_differences(lengths, heads, seed, rate, maske
         max_position_embeddings=1, attention_probs_dropout_prob=rate, pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(seed)
-    name, size, before = "realm.encoder.layer.0.attention.self", 2 * heads, bert.SCORES_AT_ONCE
+    name, size, before = "realm.encoder.layer.0.attention.self", 2 * heads, fast.SCORES_AT_ONCE
     only = {key: shape for key, shape in realm_min.RealmEmbedder.shapes(config).items() if key.startswith(name)}
     p = parameters.allocate(only, torch.float64, "cpu")
     grads = parameters.allocate(only, torch.float64, "cpu", zeros=True)
@@ -558,16 +558,18 @@ def test_attention_against_central_differences(lengths, heads, seed, rate, maske
     queries = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths) if first else None
     dy = torch.randn(len(lengths) if first else len(x), size, dtype=torch.float64)
 
-    def attend(x, cache=None):
-        streams = bert.dropout_streams(config, [seed + i for i in range(len(lengths))] if rate else None, 1, x.device)
-        return bert.self_attention(
-            p, config, name, x, lengths, None, head_mask, queries, False, streams.attention, cache
-        )[0]  # fmt: skip
+    def attend_keeping(x):
+        streams = fast.dropout_streams(config, [seed + i for i in range(len(lengths))] if rate else None, 1, x.device)
+        how = fast.LayerRun(streams, head_mask, queries, keep=True, output_attentions=False)
+        context, _, kept = fast.attend(p, config, name, x, fast.Rows(lengths, None, None), how)
+        return context, kept
+
+    def attend(x):
+        return attend_keeping(x)[0]
 
     try:
-        bert.SCORES_AT_ONCE = at_once
-        attend(x, cache := {})
-        dx = bert.self_attention_backward(p, config, name, dy, cache, grads)
+        fast.SCORES_AT_ONCE = at_once
+        dx = fast.attend_backward(dy, attend_keeping(x)[1], grads)
         assert torch.allclose(dx, central_difference(attend, x, dy), rtol=1e-6, atol=1e-7)
         for key, tensor in p.items():
 
@@ -581,4 +583,4 @@ def test_attention_against_central_differences(lengths, heads, seed, rate, maske
             expected = central_difference(with_weight, tensor.clone(memory_format=torch.contiguous_format), dy)
             assert torch.allclose(grads[key], expected, rtol=1e-6, atol=1e-7), key
     finally:
-        bert.SCORES_AT_ONCE = before
+        fast.SCORES_AT_ONCE = before

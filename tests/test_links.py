@@ -107,11 +107,15 @@ def test_pictures_name_modules_that_exist():
         assert len(found) > 30 and found <= names, f"{picture.name} names {sorted(found - names)}"
 
 
-def test_every_module_is_in_the_reading_order_once():
+def test_a_reader_is_led_to_every_module():
+    """Those of the paper are in the README's reading path, once; the others lie in a folder that it names."""
     text = prose(ROOT / "README.md")
     section = text[text.index("\n## Read") : text.index("\n## ", text.index("\n## Read") + 1)]
     listed = [(ROOT / target).relative_to(ROOT) for _, target in re.findall(r"\[(`[^`]+`)\]\(([^)]+\.py)\)", section)]
-    assert sorted(listed) == modules()
+    assert len(listed) == len(set(listed)) and set(listed) <= set(modules())
+    folders = re.findall(r"^\| `(\w+)/` \|", section, flags=re.MULTILINE)
+    missing = set(modules()) - set(listed)
+    assert not [path for path in missing if path.parent.name not in folders or path.parent.name in ("model", "learn")]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

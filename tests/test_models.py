@@ -11,6 +11,9 @@ from oracle import transformers
 
 import realm_min
 from realm_min.model import ops
+from realm_min.model.base import Inputs, checked_batch
+from realm_min.model.bert import Run
+from realm_min.model.embedder import embed
 from realm_min.text.retriever import RealmRetriever
 
 TOLERANCE = 1e-5  # relative to the largest value of an output
@@ -255,17 +258,16 @@ def test_a_sequence_has_the_dropout_of_its_seed_whatever_the_batch():
     model = realm_min.RealmEmbedder(config)
     ids, mask = torch.arange(18).view(3, 6), torch.ones(3, 6, dtype=torch.long)
     mask[1, 4:] = 0
-    model.dropout_seeds = [7, 8, 9]
-    together = model(ids, attention_mask=mask).projected_score
-    assert model.dropout_seeds is None
+
+    def embedded(seeds, *inputs):
+        batch = checked_batch(config, Inputs(*inputs))
+        return embed(model.p, config, batch, Run(seeds))[0][0]
+
+    together = embedded([7, 8, 9], ids, mask)
     for row in range(3):
         tokens = int(mask[row].sum())
-        model.dropout_seeds = [7 + row]
-        assert torch.allclose(model(ids[row : row + 1, :tokens]).projected_score[0], together[row], atol=1e-6)
-    assert not torch.allclose(model(ids, attention_mask=mask).projected_score, together, atol=1e-3)
-    model.dropout_seeds = [1]
-    with pytest.raises(ValueError, match="dropout_seeds holds 1 seeds: the call has 3 sequences"):
-        model(ids)
+        assert torch.allclose(embedded([7 + row], ids[row : row + 1, :tokens])[0], together[row], atol=1e-6)
+    assert not torch.allclose(embedded([1, 2, 3], ids, mask), together, atol=1e-3)
 
 
 def test_dropout_keeps_the_mean():

@@ -19,6 +19,8 @@ from reference_cases import (
 import realm_min.model.open_qa
 import realm_min.text.batch_encoding
 from realm_min import numpy_reference as reference
+from realm_min.model.base import Inputs, checked_head_mask
+from realm_min.model.bert import Run
 
 TOLERANCE = 1e-10
 DRAWN = settings(deadline=None, derandomize=True, max_examples=300)
@@ -136,9 +138,11 @@ def test_reader_span_logits(data, values, seed, scale, extra):
     inputs |= reader_extras(data.draw, values, rows, tokens, rng)
     for name in ("start_positions", "end_positions", "has_answers"):
         inputs.pop(name, None)
-    arguments = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "head_mask", "inputs_embeds")
     given_tensors = {k: torch.from_numpy(v) for k, v in inputs.items()}
-    logits, _ = model.span_logits(**dict.fromkeys(arguments) | given_tensors)
+    relevance_score, block_mask = (given_tensors.pop(name) for name in ("relevance_score", "block_mask"))
+    head_mask = given_tensors.pop("head_mask", None)
+    run = Run(head_mask=checked_head_mask(head_mask, model.config))
+    logits, _ = model.span_logits(Inputs(**given_tensors), relevance_score, block_mask, run)
     assert_close(logits, reference.reader(parameters, config, **inputs)["reader_logits"], TOLERANCE)
 
 

@@ -21,6 +21,7 @@ from realm_min.files.packed import (
     round_with_feedback,
 )
 from realm_min.files.packed import _tokenizer as pruned_tokenizer
+from realm_min.model.base import Inputs
 from realm_min.model.open_qa import RealmForOpenQA
 from realm_min.text.corpus import Document, corpus_hash, cut_blocks
 from realm_min.text.tokenizer import RealmTokenizerFast
@@ -209,11 +210,8 @@ def test_nothing_reads_what_is_left_out(model):
     )
     one, two = model.embedder(**inputs).projected_score, changed.embedder(**inputs).projected_score
     assert torch.equal(one, two)
-    arguments = [read[name] for name in read]
-    one, two = (
-        part.reader.span_logits(arguments[0], None, None, None, None, None, *arguments[1:])[0]
-        for part in (model, changed)
-    )
+    ids, *blocks = read.values()
+    one, two = (part.reader.span_logits(Inputs(ids), *blocks)[0] for part in (model, changed))
     assert torch.equal(one, two)
 
 

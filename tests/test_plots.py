@@ -15,6 +15,8 @@ from realm_min import RealmConfig, RealmForOpenQA, RealmRetriever, RealmTokenize
 from realm_min.app import indexing, plots
 from realm_min.app.cli import main
 from realm_min.model import ops
+from realm_min.model.base import Inputs
+from realm_min.model.bert import Run
 from realm_min.model.spans import span_candidates
 from realm_min.text.corpus import Document
 
@@ -88,7 +90,10 @@ def test_the_figure_holds_the_models_numbers(model, tmp_path, monkeypatch):
     in_block = inputs.token_type_ids.bool() & ~inputs.special_tokens_mask.bool()
     relevance = torch.tensor([block.score])
     logits, encoded = model.reader.span_logits(
-        inputs.input_ids, inputs.attention_mask, inputs.token_type_ids, None, None, None, relevance, in_block, True
+        Inputs(inputs.input_ids, inputs.attention_mask, inputs.token_type_ids),
+        relevance,
+        in_block,
+        Run(output_attentions=True),
     )
     drawn = np.ma.filled(whole.images[0].get_array(), np.nan)  # [widths, tokens]
     assert np.count_nonzero(~np.isnan(drawn)) == (logits > -1e30).sum()

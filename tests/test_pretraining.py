@@ -236,18 +236,18 @@ def test_a_step_against_autograd_through_transformers_modules(tokenizer, margina
             assert (mine.grads[key] - expected).abs().max() <= 1e-10 * scale, key
 
 
-def test_retrieval_utility_is_what_the_documents_add(tokenizer):
+def test_retrieval_utility_is_what_the_documents_add(tokenizer, monkeypatch):
     """An encoder told by the evidence alone: log p(y|z,x) - log p(y|∅,x), weighed by p(z|x)."""
     embedder, knowledge_encoder = new_models()
     seen = {}
 
-    def log_likelihood(input_ids, attention_mask, token_type_ids, labels):
-        with_evidence = (token_type_ids.sum(1) > 1).float()[:, None]  # the null document has its [SEP] alone
+    def log_likelihood(p, config, batch, labels, run):
+        with_evidence = (batch.types.sum(1) > 1).float()[:, None]  # the null document has its [SEP] alone
         seen["rows"] = with_evidence
-        return torch.where(labels == -100, 0.0, -3.0 + with_evidence), {}
+        return torch.where(labels == -100, 0.0, -3.0 + with_evidence), None
 
-    knowledge_encoder.masked_log_likelihood = log_likelihood
-    knowledge_encoder.masked_log_likelihood_backward = lambda gradient, cache: None
+    monkeypatch.setattr(pretraining, "masked_words", log_likelihood)
+    monkeypatch.setattr(pretraining, "masked_words_backward", lambda dy, kept, grads: None)
     texts = pretraining.cut_texts(BLOCKS, tokenizer, 24, masking.salient_span)
     (example,) = pretraining.hide(texts[:1], tokenizer, masking.salient_span, [np.random.default_rng(1)])
     pieces = sum(label != -100 for label in example.labels)

@@ -17,6 +17,9 @@ from realm_min.app.evaluation import Question, evaluate, means
 from realm_min.jobs import loop, warm_start
 from realm_min.learn import finetuning, ict, mlm
 from realm_min.learn.finetuning import TrainingQuestion
+from realm_min.model.base import Inputs, checked_batch
+from realm_min.model.bert import Run
+from realm_min.model.embedder import embed
 from realm_min.text.corpus import Block, record, split_sentences
 
 
@@ -65,8 +68,8 @@ def test_the_in_batch_loss_and_its_gradient_are_autograds(tokenizer):
     # The same through torch's autograd, on the pooled states that the embedder computes.
     def projected(texts, pairs):
         inputs = tokenizer(texts, pairs, padding=True, return_tensors="pt")
-        embedder(**inputs)
-        pooled = embedder._cache["pooled"].detach()
+        batch = checked_batch(embedder.config, Inputs(**inputs))
+        _, (_, (pooled, _), *_) = embed(embedder.p, embedder.config, batch, Run(keep=True))
         hidden = pooled @ weight.t() + embedder.p["cls.dense.bias"]
         return torch.nn.functional.layer_norm(
             hidden, (8,), embedder.p["cls.LayerNorm.weight"], embedder.p["cls.LayerNorm.bias"],

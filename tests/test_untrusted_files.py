@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 
 from realm_min import RealmConfig, RealmForOpenQA, RealmRetriever, RealmTokenizer, RealmTokenizerFast
 from realm_min.files.checkpoint import TRAINED_WITH, read_state_dict
+from realm_min.model.base import Inputs, checked_batch
+from realm_min.model.bert import bert
 
 PIECES = (
     "[PAD] [UNK] [CLS] [SEP] [MASK] alan ma ##thi ##son turing was a pioneer of computer science . , the who".split()
@@ -57,7 +59,7 @@ def numbers(folder) -> list:
     ids = torch.tensor([[2, 5, 9, 16, 3]])
     without = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
     embedded = model.embedder(ids, **without).projected_score
-    reader = model.reader._encode("tokens", ids, None, None, None, None, None, False, False).hidden
+    reader = bert(model.reader.p, model.config, checked_batch(model.config, Inputs(ids)), "tokens")[0].hidden
     text = "Who was Alan Mathison Turing , the pioneer of computer science?"
     return [
         {key: tensor.clone() for key, tensor in model.state_dict().items()},

@@ -41,7 +41,8 @@ import torch
 from torch import Tensor
 
 from ..config import RealmConfig
-from ..model import bert, ops
+from ..model.base import Inputs, checked_batch
+from ..model.bert import Run, bert, dense_inputs
 from ..model.open_qa import RealmForOpenQA
 from ..text.corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks, record
 from ..text.tokenizer import RealmTokenizerFast
@@ -376,22 +377,9 @@ def input_moments(
 
 def _dense_inputs(part: Any, inputs: Any) -> Iterator[tuple[str, Tensor]]:
     """The key of each dense weight of a part's trunk, and the rows [tokens of the batch, inputs] that it multiplies."""
-    config = part.config
-    checked = bert.check_inputs(
-        config, inputs.input_ids, inputs.attention_mask, inputs.token_type_ids, None, None
-    )  # fmt: skip
-    cache = bert.bert(part.p, config, checked, read="unpadded", keep=True).cache
-    for index, layer in enumerate(cache["layers"]):
-        activated = ops.ACTIVATIONS[config.hidden_act](layer["mlp"]["inner"].clone())
-        for name, x in (
-            ("attention.self.query", layer["attention"]["x"]),
-            ("attention.self.key", layer["attention"]["x"]),
-            ("attention.self.value", layer["attention"]["x"]),
-            ("attention.output.dense", layer["output"]["h"]),
-            ("intermediate.dense", layer["mlp"]["x"]),
-            ("output.dense", activated),
-        ):
-            yield f"realm.encoder.layer.{index}.{name}.weight", x
+    batch = checked_batch(part.config, Inputs(inputs.input_ids, inputs.attention_mask, inputs.token_type_ids))
+    _, kept = bert(part.p, part.config, batch, "unpadded", Run(keep=True))
+    return dense_inputs(kept)
 
 
 # ---- the file

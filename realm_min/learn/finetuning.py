@@ -29,7 +29,10 @@ from ..jobs import loop, options, refresh, warm_start
 from ..jobs.refresh import IndexRefresher
 from ..jobs.settings import Finetune as Settings
 from ..jobs.settings import settings_from
+from ..model.base import Inputs, checked_batch
+from ..model.embedder import embed, embed_backward
 from ..model.open_qa import MAX_QUESTION_WORDPIECES, RealmForOpenQA, pad_to
+from ..model.reader import Answers, best_span_of, best_span_of_backward
 from ..ranks.devices import chosen_device
 from ..ranks.distributed import split, world
 from ..text.corpus import MAX_WORDPIECES, Block, record
@@ -198,11 +201,9 @@ def losses(
         questions: this rank's part of the batch, as `share` says; over the ranks, losses and gradients add up.
     """
     embedder, reader = model.embedder, model.reader
-    embedder.dropout_seeds = share.dropout_seeds()
     inputs = padded([question.ids for question in questions], model.config.pad_token_id)
-    ids, mask = (rows.to(embedder.device) for rows in inputs)
-    x = embedder(input_ids=ids, attention_mask=mask, return_dict=True).projected_score  # [batch, proj]
-    of_questions = embedder._cache
+    batch = checked_batch(embedder.config, Inputs(*(rows.to(embedder.device) for rows in inputs)))
+    (x, _), kept_x = embed(embedder.p, embedder.config, batch, embedder.run_to_learn(share.dropout_seeds()))
     _, found = model._search(x, min(model.config.searcher_beam_size, len(evidence.pieces)))  # [batch, searcher beam]
     results, dx = [], torch.zeros_like(x)
     for i, question in enumerate(questions):
@@ -213,7 +214,7 @@ def losses(
             results.append(read(model, question, x[i], block_ids, right, evidence, settings, alone))
         dx[i] = results[-1].dprojection
     with embedder.own_grads.last_pass():
-        embedder._backward(of_questions, {"projected_score": dx})
+        embed_backward(dx, kept_x, embedder.own_grads)
     count = share.count
     retriever_loss = sum(result.retriever_loss for result in results) / count
     reader_loss = sum(result.reader_loss for result in results) / count
@@ -263,17 +264,18 @@ def read(
         for column, (start, length) in enumerate(places):
             starts[row, column] = len(question.ids) + start
             ends[row, column] = len(question.ids) + start + length - 1
-    reader.dropout_seeds = share.dropout_seeds(1, beam)
-    output = reader(
-        input_ids=ids, attention_mask=mask, token_type_ids=types, relevance_score=embeddings @ x, block_mask=in_block,
-        start_positions=starts.to(x.device), end_positions=ends.to(x.device), has_answers=right.to(x.device),
-        return_dict=True,
+    output: Any
+    output, kept = best_span_of(
+        reader.p, config, checked_batch(config, Inputs(ids, mask, types)), in_block, embeddings @ x,
+        Answers(starts.to(x.device), ends.to(x.device), right.to(x.device)),
+        reader.run_to_learn(share.dropout_seeds(1, beam)),
     )  # fmt: skip
     drelevance = x.new_zeros(len(block_ids))
     if bool(right.any()):
-        drelevance = reader.backward(loss=torch.tensor(1 / share.count, device=x.device))["relevance_score"]
+        dloss = torch.tensor(1 / share.count, device=x.device)
+        drelevance, _ = best_span_of_backward({"loss": dloss}, kept, reader.own_grads)
     if fresh is not None:
-        model.embedder._backward(fresh[1], {"projected_score": drelevance[:beam, None] * x})
+        embed_backward(drelevance[:beam, None] * x, fresh[1], model.embedder.own_grads)
     return Read(float(output.retriever_loss), float(output.reader_loss), any(spans), drelevance @ embeddings)
 
 
@@ -290,11 +292,13 @@ def is_evidence(question: Encoded, block: int, evidence: Evidence) -> bool:
 
 def embed_read(model: RealmForOpenQA, blocks: list[Block], seeds: list[int]) -> tuple[Tensor, Any]:
     """Embed_doc of some blocks [blocks, proj], with dropout seeds for each, and what its backward needs."""
-    model.embedder.dropout_seeds = seeds
+    embedder = model.embedder
     inputs = model.retriever.tokenizer(
         [block.title for block in blocks], [block.text for block in blocks], padding=True, return_tensors="pt"
-    ).to(model.embedder.device)
-    return model.embedder(**inputs, return_dict=True).projected_score, model.embedder._cache
+    ).to(embedder.device)
+    batch = checked_batch(embedder.config, Inputs(**inputs))
+    (found, _), kept = embed(embedder.p, embedder.config, batch, embedder.run_to_learn(seeds))
+    return found, kept
 
 
 def reading_order(block_ids: Tensor, right: Tensor, beam: int, read_an_answer: bool) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,8 @@ from ..jobs import loop, options, warm_start
 from ..jobs.settings import Ict as Settings
 from ..jobs.warm_start import EMBEDDER
 from ..model import ops
-from ..model.embedder import RealmEmbedder
+from ..model.base import Inputs, checked_batch
+from ..model.embedder import RealmEmbedder, embed, embed_backward
 from ..text.corpus import Block, split_sentences
 
 DEFAULTS = Settings()
@@ -99,23 +100,20 @@ def in_batch_loss(
         [example.title for example in examples], [example.text for example in examples], padding=True,
         truncation="only_second", max_length=settings.max_evidence, return_tensors="pt",
     ).to(embedder.device)  # fmt: skip
-    embedder.dropout_seeds = share.dropout_seeds(0)
-    x = embedder(**queries, return_dict=True).projected_score  # [own examples, proj]
-    of_queries = embedder._cache
-    embedder.dropout_seeds = share.dropout_seeds(1)
-    z = embedder(**evidence, return_dict=True).projected_score  # [own examples, proj]
-    x, z = share.of_all(torch.cat([x, z], 1)).chunk(2, 1)  # [batch, proj] each
+    p, config, grads = embedder.p, embedder.config, embedder.own_grads
+    of_x, of_z = (embedder.run_to_learn(share.dropout_seeds(text)) for text in (0, 1))
+    (x, _), kept_x = embed(p, config, checked_batch(config, Inputs(**queries)), of_x)
+    (z, _), kept_z = embed(p, config, checked_batch(config, Inputs(**evidence)), of_z)
+    x, z = share.of_all(torch.cat([x, z], 1)).chunk(2, 1)  # [own examples, 2 proj] -> [batch, proj] each
     scores = x @ z.t()  # [batch, batch]
     right = torch.arange(len(scores), device=scores.device)
-    loss = ops.cross_entropy(scores, right).mean()
+    losses = ops.cross_entropy(scores, right)  # [batch]
     accuracy = (scores.argmax(1) == right).float().mean()
-    dscores = ops.softmax(scores)
-    dscores[right, right] -= 1
-    dscores.div_(len(scores))
-    embedder.backward(projected_score=(dscores.t() @ x)[share.places])
-    with embedder.own_grads.last_pass():
-        embedder._backward(of_queries, {"projected_score": (dscores @ z)[share.places]})
-    return float(loss), float(accuracy)
+    dscores = ops.cross_entropy_backward(torch.full_like(losses, 1 / len(scores)), scores, right)
+    embed_backward((dscores.t() @ x)[share.places], kept_z, grads)
+    with grads.last_pass():
+        embed_backward((dscores @ z)[share.places], kept_x, grads)
+    return float(losses.mean()), float(accuracy)
 
 
 # ---- command line

@@ -25,7 +25,8 @@ from ..jobs import loop, options, warm_start
 from ..jobs.settings import Mlm as Settings
 from ..jobs.settings import settings_from
 from ..jobs.warm_start import KNOWLEDGE_ENCODER
-from ..model.knowledge_encoder import IGNORED, RealmKnowledgeAugEncoder
+from ..model.base import Inputs, checked_batch
+from ..model.knowledge_encoder import IGNORED, RealmKnowledgeAugEncoder, masked_words, masked_words_backward
 from ..text.corpus import Block
 from . import masking
 from .masking import Passage
@@ -63,11 +64,11 @@ def warm_up(
         share, own = loop.share(settings.seed, number, [blocks[i] for i in picked])
         random = [share.random(place) for place in share.places]
         inputs, labels = batch(own, tokenizer, random, encoder, settings)
-        encoder.dropout_seeds = share.dropout_seeds()
-        log_likelihood, cache = encoder.masked_log_likelihood(**inputs, labels=labels)
+        read, run = checked_batch(encoder.config, Inputs(**inputs)), encoder.run_to_learn(share.dropout_seeds())
+        log_likelihood, kept = masked_words(encoder.p, encoder.config, read, labels, run)
         count = share.total(int((labels != IGNORED).sum()))
         with encoder.own_grads.last_pass():
-            encoder.masked_log_likelihood_backward(torch.full_like(log_likelihood, -1 / count), cache)
+            masked_words_backward(torch.full_like(log_likelihood, -1 / count), kept, encoder.own_grads)
         return {"loss": -float(log_likelihood.sum()) / count}
 
     return loop.train_one(

@@ -32,9 +32,17 @@ from ..jobs.refresh import INDEX_FOLDER, IndexRefresher
 from ..jobs.settings import Pretrain as Settings
 from ..jobs.settings import settings_from
 from ..model import ops
-from ..model.base import RealmModel
-from ..model.embedder import RealmEmbedder
-from ..model.knowledge_encoder import IGNORED, RealmKnowledgeAugEncoder, marginal_loss, marginal_loss_backward
+from ..model.base import Inputs, RealmModel, checked_batch
+from ..model.embedder import RealmEmbedder, embed, embed_backward
+from ..model.knowledge_encoder import (
+    IGNORED,
+    RealmKnowledgeAugEncoder,
+    marginal_loss,
+    marginal_loss_backward,
+    masked_words,
+    masked_words_backward,
+)
+from ..model.scorer import relevance, relevance_backward
 from ..ranks.devices import chosen_device
 from ..ranks.distributed import split, world
 from ..search.mips import BlockIndex
@@ -297,13 +305,11 @@ def learn(
         tokens: how many were read.
     """
 
-    def draw_dropout(model: RealmEmbedder | RealmKnowledgeAugEncoder, seeds: list[int]) -> None:
-        model.dropout_seeds = seeds if model.training else None
-
     query_inputs = pad([[*sequence(tokenizer, example.ids)] for example in examples], embedder)
-    draw_dropout(embedder, share.dropout_seeds())
-    queries = embedder(**query_inputs, return_dict=True).projected_score  # [batch, proj]
-    of_queries = embedder._cache
+    p, config = embedder.p, embedder.config
+    (queries, _), kept_x = embed(
+        p, config, checked_batch(config, Inputs(**query_inputs)), embedder.run_to_learn(share.dropout_seeds())
+    )
     own = torch.tensor([example.block for example in examples], device=index.device)
     found = retrieve(index, queries.to(index.device), own, settings.num_candidates - settings.null_document).tolist()
 
@@ -318,18 +324,20 @@ def learn(
     document_inputs = pad(document_sequences(tokenizer, embedded, embedder, settings.max_block), embedder)
     # A block has the same masks for all texts that retrieve it, and so on all ranks.
     numbers = [0] if frozen else [0, *(1 + block for block in distinct)]
-    draw_dropout(embedder, [loop.dropout_seed(share.seed, share.step, number, OF_A_DOCUMENT) for number in numbers])
-    documents = embedder(**document_inputs, return_dict=True).projected_score  # [1 + distinct, proj]
+    run = embedder.run_to_learn(
+        [loop.dropout_seed(share.seed, share.step, number, OF_A_DOCUMENT) for number in numbers]
+    )
+    (documents, _), kept_z = embed(p, config, checked_batch(config, Inputs(**document_inputs)), run)
     if frozen:
         documents = torch.cat([documents, index.rows(torch.tensor(distinct)).to(documents)])
-    of_documents = embedder._cache
-    picked = documents[candidates]  # [batch, candidates, proj]
-    relevance_score = (picked @ queries[:, :, None])[:, :, 0]  # [batch, candidates]
+    relevance_score, kept_relevance = relevance(queries, documents[candidates])  # [batch, candidates]
 
     joint, labels = joint_inputs(tokenizer, examples, candidates.tolist(), evidence, knowledge_encoder, settings)
     repeated = labels.repeat_interleave(settings.num_candidates, 0)  # the same y for each z
-    draw_dropout(knowledge_encoder, share.dropout_seeds(1, settings.num_candidates))
-    log_likelihood, of_words = knowledge_encoder.masked_log_likelihood(**joint, labels=repeated)
+    log_likelihood, kept_words = masked_words(
+        knowledge_encoder.p, knowledge_encoder.config, checked_batch(knowledge_encoder.config, Inputs(**joint)),
+        repeated, knowledge_encoder.run_to_learn(share.dropout_seeds(1, settings.num_candidates)),
+    )  # fmt: skip
     log_likelihood = log_likelihood.view(*candidates.shape, -1)  # [batch, candidates, tokens]
 
     masked, whole_span = labels != IGNORED, settings.marginal == "span"
@@ -341,16 +349,14 @@ def learn(
         torch.full_like(loss, weight), log_likelihood, relevance_score, masked, whole_span
     )
     with knowledge_encoder.own_grads.last_pass():
-        knowledge_encoder.masked_log_likelihood_backward(dlog_likelihood.flatten(0, 1), of_words)
-    # f(x, z) is an inner product: the gradient of each side is the other side.
-    drelevance = drelevance[:, :, None]  # [batch, candidates, 1]
+        masked_words_backward(dlog_likelihood.flatten(0, 1), kept_words, knowledge_encoder.own_grads)
+    dqueries, dpicked = relevance_backward(drelevance, kept_relevance)
     if not frozen:
-        ddocuments = torch.zeros_like(documents)
-        ddocuments.index_add_(0, candidates.flatten(), (drelevance * queries[:, None]).flatten(0, 1))
-        embedder._backward(of_documents, {"projected_score": ddocuments})
+        ddocuments = torch.zeros_like(documents).index_add_(0, candidates.flatten(), dpicked.flatten(0, 1))
+        embed_backward(ddocuments, kept_z, embedder.own_grads)
     if not settings.encoder_alone:
         with embedder.own_grads.last_pass():
-            embedder._backward(of_queries, {"projected_score": (drelevance * picked).sum(1)})
+            embed_backward(dqueries, kept_x, embedder.own_grads)
 
     read = (query_inputs, document_inputs, joint)
     logged = {"loss": float(loss), "tokens": float(sum(inputs["attention_mask"].sum() for inputs in read))}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,11 +13,14 @@ from torch import Tensor
 from ..config import RealmConfig
 from ..files import checkpoint
 from ..files.hub import resolve_folder
-from . import bert as trunk
+from .bert import Batch, Kept, Run
+from .outputs import Call, ModelOutput
 from .parameters import Parameters, Shapes, allocate, initialize_
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # of the standard library from Python 3.11 on
+
+Output = TypeVar("Output", bound=ModelOutput)
 
 
 class RealmModel:
@@ -27,8 +30,7 @@ class RealmModel:
         config: sizes and options.
         seed: draws the initial weights, and the dropout masks in training.
 
-    `dropout_seeds`, set before a call, gives each of its sequences a seed of its own (0 to 2⁶³ - 1), for that call;
-    otherwise `generator` draws them.
+    `generator` draws a seed for the dropout masks of each sequence that is read in training.
 
     A new model is in training mode, as transformers' are; one from a folder is in evaluation mode.
     """
@@ -46,11 +48,8 @@ class RealmModel:
         self.training = True
         self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
-        self.dropout_seeds: list[int] | None = None
         self._grads: Parameters | None = None
-        self._call: tuple[tuple, dict] | None = None  # the last call's arguments
-        self._cache: trunk.Cache = {}  # what the last call kept for `backward`; empty where it kept nothing
-        self._keeps = False  # keep it in evaluation mode too
+        self._last: Call | None = None  # for `backward()`, of what was called last
         self._checkpoint_layers = False
         self.p = allocate(self.shapes(config), torch.float32, "cpu", unread=self.unread)
         if initialize:
@@ -134,8 +133,7 @@ class RealmModel:
         dtype, device = (target, self.device) if isinstance(target, torch.dtype) else (self.dtype, torch.device(target))
         for part in {id(part): part for part in self.parts.values()}.values():
             part.to(target)
-        self._grads = self._call = None
-        self._cache = {}
+        self._grads = self._last = None
         if any(tensor.device != device or tensor.dtype != dtype for tensor in self.p.values()):
             self.p = self._moved(dtype, device)
         # A generator belongs to one device: draw on from the same seed there.
@@ -200,15 +198,60 @@ class RealmModel:
         raise NotImplementedError
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._call, self._cache = (args, kwargs), {}
         return self.forward(*args, **kwargs)
 
-    # Gradients
+    def _called(
+        self,
+        forward: Callable[[bool], tuple[Output, Kept]],
+        differentiable: tuple[str, ...] | dict[str, tuple[int, ...]],
+        return_dict: bool | None,
+    ) -> Output | tuple:
+        """Make a call, and remember it for `backward`: in evaluation mode without what it keeps.
 
-    @property
-    def keeps(self) -> bool:
-        """Whether a forward keeps what `backward` needs: in training always, in evaluation on `backward`'s demand."""
-        return self.training or self._keeps
+        Args:
+            forward: given whether to keep what the backward takes, returns the output and that.
+            differentiable: names of the outputs that have a gradient, or their shapes where the output has them not.
+        """
+        self._last = None  # what the call before kept is freed first
+        output, kept = forward(self.training)
+        shapes = differentiable
+        if not isinstance(shapes, dict):
+            shapes = {name: tuple(output[name].shape) for name in shapes if name in output}
+        output.call = self._last = Call(forward, shapes, kept if self.training else None, self._state())
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def _state(self) -> tuple:
+        """What must not change between a call and its backward: modes and weights."""
+        models = (self, *self.parts.values())
+        modes = tuple(model.training for model in models)
+        return modes, tuple((id(x), None if x.is_inference() else x._version) for m in models for x in m.p.values())
+
+    def _run(
+        self,
+        sequences: int,
+        head_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> Run:
+        """How to read so many sequences now, with the configuration's answer where an argument is None."""
+        config, seeds = self.config, None
+        if self.training:
+            drawn = torch.randint(2**63 - 1, (sequences,), generator=self.generator, device=self.device)
+            seeds = drawn.tolist()
+        return Run(
+            seeds=seeds,
+            checkpoint_layers=self.checkpoint_layers,
+            head_mask=checked_head_mask(head_mask, config),
+            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
+            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+        )
+
+    def run_to_learn(self, seeds: list[int]) -> Run:
+        """How to read one sequence a seed and keep what the backward takes, dropout on in training mode alone."""
+        return Run(seeds if self.training else None, keep=True, checkpoint_layers=self.checkpoint_layers)
+
+    # Gradients
 
     @property
     def checkpoint_layers(self) -> bool:
@@ -224,36 +267,33 @@ class RealmModel:
         for part in self.parts.values():
             part.checkpoint_layers = checkpoint
 
-    def backward(self, **cotangents: Tensor) -> dict[str, Tensor]:
-        """Add the gradients of the last call's loss to `grads`.
+    def backward(self, output: ModelOutput | None = None, **cotangents: Tensor) -> dict[str, Tensor]:
+        """Add the gradients of a call's loss to `grads`.
 
         Args:
+            output: what the call returned; None takes the last call. With it two calls can both be differentiated:
+                `a, b = model(x), model(z); model.backward(a, projected_score=…); model.backward(b, projected_score=…)`.
             cotangents: ∂loss/∂output for each output named, where the loss is the caller's own (`projected_score=…`);
                 none for the `loss` that the call returned.
 
-        In evaluation mode a forward keeps no activations, so the last call is first run once more. Weights must not
-        have changed since.
+        In evaluation mode a forward keeps no activations, so the call is first made once more; so it is for a second
+        backward of one call, since the first frees them.
 
         Returns:
             Gradients with respect to the inputs that have one: `inputs_embeds` (of the word embeddings, where ids
             were given), `relevance_score`.
 
         Raises:
-            RuntimeError: the model was not called.
+            RuntimeError: the model was not called, or its mode or weights have changed since.
             ValueError: an output that the call did not return, or a cotangent of another shape.
         """
-        if self._call is None:
+        call = self._last if output is None else output.call
+        if call is None:
             raise RuntimeError(f"{type(self).__name__}.backward() needs a forward: call the model first")
-        if not self._cache:
-            models = [self, *self.parts.values()]
-            try:
-                for model in models:
-                    model._keeps = True
-                self.forward(*self._call[0], **self._call[1])
-            finally:
-                for model in models:
-                    model._keeps = False
-        outputs = self._cache["outputs"]
+        if call.state != self._state():
+            changed = "mode (train or eval)" if call.state[0] != self._state()[0] else "weights"
+            raise RuntimeError(f"the model's {changed} changed after the call: call it again, then backward()")
+        outputs = call.outputs
         for name, cotangent in cotangents.items():
             if name not in outputs:
                 raise ValueError(f"the last call returned no {name!r} to differentiate: it has {', '.join(outputs)}")
@@ -265,13 +305,13 @@ class RealmModel:
             if "loss" not in outputs:
                 raise ValueError("the last call returned no loss: give labels, or a cotangent for an output")
             cotangents = {"loss": torch.ones(outputs["loss"], dtype=self.dtype, device=self.device)}
-        return self._backward(self._cache, cotangents)
+        kept, call.kept = call.kept, None
+        if kept is None:
+            _, kept = call.forward(True)
+        return self._backward(kept, cotangents)
 
-    def _backward(self, cache: trunk.Cache, cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _backward(self, kept: Kept, cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
         raise NotImplementedError
-
-    def _keep(self, **cache: Any) -> None:
-        self._cache = cache if self.keeps else {}
 
     @property
     def own_grads(self) -> Parameters:
@@ -298,42 +338,85 @@ class RealmModel:
             if model._grads is not None:
                 model._grads.flat.zero_()
 
-    def _seeds(self, sequences: int) -> list[int]:
-        """A seed for the dropout of each sequence of this call."""
-        seeds, self.dropout_seeds = self.dropout_seeds, None
-        if seeds is None:
-            return torch.randint(2**63 - 1, (sequences,), generator=self.generator, device=self.device).tolist()
-        if len(seeds) != sequences:
-            raise ValueError(f"dropout_seeds holds {len(seeds)} seeds: the call has {sequences} sequences")
-        return seeds
 
-    def _wants_dict(self, return_dict: bool | None) -> bool:
-        return self.config.return_dict if return_dict is None else return_dict
+class Inputs(NamedTuple):
+    """What a model is given to read, under transformers' names; None where it was left out."""
 
-    def _encode(
-        self,
-        read: str,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-        head_mask: Tensor | None,
-        inputs_embeds: Tensor | None,
-        output_attentions: bool | None,
-        output_hidden_states: bool | None,
-    ) -> trunk.Encoded:
-        """Run the trunk under `realm.`, with the configuration's answer where an argument is None."""
-        config = self.config
-        inputs = trunk.check_inputs(config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        return trunk.bert(
-            self.p,
-            config,
-            inputs,
-            read=read,
-            head_mask=head_mask,
-            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
-            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            seeds=self._seeds(len(inputs.types)) if self.training else None,
-            keep=self.keeps,
-            checkpoint_layers=self.checkpoint_layers,
+    input_ids: Tensor | None = None
+    attention_mask: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    position_ids: Tensor | None = None
+    inputs_embeds: Tensor | None = None
+
+
+def checked_batch(config: RealmConfig, inputs: Inputs) -> Batch:
+    """Refuse what the encoder cannot read; fill in what was left out.
+
+    Raises:
+        ValueError: both or neither of ids and embeddings, a wrong rank or shape, no tokens at all, more tokens than
+            positions, an id outside its table.
+    """
+    input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds = inputs
+    if input_ids is not None and inputs_embeds is None:
+        words = input_ids
+        if words.dim() != 2:
+            raise ValueError(f"input_ids has shape {tuple(words.shape)}: expected [batch, tokens]")
+    elif inputs_embeds is not None and input_ids is None:
+        words = inputs_embeds.detach()
+        if words.dim() != 3 or words.shape[2] != config.hidden_size:
+            raise ValueError(
+                f"inputs_embeds has shape {tuple(words.shape)}: expected [batch, tokens, {config.hidden_size}]"
+            )
+    else:
+        given = "both" if input_ids is not None else "neither"
+        raise ValueError(f"{given} of input_ids and inputs_embeds were given: give exactly one")
+    shape, device = words.shape[:2], words.device
+    batch, tokens = shape
+    if batch == 0 or tokens == 0:
+        raise ValueError(f"the input has shape {tuple(shape)}: give at least one sequence of at least one token")
+    if position_ids is None:
+        if tokens > config.max_position_embeddings:
+            raise ValueError(
+                f"{tokens} tokens are more than max_position_embeddings={config.max_position_embeddings}: "
+                "truncate the text (tokenizer(..., truncation=True, max_length=...))"
+            )
+        position_ids = torch.arange(tokens, device=device)[None]
+    if token_type_ids is None:
+        token_type_ids = torch.zeros(shape, dtype=torch.long, device=device)
+    if attention_mask is None:
+        attention_mask = torch.ones(shape, dtype=torch.long, device=device)
+    if tuple(attention_mask.shape) not in ((batch, tokens), (batch, tokens, tokens)):
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}: expected {(batch, tokens)} as the input has"
         )
+    for name, ids, size in (
+        ("input_ids", input_ids, config.vocab_size),
+        ("token_type_ids", token_type_ids, config.type_vocab_size),
+        ("position_ids", position_ids, config.max_position_embeddings),
+    ):
+        if ids is None:
+            continue
+        if ids.is_floating_point() or ids.dtype == torch.bool:
+            raise ValueError(f"{name} has dtype {ids.dtype}: expected integers")
+        if name != "input_ids" and (ids.dim() != 2 or ids.shape[0] not in (1, batch) or ids.shape[1] != tokens):
+            raise ValueError(f"{name} has shape {tuple(ids.shape)}: expected {tuple(shape)} as the input has")
+        smallest, largest = (int(end) for end in torch.aminmax(ids))
+        if smallest < 0 or largest >= size:
+            wrong = smallest if smallest < 0 else largest
+            raise ValueError(f"{name} holds {wrong}, which is out of range: valid ids are 0..{size - 1}")
+    return Batch(
+        words if input_ids is None else words.long(),
+        attention_mask,
+        token_type_ids.long().expand(shape),
+        position_ids.long().expand(shape),
+    )
+
+
+def checked_head_mask(head_mask: Tensor | None, config: RealmConfig) -> Tensor | None:
+    """Head masks of every layer, [layers, heads]."""
+    if head_mask is None:
+        return None
+    expected = (config.num_hidden_layers, config.num_attention_heads)
+    if tuple(head_mask.shape) not in (expected, expected[1:]):
+        raise ValueError(f"head_mask has shape {tuple(head_mask.shape)}: expected {expected[1:]} or {expected}")
+    return head_mask.expand(expected)

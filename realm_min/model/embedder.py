@@ -9,11 +9,50 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..config import RealmConfig
-from . import bert as trunk
-from . import ops
-from .base import RealmModel
+from .base import Inputs, RealmModel, checked_batch
+from .bert import (
+    Batch,
+    Encoded,
+    Kept,
+    Run,
+    bert,
+    bert_backward,
+    layer_norm,
+    layer_norm_backward,
+    linear,
+    linear_backward,
+)
 from .outputs import RealmEmbedderOutput
-from .parameters import Shapes
+from .parameters import Parameters, Shapes, bert_shapes, linear_shapes, mlm_head_shapes, norm_shapes
+
+
+def embed(p: Parameters, config: RealmConfig, batch: Batch, run: Run) -> tuple[tuple[Tensor, Encoded], Kept]:
+    """Embed(x) = LayerNorm(W BERT_CLS(x)) [batch, proj], where BERT's pooler comes first; and what BERT returned."""
+    encoded, kept_bert = bert(p, config, batch, "first", run)
+    pooled, kept_pooler = pool(p, encoded.hidden)  # [batch, hidden]
+    y, kept_dense = linear(p, "cls.dense", pooled)  # [batch, proj]
+    y, kept_norm = layer_norm(p, "cls.LayerNorm", y, config.layer_norm_eps)
+    return (y, encoded), (kept_bert, kept_pooler, kept_dense, kept_norm) if run.keep else None
+
+
+def embed_backward(dy: Tensor, kept: Kept, grads: Parameters) -> Tensor:
+    """∂loss/∂inputs_embeds [batch, tokens, hidden] from that of Embed(x) [batch, proj]."""
+    kept_bert, kept_pooler, kept_dense, kept_norm = kept
+    dpooled = linear_backward(layer_norm_backward(dy, kept_norm, grads), kept_dense, grads)
+    return bert_backward(pool_backward(dpooled, kept_pooler, grads), kept_bert, grads)
+
+
+def pool(p: Parameters, first: Tensor) -> tuple[Tensor, Kept]:
+    """tanh(W h_CLS + b), BERT's summary of a sequence [batch, hidden] -> [batch, hidden]."""
+    y, kept = linear(p, "realm.pooler.dense", first)
+    pooled = y.tanh_()
+    return pooled, (pooled, kept)
+
+
+def pool_backward(dy: Tensor, kept: Kept, grads: Parameters) -> Tensor:
+    """∂loss/∂h_CLS [batch, hidden]; the slope of tanh is 1 - tanh²."""
+    pooled, kept_linear = kept
+    return linear_backward(dy * (1 - pooled**2), kept_linear, grads)
 
 
 class RealmEmbedder(RealmModel):
@@ -24,10 +63,10 @@ class RealmEmbedder(RealmModel):
     @classmethod
     def shapes(cls, config: RealmConfig) -> Shapes:
         return {
-            **{f"realm.{key}": shape for key, shape in trunk.shapes(config).items()},
-            **trunk.mlm_head_shapes(config),
-            **trunk.dense_shapes("cls.dense", config.hidden_size, config.retriever_proj_size),
-            **trunk.norm_shapes("cls.LayerNorm", config.retriever_proj_size),
+            **bert_shapes(config),
+            **mlm_head_shapes(config),
+            **linear_shapes("cls.dense", config.hidden_size, config.retriever_proj_size),
+            **norm_shapes("cls.LayerNorm", config.retriever_proj_size),
         }
 
     def forward(
@@ -55,24 +94,15 @@ class RealmEmbedder(RealmModel):
         Raises:
             ValueError: inputs of a wrong rank, shape or range.
         """
-        encoded = self._encode(
-            "first", input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds,
-            output_attentions, output_hidden_states,
-        )  # fmt: skip
-        cache: trunk.Cache | None = {"trunk": encoded.cache} if self.keeps else None
-        pooled = trunk.pool(self.p, encoded.hidden, cache=trunk.part_of(cache, "pool"))
-        projected = ops.linear(pooled, self.p["cls.dense.weight"], self.p["cls.dense.bias"])
-        projected = trunk.normalize(self.p, "cls.LayerNorm", projected, self.config, trunk.part_of(cache, "norm"))
-        if cache is not None:
-            self._keep(**cache, pooled=pooled, outputs={"projected_score": projected.shape})
-        output = RealmEmbedderOutput(projected, encoded.hidden_states, encoded.attentions)
-        return output if self._wants_dict(return_dict) else output.to_tuple()
+        inputs = Inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        batch = checked_batch(self.config, inputs)
+        run = self._run(len(batch.types), head_mask, output_attentions, output_hidden_states)
 
-    def _backward(self, cache: trunk.Cache, cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
-        p, grads = self.p, self.own_grads
-        dx = trunk.normalize_backward(p, "cls.LayerNorm", cotangents["projected_score"], cache["norm"], grads)
-        dx = ops.linear_backward(
-            dx, cache["pooled"], p["cls.dense.weight"], grads["cls.dense.weight"], grads["cls.dense.bias"]
-        )
-        dx = trunk.pool_backward(p, dx, cache["pool"], grads)
-        return {"inputs_embeds": trunk.bert_backward(p, self.config, dx, cache["trunk"], grads)}
+        def call(keep: bool) -> tuple[RealmEmbedderOutput, Kept]:
+            (projected, encoded), kept = embed(self.p, self.config, batch, run._replace(keep=keep))
+            return RealmEmbedderOutput(projected, encoded.hidden_states, encoded.attentions), kept
+
+        return self._called(call, ("projected_score",), return_dict)
+
+    def _backward(self, kept: Kept, cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"inputs_embeds": embed_backward(cotangents["projected_score"], kept, self.own_grads)}

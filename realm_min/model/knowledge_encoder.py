@@ -6,20 +6,75 @@ p(z|x) = softmax over f(x, z). The loss is -log p(y|x), so it teaches the retrie
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..config import RealmConfig
-from . import bert as trunk
 from . import ops
-from .base import RealmModel
+from .base import Inputs, RealmModel, checked_batch
+from .bert import Batch, Kept, Run, bert, bert_backward, layer_norm, layer_norm_backward, linear, linear_backward
 from .outputs import MaskedLMOutput
-from .parameters import Shapes
+from .parameters import Parameters, Shapes, bert_shapes, mlm_head_shapes
 from .scorer import flatten_candidates
 
 IGNORED = -100  # the label of a position that has none
+
+
+def masked_words(p: Parameters, config: RealmConfig, batch: Batch, labels: Tensor, run: Run) -> tuple[Tensor, Kept]:
+    """log p(y_j|z,x) of the masked words y_j alone: no other position meets the vocabulary.
+
+    Args:
+        labels: [sequences, tokens] int64, -100 where there is none.
+
+    Returns:
+        [sequences, tokens], 0 where there is no label; and what the backward takes.
+    """
+    encoded, kept_bert = bert(p, config, batch, "unpadded", run)
+    masked = (labels != IGNORED).reshape(-1).nonzero()[:, 0]
+    hidden = encoded.hidden.reshape(-1, config.hidden_size)  # [sequences * tokens, hidden]
+    logits, kept_head = mlm_logits(p, config, hidden[masked])  # [masked, vocabulary]
+    targets = labels.reshape(-1)[masked]
+    log_likelihood = hidden.new_zeros(len(hidden)).index_copy_(0, masked, -ops.cross_entropy(logits, targets))
+    return log_likelihood.view(labels.shape), (kept_bert, kept_head, masked, logits, targets)
+
+
+def masked_words_backward(dy: Tensor, kept: Kept, grads: Parameters) -> None:
+    """Add to `grads` from the gradient of what `masked_words` returned, [sequences, tokens]."""
+    kept_bert, kept_head, masked, logits, targets = kept
+    dlogits = ops.cross_entropy_backward(-dy.reshape(-1)[masked], logits, targets)
+    drows = mlm_logits_backward(dlogits, kept_head, grads)  # [masked, hidden]
+    dhidden = drows.new_zeros(dy.numel(), drows.shape[1]).index_copy_(0, masked, drows)
+    bert_backward(dhidden.view(*dy.shape, -1), kept_bert, grads)
+
+
+def mlm_logits(p: Parameters, config: RealmConfig, hidden: Tensor) -> tuple[Tensor, Kept]:
+    """Scores of every vocabulary entry at each row, [rows, hidden] -> [rows, vocabulary]."""
+    name = "cls.predictions"
+    inner, kept_dense = linear(p, f"{name}.transform.dense", hidden)
+    activated = ops.ACTIVATIONS[config.hidden_act](inner.clone())
+    transformed, kept_norm = layer_norm(p, f"{name}.transform.LayerNorm", activated, config.layer_norm_eps)
+    weight = p[f"{name}.decoder.weight"]  # BERT ties it to the word embeddings
+    logits = ops.linear(transformed, weight, p[f"{name}.bias"])
+    return logits, (kept_dense, inner, config.hidden_act, kept_norm, transformed, weight)
+
+
+def mlm_logits_backward(dlogits: Tensor, kept: Kept, grads: Parameters) -> Tensor:
+    """∂loss/∂hidden [rows, hidden] from that of the logits [rows, vocabulary]."""
+    kept_dense, inner, activation, kept_norm, transformed, weight = kept
+    name = "cls.predictions"
+    dtransformed = ops.linear_backward(
+        dlogits, transformed, weight, grads[f"{name}.decoder.weight"], grads[f"{name}.bias"]
+    )
+    _, slope = ops.activation_and_slope(activation, inner)
+    return linear_backward(layer_norm_backward(dtransformed, kept_norm, grads).mul_(slope), kept_dense, grads)
+
+
+def rows_of_head(kept: Kept, rows: Tensor) -> Kept:
+    """What `mlm_logits` keeps, of some of its rows alone."""
+    (x, *of_dense), inner, activation, (normal, r, *of_norm), transformed, weight = kept
+    return (x[rows], *of_dense), inner[rows], activation, (normal[rows], r[rows], *of_norm), transformed[rows], weight
 
 
 class RealmKnowledgeAugEncoder(RealmModel):
@@ -29,8 +84,8 @@ class RealmKnowledgeAugEncoder(RealmModel):
     def shapes(cls, config: RealmConfig) -> Shapes:
         tied = "realm.embeddings.word_embeddings.weight" if getattr(config, "tie_word_embeddings", True) else None
         return {
-            **{f"realm.{key}": shape for key, shape in trunk.shapes(config).items()},
-            **trunk.mlm_head_shapes(config, tied_to=tied),
+            **bert_shapes(config),
+            **mlm_head_shapes(config, tied_to=tied),
         }
 
     def forward(
@@ -67,85 +122,57 @@ class RealmKnowledgeAugEncoder(RealmModel):
             ValueError: labels without relevance scores; inputs of a wrong rank, shape or range.
         """
         ids, mask, types = flatten_candidates(input_ids, attention_mask, token_type_ids)
-        encoded = self._encode(
-            "tokens", ids, mask, types, position_ids, head_mask, inputs_embeds, output_attentions, output_hidden_states
-        )
-        sequences, tokens, hidden = encoded.hidden.shape
-        head: trunk.Cache | None = {} if self.keeps else None
-        logits = trunk.mlm_logits(self.p, self.config, encoded.hidden.reshape(-1, hidden), cache=head)
-        logits = logits.view(sequences, tokens, -1)
-        loss = words = None
+        batch = checked_batch(self.config, Inputs(ids, mask, types, position_ids, inputs_embeds))
         if labels is not None:
             if relevance_score is None:
                 raise ValueError("labels were given without relevance_score: the loss weighs the candidates by it")
+            sequences, tokens = batch.types.shape
             self._check_labels(sequences, tokens, relevance_score, labels, mlm_mask)
-            words = counted_words(logits, labels, self.config.num_candidates, mlm_mask)
-            loss = marginal_loss(words.log_likelihood, relevance_score, mlm_mask, whole_span)
-        outputs = {"logits": logits.shape} | ({} if loss is None else {"loss": loss.shape})
-        self._keep(
-            trunk=encoded.cache, head=head, words=words, relevance_score=relevance_score, mlm_mask=mlm_mask,
-            whole_span=whole_span, outputs=outputs,
-        )  # fmt: skip
-        output = MaskedLMOutput(loss, logits, encoded.hidden_states, encoded.attentions)
-        return output if self._wants_dict(return_dict) else output.to_tuple()
+        run = self._run(len(batch.types), head_mask, output_attentions, output_hidden_states)
 
-    def _backward(self, cache: trunk.Cache, cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
-        found, head = {}, cache["head"]
+        def predict(keep: bool) -> tuple[MaskedLMOutput, Kept]:
+            encoded, kept_bert = bert(self.p, self.config, batch, "tokens", run._replace(keep=keep))
+            shape = encoded.hidden.shape  # [sequences, tokens, hidden]
+            logits, kept_head = mlm_logits(self.p, self.config, encoded.hidden.reshape(-1, shape[2]))
+            logits = logits.view(*shape[:2], -1)
+            loss = words = None
+            if labels is not None and relevance_score is not None:
+                words = counted_words(logits, labels, self.config.num_candidates, mlm_mask)
+                loss = marginal_loss(words.log_likelihood, relevance_score, mlm_mask, whole_span)
+            output = MaskedLMOutput(loss, logits, encoded.hidden_states, encoded.attentions)
+            return output, (kept_bert, kept_head, words, (relevance_score, mlm_mask, whole_span), shape)
+
+        return self._called(predict, ("loss", "logits"), return_dict)
+
+    def _backward(self, kept: Kept, cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
+        kept_bert, kept_head, words, of_loss, shape = kept
+        found: dict[str, Tensor] = {}
+        dlogits: Any = None
         if "loss" in cotangents:
-            words = cache["words"]
             dlog_likelihood, found["relevance_score"] = marginal_loss_backward(
-                cotangents["loss"], words.log_likelihood, cache["relevance_score"], cache["mlm_mask"],
-                cache["whole_span"],
-            )  # fmt: skip
-            dlogits = log_likelihood_backward(dlog_likelihood.flatten()[words.rows], words.logits, words.targets)
+                cotangents["loss"], words.log_likelihood, *of_loss
+            )
+            dlogits = ops.cross_entropy_backward(-dlog_likelihood.flatten()[words.rows], words.logits, words.targets)
         if "logits" in cotangents:
             every = cotangents["logits"].flatten(0, 1)
-            dlogits = every.index_add(0, words.rows, dlogits) if "loss" in cotangents else every
+            every = every if dlogits is None else every.index_add(0, words.rows, dlogits)
+            dhidden = mlm_logits_backward(every, kept_head, self.own_grads)
         else:  # no other row has a gradient to take through the vocabulary
-            head = trunk.rows_of(head, words.rows)
-        dhidden = trunk.mlm_logits_backward(self.p, self.config, dlogits, head, self.own_grads)
-        sequences, tokens, _ = cache["outputs"]["logits"]
-        if "logits" not in cotangents:
-            every = dhidden.new_zeros(sequences * tokens, dhidden.shape[1])
-            dhidden = every.index_copy_(0, words.rows, dhidden)
-        dhidden = dhidden.view(sequences, tokens, -1)
-        found["inputs_embeds"] = trunk.bert_backward(self.p, self.config, dhidden, cache["trunk"], self.own_grads)
-        return found
+            drows = mlm_logits_backward(dlogits, rows_of_head(kept_head, words.rows), self.own_grads)
+            dhidden = drows.new_zeros(shape[0] * shape[1], shape[2]).index_copy_(0, words.rows, drows)
+        return found | {"inputs_embeds": bert_backward(dhidden.view(shape), kept_bert, self.own_grads)}
 
     def masked_log_likelihood(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, labels: Tensor
-    ) -> tuple[Tensor, trunk.Cache]:
-        """log p(y_j|z,x) of the masked words y_j alone: no other position meets the vocabulary.
+    ) -> tuple[Tensor, Kept]:
+        """`masked_words` of inputs [sequences, tokens] int64, padded on the right."""
+        batch = checked_batch(self.config, Inputs(input_ids, attention_mask, token_type_ids))
+        run = self._run(len(input_ids))._replace(keep=True)
+        return masked_words(self.p, self.config, batch, labels, run)
 
-        Args:
-            input_ids, attention_mask, token_type_ids, labels: [sequences, tokens] int64, padded on the right; labels
-                are -100 where there is none.
-
-        Returns:
-            [sequences, tokens], 0 where there is no label; and what `masked_log_likelihood_backward` needs.
-        """
-        inputs = trunk.check_inputs(self.config, input_ids, attention_mask, token_type_ids, None, None)
-        seeds = self._seeds(len(input_ids)) if self.training else None
-        encoded = trunk.bert(
-            self.p, self.config, inputs, read="unpadded", seeds=seeds, keep=True,
-            checkpoint_layers=self.checkpoint_layers,
-        )  # fmt: skip
-        rows = (labels != IGNORED).reshape(-1).nonzero()[:, 0]
-        head: trunk.Cache = {}
-        hidden = encoded.hidden.reshape(-1, encoded.hidden.shape[2])  # [sequences * tokens, hidden]
-        logits = trunk.mlm_logits(self.p, self.config, hidden[rows], cache=head)  # [masked, vocabulary]
-        targets = labels.reshape(-1)[rows]
-        found = hidden.new_zeros(hidden.shape[0]).index_copy_(0, rows, -ops.cross_entropy(logits, targets))
-        cache = {"trunk": encoded.cache, "head": head, "rows": rows, "logits": logits, "targets": targets}
-        return found.view(labels.shape), cache
-
-    def masked_log_likelihood_backward(self, dlog_likelihood: Tensor, cache: trunk.Cache) -> None:
+    def masked_log_likelihood_backward(self, dlog_likelihood: Tensor, kept: Kept) -> None:
         """Add to `grads` from the gradient of what `masked_log_likelihood` returned, [sequences, tokens]."""
-        dlog_likelihood = dlog_likelihood.reshape(-1)
-        dlogits = log_likelihood_backward(dlog_likelihood[cache["rows"]], cache["logits"], cache["targets"])
-        drows = trunk.mlm_logits_backward(self.p, self.config, dlogits, cache["head"], self.own_grads)
-        dhidden = drows.new_zeros(dlog_likelihood.shape[0], drows.shape[1]).index_copy_(0, cache["rows"], drows)
-        trunk.bert_backward(self.p, self.config, dhidden, cache["trunk"], self.own_grads)
+        masked_words_backward(dlog_likelihood, kept, self.own_grads)
 
     def _check_labels(
         self, sequences: int, tokens: int, relevance_score: Tensor, labels: Tensor, mlm_mask: Tensor | None
@@ -203,17 +230,6 @@ def counted_words(logits: Tensor, labels: Tensor, candidates: int, mlm_mask: Ten
     log_likelihood = logits.new_zeros(every)
     log_likelihood.view(-1)[rows] = -ops.cross_entropy(logits, targets)
     return CountedWords(rows, logits, targets, log_likelihood)
-
-
-def log_likelihood_backward(dlog_likelihood: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-    """∂/∂logits of log softmax(logits)[target]: d ([class = target] - softmax), 0 where the target is -100.
-
-    dlog_likelihood [rows], logits [rows, classes], targets [rows] -> [rows, classes].
-    """
-    ignored = targets == IGNORED
-    scale = dlog_likelihood.masked_fill(ignored, 0)[:, None]
-    dlogits = ops.softmax(logits).mul_(-scale)
-    return dlogits.scatter_add_(1, targets.masked_fill(ignored, 0)[:, None], scale)
 
 
 def marginal_loss(

@@ -21,11 +21,12 @@ from ..search.mips import BlockIndex
 from ..search.sharded_index import KEY, ShardedBlockIndex
 from ..text.retriever import RealmRetriever
 from . import ops
-from .base import RealmModel
-from .embedder import RealmEmbedder
+from .base import Inputs, RealmModel, checked_batch
+from .bert import Kept, Run
+from .embedder import RealmEmbedder, embed, embed_backward
 from .outputs import RealmForOpenQAOutput, RealmReaderOutput
 from .parameters import Parameters, Shapes
-from .reader import RealmReader
+from .reader import Answers, RealmReader, best_span_of, best_span_of_backward, check_blocks
 from .spans import span_candidates
 
 # ORQA's query_seq_len: the wordpieces of a question, special tokens included.
@@ -227,64 +228,67 @@ class RealmForOpenQA(RealmModel):
             raise ValueError(
                 f"answer_ids holds answers of {len(answer_ids)} questions: {input_ids.shape[0]} were given"
             )
-        projections = self.embedder(
-            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, return_dict=True
-        ).projected_score  # [batch, proj]
-        question_cache = self.embedder._cache
-        _, block_ids = self._search(projections, self.searcher_beam_size)
-        outputs, reader_caches = [], []
-        for i, ids in enumerate(input_ids.split(1)):
-            answers = None if answer_ids is None else answer_ids[i]
-            outputs.append(self._read(ids, projections[i], block_ids[i], answers))
-            reader_caches.append(self.reader._cache)
-        reader_outputs, predicted = zip(*outputs, strict=True)
-        if len(outputs) == 1:
-            output = RealmForOpenQAOutput(reader_outputs[0], predicted[0])
-        else:
-            output = RealmForOpenQAOutput(reader_outputs, predicted)
-        loss = {} if answer_ids is None else {"loss": torch.Size([len(outputs)] if len(outputs) > 1 else [])}
-        self._keep(question=question_cache, readers=reader_caches, block_ids=block_ids, outputs=loss)
-        return output if self._wants_dict(return_dict) else output.to_tuple()
+        question = checked_batch(self.config, Inputs(input_ids, attention_mask, token_type_ids))
+        of_question = self.embedder._run(len(input_ids))
+        of_readers = [self.reader._run(self.config.reader_beam_size) for _ in input_ids]
 
-    def _backward(self, cache: dict[str, Any], cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
+        def answer(keep: bool) -> tuple[RealmForOpenQAOutput, Kept]:
+            # x: [batch, proj]
+            (x, _), kept_x = embed(self.embedder.p, self.config, question, of_question._replace(keep=keep))
+            _, block_ids = self._search(x, self.searcher_beam_size)
+            found, kept_readers = [], []
+            for i, run in enumerate(of_readers):
+                answers = None if answer_ids is None else answer_ids[i]
+                run = run._replace(keep=keep)
+                *read, kept = self._read(input_ids[i : i + 1], x[i], block_ids[i], answers, run)
+                found.append(read)
+                kept_readers.append(kept)
+            reader_outputs, predicted = zip(*found, strict=True)
+            if len(found) == 1:
+                output = RealmForOpenQAOutput(reader_outputs[0], predicted[0])
+            else:
+                output = RealmForOpenQAOutput(reader_outputs, predicted)
+            return output, (kept_x, kept_readers, block_ids)
+
+        losses = {} if answer_ids is None else {"loss": (len(input_ids),) if len(input_ids) > 1 else ()}
+        return self._called(answer, losses, return_dict)
+
+    def _backward(self, kept: Kept, cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
         """Through the reader, and through f(x, z) into the questions' embeddings; the blocks' embeddings are frozen.
 
         Without a cotangent the losses of several questions are differentiated as their sum; `loss=` [batch] weighs
         them otherwise. Every question's reading is kept until then.
         """
-        drelevance, dprojections = [], []
-        for reader_cache, ids, dloss in zip(
-            cache["readers"], cache["block_ids"], cotangents["loss"].reshape(-1), strict=True
-        ):
-            drelevance.append(self.reader._backward(reader_cache, {"loss": dloss})["relevance_score"])
-            blocks = self.block_emb[ids].to(self.device)  # [searcher beam, proj]
-            dprojections.append(drelevance[-1] @ blocks)
-        self.embedder._backward(cache["question"], {"projected_score": torch.stack(dprojections)})
+        kept_x, kept_readers, block_ids = kept
+        drelevance, dx = [], []
+        for kept_reader, ids, dloss in zip(kept_readers, block_ids, cotangents["loss"].reshape(-1), strict=True):
+            drelevance.append(best_span_of_backward({"loss": dloss}, kept_reader, self.reader.own_grads)[0])
+            dx.append(drelevance[-1] @ self.block_emb[ids].to(self.device))  # [searcher beam] @ [searcher beam, proj]
+        embed_backward(torch.stack(dx), kept_x, self.embedder.own_grads)
         return {"relevance_score": torch.stack(drelevance).view(*cotangents["loss"].shape, -1)}
 
     def _read(
-        self, question_ids: Tensor, projection: Tensor, block_ids: Tensor, answer_ids: list[list[int]] | None
-    ) -> tuple[RealmReaderOutput, Tensor]:
-        """Read the blocks `block_ids` [searcher beam] for one question [1, tokens]."""
-        device = self.reader.device
+        self, question_ids: Tensor, x: Tensor, block_ids: Tensor, answer_ids: list[list[int]] | None, run: Run
+    ) -> tuple[RealmReaderOutput, Tensor, Kept]:
+        """Read the blocks `block_ids` [searcher beam] for one question [1, tokens], embedded as `x` [proj]."""
+        device, beam = self.reader.device, self.config.reader_beam_size
         has_answers, starts, ends, inputs = self.retriever(
             block_ids.cpu(), question_ids, answer_ids, max_length=self.config.reader_seq_len
         )
-        beam = self.config.reader_beam_size
-        output = self.reader(
-            input_ids=inputs.input_ids[:beam].to(device),
-            attention_mask=inputs.attention_mask[:beam].to(device),
-            token_type_ids=inputs.token_type_ids[:beam].to(device),
-            # f(x, z) once more, from the question's embedding of this very forward.
-            relevance_score=self.block_emb[block_ids].to(device) @ projection.to(device),
-            block_mask=block_mask(inputs).to(device),
-            has_answers=None if has_answers is None else torch.tensor(has_answers, dtype=torch.bool, device=device),
-            start_positions=None if has_answers is None else torch.tensor(starts, dtype=torch.long, device=device),
-            end_positions=None if has_answers is None else torch.tensor(ends, dtype=torch.long, device=device),
-            return_dict=True,
-        )
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        batch = checked_batch(self.config, Inputs(*(inputs[name][:beam].to(device) for name in names)))
+        answers = None
+        if has_answers is not None:
+            starts, ends = (torch.tensor(places, dtype=torch.long, device=device) for places in (starts, ends))
+            answers = Answers(starts, ends, torch.tensor(has_answers, dtype=torch.bool, device=device))
+        # f(x, z) once more, from the question's embedding of this very forward.
+        relevance = self.block_emb[block_ids].to(device) @ x.to(device)
+        in_block = block_mask(inputs).to(device)
+        check_blocks(self.config, batch, relevance[:beam], in_block[:beam])
+        output: Any
+        output, kept = best_span_of(self.reader.p, self.config, batch, in_block, relevance, answers, run)
         read_ids = inputs.input_ids[output.block_idx.cpu()]
-        return output, read_ids[output.start_pos.item() : output.end_pos.item() + 1].to(device)
+        return output, read_ids[output.start_pos.item() : output.end_pos.item() + 1].to(device), kept
 
     def retrieve(self, questions: list[str], k: int) -> tuple[Tensor, Tensor]:
         """Find the `k` most relevant blocks of each question.
@@ -354,9 +358,8 @@ class RealmForOpenQA(RealmModel):
         )
         if not in_block.any():
             raise ValueError(f"every block retrieved for {question!r} is empty: index documents that hold text")
-        logits, encoded = self.reader.span_logits(
-            ids, mask, types, None, None, None, scores.to(device), in_block, output_attentions
-        )
+        run = Run(output_attentions=output_attentions)
+        logits, encoded = self.reader.span_logits(Inputs(ids, mask, types), scores.to(device), in_block, run)
         starts, ends = span_candidates(ids.shape[1], config.max_span_width, device)
         return SpanScores(ids, inputs.offset_mapping, in_block, starts, ends, logits, encoded.attentions or ())
 

@@ -259,6 +259,14 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> 
     return (shifted.exp_().sum(1).log_() - picked).masked_fill_(ignored, 0)
 
 
+def cross_entropy_backward(dy: Tensor, logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
+    """dlogits = dy (softmax(logits) - [class = target]) [rows, classes], 0 in a row whose target is `ignore_index`."""
+    ignored = targets == ignore_index
+    scale = dy.masked_fill(ignored, 0)[:, None]
+    dlogits = softmax(logits).mul_(scale)
+    return dlogits.scatter_add_(1, targets.masked_fill(ignored, 0)[:, None], -scale)
+
+
 def check_targets(targets: Tensor, classes: int, ignore_index: int = -100) -> None:
     """Raise the ValueError that names a target which is neither one of 0..classes - 1 nor `ignore_index`."""
     wrong = (targets != ignore_index) & ((targets < 0) | (targets >= classes))

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
 
 
+@dataclass
+class Call:
+    """A model's call, for its backward."""
+
+    forward: Callable[[bool], tuple[ModelOutput, Any]]  # makes it once more, keeping what the backward takes if told so
+    outputs: dict[str, tuple[int, ...]]  # shapes of those that have a gradient
+    kept: Any  # None where nothing was kept
+    state: tuple  # of the model's modes and weights
+
+
 @dataclass(repr=False)
 class ModelOutput:
-    """A dataclass whose fields that are not None also read as a tuple (`out[0]`) and as a mapping (`out["loss"]`)."""
+    """A dataclass whose fields that are not None also read as a tuple (`out[0]`) and as a mapping (`out["loss"]`).
+
+    `call` is what `model.backward(output)` takes; it is none of the fields.
+    """
+
+    call: Call | None = field(default=None, init=False, compare=False)
 
     def keys(self) -> tuple[str, ...]:
-        return tuple(field.name for field in fields(self) if getattr(self, field.name) is not None)
+        names = (field.name for field in fields(self) if field.name != "call")
+        return tuple(name for name in names if getattr(self, name) is not None)
 
     def values(self) -> tuple[Any, ...]:
         return self.to_tuple()

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import RealmConfig
+
 # A name maps to its shape, or to the name of the tensor it shares (tied weights).
 Shapes = dict[str, "tuple[int, ...] | str"]
 
@@ -50,6 +52,47 @@ class Parameters(dict[str, Tensor]):
             yield
         finally:
             self._in_last_pass = False
+
+
+def bert_shapes(config: RealmConfig) -> Shapes:
+    """BERT's tensors, which all models have under `realm.`, in the state dict's order."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    found: Shapes = {
+        "embeddings.word_embeddings.weight": (config.vocab_size, hidden),
+        "embeddings.position_embeddings.weight": (config.max_position_embeddings, hidden),
+        "embeddings.token_type_embeddings.weight": (config.type_vocab_size, hidden),
+        **norm_shapes("embeddings.LayerNorm", hidden),
+    }
+    for index in range(config.num_hidden_layers):
+        layer = f"encoder.layer.{index}"
+        for part in ("query", "key", "value"):
+            found |= linear_shapes(f"{layer}.attention.self.{part}", hidden, hidden)
+        found |= linear_shapes(f"{layer}.attention.output.dense", hidden, hidden)
+        found |= norm_shapes(f"{layer}.attention.output.LayerNorm", hidden)
+        found |= linear_shapes(f"{layer}.intermediate.dense", hidden, inner)
+        found |= linear_shapes(f"{layer}.output.dense", inner, hidden)
+        found |= norm_shapes(f"{layer}.output.LayerNorm", hidden)
+    found |= linear_shapes("pooler.dense", hidden, hidden)
+    return {f"realm.{key}": shape for key, shape in found.items()}
+
+
+def mlm_head_shapes(config: RealmConfig, tied_to: str | None = None) -> Shapes:
+    """The masked-language-model head; its decoder is a matrix of its own or the word embeddings (`tied_to`)."""
+    return {
+        "cls.predictions.bias": (config.vocab_size,),
+        **linear_shapes("cls.predictions.transform.dense", config.hidden_size, config.hidden_size),
+        **norm_shapes("cls.predictions.transform.LayerNorm", config.hidden_size),
+        "cls.predictions.decoder.weight": tied_to or (config.vocab_size, config.hidden_size),
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    }
+
+
+def linear_shapes(name: str, inputs: int, outputs: int) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def norm_shapes(name: str, size: int) -> Shapes:
+    return {f"{name}.weight": (size,), f"{name}.bias": (size,)}
 
 
 def allocate(

@@ -6,16 +6,61 @@ relevant the block is. Axes: `beam` blocks, `spans` of at most `max_span_width` 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ..config import RealmConfig
-from . import bert as trunk
 from . import ops
-from .base import RealmModel
+from .base import Inputs, RealmModel, checked_batch
+from .bert import PLAIN, Batch, Encoded, Kept, Run, bert, bert_backward, linear, linear_backward
 from .outputs import RealmReaderOutput
-from .parameters import Shapes
+from .parameters import Parameters, Shapes, bert_shapes, linear_shapes, mlm_head_shapes, norm_shapes
 from .spans import SpanOptions, span_candidates, span_logits, span_logits_backward
+
+
+def read(
+    p: Parameters, config: RealmConfig, batch: Batch, in_block: Tensor, relevance: Tensor, run: Run
+) -> tuple[tuple[Tensor, Encoded], Kept]:
+    """S(b, s) = w · LayerNorm(relu(W₁ h_first + W₂ h_last)) + f(x, b) of spans in the block, lowest of others.
+
+    Args:
+        in_block: [beam, tokens], true where spans may begin and end.
+        relevance: f(x, b) [beam].
+
+    Returns:
+        The scores [beam, spans] in the order of `span_candidates` with what BERT returned; and what the backward takes.
+    """
+    # Nobody reads padding, unless the block's mask says that answers may stand in it.
+    padding_is_read = batch.mask.shape == in_block.shape and bool((in_block.bool() & (batch.mask == 0)).any())
+    encoded, kept_bert = bert(p, config, batch, "tokens" if padding_is_read else "unpadded", run)
+    beam, tokens, hidden = encoded.hidden.shape
+    projections, kept_in = linear(p, "qa_outputs.dense_intermediate", encoded.hidden.reshape(-1, hidden))
+    starts, ends = projections.view(beam, tokens, -1).chunk(2, dim=2)  # [beam, tokens, span hidden] each
+    arguments = (
+        starts, ends, p["qa_outputs.layer_normalization.weight"], p["qa_outputs.layer_normalization.bias"],
+        p["qa_outputs.dense_output.weight"][0], p["qa_outputs.dense_output.bias"],
+    )  # fmt: skip
+    options = SpanOptions(
+        max_span_width=config.max_span_width, eps=config.reader_layer_norm_eps, block_mask=in_block.bool(),
+        relevance_score=relevance,
+    )  # fmt: skip
+    scores = span_logits(*arguments, **options)
+    return (scores, encoded), (kept_bert, kept_in, arguments, options, encoded.hidden.shape) if run.keep else None
+
+
+def read_backward(dy: Tensor, kept: Kept, grads: Parameters) -> tuple[Tensor, Tensor]:
+    """∂loss/∂relevance [beam] and ∂loss/∂inputs_embeds [beam, tokens, hidden] from that of the scores [beam, spans]."""
+    kept_bert, kept_in, arguments, options, shape = kept
+    found = span_logits_backward(dy, *arguments, **options)
+    grads["qa_outputs.layer_normalization.weight"] += found["norm_weight"]
+    grads["qa_outputs.layer_normalization.bias"] += found["norm_bias"]
+    grads["qa_outputs.dense_output.weight"][0] += found["output_weight"]
+    grads["qa_outputs.dense_output.bias"] += found["output_bias"]
+    dprojections = torch.cat([found["start_projection"], found["end_projection"]], 2).flatten(0, 1)
+    dhidden = linear_backward(dprojections, kept_in, grads).view(shape)
+    return found["relevance_score"], bert_backward(dhidden, kept_bert, grads)
 
 
 class RealmReader(RealmModel):
@@ -27,11 +72,11 @@ class RealmReader(RealmModel):
     def shapes(cls, config: RealmConfig) -> Shapes:
         spans = config.span_hidden_size
         return {
-            **{f"realm.{key}": shape for key, shape in trunk.shapes(config).items()},
-            **trunk.mlm_head_shapes(config),
-            **trunk.dense_shapes("qa_outputs.dense_intermediate", config.hidden_size, 2 * spans),
-            **trunk.dense_shapes("qa_outputs.dense_output", spans, 1),
-            **trunk.norm_shapes("qa_outputs.layer_normalization", spans),
+            **bert_shapes(config),
+            **mlm_head_shapes(config),
+            **linear_shapes("qa_outputs.dense_intermediate", config.hidden_size, 2 * spans),
+            **linear_shapes("qa_outputs.dense_output", spans, 1),
+            **norm_shapes("qa_outputs.layer_normalization", spans),
         }
 
     def forward(
@@ -71,130 +116,109 @@ class RealmReader(RealmModel):
         if relevance_score is None or block_mask is None:
             missing = "relevance_score" if relevance_score is None else "block_mask"
             raise ValueError(f"{missing} was not given: the reader needs it to score spans")
-        logits, encoded = self.span_logits(
-            input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds,
-            # As the searcher hands them over, scores and masks may be of more blocks than are read.
-            relevance_score[: self.config.reader_beam_size], block_mask[: self.config.reader_beam_size],
-            output_attentions, output_hidden_states,
-        )  # fmt: skip
-        starts, ends = span_candidates(encoded.hidden.shape[1], self.config.max_span_width, logits.device)
-        candidate = logits.amax(0).argmax()
-        output = RealmReaderOutput(
-            block_idx=logits.amax(1).argmax(),
-            candidate=candidate,
-            start_pos=starts[candidate[None]],
-            end_pos=ends[candidate[None]],
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-        )
+        inputs = Inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        batch = checked_batch(self.config, inputs)
+        beam, read_blocks = len(batch.types), slice(self.config.reader_beam_size)
+        # As the searcher hands them over, scores and masks may be of more blocks than are read.
+        check_blocks(self.config, batch, relevance_score[read_blocks], block_mask[read_blocks])
+        answers = None
         if start_positions is not None and end_positions is not None and has_answers is not None:
-            beam, tokens = logits.shape[0], encoded.hidden.shape[1]
-            for name, value in (("start_positions", start_positions), ("end_positions", end_positions)):
-                if value.dim() != 2 or value.shape[0] < beam:
-                    raise ValueError(f"{name} has shape {tuple(value.shape)}: expected [blocks, answers]")
-            output.retriever_correct = has_answers
-            output.reader_correct = correct_spans(
-                starts, ends, start_positions[:beam].clamp(-1, tokens), end_positions[:beam].clamp(-1, tokens)
-            )
-            # A question whose answer was not retrieved teaches nothing: its losses are 0.
-            output.retriever_loss = marginal_log_loss(relevance_score, has_answers) * has_answers.any()
-            output.reader_loss = marginal_log_loss(
-                logits.reshape(-1), output.reader_correct.reshape(-1)
-            ) * output.reader_correct.any()  # fmt: skip
-            output.loss = output.retriever_loss + output.reader_loss
-        if self.keeps:
-            losses = ("loss", "retriever_loss", "reader_loss")
-            self._cache |= dict(
-                logits=logits, relevance_score=relevance_score, has_answers=has_answers, correct=output.reader_correct,
-                outputs={name: output[name].shape for name in losses if name in output},
-            )  # fmt: skip
-        return output if self._wants_dict(return_dict) else output.to_tuple()
-
-    def _backward(self, cache: trunk.Cache, cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
-        relevance_score, logits, correct = cache["relevance_score"], cache["logits"], cache["correct"]
-        total = cotangents.get("loss", 0)
-        drelevance = torch.zeros_like(relevance_score)
-        if cache["has_answers"].any():
-            dretriever = total + cotangents.get("retriever_loss", 0)
-            drelevance += dretriever * marginal_log_loss_gradient(relevance_score, cache["has_answers"])
-        dlogits = torch.zeros_like(logits)
-        if correct.any():
-            dreader = total + cotangents.get("reader_loss", 0)
-            dlogits += dreader * marginal_log_loss_gradient(logits.flatten(), correct.flatten()).view_as(logits)
-        p, grads, spans = self.p, self.own_grads, cache["spans"]
-        found = span_logits_backward(dlogits, *spans["arguments"], **spans["options"])
-        drelevance[: logits.shape[0]] += found["relevance_score"]
-        grads["qa_outputs.layer_normalization.weight"] += found["norm_weight"]
-        grads["qa_outputs.layer_normalization.bias"] += found["norm_bias"]
-        grads["qa_outputs.dense_output.weight"][0] += found["output_weight"]
-        grads["qa_outputs.dense_output.bias"] += found["output_bias"]
-        dense = "qa_outputs.dense_intermediate"
-        dprojections = torch.cat([found["start_projection"], found["end_projection"]], 2).flatten(0, 1)
-        dhidden = ops.linear_backward(
-            dprojections, cache["hidden"], p[f"{dense}.weight"], grads[f"{dense}.weight"], grads[f"{dense}.bias"]
-        ).view(*logits.shape[:1], -1, self.config.hidden_size)
-        dembeds = trunk.bert_backward(p, self.config, dhidden, cache["trunk"], grads)
-        return {"relevance_score": drelevance, "inputs_embeds": dembeds}
+            answers = Answers(start_positions, end_positions, has_answers)
+            check_answers(answers, beam)
+        run = self._run(beam, head_mask, output_attentions, output_hidden_states)
+        return self._called(
+            lambda keep: best_span_of(
+                self.p, self.config, batch, block_mask, relevance_score, answers, run._replace(keep=keep)
+            ),
+            ("loss", "retriever_loss", "reader_loss"),
+            return_dict,
+        )
 
     def span_logits(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-        head_mask: Tensor | None,
-        inputs_embeds: Tensor | None,
-        relevance_score: Tensor,
-        block_mask: Tensor,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-    ) -> tuple[Tensor, trunk.Encoded]:
-        """S_read of every span of every block given: logits [beam, spans], and what the trunk returned."""
-        config, p = self.config, self.p
-        # Nobody reads padding, unless the block's mask says that answers may stand in it.
-        answers_in_padding = (
-            attention_mask is not None
-            and attention_mask.shape == block_mask.shape
-            and bool((block_mask.bool() & (attention_mask == 0)).any())
-        )
-        encoded = self._encode(
-            "tokens" if answers_in_padding else "unpadded",
-            input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds,
-            output_attentions, output_hidden_states,
-        )  # fmt: skip
-        beam, tokens, hidden = encoded.hidden.shape
-        if tokens < config.max_span_width:
-            raise ValueError(f"{tokens} tokens are fewer than max_span_width={config.max_span_width}: pad the input")
-        if tuple(block_mask.shape) != (beam, tokens):
-            raise ValueError(f"block_mask has shape {tuple(block_mask.shape)}: expected {(beam, tokens)} as the input")
-        if tuple(relevance_score.shape) != (beam,):
-            raise ValueError(f"relevance_score has shape {tuple(relevance_score.shape)}: expected {(beam,)}")
-        projections = ops.linear(
-            encoded.hidden.reshape(-1, hidden),
-            p["qa_outputs.dense_intermediate.weight"],
-            p["qa_outputs.dense_intermediate.bias"],
-        )
-        start_projection, end_projection = projections.view(beam, tokens, -1).chunk(2, dim=2)
-        arguments = (
-            start_projection,
-            end_projection,
-            p["qa_outputs.layer_normalization.weight"],
-            p["qa_outputs.layer_normalization.bias"],
-            p["qa_outputs.dense_output.weight"][0],
-            p["qa_outputs.dense_output.bias"],
-        )
-        options = SpanOptions(
-            max_span_width=config.max_span_width,
-            eps=config.reader_layer_norm_eps,
-            block_mask=block_mask.bool(),
-            relevance_score=relevance_score,
-        )
-        self._keep(
-            trunk=encoded.cache,
-            hidden=encoded.hidden.reshape(-1, hidden),
-            spans={"arguments": arguments, "options": options},
-        )
-        return span_logits(*arguments, **options), encoded
+        self, inputs: Inputs, relevance_score: Tensor, block_mask: Tensor, run: Run = PLAIN
+    ) -> tuple[Tensor, Encoded]:
+        """The score of every span of every block read, [beam, spans], and what BERT returned; arguments as a call's."""
+        batch = checked_batch(self.config, inputs)
+        check_blocks(self.config, batch, relevance_score, block_mask)
+        return read(self.p, self.config, batch, block_mask, relevance_score, run)[0]
+
+    def _backward(self, kept: Kept, cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
+        drelevance, dembeds = best_span_of_backward(cotangents, kept, self.own_grads)
+        return {"relevance_score": drelevance, "inputs_embeds": dembeds}
+
+
+def best_span_of(
+    p: Parameters, config: RealmConfig, batch: Batch, in_block: Tensor, relevance: Tensor,
+    answers: Answers | None, run: Run,
+) -> tuple[RealmReaderOutput, Kept]:  # fmt: skip
+    """The best span of the blocks read, and the losses where answers are given; see `RealmReader.forward`.
+
+    As the searcher hands them over, `relevance` [searcher beam] and `in_block` may be of more blocks than are read.
+    """
+    beam, tokens = batch.types.shape
+    (scores, encoded), kept = read(p, config, batch, in_block[:beam], relevance[:beam], run)
+    starts, ends = span_candidates(tokens, config.max_span_width, scores.device)
+    candidate = scores.amax(0).argmax()
+    output = RealmReaderOutput(
+        block_idx=scores.amax(1).argmax(),
+        candidate=candidate,
+        start_pos=starts[candidate[None]],
+        end_pos=ends[candidate[None]],
+        hidden_states=encoded.hidden_states,
+        attentions=encoded.attentions,
+    )
+    if answers is not None:
+        output.retriever_correct = has_answers = answers.has_answers
+        gold = (positions[:beam].clamp(-1, tokens) for positions in answers[:2])
+        output.reader_correct = correct = correct_spans(starts, ends, *gold)
+        # A question whose answer was not retrieved teaches nothing: its losses are 0.
+        output.retriever_loss = marginal_log_loss(relevance, has_answers) * has_answers.any()
+        output.reader_loss = marginal_log_loss(scores.reshape(-1), correct.reshape(-1)) * correct.any()
+        output.loss = output.retriever_loss + output.reader_loss
+    return output, (kept, scores, relevance, answers, output.reader_correct)
+
+
+def best_span_of_backward(cotangents: dict[str, Tensor], kept: Kept, grads: Parameters) -> tuple[Tensor, Tensor]:
+    """∂/∂relevance [searcher beam] and ∂/∂inputs_embeds of the losses that `cotangents` name."""
+    kept_read, scores, relevance, answers, correct = kept
+    total = cotangents.get("loss", 0)
+    drelevance, dscores = torch.zeros_like(relevance), torch.zeros_like(scores)
+    if answers.has_answers.any():
+        dretriever = total + cotangents.get("retriever_loss", 0)
+        drelevance += dretriever * marginal_log_loss_gradient(relevance, answers.has_answers)
+    if correct.any():
+        dreader = total + cotangents.get("reader_loss", 0)
+        dscores += dreader * marginal_log_loss_gradient(scores.flatten(), correct.flatten()).view_as(scores)
+    dread, dembeds = read_backward(dscores, kept_read, grads)
+    drelevance[: len(dread)] += dread
+    return drelevance, dembeds
+
+
+class Answers(NamedTuple):
+    """Where the answers stand: see `RealmReader.forward`."""
+
+    start_positions: Tensor
+    end_positions: Tensor
+    has_answers: Tensor
+
+
+def check_answers(answers: Answers, beam: int) -> None:
+    """Raise the ValueError that names what is wrong with the answers of `beam` blocks."""
+    for name in ("start_positions", "end_positions"):
+        value = getattr(answers, name)
+        if value.dim() != 2 or value.shape[0] < beam:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}: expected [blocks, answers]")
+
+
+def check_blocks(config: RealmConfig, batch: Batch, relevance_score: Tensor, block_mask: Tensor) -> None:
+    """Raise the ValueError that names what the blocks read cannot be scored with."""
+    beam, tokens = batch.types.shape
+    if tokens < config.max_span_width:
+        raise ValueError(f"{tokens} tokens are fewer than max_span_width={config.max_span_width}: pad the input")
+    if tuple(block_mask.shape) != (beam, tokens):
+        raise ValueError(f"block_mask has shape {tuple(block_mask.shape)}: expected {(beam, tokens)} as the input")
+    if tuple(relevance_score.shape) != (beam,):
+        raise ValueError(f"relevance_score has shape {tuple(relevance_score.shape)}: expected {(beam,)}")
 
 
 def correct_spans(starts: Tensor, ends: Tensor, gold_starts: Tensor, gold_ends: Tensor) -> Tensor:

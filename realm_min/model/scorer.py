@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config import RealmConfig
-from .base import RealmModel
-from .embedder import RealmEmbedder
+from .base import Inputs, RealmModel, checked_batch
+from .bert import Kept
+from .embedder import RealmEmbedder, embed, embed_backward
 from .outputs import RealmScorerOutput
 
 
@@ -85,46 +85,53 @@ class RealmScorer(RealmModel):
         """
         if candidate_input_ids is None and candidate_inputs_embeds is None:
             raise ValueError("neither candidate_input_ids nor candidate_inputs_embeds was given: give one of them")
-        candidates, size = self.config.num_candidates, self.config.retriever_proj_size
-        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
-        query_score = self.query_embedder(
-            input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds, **asked, return_dict=True
-        ).projected_score  # [batch, proj]
-        query_cache = self.query_embedder._cache
-        candidate_score = self.embedder(
-            *flatten_candidates(candidate_input_ids, candidate_attention_mask, candidate_token_type_ids),
-            position_ids, head_mask, candidate_inputs_embeds, **asked, return_dict=True,
-        ).projected_score  # [batch * candidates, proj]  # fmt: skip
-        if candidate_score.shape[0] != query_score.shape[0] * candidates:
+        queries = checked_batch(
+            self.config, Inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        )
+        ids, mask, types = flatten_candidates(candidate_input_ids, candidate_attention_mask, candidate_token_type_ids)
+        documents = checked_batch(self.config, Inputs(ids, mask, types, position_ids, candidate_inputs_embeds))
+        if len(documents.types) != len(queries.types) * self.config.num_candidates:
             raise ValueError(
-                f"{candidate_score.shape[0]} candidates for {query_score.shape[0]} queries: expected num_candidates="
-                f"{candidates} for each; give that many, or load the model with num_candidates=…"
+                f"{len(documents.types)} candidates for {len(queries.types)} queries: expected num_candidates="
+                f"{self.config.num_candidates} for each; give that many, or load the model with num_candidates=…"
             )
-        candidate_score = candidate_score.view(-1, candidates, size)
-        relevance_score = (candidate_score @ query_score[:, :, None])[:, :, 0]  # [batch, candidates]
-        self._keep(
-            query=query_cache, candidates=self.embedder._cache, query_score=query_score,
-            candidate_score=candidate_score,
-            outputs={"relevance_score": relevance_score.shape, "query_score": query_score.shape,
-                     "candidate_score": candidate_score.shape},
-        )  # fmt: skip
-        output = RealmScorerOutput(relevance_score, query_score, candidate_score)
-        return output if self._wants_dict(return_dict) else output.to_tuple()
+        asked = (head_mask, output_attentions, output_hidden_states)
+        of_queries = self.query_embedder._run(len(queries.types), *asked)
+        of_documents = self.embedder._run(len(documents.types), *asked)
 
-    def _backward(self, cache: dict[str, Any], cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
-        query, candidates = cache["query_score"], cache["candidate_score"]  # [batch, proj], [batch, candidates, proj]
-        dquery = cotangents.get("query_score", torch.zeros_like(query))
-        dcandidates = cotangents.get("candidate_score", torch.zeros_like(candidates))
+        def score(keep: bool) -> tuple[RealmScorerOutput, Kept]:
+            (x, _), kept_x = embed(self.query_embedder.p, self.config, queries, of_queries._replace(keep=keep))
+            (z, _), kept_z = embed(self.embedder.p, self.config, documents, of_documents._replace(keep=keep))
+            z = z.view(len(x), -1, z.shape[1])  # [batch, candidates, proj]
+            relevance_score, kept = relevance(x, z)  # [batch, candidates]
+            return RealmScorerOutput(relevance_score, x, z), (kept_x, kept_z, kept)
+
+        return self._called(score, ("relevance_score", "query_score", "candidate_score"), return_dict)
+
+    def _backward(self, kept: Kept, cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
+        kept_x, kept_z, kept_relevance = kept
+        query_score, candidate_score = kept_relevance
+        dquery = cotangents.get("query_score", torch.zeros_like(query_score))
+        dcandidates = cotangents.get("candidate_score", torch.zeros_like(candidate_score))
         if "relevance_score" in cotangents:
-            drelevance = cotangents["relevance_score"][:, :, None]  # [batch, candidates, 1]
-            dquery = dquery + (drelevance * candidates).sum(1)
-            dcandidates = dcandidates + drelevance * query[:, None]
-        of_query = self.query_embedder._backward(cache["query"], {"projected_score": dquery})
-        of_candidates = self.embedder._backward(cache["candidates"], {"projected_score": dcandidates.flatten(0, 1)})
+            dx, dz = relevance_backward(cotangents["relevance_score"], kept_relevance)
+            dquery, dcandidates = dquery + dx, dcandidates + dz
         return {
-            "inputs_embeds": of_query["inputs_embeds"],
-            "candidate_inputs_embeds": of_candidates["inputs_embeds"],
+            "inputs_embeds": embed_backward(dquery, kept_x, self.query_embedder.own_grads),
+            "candidate_inputs_embeds": embed_backward(dcandidates.flatten(0, 1), kept_z, self.embedder.own_grads),
         }
+
+
+def relevance(x: Tensor, z: Tensor) -> tuple[Tensor, Kept]:
+    """f(x, z) = Embed(x) · Embed(z), [batch, proj] and [batch, candidates, proj] -> [batch, candidates]."""
+    return (z @ x[:, :, None])[:, :, 0], (x, z)
+
+
+def relevance_backward(dy: Tensor, kept: Kept) -> tuple[Tensor, Tensor]:
+    """f is an inner product: the gradient of each side is the other side."""
+    x, z = kept
+    dy = dy[:, :, None]  # [batch, candidates, 1]
+    return (dy * z).sum(1), dy * x[:, None]
 
 
 def flatten_candidates(*inputs: Tensor | None) -> list[Tensor | None]:

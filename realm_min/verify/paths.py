@@ -19,8 +19,11 @@ from torch import Tensor
 from .. import numpy_reference as reference
 from ..config import RealmConfig
 from ..model import bert as trunk
-from ..model import ops, spans
-from ..model.knowledge_encoder import marginal_mlm_loss
+from ..model import fast, ops, spans
+from ..model.base import Inputs, checked_batch
+from ..model.bert import PLAIN
+from ..model.embedder import pool
+from ..model.knowledge_encoder import marginal_mlm_loss, mlm_logits
 from ..model.parameters import Shapes
 from ..model.reader import correct_spans, marginal_log_loss
 from ..search.mips import mips_topk
@@ -251,43 +254,36 @@ class TorchPath(MeasuredPath):
         return model.to(self.dtype).to(self.device).eval()
 
     def embeddings(self, model: Any, stage: Stage, ids: Tensor, mask: Tensor, types: Tensor) -> Tensor:
-        inputs = trunk.check_inputs(self.config, ids, mask, types, None, None)
-        return trunk.embed(
-            model.p, self.config, "realm.embeddings", inputs, None, [ids.shape[1]] * len(ids), None
-        ).view(*ids.shape, -1)
+        batch = checked_batch(self.config, Inputs(ids, mask, types))
+        rows = fast.rows_of(batch.mask, True, self.dtype)
+        return trunk.embeddings(model.p, self.config, batch, rows, PLAIN)[0].view(*ids.shape, -1)
 
     def attention(self, model: Any, stage: Stage, x: Tensor, mask: Tensor) -> Tensor:
         """The first half of `bert.layer`."""
-        p, config, name = model.p, self.config, f"realm.encoder.layer.{stage.layer}.attention"
-        batch, tokens, _ = x.shape
-        rows = x.reshape(batch * tokens, -1)
-        key_mask = ops.additive_mask(mask, self.dtype)[:, None]
-        context, _ = trunk.self_attention(
-            p, config, f"{name}.self", rows, [tokens] * batch, key_mask, None, None, False, None
-        )
-        rows = trunk.add_dense(p, f"{name}.output.dense", rows, context, [tokens] * batch, None)
-        return trunk.normalize(p, f"{name}.output.LayerNorm", rows, config).view(x.shape)
+        rows = fast.rows_of(mask, True, self.dtype)
+        name, flat = f"realm.encoder.layer.{stage.layer}", x.reshape(-1, x.shape[2])
+        return trunk.attention(model.p, self.config, name, flat, rows, fast.PLAIN)[0].view(x.shape)
 
     def mlp(self, model: Any, stage: Stage, x: Tensor) -> Tensor:
         """The second half of `bert.layer`."""
-        name = f"realm.encoder.layer.{stage.layer}"
-        lengths = [x.shape[1]] * len(x)
-        rows = trunk.add_mlp(model.p, name, x.reshape(-1, x.shape[2]), self.config, lengths, None)
-        return trunk.normalize(model.p, f"{name}.output.LayerNorm", rows, self.config).view(x.shape)
+        name, flat = f"realm.encoder.layer.{stage.layer}", x.reshape(-1, x.shape[2])
+        rows = fast.Rows([x.shape[1]] * len(x), None, None)
+        y, _ = fast.mlp(model.p, self.config, name, flat, rows, fast.PLAIN)
+        return trunk.layer_norm(model.p, f"{name}.output.LayerNorm", y, self.config.layer_norm_eps)[0].view(x.shape)
 
     def pooler(self, model: Any, stage: Stage, x: Tensor) -> Tensor:
-        return trunk.pool(model.p, x[:, 0])
+        return pool(model.p, x[:, 0])[0]
 
     def projection(self, model: Any, stage: Stage, pooled: Tensor) -> Tensor:
-        projected = ops.linear(pooled, model.p["cls.dense.weight"], model.p["cls.dense.bias"])
-        return trunk.normalize(model.p, "cls.LayerNorm", projected, self.config)
+        projected, _ = trunk.linear(model.p, "cls.dense", pooled)
+        return trunk.layer_norm(model.p, "cls.LayerNorm", projected, self.config.layer_norm_eps)[0]
 
     def relevance(self, model: Any, stage: Stage, query: Tensor, candidates: Tensor) -> Tensor:
         candidates = candidates.view(query.shape[0], -1, query.shape[1])
         return (candidates @ query[:, :, None])[:, :, 0]
 
     def mlm_logits(self, model: Any, stage: Stage, x: Tensor) -> Tensor:
-        return trunk.mlm_logits(model.p, self.config, x.reshape(-1, x.shape[2])).view(*x.shape[:2], -1)
+        return mlm_logits(model.p, self.config, x.reshape(-1, x.shape[2]))[0].view(*x.shape[:2], -1)
 
     def mlm_loss(
         self, model: Any, stage: Stage, logits: Tensor, relevance: Tensor, labels: Tensor, mlm_mask: Tensor

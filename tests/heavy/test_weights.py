@@ -18,7 +18,9 @@ import transformers
 
 from realm_min import RealmConfig, RealmEmbedder, RealmTokenizerFast
 from realm_min.files import checkpoint
-from realm_min.model import bert as trunk
+from realm_min.model.base import Inputs, checked_batch
+from realm_min.model.bert import Run, bert
+from realm_min.model.embedder import pool
 from realm_min.text.corpus import cut_blocks, factbook_documents
 
 BLOCKS, BATCH = 100, 10
@@ -74,18 +76,16 @@ def errors(theirs, ours, batches, dtype) -> list[tuple[str, float, float]]:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
         with torch.no_grad():
             expected = theirs(**inputs, output_hidden_states=True)
-        checked = trunk.check_inputs(
-            ours.config, inputs["input_ids"], inputs["attention_mask"], inputs["token_type_ids"], None, None
-        )
-        encoded = trunk.bert(ours.p, ours.config, checked, read="tokens", output_hidden_states=True)
+        checked = checked_batch(ours.config, Inputs(**inputs))
+        encoded, _ = bert(ours.p, ours.config, checked, "tokens", Run(output_hidden_states=True))
         real = inputs["attention_mask"].bool()
         pairs = {"embeddings": (encoded.hidden_states[0][real], expected.hidden_states[0][real])}
         for i in range(1, len(expected.hidden_states)):
             pairs[f"layer {i}"] = (encoded.hidden_states[i][real], expected.hidden_states[i][real])
         # Without hidden states to return, padding is dropped and only the first token's last layer is computed.
-        first = trunk.bert(ours.p, ours.config, checked, read="first").hidden
+        first = bert(ours.p, ours.config, checked, "first")[0].hidden
         pairs["first token alone"] = (first, expected.last_hidden_state[:, 0])
-        pairs["pooler"] = (trunk.pool(ours.p, first), expected.pooler_output)
+        pairs["pooler"] = (pool(ours.p, first)[0], expected.pooler_output)
         for name, (a, b) in pairs.items():
             assert a.shape == b.shape
             error, size = found.get(name, (0.0, 0.0))
