@@ -51,8 +51,8 @@ from realm_min.app import indexing
 from realm_min.app.default_model import PACKED_FILE
 from realm_min.files.atomic import write_atomically
 from realm_min.files.packed import load_packed
-from realm_min.jobs import loop, warm_start
-from realm_min.learn import mlm
+from realm_min.jobs import loop, runs, warm_start
+from realm_min.jobs.settings import Mlm
 from realm_min.learn.optimizer import AdamW
 from realm_min.model.knowledge_encoder import IGNORED
 from realm_min.ranks import distributed
@@ -375,7 +375,7 @@ def embedding_constants(bench: Bench) -> dict[str, float]:
         blocks = factbook(count, bench.seed + 3)
         config = embedder.config if embedder else realm_min.RealmConfig()
         flops = scale_model.encoder_flops(config, lengths(words, blocks))
-        work = functools.partial(indexing.embed_blocks, embedder, words, blocks)
+        work = functools.partial(embedding.embed_blocks, embedder, words, blocks)
         found[name] = flops / bench.median(1, work, 2)
     return found
 
@@ -396,7 +396,7 @@ def embedding(bench: Bench, path: Path) -> list[Row]:
                 if stage == "Embedding blocks":
                     times.append(time.perf_counter())
 
-            with inside(part), mock.patch.object(indexing, "SHARD_SIZE", SHARD_SIZE):
+            with inside(part), mock.patch.object(embedding, "SHARD_SIZE", SHARD_SIZE):
                 indexing.index(documents, folder, model, tokenizer, report=report)
             if part.is_first:
                 embedded[ranks].append((times[-1] - times[0], 0.0))
@@ -438,9 +438,9 @@ def training_steps(bench: Bench, ranks: int, batch: int, folder: Path, steps: in
     """Seconds of each step of a run on the first `ranks` ranks, the first step left out."""
     bench.world.barrier()
     if bench.world.rank < ranks:
-        settings = mlm.Settings(steps=steps, batch_size=batch, max_wordpieces=TRAINED_TOKENS, seed=bench.seed)
+        settings = Mlm(steps=steps, batch_size=batch, max_wordpieces=TRAINED_TOKENS, seed=bench.seed)
         with inside(bench.worlds[ranks]):
-            mlm.warm_up(
+            runs.mlm(
                 folder, training_blocks(bench.seed), new_encoder(bench.seed), warm_start.tokenizer(None), settings,
                 save_every=steps,
             )  # fmt: skip

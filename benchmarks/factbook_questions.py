@@ -22,8 +22,8 @@ from functools import cache
 from importlib.resources import files as package_files
 from typing import Any, NamedTuple
 
-from realm_min.app.evaluation import Question, normalize_answer
 from realm_min.files.atomic import write_atomically
+from realm_min.jobs.evaluation import Question, normalize_answer
 from realm_min.text.corpus import Block, cut_blocks, factbook_documents, record
 from realm_min.text.tokenizer import RealmTokenizerFast
 

@@ -36,29 +36,30 @@ from pathlib import Path
 import torch
 from factbook_questions import factbook_questions, factbook_slice
 
-from realm_min.app import default_model, indexing
-from realm_min.app.evaluation import Question, read_questions
+from realm_min.app import default_model, indexing, plots
 from realm_min.files.packed import pack
-from realm_min.jobs import options, warm_start
-from realm_min.learn import finetuning, ict, mlm, pretraining
+from realm_min.jobs import runs, warm_start
+from realm_min.jobs.evaluation import Question, read_questions
+from realm_min.jobs.settings import Finetune, Ict, Mlm, Pretrain
+from realm_min.learn import pretraining
 from realm_min.learn.finetuning import TrainingQuestion
 from realm_min.model.open_qa import RealmForOpenQA
 from realm_min.text.corpus import FACTBOOK, MAX_WORDPIECES, Block, factbook_documents
 from realm_min.text.retriever import RealmRetriever
 
 SEED = 0
-ICT = ict.Settings(steps=200, batch_size=32, learning_rate=1e-4, seed=SEED)
-MLM = mlm.Settings(steps=300, batch_size=16, learning_rate=2e-4, seed=SEED)
-READ = pretraining.Settings(
+ICT = Ict(steps=200, batch_size=32, learning_rate=1e-4, seed=SEED)
+MLM = Mlm(steps=300, batch_size=16, learning_rate=2e-4, seed=SEED)
+READ = Pretrain(
     steps=80, batch_size=8, num_candidates=5, learning_rate=1e-4, marginal="span", freeze_word_embeddings=True,
     encoder_alone=True, seed=SEED,
 )  # fmt: skip
-COPY = mlm.Settings(steps=300, batch_size=32, learning_rate=3e-4, max_wordpieces=40, evidence=72, seed=SEED)
+COPY = Mlm(steps=300, batch_size=32, learning_rate=3e-4, max_wordpieces=40, evidence=72, seed=SEED)
 GROUND = READ._replace(steps=150, num_candidates=4, null_document=False)
 PRETRAIN = GROUND._replace(
     steps=100, num_candidates=5, learning_rate=5e-6, encoder_alone=False, freeze_documents=True, seed=SEED + 1
 )  # fmt: skip
-FINETUNE = finetuning.Settings(
+FINETUNE = Finetune(
     steps=700, batch_size=8, learning_rate=1e-4, freeze_word_embeddings=True, seed=SEED
 )  # fmt: skip
 SEARCHER_BEAM, READER_BEAM = 100, 4  # in training; the model that is written reads BLOCKS_READ
@@ -130,7 +131,7 @@ def train(
     torch.set_float32_matmul_precision("medium")  # bfloat16 products where the CPU has them
     base = minilm()
     tokenizer = warm_start.tokenizer(None)
-    blocks = options.read_blocks(FACTBOOK, tokenizer, MAX_WORDPIECES, report)
+    blocks = train.read_blocks(FACTBOOK, tokenizer, MAX_WORDPIECES, report)
     path = STAGES if until in STAGES else BRANCH
     for stage in path[: path.index(until) + 1]:
         folder = out / stage
@@ -138,20 +139,20 @@ def train(
             continue
         if stage == "ict":
             embedder = warm_start.embedder(base, SEED, **NO_DROPOUT)
-            ict.warm_up(folder, blocks, embedder, tokenizer, ICT, resume=True, report=report)
+            runs.ict(folder, blocks, embedder, tokenizer, ICT, resume=True, report=report)
         elif stage in ("mlm", "copy"):
             encoder = warm_start.knowledge_encoder(base if stage == "mlm" else out / "mlm", SEED, **NO_DROPOUT)
             settings = MLM if stage == "mlm" else COPY
-            mlm.warm_up(folder, blocks, encoder, tokenizer, settings, resume=True, report=report)
+            runs.mlm(folder, blocks, encoder, tokenizer, settings, resume=True, report=report)
         elif stage in FROM_FACTS:
             before, settings = FROM_FACTS[stage]
             embedder = warm_start.embedder(out / "ict", SEED, **NO_DROPOUT)
             encoder = warm_start.knowledge_encoder(out / before, SEED, **NO_DROPOUT)
-            pretraining.pretrain(
+            runs.pretrain(
                 folder, blocks, embedder, encoder, tokenizer, settings, texts=hidden_facts(), find=whole, resume=True,
                 save_every=40, report=report,
             )  # fmt: skip
-            pretraining.plot(folder)
+            plots.plot_training(folder)
         elif stage == "finetune":
             finetune(out, folder, blocks, tokenizer, asked, dev, report)
         else:
@@ -177,10 +178,10 @@ def finetune(
     values = {**NO_DROPOUT, "searcher_beam_size": SEARCHER_BEAM, "reader_beam_size": READER_BEAM}
     start = out / "start"  # blocks embedded once, for a run that is stopped
     if not start.is_dir():
-        model = finetuning.new_model(out / "read", blocks, tokenizer, SEED, report, **values)
+        model = train.new_model(out / "read", blocks, tokenizer, SEED, report, **values)
         indexing.write_ready(start, blocks, model.block_emb, model, tokenizer, MAX_WORDPIECES)
     model = RealmForOpenQA.from_pretrained(start, retriever=RealmRetriever.from_pretrained(start))
-    finetuning.finetune(
+    runs.finetune(
         folder, model, training_questions(asked, blocks), FINETUNE, blocks=blocks, dev=factbook_slice(dev, blocks),
         evaluate_every=250, resume=True, report=report,
     )  # fmt: skip

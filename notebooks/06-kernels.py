@@ -30,6 +30,7 @@ import torch
 from realm_min import numpy_reference as reference
 from realm_min.app.cli import load_model
 from realm_min.model import spans
+from realm_min.model.base import Inputs
 from realm_min.model.open_qa import block_mask
 from realm_min.search import mips
 from realm_min.search.mips import BlockIndex
@@ -262,7 +263,7 @@ question_ids = model.retriever.tokenizer(questions[:1], return_tensors="pt").inp
 *_, read = model.retriever(of_uruguay, question_ids, None, max_length=model.config.reader_seq_len)
 mask = block_mask(read)  # bool [B, T]
 _, encoded = model.reader.span_logits(
-    read.input_ids, read.attention_mask, read.token_type_ids, None, None, None, torch.zeros(5), mask
+    Inputs(read.input_ids, read.attention_mask, read.token_type_ids), torch.zeros(5), mask
 )
 p = {name.removeprefix("qa_outputs."): tensor for name, tensor in model.reader.state_dict().items()}
 projections = encoded.hidden @ p["dense_intermediate.weight"].t() + p["dense_intermediate.bias"]

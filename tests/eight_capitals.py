@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from realm_min import RealmConfig, RealmEmbedder, RealmForOpenQA, RealmRetriever, RealmTokenizerFast
-from realm_min.app import indexing
-from realm_min.jobs import refresh, warm_start
+from realm_min.jobs import embedding, refresh, warm_start
 from realm_min.learn.finetuning import TrainingQuestion
 from realm_min.text.corpus import Block, record
 
@@ -58,7 +57,7 @@ def open_qa(**values: Any) -> RealmForOpenQA:
     """A model of CONFIG and `values` that searches all BLOCKS and reads two."""
     config = RealmConfig(**CONFIG | values, num_block_records=len(BLOCKS), searcher_beam_size=6, reader_beam_size=2)
     model = RealmForOpenQA(config, retriever=RealmRetriever([record(block) for block in BLOCKS], tokenizer()), seed=1)
-    model.eval().block_emb = indexing.embed_blocks(model.embedder, tokenizer(), BLOCKS)
+    model.eval().block_emb = embedding.embed_blocks(model.embedder, tokenizer(), BLOCKS)
     return model
 
 
@@ -76,7 +75,7 @@ class BuilderHere:
         )
         embedder.load_state_dict(load_file(self.folder / f"snapshot-{step}.safetensors"))
         tokenizer = RealmTokenizerFast.from_pretrained(self.folder / "embedder")
-        refresh._write_index(self.folder, step, indexing.embed_blocks(embedder, tokenizer, BLOCKS))
+        refresh._write_index(self.folder, step, embedding.embed_blocks(embedder, tokenizer, BLOCKS))
 
     def check(self) -> None:
         pass

@@ -17,7 +17,7 @@ from realm_min.ranks import distributed
 
 # One process imports torch; the ranks are forked from it, which costs milliseconds in place of seconds.
 CONTEXT = multiprocessing.get_context("forkserver")
-COMMANDS = [f"realm_min.{command.module}" for command in cli.COMMANDS.values()]
+COMMANDS = [f"realm_min.{command.run.rpartition('.')[0]}" for command in cli.COMMANDS.values()]
 CONTEXT.set_forkserver_preload([*COMMANDS, "ranks"])
 
 _sender: Any = None  # in a rank: where its word and its outcome go

@@ -15,10 +15,10 @@ from oracle import transformers
 
 from realm_min.app import ask, default_model, indexing
 from realm_min.app.cli import main
-from realm_min.app.evaluation import normalize_answer
 from realm_min.config import RealmConfig
 from realm_min.files.packed import load_packed, pack
-from realm_min.jobs import warm_start
+from realm_min.jobs import embedding, warm_start
+from realm_min.jobs.evaluation import normalize_answer
 from realm_min.model.open_qa import RealmForOpenQA
 from realm_min.text.corpus import Block, Document, cut_blocks, record
 from realm_min.text.retriever import RealmRetriever
@@ -85,7 +85,7 @@ def tiny(default_file):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(indexing, "SHARD_SIZE", 4)
+    monkeypatch.setattr(embedding, "SHARD_SIZE", 4)
 
 
 def files_of(folder):
@@ -124,8 +124,8 @@ def test_embed_blocks_does_not_depend_on_company(tiny):
     model, tokenizer = tiny
     blocks = list(cut_blocks(DOCUMENTS, tokenizer))[:9] + [Block("", "x"), Block("Uruguay", "Capital.")]
     counts = []
-    together = indexing.embed_blocks(model.embedder, tokenizer, blocks, counts.append)
-    alone = torch.cat([indexing.embed_blocks(model.embedder, tokenizer, [block]) for block in blocks])
+    together = embedding.embed_blocks(model.embedder, tokenizer, blocks, counts.append)
+    alone = torch.cat([embedding.embed_blocks(model.embedder, tokenizer, [block]) for block in blocks])
     assert sum(counts) == len(blocks)
     assert (together - alone).abs().max() < 1e-5
 

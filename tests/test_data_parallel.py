@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realm_min import RealmConfig, RealmEmbedder, RealmKnowledgeAugEncoder, RealmReader
-from realm_min.app.evaluation import Question
-from realm_min.jobs import loop, refresh
-from realm_min.learn import finetuning, ict, mlm, pretraining
+from realm_min.jobs import loop, refresh, runs
+from realm_min.jobs.evaluation import Question
+from realm_min.jobs.settings import Finetune, Ict, Mlm, Pretrain
 from realm_min.model import bert
 from realm_min.model.parameters import is_constant
 from realm_min.ranks import exchange
@@ -28,15 +28,15 @@ COMMON = dict(steps=20, learning_rate=1e-4, freeze_word_embeddings=False, seed=3
 
 def train_ict(folder, dtype, **values):
     embedder = RealmEmbedder(RealmConfig(**CONFIG | SIZE), seed=2).to(dtype)
-    chosen = ict.Settings(batch_size=8, **COMMON)._replace(**values)
-    ict.warm_up(folder, BLOCKS, embedder, tokenizer(), chosen)
+    chosen = Ict(batch_size=8, **COMMON)._replace(**values)
+    runs.ict(folder, BLOCKS, embedder, tokenizer(), chosen)
     return {"embedder": embedder}
 
 
 def train_mlm(folder, dtype, given=None, **values):
     encoder = RealmKnowledgeAugEncoder(RealmConfig(**CONFIG | SIZE), seed=2).to(dtype)
-    chosen = mlm.Settings(batch_size=8, **COMMON)._replace(**values)
-    mlm.warm_up(folder, BLOCKS, encoder, tokenizer(), chosen, **(given or {}))
+    chosen = Mlm(batch_size=8, **COMMON)._replace(**values)
+    runs.mlm(folder, BLOCKS, encoder, tokenizer(), chosen, **(given or {}))
     return {"encoder": encoder}
 
 
@@ -44,18 +44,18 @@ def train_pretraining(folder, dtype, refresh_ranks=0, **values):
     """Indexes of steps 0 and 8 are searched; ranks retrieve blocks that others retrieve too."""
     config = RealmConfig(**CONFIG | SIZE)
     embedder, encoder = RealmEmbedder(config, seed=2).to(dtype), RealmKnowledgeAugEncoder(config, seed=3).to(dtype)
-    chosen = pretraining.Settings(
+    chosen = Pretrain(
         batch_size=4, num_candidates=3, refresh_every=8, max_passage=24, max_block=40, masking="tokens", **COMMON
     )._replace(**values)
-    pretraining.pretrain(folder, BLOCKS, embedder, encoder, tokenizer(), chosen, refresh_ranks=refresh_ranks)
+    runs.pretrain(folder, BLOCKS, embedder, encoder, tokenizer(), chosen, refresh_ranks=refresh_ranks)
     return {"embedder": embedder, "encoder": encoder}
 
 
 def train_finetuning(folder, dtype, refresh_ranks=0, **values):
     model = open_qa(**SIZE).to(dtype)
-    chosen = finetuning.Settings(batch_size=4, refresh_every=8, **COMMON | dict(learning_rate=5e-5))._replace(**values)
+    chosen = Finetune(batch_size=4, refresh_every=8, **COMMON | dict(learning_rate=5e-5))._replace(**values)
     dev = [Question(question.question, question.answers) for question in QUESTIONS[:5]]
-    finetuning.finetune(
+    runs.finetune(
         folder, model, QUESTIONS, chosen, blocks=BLOCKS, dev=dev, evaluate_every=8, refresh_ranks=refresh_ranks
     )
     return {"model": model}
@@ -80,12 +80,14 @@ def learn(job, folder, precision, given=None, **values):
 
 
 def learn_all(folder):
+    """Every job in float64, and on up to two ranks in float32 too."""
     if world().size != 2:
         refresh.BuilderProcess = BuilderHere
+    precisions = [precision for precision in PRECISIONS if precision == "float64" or world().size < 3]
     return {
         (job, precision): learn(job, folder / f"{job}-{precision}", precision)
         for job in JOBS
-        for precision in PRECISIONS
+        for precision in precisions
     }
 
 
@@ -106,7 +108,7 @@ def largest_difference(a, b, only=lambda key: True):
 def test_any_number_of_ranks_learns_the_same(learnt, job, precision):
     """With dropout 0.1, and of three ranks one with a smaller share of a batch of 8."""
     alone = learnt[1][0][job, precision]
-    for size in (2, 3):
+    for size in (2, 3) if precision == "float64" else (2,):
         first, *others = (found[job, precision] for found in learnt[size])
         assert largest_difference(first, alone, lambda key: not key.endswith(SHIFTS)) <= PRECISIONS[precision]
         assert largest_difference(first, alone) <= SHIFT_TOLERANCE

@@ -13,6 +13,7 @@ import torch
 
 from realm_min import RealmConfig, RealmForOpenQA, RealmTokenizerFast
 from realm_min.app import cli, indexing
+from realm_min.jobs import embedding
 from realm_min.ranks import distributed
 from realm_min.text.corpus import Block, Document, cut_blocks
 
@@ -28,7 +29,7 @@ DOCUMENTS = [
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     for name, size in SIZES.items():
-        monkeypatch.setattr(indexing, name, size)
+        monkeypatch.setattr(embedding, name, size)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def whole(tmp_path_factory, vocabulary):
     """The files that one process writes on one thread."""
     with pytest.MonkeyPatch.context() as patch:
         for name, size in SIZES.items():
-            patch.setattr(indexing, name, size)
+            patch.setattr(embedding, name, size)
         return files_of(index(tmp_path_factory.mktemp("whole") / "out", vocabulary)[0])
 
 
@@ -58,7 +59,7 @@ def index(out, vocabulary, documents=DOCUMENTS, pause=0.0, stop_after=None, thre
     pause: seconds before each shard. stop_after: shards of this rank after which the job is interrupted.
     """
     for name, size in SIZES.items():
-        setattr(indexing, name, size)
+        setattr(embedding, name, size)
     seen, remarks, embedded, write = [], [], [], indexing._write_shard
 
     def write_slowly(path, embeddings):
@@ -116,7 +117,7 @@ def test_the_folder_is_the_same_for_any_number_of_threads(tmp_path, vocabulary, 
 @pytest.mark.parametrize("count", [1, 2, 5, 8, 17, 33])
 def test_threads_do_not_change_embeddings(vocabulary, monkeypatch, count):
     """Sizes at which a product of MKL's gives other bits on two threads; see tests of the folder for the rest."""
-    monkeypatch.setattr(indexing, "BATCH_SIZE", 16)
+    monkeypatch.setattr(embedding, "BATCH_SIZE", 16)
     config = RealmConfig(
         hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512, retriever_proj_size=8
     )
@@ -127,7 +128,7 @@ def test_threads_do_not_change_embeddings(vocabulary, monkeypatch, count):
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             counts = []
-            found[threads] = indexing.embed_blocks(model.embedder, tokenizer, blocks, counts.append)
+            found[threads] = embedding.embed_blocks(model.embedder, tokenizer, blocks, counts.append)
             assert sum(counts) == count and torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -136,11 +137,11 @@ def test_threads_do_not_change_embeddings(vocabulary, monkeypatch, count):
 
 def embed(vocabulary, count):
     for name, size in SIZES.items():
-        setattr(indexing, name, size)
+        setattr(embedding, name, size)
     model, tokenizer = tiny(vocabulary)
     blocks = list(cut_blocks(DOCUMENTS, tokenizer, LIMIT))[:count]
     counts = []
-    embeddings = indexing.embed_on_ranks(model.embedder, tokenizer, blocks, counts.append)
+    embeddings = embedding.embed_on_ranks(model.embedder, tokenizer, blocks, counts.append)
     return embeddings.numpy(), counts
 
 
@@ -149,7 +150,7 @@ def embed(vocabulary, count):
 def test_every_rank_gets_all_embeddings(vocabulary, size, count):
     model, tokenizer = tiny(vocabulary)
     blocks = list(cut_blocks(DOCUMENTS, tokenizer, LIMIT))[:count]
-    expected = indexing.embed_blocks(model.embedder, tokenizer, blocks).numpy()
+    expected = embedding.embed_blocks(model.embedder, tokenizer, blocks).numpy()
     for rank, (embeddings, counts) in enumerate(ranks.run(embed, size, vocabulary, count)):
         assert embeddings.tobytes() == expected.tobytes()
         idle = rank >= -(-count // SIZES["SHARD_SIZE"])
@@ -157,7 +158,7 @@ def test_every_rank_gets_all_embeddings(vocabulary, size, count):
 
 
 def parts(vocabulary, shards):
-    return indexing._parts(shards, tiny(vocabulary)[1])
+    return embedding.parts_of(shards, tiny(vocabulary)[1])
 
 
 def test_no_rank_has_more_tokens_than_the_longest_shard_explains(vocabulary):
@@ -332,4 +333,4 @@ def test_torchrun_writes_the_folder_of_one_process(tmp_path, vocabulary, monkeyp
     [(_, said)] = processes.run([*torchrun, *command, tmp_path / "two"])
     assert said.count("Ready: realm-min ask --model") == 1
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
-    assert len(indexing.read_blocks(tmp_path / "two")) > 2 * indexing.SHARD_SIZE
+    assert len(indexing.read_blocks(tmp_path / "two")) > 2 * embedding.SHARD_SIZE

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realm_min.app.evaluation import (
+from realm_min.jobs.evaluation import (
     Question,
     evaluate,
     exact_match,
@@ -18,10 +18,10 @@ from realm_min.app.evaluation import (
     measure,
     normalize_answer,
     official_exact_match,
-    read_questions,
     token_f1,
     top_k_match,
 )
+from realm_min.text.questions import read_questions
 
 texts = st.text(st.sampled_from("aAnN the.,-é\u0301 1中\n"), max_size=30)
 check = settings(deadline=None, derandomize=True, max_examples=200)

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realm_min import RealmTokenizer
-from realm_min.app.evaluation import Question, has_answer_span, read_questions
+from realm_min.jobs.evaluation import Question, has_answer_span
 from realm_min.text.corpus import Block, record
+from realm_min.text.questions import read_questions
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from pretend_cuda import Pretended, pretend
 import realm_min
 from realm_min.app import indexing, plots
 from realm_min.app.cli import main
-from realm_min.app.evaluation import Question, evaluate
-from realm_min.jobs import refresh, warm_start
-from realm_min.learn import finetuning, ict, mlm, pretraining
+from realm_min.jobs import embedding, refresh, runs, warm_start
+from realm_min.jobs.evaluation import Question, evaluate
+from realm_min.jobs.settings import Finetune, Ict, Mlm, Pretrain
 from realm_min.ranks.devices import chosen_device
 from realm_min.search.mips import COMPRESSIONS, BlockIndex
 from realm_min.text.corpus import Document
@@ -184,14 +184,14 @@ def test_a_question_and_its_gradient():
 
 def run_ict(folder, device, evaluate=None, resume=False, **given):
     embedder = realm_min.RealmEmbedder(realm_min.RealmConfig(**CONFIG | given), seed=2).to(device)
-    chosen = ict.Settings(steps=3, batch_size=8, freeze_word_embeddings=False)
-    ict.warm_up(folder, BLOCKS, embedder, tokenizer(), chosen, save_every=2, resume=resume, evaluate=evaluate)
+    chosen = Ict(steps=3, batch_size=8, freeze_word_embeddings=False)
+    runs.ict(folder, BLOCKS, embedder, tokenizer(), chosen, save_every=2, resume=resume, evaluate=evaluate)
     return embedder
 
 
 def run_mlm(folder, device, **given):
     encoder = realm_min.RealmKnowledgeAugEncoder(realm_min.RealmConfig(**CONFIG | given), seed=2).to(device)
-    mlm.warm_up(folder, BLOCKS, encoder, tokenizer(), mlm.Settings(steps=3, batch_size=4), save_every=2)
+    runs.mlm(folder, BLOCKS, encoder, tokenizer(), Mlm(steps=3, batch_size=4), save_every=2)
     return encoder
 
 
@@ -199,17 +199,17 @@ def run_pretrain(folder, device, **given):
     config = realm_min.RealmConfig(**CONFIG | given)
     embedder = realm_min.RealmEmbedder(config, seed=2).to(device)
     encoder = realm_min.RealmKnowledgeAugEncoder(config, seed=3).to(device)
-    chosen = pretraining.Settings(
+    chosen = Pretrain(
         steps=3, batch_size=2, num_candidates=3, refresh_every=2, max_passage=24, max_block=40, masking="tokens"
     )
-    pretraining.pretrain(folder, BLOCKS, embedder, encoder, tokenizer(), chosen, save_every=2)
+    runs.pretrain(folder, BLOCKS, embedder, encoder, tokenizer(), chosen, save_every=2)
     return embedder
 
 
 def run_finetune(folder, device, refresh_blocks=False, **given):
     model = open_qa(**NARROW | given).to(device)
-    chosen = finetuning.Settings(steps=3, batch_size=2, refresh_blocks=refresh_blocks, refresh_every=2)
-    finetuning.finetune(folder, model, QUESTIONS, chosen, blocks=BLOCKS, dev=[], save_every=2)
+    chosen = Finetune(steps=3, batch_size=1, refresh_blocks=refresh_blocks, refresh_every=2)
+    runs.finetune(folder, model, QUESTIONS, chosen, blocks=BLOCKS, dev=[], save_every=2)
     return model.reader
 
 
@@ -217,8 +217,11 @@ def run_refreshed(folder, device, **given):
     return run_finetune(folder, device, refresh_blocks=True, **given)
 
 
-@pytest.mark.parametrize("dropout", [{}, DROPOUT], ids=["", "dropout"])
-@pytest.mark.parametrize("job", [run_ict, run_mlm, run_pretrain, run_finetune, run_refreshed])
+JOBS = [run_ict, run_mlm, run_pretrain, run_finetune, run_refreshed]
+RUNS = [(job, {}) for job in JOBS] + [(job, DROPOUT) for job in JOBS if job is not run_finetune]  # refreshed has it
+
+
+@pytest.mark.parametrize("job,dropout", RUNS, ids=lambda value: value.__name__ if callable(value) else str(len(value)))
 def test_a_training_run(tmp_path, monkeypatch, job, dropout):
     monkeypatch.setattr(refresh, "BuilderProcess", BuilderHere)
     expected = job(tmp_path / "cpu", CPU, **dropout).state_dict()
@@ -246,9 +249,9 @@ def test_a_run_goes_on(tmp_path):
 
 def test_blocks_are_embedded():
     embedder = realm_min.RealmEmbedder(realm_min.RealmConfig(**CONFIG), seed=2).eval()
-    expected = indexing.embed_blocks(embedder, tokenizer(), BLOCKS)
+    expected = embedding.embed_blocks(embedder, tokenizer(), BLOCKS)
     with pretend() as device:
-        found = indexing.embed_blocks(embedder.to(device), tokenizer(), BLOCKS).to(CPU)
+        found = embedding.embed_blocks(embedder.to(device), tokenizer(), BLOCKS).to(CPU)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -16,11 +16,13 @@ from tiny_pretraining import BLOCKS, CONFIG, SETTINGS, new_models, run, run_unti
 
 import realm_min
 from realm_min import numpy_reference as reference
+from realm_min.app import plots
 from realm_min.app.cli import main
-from realm_min.jobs import loop, warm_start
+from realm_min.jobs import loop, runs, warm_start
 from realm_min.learn import masking, pretraining
 from realm_min.model.knowledge_encoder import marginal_loss, marginal_loss_backward
 from realm_min.numpy_reference import central_difference
+from realm_min.ranks.share import share_of
 from realm_min.search.mips import BlockIndex
 from realm_min.text.corpus import Block
 
@@ -170,8 +172,8 @@ def test_a_step_against_autograd_through_transformers_modules(tokenizer, margina
     texts = pretraining.cut_texts(BLOCKS, tokenizer, 24, masking.salient_span)[:7:3]
     examples = pretraining.hide(texts, tokenizer, masking.salient_span, [np.random.default_rng(0)] * 3)
     index = torch.randn(len(BLOCKS), 8)
-    logged = pretraining.learn(
-        *ours, tokenizer, BLOCKS, BlockIndex(index), examples, settings, loop.share(0, 0, examples)[0]
+    logged = pretraining.pretrain_step(
+        *ours, tokenizer, BLOCKS, BlockIndex(index), examples, settings, share_of(0, 0, examples)[0]
     )
 
     def encode(*texts, limit=max_positions):
@@ -252,8 +254,10 @@ def test_retrieval_utility_is_what_the_documents_add(tokenizer, monkeypatch):
     (example,) = pretraining.hide(texts[:1], tokenizer, masking.salient_span, [np.random.default_rng(1)])
     pieces = sum(label != -100 for label in example.labels)
     index = BlockIndex(torch.randn(len(BLOCKS), 8))
-    share, _ = loop.share(0, 0, [example])
-    logged = pretraining.learn(embedder, knowledge_encoder, tokenizer, BLOCKS, index, [example], SETTINGS, share)
+    share, _ = share_of(0, 0, [example])
+    logged = pretraining.pretrain_step(
+        embedder, knowledge_encoder, tokenizer, BLOCKS, index, [example], SETTINGS, share
+    )
     assert seen["rows"].flatten().tolist() == [0, 1, 1, 1]  # the null document stands first
     assert logged["retrieval_utility"] == pytest.approx(pieces * (1 - logged["null_probability"]), rel=1e-6)
     assert logged["loss"] == pytest.approx(
@@ -306,7 +310,7 @@ def test_texts_know_their_blocks(tokenizer):
 )
 def test_settings_out_of_range_are_named(tmp_path, tokenizer, wrong, message):
     with pytest.raises(ValueError, match=message):
-        pretraining.pretrain(tmp_path / "run", BLOCKS, *new_models(), tokenizer, SETTINGS._replace(**wrong))
+        runs.pretrain(tmp_path / "run", BLOCKS, *new_models(), tokenizer, SETTINGS._replace(**wrong))
     assert not (tmp_path / "run").exists()
 
 
@@ -348,7 +352,7 @@ def test_both_sides_learn(whole):
 
 
 def test_the_plot(whole):
-    path = pretraining.plot(whole[0])
+    path = plots.plot_training(whole[0])
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.stat().st_size > 20_000
 
 
@@ -395,7 +399,7 @@ def test_texts_of_another_corpus_and_an_encoder_alone(tmp_path, tokenizer):
     before = [{key: tensor.clone() for key, tensor in model.state_dict().items()} for model in (embedder, encoder)]
     texts = [pretraining.Text(pretraining.NO_BLOCK, "what is the capital of norway", "Oslo")] * 4
     chosen = SETTINGS._replace(steps=2, encoder_alone=True, masking="salient")
-    pretraining.pretrain(
+    runs.pretrain(
         tmp_path / "run", BLOCKS, embedder, encoder, tokenizer, chosen, texts=texts, find=lambda text: [(0, len(text))]
     )
     assert all(torch.equal(tensor, before[0][key]) for key, tensor in embedder.state_dict().items())
@@ -404,7 +408,7 @@ def test_texts_of_another_corpus_and_an_encoder_alone(tmp_path, tokenizer):
         before[1]["cls.predictions.transform.dense.weight"],
     )
     with pytest.raises(ValueError, match="no text has anything to mask"):
-        pretraining.pretrain(
+        runs.pretrain(
             tmp_path / "none", BLOCKS, embedder, encoder, tokenizer, chosen, texts=texts, find=lambda text: []
         )
 
@@ -413,8 +417,8 @@ def test_without_a_null_document_all_candidates_are_blocks(tmp_path, tokenizer):
     embedder, encoder = new_models()
     before = {key: tensor.clone() for key, tensor in embedder.state_dict().items()}
     chosen = SETTINGS._replace(steps=2, freeze_documents=True, null_document=False)
-    pretraining.pretrain(tmp_path / "run", BLOCKS, embedder, encoder, tokenizer, chosen)
+    runs.pretrain(tmp_path / "run", BLOCKS, embedder, encoder, tokenizer, chosen)
     log = loop.read_log(tmp_path / "run" / loop.LOG_FILE)
     assert "null_probability" not in log and log["staleness"] == [0, 1]
     assert not torch.equal(embedder.state_dict()["cls.dense.weight"], before["cls.dense.weight"])
-    assert pretraining.plot(tmp_path / "run").stat().st_size > 1000
+    assert plots.plot_training(tmp_path / "run").stat().st_size > 1000

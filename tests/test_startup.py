@@ -1,5 +1,6 @@
 """Help, usage and refusals are answered before torch is imported; names and settings are declared once."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -10,9 +11,9 @@ import pytest
 
 import realm_min
 from realm_min.app import arguments, cli
-from realm_min.jobs import settings
+from realm_min.jobs import runs, settings
 from realm_min.jobs.settings import Finetune, Ict, Mlm, Pretrain
-from realm_min.learn import finetuning, ict, masking, mlm, pretraining
+from realm_min.learn import masking
 from realm_min.verify.known import KNOWN
 
 JOBS = {"ict": Ict(), "mlm": Mlm(), "pretrain": Pretrain(), "finetune": Finetune()}
@@ -246,9 +247,10 @@ def test_every_setting_is_an_option(command):
 
 
 def test_settings_are_those_of_their_jobs():
-    for job, name in ((ict, "ict"), (mlm, "mlm"), (pretraining, "pretrain"), (finetuning, "finetune")):
-        assert job.DEFAULTS == job.Settings() == JOBS[name]
-        assert [declared.name for declared in settings.declarations(job.DEFAULTS)] == list(job.Settings._fields)
+    for job, name in ((runs.ict, "ict"), (runs.mlm, "mlm"), (runs.pretrain, "pretrain"), (runs.finetune, "finetune")):
+        default = inspect.signature(job).parameters["settings"].default
+        assert default == type(default)() == JOBS[name]
+        assert [declared.name for declared in settings.declarations(default)] == list(default._fields)
 
 
 @pytest.mark.parametrize(

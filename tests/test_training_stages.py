@@ -13,14 +13,17 @@ from safetensors.torch import save_file
 
 from realm_min import RealmConfig, RealmEmbedder, RealmKnowledgeAugEncoder, RealmReader
 from realm_min.app.cli import main
-from realm_min.app.evaluation import Question, evaluate, means
-from realm_min.jobs import loop, warm_start
+from realm_min.jobs import loop, runs, warm_start
+from realm_min.jobs.evaluation import Question, evaluate, means
+from realm_min.jobs.settings import Finetune, Ict, Mlm
 from realm_min.learn import finetuning, ict, mlm
 from realm_min.learn.finetuning import TrainingQuestion
 from realm_min.model.base import Inputs, checked_batch
 from realm_min.model.bert import Run
 from realm_min.model.embedder import embed
+from realm_min.ranks.share import share_of
 from realm_min.text.corpus import Block, record, split_sentences
+from realm_min.text.questions import read_training_questions
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +43,7 @@ def encoder():
 @given(st.integers(0, 7), st.integers(0, 2**32), st.booleans(), st.booleans())
 def test_a_cloze_is_a_sentence_and_the_rest(number, seed, removed, titled):
     block = BLOCKS[number]
-    example = ict.cloze(
-        block, np.random.default_rng(seed), ict.Settings(removal_rate=float(removed), title_rate=float(titled))
-    )
+    example = ict.cloze(block, np.random.default_rng(seed), Ict(removal_rate=float(removed), title_rate=float(titled)))
     sentence = example.query.removeprefix(f"{block.title}. ") if titled else example.query
     assert sentence in split_sentences(block.text)
     assert (sentence in example.text) is not removed
@@ -52,17 +53,17 @@ def test_a_cloze_is_a_sentence_and_the_rest(number, seed, removed, titled):
 
 
 def test_nine_of_ten_sentences_are_removed():
-    drawn = [ict.cloze(BLOCKS[0], np.random.default_rng(seed), ict.DEFAULTS) for seed in range(2000)]
+    drawn = [ict.cloze(BLOCKS[0], np.random.default_rng(seed), Ict()) for seed in range(2000)]
     removed = np.mean([example.query.removeprefix("Norway. ") not in example.text for example in drawn])
     assert abs(removed - 0.9) < 0.03
 
 
 def test_the_in_batch_loss_and_its_gradient_are_autograds(tokenizer):
     embedder = RealmEmbedder(RealmConfig(**CONFIG), seed=2).to(torch.float64).train()
-    examples = [ict.cloze(block, np.random.default_rng(5), ict.DEFAULTS) for block in BLOCKS[:4]]
+    examples = [ict.cloze(block, np.random.default_rng(5), Ict()) for block in BLOCKS[:4]]
     embedder.zero_grads()
-    share, _ = loop.share(0, 0, examples)
-    loss, accuracy = ict.in_batch_loss(embedder, tokenizer, examples, ict.DEFAULTS, share)
+    share, _ = share_of(0, 0, examples)
+    loss, accuracy = ict.ict_step(embedder, tokenizer, examples, Ict(), share)
     grad = embedder.grads["cls.dense.weight"].clone()
 
     # The same through torch's autograd, on the pooled states that the embedder computes.
@@ -88,9 +89,9 @@ def test_the_in_batch_loss_and_its_gradient_are_autograds(tokenizer):
 
 def test_ict_teaches_the_retriever(tmp_path, tokenizer):
     embedder = RealmEmbedder(RealmConfig(**CONFIG), seed=2)
-    ict.warm_up(
+    runs.ict(
         tmp_path, BLOCKS, embedder, tokenizer,
-        ict.Settings(steps=40, batch_size=8, learning_rate=1e-2, title_rate=1.0, freeze_word_embeddings=False),
+        Ict(steps=40, batch_size=8, learning_rate=1e-2, title_rate=1.0, freeze_word_embeddings=False),
     )  # fmt: skip
     log = loop.read_log(tmp_path / loop.LOG_FILE)
     assert np.mean(log["accuracy"][:5]) < 0.7 and np.mean(log["accuracy"][-5:]) > 0.9
@@ -105,9 +106,9 @@ def test_ict_teaches_the_retriever(tmp_path, tokenizer):
 def test_a_corpus_without_clozes_is_refused(tmp_path, tokenizer):
     embedder = RealmEmbedder(RealmConfig(**CONFIG))
     with pytest.raises(ValueError, match="two sentences or more"):
-        ict.warm_up(tmp_path, [Block("a", "One sentence.")] * 4, embedder, tokenizer)
+        runs.ict(tmp_path, [Block("a", "One sentence.")] * 4, embedder, tokenizer)
     with pytest.raises(ValueError, match="multiple of group=4"):
-        ict.warm_up(tmp_path, BLOCKS, embedder, tokenizer, ict.Settings(batch_size=6))
+        runs.ict(tmp_path, BLOCKS, embedder, tokenizer, Ict(batch_size=6))
 
 
 # ---- masked language modelling
@@ -115,12 +116,12 @@ def test_a_corpus_without_clozes_is_refused(tmp_path, tokenizer):
 
 def test_mlm_learns_hidden_words(tmp_path, tokenizer):
     encoder = RealmKnowledgeAugEncoder(RealmConfig(**CONFIG), seed=2)
-    mlm.warm_up(
+    runs.mlm(
         tmp_path,
         BLOCKS,
         encoder,
         tokenizer,
-        mlm.Settings(steps=40, batch_size=8, learning_rate=3e-2, freeze_word_embeddings=False),
+        Mlm(steps=40, batch_size=8, learning_rate=3e-2, freeze_word_embeddings=False),
     )
     loss = loop.read_log(tmp_path / loop.LOG_FILE)["loss"]
     assert loss[0] == pytest.approx(np.log(CONFIG["vocab_size"]), rel=0.1)
@@ -137,7 +138,7 @@ def test_mlm_learns_hidden_words(tmp_path, tokenizer):
 @example(number=0, seed=0, max_wordpieces=40, more=0, empty=True)  # a block without text
 def test_evidence_holds_all_that_is_masked(tokenizer, encoder, number, seed, max_wordpieces, more, empty):
     block = Block(BLOCKS[number].title, "" if empty else BLOCKS[number].text)
-    chosen = mlm.Settings(max_wordpieces=max_wordpieces, evidence=max_wordpieces + more)
+    chosen = Mlm(max_wordpieces=max_wordpieces, evidence=max_wordpieces + more)
     inputs, labels = mlm.batch([block], tokenizer, [np.random.default_rng(seed)], encoder, chosen)
     ids, types = inputs["input_ids"][0], inputs["token_type_ids"][0]
     assert labels.shape == (1, len(ids)) and bool(inputs["attention_mask"].all())
@@ -160,17 +161,17 @@ def is_part(some: list[int], whole: list[int]) -> bool:
 
 def test_mlm_learns_with_evidence_and_goes_on(tmp_path, tokenizer):
     """Stopped after half of its steps, a run ends with the weights of one that was not."""
-    chosen = mlm.Settings(20, 8, 3e-2, max_wordpieces=24, evidence=40, freeze_word_embeddings=False)
+    chosen = Mlm(20, 8, 3e-2, max_wordpieces=24, evidence=40, freeze_word_embeddings=False)
     encoders = [RealmKnowledgeAugEncoder(RealmConfig(**CONFIG), seed=2) for _ in range(3)]
-    mlm.warm_up(tmp_path / "whole", BLOCKS, encoders[0], tokenizer, chosen)
+    runs.mlm(tmp_path / "whole", BLOCKS, encoders[0], tokenizer, chosen)
 
     def stop(stage, done, total, note=""):
         if done == 10:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        mlm.warm_up(tmp_path / "parts", BLOCKS, encoders[1], tokenizer, chosen, save_every=5, report=stop)
-    mlm.warm_up(tmp_path / "parts", BLOCKS, encoders[2], tokenizer, chosen, resume=True)
+        runs.mlm(tmp_path / "parts", BLOCKS, encoders[1], tokenizer, chosen, save_every=5, report=stop)
+    runs.mlm(tmp_path / "parts", BLOCKS, encoders[2], tokenizer, chosen, resume=True)
     whole, parts = encoders[0].state_dict(), encoders[2].state_dict()
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
     loss = loop.read_log(tmp_path / "whole" / loop.LOG_FILE)["loss"]
@@ -180,9 +181,9 @@ def test_mlm_learns_with_evidence_and_goes_on(tmp_path, tokenizer):
 def test_evidence_that_cannot_stand_beside_the_text_is_refused(tmp_path, tokenizer):
     encoder = RealmKnowledgeAugEncoder(RealmConfig(**CONFIG))
     with pytest.raises(ValueError, match="evidence=20 cannot hold a text of max_wordpieces=40"):
-        mlm.warm_up(tmp_path, BLOCKS, encoder, tokenizer, mlm.Settings(max_wordpieces=40, evidence=20))
+        runs.mlm(tmp_path, BLOCKS, encoder, tokenizer, Mlm(max_wordpieces=40, evidence=20))
     with pytest.raises(ValueError, match="are 129 tokens .* the encoder reads 128: give fewer"):
-        mlm.warm_up(tmp_path, BLOCKS, encoder, tokenizer, mlm.Settings(max_wordpieces=40, evidence=88))
+        runs.mlm(tmp_path, BLOCKS, encoder, tokenizer, Mlm(max_wordpieces=40, evidence=88))
 
 
 # ---- fine-tuning
@@ -194,9 +195,9 @@ def test_a_step_is_the_models_own_loss_and_gradient(tokenizer):
     question = finetuning.encode_questions([QUESTIONS[1]], tokenizer, 10)
     evidence = finetuning.Evidence(finetuning.encode_blocks(model.retriever.block_records, tokenizer))
     model.zero_grads()
-    settings_ = finetuning.Settings(read_an_answer=False)
-    share, asked = loop.share(0, 0, [question[0]._replace(title=None)])
-    found = finetuning.losses(model, asked, evidence, settings_, share)
+    settings_ = Finetune(read_an_answer=False)
+    share, asked = share_of(0, 0, [question[0]._replace(title=None)])
+    found = finetuning.finetune_step(model, asked, evidence, settings_, share)
     grads = {key: grad.clone() for key, grad in model.grads.items()}
     model.zero_grads()
     inputs = tokenizer([QUESTIONS[1].question], return_tensors="pt")
@@ -247,8 +248,8 @@ def test_fine_tuning_learns_to_retrieve_and_to_read(tmp_path, tokenizer, refresh
     model = open_qa()
     before = model.block_emb.clone()
     dev = [Question(question.question, question.answers) for question in QUESTIONS]
-    chosen = finetuning.Settings(steps=40, batch_size=8, learning_rate=1e-2, refresh_blocks=refresh, refresh_every=15)
-    finetuning.finetune(tmp_path, model, QUESTIONS, chosen, blocks=BLOCKS, dev=dev, evaluate_every=20)
+    chosen = Finetune(steps=40, batch_size=8, learning_rate=1e-2, refresh_blocks=refresh, refresh_every=15)
+    runs.finetune(tmp_path, model, QUESTIONS, chosen, blocks=BLOCKS, dev=dev, evaluate_every=20)
     measures = loop.read_log(tmp_path / loop.METRICS_FILE)
     assert measures["step"] == [20, 40]
     assert torch.equal(model.block_emb, before) is not refresh
@@ -263,13 +264,13 @@ def test_fine_tuning_learns_to_retrieve_and_to_read(tmp_path, tokenizer, refresh
 def test_questions_that_cannot_be_learned_are_refused(tmp_path, tokenizer):
     model = open_qa()
     with pytest.raises(ValueError, match="no question has an answer of 1 to 10 wordpieces"):
-        finetuning.finetune(tmp_path, model, [TrainingQuestion("who?", ["a b c d e f g h i j k"])])
+        runs.finetune(tmp_path, model, [TrainingQuestion("who?", ["a b c d e f g h i j k"])])
     with pytest.raises(ValueError, match="has 2 wordpieces"):
-        finetuning.finetune(tmp_path, model, [TrainingQuestion("  ", ["a"])])
+        runs.finetune(tmp_path, model, [TrainingQuestion("  ", ["a"])])
     with pytest.raises(ValueError, match="not those of the model's retriever"):
-        finetuning.finetune(tmp_path, model, QUESTIONS, blocks=BLOCKS[1:])
+        runs.finetune(tmp_path, model, QUESTIONS, blocks=BLOCKS[1:])
     with pytest.raises(ValueError, match="refresh_blocks embeds the blocks anew"):
-        finetuning.finetune(tmp_path, model, QUESTIONS, finetuning.Settings(refresh_blocks=True))
+        runs.finetune(tmp_path, model, QUESTIONS, Finetune(refresh_blocks=True))
 
 
 @pytest.mark.parametrize(
@@ -285,7 +286,7 @@ def test_a_malformed_question_is_named(tmp_path, line, complaint):
     path = tmp_path / "questions.jsonl"
     path.write_text(json.dumps(line))
     with pytest.raises(ValueError, match=complaint):
-        finetuning.read_training_questions(path)
+        read_training_questions(path)
 
 
 # ---- folders

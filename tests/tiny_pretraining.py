@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 import realm_min
-from realm_min.learn import pretraining
-from realm_min.learn.pretraining import Settings
+from realm_min.jobs import runs
+from realm_min.jobs.settings import Pretrain
 from realm_min.text.corpus import Block
 
 CONFIG = dict(
     hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, retriever_proj_size=8,
     max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_candidates=4,
 )  # fmt: skip
-SETTINGS = Settings(
+SETTINGS = Pretrain(
     steps=12, batch_size=3, num_candidates=4, learning_rate=2e-2, refresh_every=4, max_passage=24, max_block=40
 )
 CAPITALS = {"Uruguay": "Montevideo", "Norway": "Oslo", "Kenya": "Nairobi", "Japan": "Tokyo", "Peru": "Lima"}
@@ -45,7 +45,7 @@ def run(folder: Path, vocabulary: Path, resume: bool = False, **given: Any) -> l
     try:
         models = new_models(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
         tokenizer = realm_min.RealmTokenizerFast(str(vocabulary))
-        pretraining.pretrain(folder, BLOCKS, *models, tokenizer, SETTINGS, resume=resume, save_every=3, **given)
+        runs.pretrain(folder, BLOCKS, *models, tokenizer, SETTINGS, resume=resume, save_every=3, **given)
     finally:
         torch.set_num_threads(threads)
     return [tensor.clone() for model in models for tensor in model.state_dict().values()]

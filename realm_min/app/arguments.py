@@ -15,11 +15,11 @@ from ..config import check_indexed, check_open_qa
 from ..files.atomic import refuse_existing
 from ..files.hub import find_folder
 from ..files.tensorflow_files import check_tensorflow, find_checkpoint
-from ..jobs.options import CORPUS_HELP
 from ..jobs.settings import COUNT, NATURAL
 from ..ranks.devices import add_device, check_device
 from ..text.corpus import factbook, read_documents
 from ..text.questions import read_questions
+from .training_arguments import CORPUS_HELP
 
 KINDS = ("embedder", "scorer", "encoder", "reader", "openqa")  # of model that `convert` makes
 KNOWN = (  # published checkpoints, to whose values `verify` compares

@@ -13,8 +13,8 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,18 +22,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import __version__
 from ..config import check_indexed
 from ..files.hub import resolve_folder
-from ..jobs import options as training
 from . import arguments
+from . import training_arguments as training
+from .console import progress_report, remark
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from ..model.open_qa import RealmForOpenQA
-    from .indexing import Report
 
 
 class Command(NamedTuple):
-    module: str  # of this package, imported when the command runs: its `run` takes the options
+    run: str  # the function of this package that takes the options; its module is imported when the command runs
     summary: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     check: Callable[[argparse.Namespace], None]  # refuses what no model is needed to refuse
@@ -41,39 +39,39 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "index": Command(
-        "app.indexing", "Cut documents into blocks, embed them and write a folder ready to be asked.",
+        "app.indexing.run", "Cut documents into blocks, embed them and write a folder ready to be asked.",
         arguments.add_index, arguments.check_index,
     ),
     "ask": Command(
-        "app.ask", "Answer questions and show the blocks that were read.",
+        "app.ask.run", "Answer questions and show the blocks that were read.",
         arguments.add_ask, arguments.check_ask,
     ),
     "evaluate": Command(
-        "app.evaluation", "Measure the answers to questions whose answers are known.",
+        "app.evaluate.run", "Measure the answers to questions whose answers are known.",
         arguments.add_evaluate, arguments.check_evaluate,
     ),
     "ict": Command(
-        "learn.ict", "Warm a retriever up with the Inverse Cloze Task.",
+        "app.train.ict", "Warm a retriever up with the Inverse Cloze Task.",
         training.add_ict, training.check_ict,
     ),
     "mlm": Command(
-        "learn.mlm", "Warm a knowledge encoder up with masked language modelling.",
+        "app.train.mlm", "Warm a knowledge encoder up with masked language modelling.",
         training.add_mlm, training.check_mlm,
     ),
     "pretrain": Command(
-        "learn.pretraining", "Teach a retriever by masked words, as REALM does.",
+        "app.train.pretrain", "Teach a retriever by masked words, as REALM does.",
         training.add_pretrain, training.check_pretrain,
     ),
     "finetune": Command(
-        "learn.finetuning", "Teach retriever and reader by questions and answers.",
+        "app.train.finetune", "Teach retriever and reader by questions and answers.",
         training.add_finetune, training.check_finetune,
     ),
     "verify": Command(
-        "verify", "Compare a checkpoint's numbers, stage by stage, with every reference there is.",
+        "verify.run", "Compare a checkpoint's numbers, stage by stage, with every reference there is.",
         arguments.add_verify, arguments.check_verify,
     ),
     "convert": Command(
-        "files.tensorflow_checkpoint", "Make a folder for --model from the TensorFlow files that Google released.",
+        "files.tensorflow_checkpoint.run", "Make a folder for --model from the TensorFlow files that Google released.",
         arguments.add_convert, arguments.check_convert,
     ),
 }  # fmt: skip
@@ -102,7 +100,8 @@ def run(options: argparse.Namespace) -> int | None:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with ranks():
         command.check(options)
-        return import_module(f"realm_min.{command.module}").run(options)
+        module, _, function = command.run.rpartition(".")
+        return getattr(import_module(f"realm_min.{module}"), function)(options)
 
 
 def ranks() -> AbstractContextManager[object]:
@@ -188,48 +187,6 @@ def suggestion(word: str, known: Iterable[str], otherwise: str) -> str:
     known = list(known)
     near = [name for name in known if name.startswith(word)] or difflib.get_close_matches(word, known, n=1)
     return f"did you mean {' or '.join(near)}?" if near else otherwise
-
-
-# ---- progress
-
-
-@contextmanager
-def progress_report() -> Iterator[Report]:
-    """A progress bar for each stage of the work, on rank 0."""
-    from ..ranks.distributed import world
-
-    if not world().is_first:
-        yield lambda stage, done, total, note="": None
-        return
-    with progress_bar() as bar:
-        tasks: dict[str, Any] = {}
-
-        def report(stage: str, done: int, total: int | None, note: str = "") -> None:
-            if stage not in tasks:
-                for task in bar.tasks:  # the stages before are complete
-                    bar.update(task.id, total=task.completed)
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done, description=f"{stage} {note}".rstrip())
-
-        yield report
-
-
-def progress_bar() -> Progress:
-    """A bar with counts and times on the standard error, on rank 0."""
-    from rich import progress
-    from rich.console import Console
-
-    from ..ranks.distributed import world
-
-    columns = (
-        progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn(),
-    )  # fmt: skip
-    return progress.Progress(*columns, console=Console(stderr=True), disable=not world().is_first)
-
-
-def remark(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 # ---- models

@@ -26,9 +26,8 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,8 @@ from ..files import checkpoint
 from ..files.atomic import only_writer, refuse_existing, write_atomically
 from ..files.hub import resolve_folder
 from ..files.packed import load_packed
+from ..jobs import embedding
+from ..jobs.embedding import Report, embed_blocks
 from ..model.open_qa import RealmForOpenQA
 from ..ranks import distributed
 from ..ranks.devices import chosen_device
@@ -49,17 +50,10 @@ from ..text.corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_bloc
 from ..text.retriever import BLOCK_RECORDS_FILE, RealmRetriever, read_block_records
 from ..text.tokenizer import RealmTokenizerFast
 
-SHARD_SIZE = 256  # blocks: what a stop can cost a rank
-BATCH_SIZE = 16  # blocks, whose activations a core's cache can hold
-GPU_BATCH_SIZE = 64
 CHECKSUM_SIZE = 32  # bytes, at the end of a shard's file
 
 MANIFEST_FILE = "manifest.json"
 BLOCK_TITLES_FILE = "block_titles.txt"
-
-# Called as report(stage, done, total) as work goes on, with a note on how it goes where there is one; total is None
-# while nobody knows it.
-Report = Callable[..., None]
 
 
 def index(
@@ -108,7 +102,7 @@ def index(
             "model": model_hash(model, tokenizer),
             "blocks": len(blocks),
             "max_wordpieces": limit,
-            "shard_size": SHARD_SIZE,
+            "shard_size": embedding.SHARD_SIZE,
         }
         _check_agreement(blocks, manifest)
         complete = world.on_first(lambda: _open_partial(partial, manifest, restart, remark))
@@ -209,8 +203,8 @@ def _first_difference(blocks: list[Block], rank: int) -> tuple[int, str, str]:
         ours, theirs = (gather(values)[i] for i in (0, rank))
         return next(i for i in range(len(ours) + 1) if ours[i : i + 1] != theirs[i : i + 1])
 
-    start = SHARD_SIZE * first_difference([corpus_hash(shard) for shard in _shards(blocks)])
-    number = start + first_difference(blocks[start : start + SHARD_SIZE])
+    start = embedding.SHARD_SIZE * first_difference([corpus_hash(shard) for shard in embedding.shards_of(blocks)])
+    number = start + first_difference(blocks[start : start + embedding.SHARD_SIZE])
     records = gather(record(blocks[number]).decode() if number < len(blocks) else None)
     ours, theirs = records[0], records[rank]
     same = len(os.path.commonprefix([ours or "", theirs or ""]))
@@ -242,7 +236,7 @@ def _open_partial(partial: Path, manifest: dict[str, Any], restart: bool, remark
         half.unlink()
 
     complete = []
-    for number in range(-(-manifest["blocks"] // SHARD_SIZE)):
+    for number in range(-(-manifest["blocks"] // embedding.SHARD_SIZE)):
         shard = _shard_path(partial, number)
         if shard.is_file():
             try:
@@ -258,9 +252,9 @@ def _embed_shards(
     blocks: list[Block], partial: Path, complete: list[int], model: RealmForOpenQA, tokenizer: Any, report: Report
 ) -> None:
     """Embed the shards that are not in `partial` yet, each rank its part; returns when all ranks are done."""
-    world, shards = distributed.world(), _shards(blocks)
+    world, shards = distributed.world(), embedding.shards_of(blocks)
     todo = {number: shard for number, shard in enumerate(shards) if number not in set(complete)}
-    parts = _parts(todo, tokenizer)
+    parts = embedding.parts_of(todo, tokenizer)
     others = [number for part in parts[1:] for number in part] if world.is_first else []  # not seen complete yet
     done = sum(len(shards[number]) for number in complete)
 
@@ -294,7 +288,7 @@ def _finish(
 ) -> None:
     """Put the shards together and write the ready folder."""
     embeddings = torch.empty(len(blocks), model.config.retriever_proj_size)
-    for number, rows in enumerate(embeddings.split(SHARD_SIZE)):
+    for number, rows in enumerate(embeddings.split(embedding.SHARD_SIZE)):
         path = _shard_path(partial, number)
         if not path.is_file():
             raise FileNotFoundError(
@@ -307,32 +301,6 @@ def _finish(
     _write_ready(ready, blocks, embeddings, model, tokenizer, manifest)
     _put_in_place(ready, folder)
     shutil.rmtree(partial)
-
-
-# ---- shards
-
-
-def _shards(blocks: list[Block]) -> list[list[Block]]:
-    return [blocks[start : start + SHARD_SIZE] for start in range(0, len(blocks), SHARD_SIZE)]
-
-
-def _parts(shards: dict[int, list[Block]], tokenizer: Any) -> list[list[int]]:
-    """Which of the numbered shards each rank embeds, ascending: about as many tokens as any other rank.
-
-    The longest first, each goes to the rank that has the fewest tokens so far (Graham 1969, "Bounds on multiprocessing
-    timing anomalies"); the ranks count the tokens together.
-    """
-    world = distributed.world()
-    if world.size == 1:
-        return [list(shards)]
-    counted = {number: sum(_lengths(shards[number], tokenizer)) for number in world.share(list(shards))}
-    tokens = {number: count for part in world.gather_objects(counted) for number, count in part.items()}
-    totals, parts = [0] * world.size, [[] for _ in range(world.size)]
-    for number in sorted(tokens, key=lambda number: (-tokens[number], number)):
-        rank = totals.index(min(totals))
-        totals[rank] += tokens[number]
-        parts[rank].append(number)
-    return [sorted(part) for part in parts]
 
 
 def _shard_path(partial: Path, number: int) -> Path:
@@ -357,98 +325,6 @@ def _read_shard(path: Path) -> np.ndarray:
 
 def _checksum(path: Path, data: bytes) -> bytes:
     return hashlib.sha256(path.name.encode() + data).digest()
-
-
-# ---- embeddings
-
-
-def embed_on_ranks(
-    embedder: Any, tokenizer: Any, blocks: list[Block], advance: Callable[[int], None] = lambda count: None
-) -> Tensor:
-    """What `embed_blocks` returns, bit for bit, on every rank of `distributed.world()`; each computes its part.
-
-    All ranks call it, with the same blocks and weights. `advance(count)` is called batch by batch, as if the other
-    ranks had come as far with their parts.
-    """
-    world = distributed.world()
-    if world.size == 1:
-        return embed_blocks(embedder, tokenizer, blocks, advance)
-    shards = _shards(blocks)
-    parts = _parts(dict(enumerate(shards)), tokenizer)
-    # A short shard is the last of all, so also of its part: `embed_blocks` makes the same shards of it again.
-    part = [block for number in parts[world.rank] for block in shards[number]]
-    done = told = 0
-
-    def advance_all(count: int) -> None:
-        nonlocal done, told
-        done += count
-        advance(len(blocks) * done // len(part) - told)
-        told = len(blocks) * done // len(part)
-
-    own = embed_blocks(embedder, tokenizer, part, advance_all)
-    padded = own.new_zeros(max(sum(len(shards[number]) for number in numbers) for numbers in parts), own.shape[1])
-    padded[: len(own)] = own
-    embeddings = own.new_empty(len(blocks), own.shape[1])
-    rows = embeddings.split(SHARD_SIZE)
-    for numbers, gathered in zip(parts, world.all_gather(padded), strict=True):
-        start = 0
-        for number in numbers:
-            rows[number].copy_(gathered[start : start + len(rows[number])])
-            start += len(rows[number])
-    return embeddings
-
-
-def embed_blocks(
-    embedder: Any, tokenizer: Any, blocks: list[Block], advance: Callable[[int], None] = lambda count: None
-) -> Tensor:
-    """Embed_doc of each block, [blocks, proj] float32 on the CPU; `advance(count)` is called batch by batch.
-
-    Within a shard, batches are of similar lengths, so that few of their tokens are padding.
-    """
-    batch_size = BATCH_SIZE if embedder.device.type == "cpu" else GPU_BATCH_SIZE
-    embeddings = torch.empty(len(blocks), embedder.config.retriever_proj_size)
-
-    def embed(inputs: Any) -> Tensor:
-        return embedder.forward(**inputs.to(embedder.device), return_dict=True).projected_score  # [batch, proj]
-
-    with _side_by_side(embedder.device) as apply:
-        for number, shard in enumerate(_shards(blocks)):
-            rows = embeddings[number * SHARD_SIZE :]
-            lengths = _lengths(shard, tokenizer)
-            order = sorted(range(len(shard)), key=lambda i: -lengths[i])  # the last to end are short
-            batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-            inputs = (
-                tokenizer(*_pairs([shard[i] for i in batch]), padding=True, return_tensors="pt") for batch in batches
-            )
-            for batch, projected in zip(batches, apply(embed, inputs), strict=True):
-                rows[batch] = projected.float().cpu()
-                advance(len(batch))
-    return embeddings
-
-
-@contextmanager
-def _side_by_side(device: torch.device) -> Iterator[Callable[..., Iterator[Tensor]]]:
-    """A `map` with as many calls at a time as torch has threads, each on one of them; on a GPU, one call at a time."""
-    threads = torch.get_num_threads()
-    if threads == 1 or device.type != "cpu":
-        yield map
-        return
-    pool = ThreadPoolExecutor(threads)
-    torch.set_num_threads(1)
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
-
-
-def _lengths(blocks: list[Block], tokenizer: Any) -> list[int]:
-    """Tokens of each block, as they are embedded."""
-    return [len(ids) for ids in tokenizer(*_pairs(blocks), return_token_type_ids=False)["input_ids"]]
-
-
-def _pairs(blocks: list[Block]) -> tuple[list[str], list[str]]:
-    return [block.title for block in blocks], [block.text for block in blocks]
 
 
 # ---- the ready folder
@@ -513,8 +389,8 @@ def load_unindexed(folder: str | os.PathLike) -> tuple[RealmForOpenQA, RealmToke
 def run(options: argparse.Namespace) -> None:
     """Run `realm-min index`."""
     from . import default_model
-    from .cli import progress_report
     from .cli import remark as say
+    from .console import progress_report
 
     documents, device = corpus.read_documents(options.corpus), chosen_device(options.device)
     if options.model:

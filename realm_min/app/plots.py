@@ -7,6 +7,7 @@ its mean over heads laid over the text.
 
 from __future__ import annotations
 
+import os
 import textwrap
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from ..files.atomic import write_atomically
+from ..jobs import loop
 from ..model.open_qa import Answer, RealmForOpenQA
 
 BARS = 20  # blocks drawn at most, best first
@@ -208,3 +210,45 @@ def frame(axes: Any, first: int, row: int) -> None:
 def widths_axis(axes: Any, widths: int) -> None:
     axes.set_yticks(range(widths), range(1, widths + 1), fontsize=7)
     axes.set_ylabel("tokens in the span")
+
+
+PLOT_FILE = "training.png"
+
+
+# ---- the plot
+def plot_training(folder: str | os.PathLike) -> Path:
+    """Draw loss, retrieval utility and staleness of a run's log.csv against its steps, into training.png beside it.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed (the extra `plot`).
+        FileNotFoundError: there is no log.
+    """
+    from matplotlib.figure import Figure
+
+    log = loop.read_log(Path(folder) / loop.LOG_FILE)
+    steps = np.array(log["step"])
+    width = max(1, len(steps) // 40)
+    shown = {
+        "loss": "loss,\nnats a masked wordpiece",
+        "retrieval_utility": "retrieval utility,\nnats a text",
+        "null_probability": "p(∅|x)",
+        "staleness": "age of the index,\nsteps",
+    }
+    shown = {column: label for column, label in shown.items() if column in log}
+    figure = Figure(figsize=(8, 1 + 2 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), 1, sharex=True)
+    for axis, (column, label) in zip(axes, shown.items(), strict=True):
+        values = np.array(log[column])
+        averaged = np.convolve(values, np.ones(width) / width, "valid") if column != "staleness" else values
+        axis.plot(steps, values, color="0.8", linewidth=0.7)
+        axis.plot(steps[len(steps) - len(averaged) :], averaged, linewidth=1.3)
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+        if column == "retrieval_utility":
+            axis.axhline(0, color="0.4", linewidth=0.8)
+    axes[0].set_title(f"Pre-training; bold: mean of {width} steps" if width > 1 else "Pre-training")
+    axes[-1].set_xlabel("step")
+    path = Path(folder) / PLOT_FILE
+    with write_atomically(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    return path

@@ -40,7 +40,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..app.indexing import embed_blocks, embed_on_ranks
 from ..config import RealmConfig
 from ..files.atomic import write_atomically
 from ..model.embedder import RealmEmbedder
@@ -49,6 +48,7 @@ from ..search.mips import BlockIndex
 from ..search.sharded_index import ShardedBlockIndex, read_blocks
 from ..text.corpus import Block, json_lines
 from ..text.tokenizer import RealmTokenizerFast
+from .embedding import embed_blocks, embed_on_ranks
 from .loop import checkpoint_step
 
 INDEX_FOLDER = "index"  # within a run's folder

@@ -9,41 +9,26 @@ unless `refresh_blocks` re-embeds them as training goes on and lets the gradient
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..app import indexing
-from ..app.evaluation import evaluate, means
-from ..config import RealmConfig
-from ..jobs import loop, options, refresh, warm_start
-from ..jobs.refresh import IndexRefresher
-from ..jobs.settings import Finetune as Settings
-from ..jobs.settings import settings_from
 from ..model.base import Inputs, checked_batch
 from ..model.embedder import embed, embed_backward
 from ..model.open_qa import MAX_QUESTION_WORDPIECES, RealmForOpenQA, pad_to
 from ..model.reader import Answers, best_span_of, best_span_of_backward
-from ..ranks.devices import chosen_device
-from ..ranks.distributed import split, world
-from ..text.corpus import MAX_WORDPIECES, Block, record
-from ..text.questions import Question, TrainingQuestion, read_questions, read_training_questions
-from ..text.retriever import RealmRetriever
-from .optimizer import AdamW
+from ..ranks.share import Share
+from ..text.corpus import Block
+from ..text.questions import TrainingQuestion
+
+if TYPE_CHECKING:
+    from ..jobs.settings import Finetune
 
 TOKENIZED_AT_ONCE = 1024
-
-
-DEFAULTS = Settings()
 
 
 class Encoded(NamedTuple):
@@ -71,129 +56,12 @@ class Evidence(NamedTuple):
     blocks: Sequence[Block] = ()
 
 
-def finetune(
-    folder: str | os.PathLike,
-    model: RealmForOpenQA,
-    questions: Sequence[TrainingQuestion],
-    settings: Settings = DEFAULTS,
-    *,
-    blocks: Sequence[Block] | None = None,
-    dev: Sequence[Question] = (),
-    evaluate_every: int = 0,
-    resume: bool = False,
-    save_every: int = 100,
-    refresh_ranks: int = 0,
-    report: Callable[..., None] = lambda stage, done, total, note="": None,
-) -> RealmForOpenQA:
-    """Train `model`, its embedder and its reader, in place.
-
-    Args:
-        folder: the run's, for checkpoints and logs.
-        model: with its retriever and the embeddings of its blocks.
-        blocks: the evidence as titles and texts, which `refresh_blocks` needs; with them a question that knows its
-            title, or words of its evidence, takes evidence from nowhere else.
-        dev: questions to measure the model by, every `evaluate_every` steps and at the end.
-        refresh_ranks: with `refresh_blocks`, so many ranks, the last, do nothing but build indexes. In the end they
-            have rank 0's model too.
-
-    Raises:
-        ValueError: no question has an answer that can be a span; an empty or overlong question;
-            other blocks than the retriever has; too few ranks.
-        FileExistsError, DivergedError, KeyboardInterrupt: as `loop.train`.
-    """
-    settings.check(refresh_ranks)
-    records = model.retriever.block_records
-    if blocks is not None and [record(block) for block in blocks] != [bytes(found) for found in records]:
-        raise ValueError("the blocks given are not those of the model's retriever: give the corpus it was indexed with")
-    if settings.refresh_blocks and blocks is None:
-        raise ValueError("refresh_blocks embeds the blocks anew: give them, with their titles")
-    loop.check_batch(settings.batch_size, refresh_ranks)
-    known_blocks = list(blocks or ())
-    everyone = world()
-    training = everyone.size - refresh_ranks
-    with split(refresh_ranks):
-        if everyone.rank >= training:
-            refresh.build_on_ranks(folder, known_blocks, model.embedder, model.retriever.tokenizer, everyone)
-        else:
-            builders = refresh.builders(everyone, refresh_ranks)
-            with loop.only_job(folder):
-                _train(
-                    folder, model, questions, settings, known_blocks, dev, builders,
-                    evaluate_every=evaluate_every, resume=resume, save_every=save_every, report=report,
-                )  # fmt: skip
-    model.eval()
-    if refresh_ranks:
-        loop.take_from_first({"embedder": model.embedder, "reader": model.reader})
-    if settings.refresh_blocks:  # the index of the finished embedder
-        embeddings = indexing.embed_on_ranks(model.embedder, model.retriever.tokenizer, known_blocks)
-        model.block_emb = embeddings.to(model.block_emb.device)
-    return model
-
-
-def _train(
-    folder: str | os.PathLike,
-    model: RealmForOpenQA,
-    questions: Sequence[TrainingQuestion],
-    settings: Settings,
-    blocks: list[Block],
-    dev: Sequence[Question],
-    builders: refresh.NewBuilder,
-    *,
-    report: Callable[..., None],
-    **given: Any,
-) -> None:
-    tokenizer, records = model.retriever.tokenizer, model.retriever.block_records
-    evidence = Evidence(encode_blocks(records, tokenizer, report), blocks)
-    encoded = encode_questions(questions, tokenizer, model.config.max_span_width)
-    optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=int(settings.warmup * settings.steps))
-    refresher = latest = None  # who builds indexes, and the last of these
-    if settings.refresh_blocks:
-        refresher = IndexRefresher(
-            folder, blocks, model.embedder, tokenizer, every=settings.refresh_every, steps=settings.steps,
-            builders=builders,
-        )  # fmt: skip
-
-    def step(number: int) -> dict[str, float]:
-        nonlocal latest
-        stale = {}
-        if refresher is not None:
-            embeddings = refresher.embeddings(number)
-            if embeddings is not latest:
-                latest = embeddings
-                model.block_emb = embeddings.to(model.block_emb.device)
-            stale = {
-                "staleness": loop.once(refresher.staleness(number)),
-                "seconds_waited": loop.once(refresher.seconds_waited),
-            }
-        picked = loop.batch(number, settings.batch_size, len(encoded), settings.seed)
-        share, own = loop.share(settings.seed, number, [encoded[i] for i in picked])
-        return losses(model, own, evidence, settings, share) | stale
-
-    def measured() -> dict[str, float | None]:
-        return means(result.measures for result in evaluate(model, dev, world=world()))
-
-    model.train()
-    sharded, model.sharded = model.sharded, world().size > 1  # these ranks search together
-    identity = {"task": "finetune", "config": model.config.to_dict()}
-    identity |= {"questions": _digest(questions), "blocks": _digest(records)}
-    try:
-        with refresher or nullcontext():
-            loop.train(
-                folder, {"embedder": model.embedder, "reader": model.reader}, optimizer, step,
-                settings={**identity, **settings._asdict()}, seed=settings.seed,
-                frozen=loop.frozen(settings.freeze_word_embeddings),
-                evaluate=measured if dev else None, stage="Fine-tuning", report=report, **given,
-            )  # fmt: skip
-    finally:
-        model.sharded = sharded
-
-
-def losses(
+def finetune_step(
     model: RealmForOpenQA,
     questions: list[Encoded],
     evidence: Evidence,
-    settings: Settings,
-    share: loop.Share,
+    settings: Finetune,
+    share: Share,
 ) -> dict[str, float]:
     """The mean losses of a batch of questions, by name; gradients are added to the model's.
 
@@ -204,7 +72,7 @@ def losses(
     inputs = padded([question.ids for question in questions], model.config.pad_token_id)
     batch = checked_batch(embedder.config, Inputs(*(rows.to(embedder.device) for rows in inputs)))
     (x, _), kept_x = embed(embedder.p, embedder.config, batch, embedder.run_to_learn(share.dropout_seeds()))
-    _, found = model._search(x, min(model.config.searcher_beam_size, len(evidence.pieces)))  # [batch, searcher beam]
+    _, found = model.search(x, min(model.config.searcher_beam_size, len(evidence.pieces)))  # [batch, searcher beam]
     results, dx = [], torch.zeros_like(x)
     for i, question in enumerate(questions):
         right = torch.tensor([is_evidence(question, block, evidence) for block in found[i].tolist()])
@@ -233,8 +101,8 @@ def read(
     block_ids: Tensor,
     right: Tensor,
     evidence: Evidence,
-    settings: Settings,
-    share: loop.Share,
+    settings: Finetune,
+    share: Share,
 ) -> Read:
     """Read the first of `block_ids` [searcher beam] for one question; the reader's gradients are added.
 
@@ -385,88 +253,3 @@ def reader_inputs(
         types[i, len(question) : len(question) + len(text) + 1] = 1
         in_block[i, len(question) : len(question) + len(text)] = True
     return ids.to(device), mask.to(device), types.to(device), in_block.to(device)
-
-
-def _digest(items: Iterable[Any]) -> str:
-    """sha256 (hexadecimal) of some records or questions, in order."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(repr(item).encode())
-    return digest.hexdigest()
-
-
-# ---- command line
-
-
-def run(given: argparse.Namespace) -> None:
-    """Run `realm-min finetune`."""
-    from ..app.cli import progress_report
-
-    questions, device = read_training_questions(given.questions), chosen_device(given.device)
-    dev = list(read_questions(given.dev)) if given.dev else []
-    values = {**options.dropout(given), "searcher_beam_size": given.searcher_beam_size}
-    values |= {"reader_beam_size": given.reader_beam_size}
-    values = {name: value for name, value in values.items() if value is not None}
-    ready = Path(given.corpus)
-    with progress_report() as report:
-        if options.is_indexed(given.corpus):
-            blocks = indexing.read_blocks(ready)
-            retriever = RealmRetriever.from_pretrained(ready)
-            model = RealmForOpenQA.from_pretrained(ready, retriever=retriever, sharded=True, **values).to(device)
-        else:
-            tokenizer = warm_start.tokenizer(given.model)
-            blocks = options.read_blocks(given.corpus, tokenizer, MAX_WORDPIECES, report)
-            model = new_model(given.model, blocks, tokenizer, given.seed, report, device, **values)
-        finetune(
-            given.out, model, questions, settings_from(given, DEFAULTS), blocks=blocks, dev=dev,
-            evaluate_every=given.evaluate_every, resume=given.resume, save_every=given.save_every,
-            refresh_ranks=given.refresh_ranks, report=report,
-        )  # fmt: skip
-    folder = given.out / "model"
-
-    def write() -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        indexing.write_ready(folder, blocks, model.block_emb, model, model.retriever.tokenizer, MAX_WORDPIECES)
-
-    with loop.only_job(given.out):
-        world().on_first(write)
-    options.remark(f'Ready: realm-min ask --model "{folder}"')
-
-
-def new_model(
-    folder: str | os.PathLike | None,
-    blocks: list[Block],
-    tokenizer: Any,
-    seed: int = 0,
-    report: Callable[..., None] = lambda stage, done, total, note="": None,
-    device: torch.device | str = "cpu",
-    **values: Any,
-) -> RealmForOpenQA:
-    """A model to fine-tune: embedder and reader as `warm_start` takes them from `folder`, blocks embedded.
-
-    Args:
-        device: of the model, and where the blocks are embedded.
-        values: configuration values to replace; beams are cut to the number of blocks.
-    """
-    embedder = warm_start.embedder(folder, seed, **values).to(device)
-    reader = warm_start.reader(folder, seed, **values)
-    sizes = {
-        "num_block_records": len(blocks),
-        "searcher_beam_size": min(reader.config.searcher_beam_size, len(blocks)),
-        "reader_beam_size": min(reader.config.reader_beam_size, len(blocks)),
-    }
-    config = RealmConfig.from_dict(reader.config.to_dict() | sizes)
-    retriever = RealmRetriever([record(block) for block in blocks], tokenizer)
-    model = RealmForOpenQA(config, retriever=retriever, initialize=False)
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        report("Embedding blocks", done, len(blocks))
-
-    tensors = {f"embedder.{key}": tensor for key, tensor in embedder.state_dict().items()}
-    tensors |= {f"reader.{key}": tensor for key, tensor in reader.state_dict().items()}
-    embeddings = indexing.embed_on_ranks(embedder.eval(), tokenizer, blocks, advance)
-    model.load_state_dict(tensors | {"block_emb": embeddings})
-    return model.to(device)

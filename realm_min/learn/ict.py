@@ -11,23 +11,19 @@ title alone does not tell the right block from the wrong ones.
 
 from __future__ import annotations
 
-import argparse
-import os
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ..jobs import loop, options, warm_start
-from ..jobs.settings import Ict as Settings
-from ..jobs.warm_start import EMBEDDER
 from ..model import ops
 from ..model.base import Inputs, checked_batch
 from ..model.embedder import RealmEmbedder, embed, embed_backward
+from ..ranks.share import Share
 from ..text.corpus import Block, split_sentences
 
-DEFAULTS = Settings()
+if TYPE_CHECKING:
+    from ..jobs.settings import Ict
 
 
 class Example(NamedTuple):
@@ -36,45 +32,7 @@ class Example(NamedTuple):
     text: str
 
 
-def warm_up(
-    folder: str | os.PathLike,
-    blocks: list[Block],
-    embedder: RealmEmbedder,
-    tokenizer: Any,
-    settings: Settings = DEFAULTS,
-    **given: Any,
-) -> Path:
-    """Train `embedder` in place and write it to FOLDER/embedder, with the tokenizer in FOLDER.
-
-    Args:
-        given: `loop.train`'s resume, save_every, evaluate, evaluate_every and report.
-
-    Raises:
-        ValueError: no block has two sentences; settings out of range.
-        FileExistsError, DivergedError, KeyboardInterrupt: as `loop.train`.
-    """
-    settings.check()
-    usable = [block for block in blocks if len(split_sentences(block.text)) > 1]
-    if len(usable) < 2:
-        raise ValueError("the Inverse Cloze Task needs two blocks of two sentences or more: give a larger corpus")
-    loop.check_batch(settings.batch_size)
-    groups = [usable[i : i + settings.group] for i in range(0, len(usable) - settings.group + 1, settings.group)]
-    if not groups:
-        raise ValueError(f"{len(usable)} blocks are fewer than group={settings.group}: give a smaller group")
-
-    def step(number: int) -> dict[str, float]:
-        picked = loop.batch(number, settings.batch_size // settings.group, len(groups), settings.seed)
-        share, own = loop.share(settings.seed, number, [block for i in picked for block in groups[i]])
-        examples = [cloze(block, share.random(place), settings) for place, block in zip(share.places, own, strict=True)]
-        loss, accuracy = in_batch_loss(embedder, tokenizer, examples, settings, share)
-        return {"loss": loop.once(loss), "accuracy": loop.once(accuracy)}
-
-    return loop.train_one(
-        folder, EMBEDDER, embedder, step, settings, blocks, tokenizer, task="ict", stage="Inverse Cloze Task", **given
-    )
-
-
-def cloze(block: Block, random: np.random.Generator, settings: Settings) -> Example:
+def cloze(block: Block, random: np.random.Generator, settings: Ict) -> Example:
     """Draw a sentence of `block` as the question; its evidence is the block, most times without the sentence."""
     sentences = split_sentences(block.text)
     drawn = int(random.integers(len(sentences)))
@@ -83,8 +41,8 @@ def cloze(block: Block, random: np.random.Generator, settings: Settings) -> Exam
     return Example(query, block.title, " ".join(sentences[:drawn] + sentences[drawn + removed :]))
 
 
-def in_batch_loss(
-    embedder: RealmEmbedder, tokenizer: Any, examples: list[Example], settings: Settings, share: loop.Share
+def ict_step(
+    embedder: RealmEmbedder, tokenizer: Any, examples: list[Example], settings: Ict, share: Share
 ) -> tuple[float, float]:
     """-mean log P(z|x) over the batch and the share of examples whose own block scores best; gradients are added.
 
@@ -114,13 +72,3 @@ def in_batch_loss(
     with grads.last_pass():
         embed_backward((dscores @ z)[share.places], kept_x, grads)
     return float(losses.mean()), float(accuracy)
-
-
-# ---- command line
-
-
-def run(given: argparse.Namespace) -> None:
-    """Run `realm-min ict`."""
-    embedder = warm_start.embedder(given.model, given.seed, **options.dropout(given))
-    options.run_warm_up(given, warm_up, embedder, DEFAULTS, given.max_evidence)
-    options.remark(f"Ready: realm-min pretrain {given.corpus} --model {given.out} --out FOLDER")

@@ -12,81 +12,38 @@ it slowly.
 
 from __future__ import annotations
 
-import argparse
-import os
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..jobs import loop, options, warm_start
-from ..jobs.settings import Mlm as Settings
-from ..jobs.settings import settings_from
-from ..jobs.warm_start import KNOWLEDGE_ENCODER
 from ..model.base import Inputs, checked_batch
 from ..model.knowledge_encoder import IGNORED, RealmKnowledgeAugEncoder, masked_words, masked_words_backward
+from ..ranks.share import Share
 from ..text.corpus import Block
 from . import masking
 from .masking import Passage
 from .pretraining import pad, sequence
 
+if TYPE_CHECKING:
+    from ..jobs.settings import Mlm
+
 SHORTEST_STRETCH = 12  # wordpieces of a block that are masked, where its evidence stands beside it
 
 
-DEFAULTS = Settings()
-
-
-def warm_up(
-    folder: str | os.PathLike,
-    blocks: list[Block],
-    encoder: RealmKnowledgeAugEncoder,
-    tokenizer: Any,
-    settings: Settings = DEFAULTS,
-    **given: Any,
-) -> Path:
-    """Train `encoder` in place and write it to FOLDER/knowledge_encoder, with the tokenizer in FOLDER.
-
-    Args:
-        given: `loop.train`'s resume, save_every, evaluate, evaluate_every and report.
-
-    Raises:
-        ValueError: a batch of fewer blocks than there are ranks; evidence that does not hold the text, or that the
-            encoder has no positions for.
-        FileExistsError, DivergedError, KeyboardInterrupt: as `loop.train`.
-    """
-    loop.check_batch(settings.batch_size)
-    _check(settings, encoder)
-
-    def step(number: int) -> dict[str, float]:
-        picked = loop.batch(number, settings.batch_size, len(blocks), settings.seed)
-        share, own = loop.share(settings.seed, number, [blocks[i] for i in picked])
-        random = [share.random(place) for place in share.places]
-        inputs, labels = batch(own, tokenizer, random, encoder, settings)
-        read, run = checked_batch(encoder.config, Inputs(**inputs)), encoder.run_to_learn(share.dropout_seeds())
-        log_likelihood, kept = masked_words(encoder.p, encoder.config, read, labels, run)
-        count = share.total(int((labels != IGNORED).sum()))
-        with encoder.own_grads.last_pass():
-            masked_words_backward(torch.full_like(log_likelihood, -1 / count), kept, encoder.own_grads)
-        return {"loss": -float(log_likelihood.sum()) / count}
-
-    return loop.train_one(
-        folder, KNOWLEDGE_ENCODER, encoder, step, settings, blocks, tokenizer, task="mlm",
-        stage="Masked language modelling", **given,
-    )  # fmt: skip
-
-
-def _check(settings: Settings, encoder: RealmKnowledgeAugEncoder) -> None:
-    settings.check()
-    if not settings.evidence:
-        return
-    tokens, positions = settings.max_wordpieces + settings.evidence + 1, encoder.config.max_position_embeddings
-    if tokens > positions:
-        raise ValueError(
-            f"max_wordpieces={settings.max_wordpieces} and evidence={settings.evidence} are {tokens} tokens with the "
-            f"last [SEP], and the encoder reads {positions}: give fewer"
-        )
+def mlm_step(
+    encoder: RealmKnowledgeAugEncoder, tokenizer: Any, blocks: list[Block], settings: Mlm, share: Share
+) -> float:
+    """-log p of a hidden wordpiece, this rank's part of the mean over the batch; gradients are added."""
+    random = [share.random(place) for place in share.places]
+    inputs, labels = batch(blocks, tokenizer, random, encoder, settings)
+    read, run = checked_batch(encoder.config, Inputs(**inputs)), encoder.run_to_learn(share.dropout_seeds())
+    log_likelihood, kept = masked_words(encoder.p, encoder.config, read, labels, run)
+    count = share.total(int((labels != IGNORED).sum()))
+    with encoder.own_grads.last_pass():
+        masked_words_backward(torch.full_like(log_likelihood, -1 / count), kept, encoder.own_grads)
+    return -float(log_likelihood.sum()) / count
 
 
 def batch(
@@ -94,7 +51,7 @@ def batch(
     tokenizer: Any,
     random: list[np.random.Generator],
     encoder: RealmKnowledgeAugEncoder,
-    settings: Settings,
+    settings: Mlm,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """What the encoder reads of each block, "[CLS] title. text [SEP]" with masks in it, and the labels.
 
@@ -126,7 +83,7 @@ def batch(
     return inputs, labels.to(encoder.device)
 
 
-def stretches(passage: Passage, rng: np.random.Generator, settings: Settings) -> tuple[Passage, list[int]]:
+def stretches(passage: Passage, rng: np.random.Generator, settings: Mlm) -> tuple[Passage, list[int]]:
     """A stretch of a passage, and the wordpieces of a longer one that holds it; the title stands before both.
 
     Where they begin is drawn, so that a word is found by its neighbours and not by how far away it stands.
@@ -147,14 +104,3 @@ def stretches(passage: Passage, rng: np.random.Generator, settings: Settings) ->
         begins_word=cut(passage.begins_word, begin, length),
     )
     return stretch, cut(passage.ids, start, around)[: settings.evidence]
-
-
-# ---- command line
-
-
-def run(given: argparse.Namespace) -> None:
-    """Run `realm-min mlm`."""
-    encoder = warm_start.knowledge_encoder(given.model, given.seed, **options.dropout(given))
-    _check(settings_from(given, DEFAULTS), encoder)  # before a corpus is read
-    options.run_warm_up(given, warm_up, encoder, DEFAULTS, max(given.max_wordpieces, given.evidence))
-    options.remark(f"Ready: {given.out}")

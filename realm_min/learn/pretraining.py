@@ -13,26 +13,15 @@ The index is some hundred steps old (`refresh`): it only chooses the candidates.
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
-import os
-import shutil
-import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..files.atomic import write_atomically
-from ..jobs import loop, options, refresh, warm_start
-from ..jobs.refresh import INDEX_FOLDER, IndexRefresher
-from ..jobs.settings import Pretrain as Settings
-from ..jobs.settings import settings_from
 from ..model import ops
-from ..model.base import Inputs, RealmModel, checked_batch
+from ..model.base import Inputs, checked_batch
 from ..model.embedder import RealmEmbedder, embed, embed_backward
 from ..model.knowledge_encoder import (
     IGNORED,
@@ -43,21 +32,17 @@ from ..model.knowledge_encoder import (
     masked_words_backward,
 )
 from ..model.scorer import relevance, relevance_backward
-from ..ranks.devices import chosen_device
-from ..ranks.distributed import split, world
+from ..ranks.share import Share, dropout_seed
 from ..search.mips import BlockIndex
 from ..search.sharded_index import ShardedBlockIndex
-from ..text.corpus import Block, Document, corpus_hash, cut_blocks
-from .masking import MASKINGS, SpanFinder, mask, passages, salient_span, salient_spans
-from .optimizer import AdamW
+from ..text.corpus import Block, Document, cut_blocks
+from .masking import mask, passages
 
-PLOT_FILE = "training.png"
-STAGE = "Pre-training"
+if TYPE_CHECKING:
+    from ..jobs.settings import Pretrain
+
 AT_ONCE = 1024  # texts tokenized in one call
 OF_A_DOCUMENT = 1 << 20  # the sequence, for `loop.dropout_seed`, of a block that a step embeds: no text has as many
-
-
-DEFAULTS = Settings()
 
 NO_BLOCK = -1
 
@@ -76,151 +61,6 @@ class Example(NamedTuple):
     ids: list[int]
     labels: list[int]
     block: int
-
-
-def pretrain(
-    folder: str | os.PathLike,
-    blocks: list[Block],
-    embedder: RealmEmbedder,
-    knowledge_encoder: RealmKnowledgeAugEncoder,
-    tokenizer: Any,
-    settings: Settings = DEFAULTS,
-    *,
-    find: SpanFinder = salient_spans,
-    texts: list[Text] | None = None,
-    resume: bool = False,
-    save_every: int = 100,
-    evaluate: loop.Evaluate | None = None,
-    evaluate_every: int = 0,
-    refresh_ranks: int = 0,
-    report: Callable[..., None] = lambda stage, done, total, note="": None,
-) -> Path:
-    """Train both models in place; write FOLDER/embedder and FOLDER/knowledge_encoder, and the tokenizer beside them.
-
-    Their configurations say how much dropout they have.
-
-    Args:
-        folder: the run's, see `loop`; its log.csv has the columns of `learn`, `staleness` (steps), `seconds_waited`
-            for an index, and `tokens_per_second` read.
-        tokenizer: a RealmTokenizerFast.
-        find: finds salient spans; a tagger can take its place.
-        texts: X, the texts to mask, where they are not the blocks' own, as CC-News in the paper, whose blocks are
-            Wikipedia's (section 4.3). Their `block` is NO_BLOCK.
-        evaluate, evaluate_every, save_every, resume, report: as `loop.train`.
-        refresh_ranks: so many ranks, the last, do nothing but build indexes; their models are not trained.
-
-    Raises:
-        ValueError: settings out of range, a corpus without anything to mask, or too few ranks.
-        ChildProcessError: the index builder failed.
-        FileExistsError, DivergedError, KeyboardInterrupt: as `loop.train`.
-    """
-    folder, everyone = Path(folder), world()
-    training = everyone.size - refresh_ranks
-    _check(settings, blocks, embedder, knowledge_encoder)
-    loop.check_batch(settings.batch_size, refresh_ranks)
-    with split(refresh_ranks):
-        if everyone.rank >= training:
-            refresh.build_on_ranks(folder, blocks, embedder, tokenizer, everyone)
-        else:
-            builders = refresh.builders(everyone, refresh_ranks)
-            with loop.only_job(folder):
-                _train(
-                    folder, blocks, embedder, knowledge_encoder, tokenizer, settings, find, texts, builders,
-                    resume=resume, save_every=save_every, evaluate=evaluate, evaluate_every=evaluate_every,
-                    report=report,
-                )  # fmt: skip
-    return folder
-
-
-def _train(
-    folder: Path,
-    blocks: list[Block],
-    embedder: RealmEmbedder,
-    knowledge_encoder: RealmKnowledgeAugEncoder,
-    tokenizer: Any,
-    settings: Settings,
-    find: SpanFinder,
-    texts: list[Text] | None,
-    builders: refresh.NewBuilder,
-    *,
-    report: Callable[..., None],
-    **given: Any,
-) -> None:
-    choose = MASKINGS[settings.masking]
-    if choose is salient_span:
-        choose = lambda text, rng: salient_span(text, rng, find)  # noqa: E731
-    if texts is None:
-        texts = cut_texts(blocks, tokenizer, settings.max_passage, choose, report)
-    else:
-        texts = with_something_to_mask(texts, tokenizer, choose)
-        if not texts:
-            raise ValueError("no text has anything to mask: give others, or another masking")
-    optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=int(settings.warmup * settings.steps))
-    models: dict[str, RealmModel] = {"embedder": embedder, "knowledge_encoder": knowledge_encoder}
-    trained: dict[str, RealmModel] = {"knowledge_encoder": knowledge_encoder} if settings.encoder_alone else models
-    for model in models.values():
-        model.train(model in trained.values())
-    loop.take_from_first({name: model for name, model in models.items() if name not in trained})
-    at = 0  # the step
-    every = settings.steps if settings.encoder_alone or settings.freeze_documents else settings.refresh_every
-
-    def waiting(done: int, total: int) -> None:
-        report(STAGE, at, settings.steps, f"waiting for the index: {done:,} of {total:,} blocks")
-
-    refresher = IndexRefresher(
-        folder, blocks, embedder, tokenizer, every=every, steps=settings.steps, waiting=waiting, builders=builders
-    )
-    embeddings = index = None
-
-    def step(number: int) -> dict[str, float]:
-        nonlocal at, embeddings, index
-        at = number
-        found = refresher.embeddings(number)
-        if index is None or found is not embeddings:
-            embeddings, index = found, refresh.searchable(found, embedder.device)
-        started = time.perf_counter()
-        picked = loop.batch(number, settings.batch_size, len(texts), settings.seed)
-        share, own = loop.share(settings.seed, number, [texts[i] for i in picked])
-        examples = hide(own, tokenizer, choose, [share.random(place) for place in share.places])
-        logged = learn(embedder, knowledge_encoder, tokenizer, blocks, index, examples, settings, share)
-        tokens = logged.pop("tokens")
-        return logged | {
-            "staleness": loop.once(refresher.staleness(number)),
-            "seconds_waited": loop.once(refresher.seconds_waited),
-            "tokens_per_second": tokens / (time.perf_counter() - started),
-        }
-
-    identity = {
-        "task": "pretrain",
-        "corpus": corpus_hash(blocks),
-        "texts": corpus_hash(Block(text.title, text.text) for text in texts),
-        "embedder": embedder.config.to_dict(),
-        "knowledge_encoder": knowledge_encoder.config.to_dict(),
-    }
-    with refresher:
-        loop.train(
-            folder, trained, optimizer, step, settings={**identity, **settings._asdict()}, seed=settings.seed,
-            frozen=loop.frozen(settings.freeze_word_embeddings),
-            stage=STAGE, report=report, **given,
-        )  # fmt: skip
-    loop.write_models(folder, models, tokenizer)
-    world().on_first(lambda: shutil.rmtree(folder / INDEX_FOLDER, ignore_errors=True))
-
-
-def _check(
-    settings: Settings, blocks: list[Block], embedder: RealmEmbedder, knowledge_encoder: RealmKnowledgeAugEncoder
-) -> None:
-    settings.check()
-    if settings.num_candidates > len(blocks):
-        raise ValueError(
-            f"num_candidates={settings.num_candidates} must lie in 2..{len(blocks)}: the null document and some of the "
-            f"other {len(blocks) - 1} blocks"
-        )
-    positions = min(embedder.config.max_position_embeddings, knowledge_encoder.config.max_position_embeddings)
-    if not settings.max_passage < positions:
-        raise ValueError(
-            f"max_passage={settings.max_passage} leaves no room for evidence: the models read {positions} tokens"
-        )
 
 
 # ---- texts
@@ -282,17 +122,17 @@ def hide(
 # ---- one step
 
 
-def learn(
+def pretrain_step(
     embedder: RealmEmbedder,
     knowledge_encoder: RealmKnowledgeAugEncoder,
     tokenizer: Any,
     blocks: list[Block],
     index: BlockIndex | ShardedBlockIndex,
     examples: list[Example],
-    settings: Settings,
-    share: loop.Share,
+    settings: Pretrain,
+    share: Share,
 ) -> dict[str, float]:
-    """Add the gradients of a batch's loss to both models, which are in training mode; `Settings` says what is frozen.
+    """Add the gradients of a batch's loss to both models, which are in training mode; the settings say what is frozen.
 
     Args:
         examples: this rank's part of the batch, as `share` says.
@@ -324,9 +164,7 @@ def learn(
     document_inputs = pad(document_sequences(tokenizer, embedded, embedder, settings.max_block), embedder)
     # A block has the same masks for all texts that retrieve it, and so on all ranks.
     numbers = [0] if frozen else [0, *(1 + block for block in distinct)]
-    run = embedder.run_to_learn(
-        [loop.dropout_seed(share.seed, share.step, number, OF_A_DOCUMENT) for number in numbers]
-    )
+    run = embedder.run_to_learn([dropout_seed(share.seed, share.step, number, OF_A_DOCUMENT) for number in numbers])
     (documents, _), kept_z = embed(p, config, checked_batch(config, Inputs(**document_inputs)), run)
     if frozen:
         documents = torch.cat([documents, index.rows(torch.tensor(distinct)).to(documents)])
@@ -420,7 +258,7 @@ def joint_inputs(
     candidates: list[list[int]],
     evidence: list[Block],
     knowledge_encoder: RealmKnowledgeAugEncoder,
-    settings: Settings,
+    settings: Pretrain,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """What the knowledge-augmented encoder reads, "[CLS] x [SEP] title. text [SEP]" for each candidate.
 
@@ -446,70 +284,3 @@ def joint_inputs(
     for row, example in zip(labels, examples, strict=True):
         row[1 : 1 + len(example.labels)] = torch.tensor(example.labels)
     return inputs, labels.to(knowledge_encoder.device)
-
-
-# ---- the plot
-
-
-def plot(folder: str | os.PathLike) -> Path:
-    """Draw loss, retrieval utility and staleness of a run's log.csv against its steps, into training.png beside it.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed (the extra `plot`).
-        FileNotFoundError: there is no log.
-    """
-    from matplotlib.figure import Figure
-
-    log = loop.read_log(Path(folder) / loop.LOG_FILE)
-    steps = np.array(log["step"])
-    width = max(1, len(steps) // 40)
-    shown = {
-        "loss": "loss,\nnats a masked wordpiece",
-        "retrieval_utility": "retrieval utility,\nnats a text",
-        "null_probability": "p(∅|x)",
-        "staleness": "age of the index,\nsteps",
-    }
-    shown = {column: label for column, label in shown.items() if column in log}
-    figure = Figure(figsize=(8, 1 + 2 * len(shown)), layout="constrained")
-    axes = figure.subplots(len(shown), 1, sharex=True)
-    for axis, (column, label) in zip(axes, shown.items(), strict=True):
-        values = np.array(log[column])
-        averaged = np.convolve(values, np.ones(width) / width, "valid") if column != "staleness" else values
-        axis.plot(steps, values, color="0.8", linewidth=0.7)
-        axis.plot(steps[len(steps) - len(averaged) :], averaged, linewidth=1.3)
-        axis.set_ylabel(label)
-        axis.grid(alpha=0.3)
-        if column == "retrieval_utility":
-            axis.axhline(0, color="0.4", linewidth=0.8)
-    axes[0].set_title(f"Pre-training; bold: mean of {width} steps" if width > 1 else "Pre-training")
-    axes[-1].set_xlabel("step")
-    path = Path(folder) / PLOT_FILE
-    with write_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    return path
-
-
-# ---- command line
-
-
-def run(given: argparse.Namespace) -> None:
-    """Run `realm-min pretrain`."""
-    from ..app.cli import progress_report
-
-    device = chosen_device(given.device)
-    embedder = warm_start.embedder(given.model, given.seed, **options.dropout(given)).to(device)
-    knowledge_encoder = warm_start.knowledge_encoder(given.model, given.seed, **options.dropout(given)).to(device)
-    tokenizer = warm_start.tokenizer(given.model)
-    with progress_report() as report:
-        limit = min(given.max_block, embedder.config.max_position_embeddings)
-        blocks = options.read_blocks(given.corpus, tokenizer, limit, report)
-        pretrain(
-            given.out, blocks, embedder, knowledge_encoder, tokenizer, settings_from(given, DEFAULTS),
-            resume=given.resume, save_every=given.save_every, refresh_ranks=given.refresh_ranks, report=report,
-        )  # fmt: skip
-    if importlib.util.find_spec("matplotlib"):
-        drawn = world().on_first(lambda: plot(given.out))
-        options.remark(f"The course of the training is drawn in {drawn}")
-    else:
-        options.remark('No plot: it needs matplotlib, pip install "realm-min[plot]"')
-    options.remark(f"Ready: realm-min finetune QUESTIONS.jsonl {given.corpus} --model {given.out} --out FOLDER")

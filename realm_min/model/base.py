@@ -227,7 +227,7 @@ class RealmModel:
         modes = tuple(model.training for model in models)
         return modes, tuple((id(x), None if x.is_inference() else x._version) for m in models for x in m.p.values())
 
-    def _run(
+    def run_now(
         self,
         sequences: int,
         head_mask: Tensor | None = None,

@@ -96,7 +96,7 @@ class RealmEmbedder(RealmModel):
         """
         inputs = Inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         batch = checked_batch(self.config, inputs)
-        run = self._run(len(batch.types), head_mask, output_attentions, output_hidden_states)
+        run = self.run_now(len(batch.types), head_mask, output_attentions, output_hidden_states)
 
         def call(keep: bool) -> tuple[RealmEmbedderOutput, Kept]:
             (projected, encoded), kept = embed(self.p, self.config, batch, run._replace(keep=keep))

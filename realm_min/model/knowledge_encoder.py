@@ -128,7 +128,7 @@ class RealmKnowledgeAugEncoder(RealmModel):
                 raise ValueError("labels were given without relevance_score: the loss weighs the candidates by it")
             sequences, tokens = batch.types.shape
             self._check_labels(sequences, tokens, relevance_score, labels, mlm_mask)
-        run = self._run(len(batch.types), head_mask, output_attentions, output_hidden_states)
+        run = self.run_now(len(batch.types), head_mask, output_attentions, output_hidden_states)
 
         def predict(keep: bool) -> tuple[MaskedLMOutput, Kept]:
             encoded, kept_bert = bert(self.p, self.config, batch, "tokens", run._replace(keep=keep))
@@ -167,7 +167,7 @@ class RealmKnowledgeAugEncoder(RealmModel):
     ) -> tuple[Tensor, Kept]:
         """`masked_words` of inputs [sequences, tokens] int64, padded on the right."""
         batch = checked_batch(self.config, Inputs(input_ids, attention_mask, token_type_ids))
-        run = self._run(len(input_ids))._replace(keep=True)
+        run = self.run_now(len(input_ids))._replace(keep=True)
         return masked_words(self.p, self.config, batch, labels, run)
 
     def masked_log_likelihood_backward(self, dlog_likelihood: Tensor, kept: Kept) -> None:

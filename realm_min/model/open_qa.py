@@ -229,13 +229,13 @@ class RealmForOpenQA(RealmModel):
                 f"answer_ids holds answers of {len(answer_ids)} questions: {input_ids.shape[0]} were given"
             )
         question = checked_batch(self.config, Inputs(input_ids, attention_mask, token_type_ids))
-        of_question = self.embedder._run(len(input_ids))
-        of_readers = [self.reader._run(self.config.reader_beam_size) for _ in input_ids]
+        of_question = self.embedder.run_now(len(input_ids))
+        of_readers = [self.reader.run_now(self.config.reader_beam_size) for _ in input_ids]
 
         def answer(keep: bool) -> tuple[RealmForOpenQAOutput, Kept]:
             # x: [batch, proj]
             (x, _), kept_x = embed(self.embedder.p, self.config, question, of_question._replace(keep=keep))
-            _, block_ids = self._search(x, self.searcher_beam_size)
+            _, block_ids = self.search(x, self.searcher_beam_size)
             found, kept_readers = [], []
             for i, run in enumerate(of_readers):
                 answers = None if answer_ids is None else answer_ids[i]
@@ -300,7 +300,7 @@ class RealmForOpenQA(RealmModel):
             ValueError: an empty or overlong question; k below 1 or above the number of blocks.
         """
         self._check_searchable(k)
-        return self._search(self._embed_questions(questions), k)
+        return self.search(self._embed_questions(questions), k)
 
     def answer(self, questions: list[str], num_blocks: int | None = None) -> list[Answer]:
         """Answer questions given as text.
@@ -381,7 +381,8 @@ class RealmForOpenQA(RealmModel):
         inputs = self.retriever.tokenizer(questions, padding=True, return_tensors="pt").to(self.device)
         return self.embedder(**inputs, return_dict=True).projected_score
 
-    def _search(self, projections: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def search(self, projections: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """f(x, z) and the numbers of the `k` best blocks [questions, k], from embedded questions [questions, proj]."""
         scores, ids = self.index.search(_searchable(projections.to(self.index.device)), k)
         return scores.to(self.block_emb.device), ids.to(self.block_emb.device)
 

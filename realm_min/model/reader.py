@@ -125,7 +125,7 @@ class RealmReader(RealmModel):
         if start_positions is not None and end_positions is not None and has_answers is not None:
             answers = Answers(start_positions, end_positions, has_answers)
             check_answers(answers, beam)
-        run = self._run(beam, head_mask, output_attentions, output_hidden_states)
+        run = self.run_now(beam, head_mask, output_attentions, output_hidden_states)
         return self._called(
             lambda keep: best_span_of(
                 self.p, self.config, batch, block_mask, relevance_score, answers, run._replace(keep=keep)

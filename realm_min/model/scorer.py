@@ -96,8 +96,8 @@ class RealmScorer(RealmModel):
                 f"{self.config.num_candidates} for each; give that many, or load the model with num_candidates=…"
             )
         asked = (head_mask, output_attentions, output_hidden_states)
-        of_queries = self.query_embedder._run(len(queries.types), *asked)
-        of_documents = self.embedder._run(len(documents.types), *asked)
+        of_queries = self.query_embedder.run_now(len(queries.types), *asked)
+        of_documents = self.embedder.run_now(len(documents.types), *asked)
 
         def score(keep: bool) -> tuple[RealmScorerOutput, Kept]:
             (x, _), kept_x = embed(self.query_embedder.p, self.config, queries, of_queries._replace(keep=keep))

@@ -1,4 +1,4 @@
-"""What the commands that train have in common: their arguments, what they refuse at once, a corpus as blocks.
+"""The arguments of the commands that train, and what they refuse at once.
 
 torch is imported when a run begins, not before: arguments are read, and refused, without it.
 """
@@ -6,15 +6,24 @@ torch is imported when a run begins, not before: arguments are read, and refused
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from ..files.hub import BLOCK_RECORDS_FILE, find_folder
+from ..jobs.settings import (
+    COUNT,
+    DROPOUT,
+    NATURAL,
+    Finetune,
+    Ict,
+    Mlm,
+    Pretrain,
+    add_options,
+    check_new_run,
+    settings_from,
+)
 from ..ranks.devices import add_device, check_device
-from ..text.corpus import FACTBOOK, Block, cut_blocks, read_documents
+from ..text.corpus import FACTBOOK, read_documents
 from ..text.questions import read_questions, read_training_questions
-from .settings import COUNT, DROPOUT, NATURAL, Finetune, Ict, Mlm, Pretrain, add_options, check_new_run, settings_from
 
 CORPUS_HELP = f'"{FACTBOOK}", a .jsonl of {{"title", "text"}}, or a folder of .txt files'
 
@@ -160,52 +169,3 @@ def _check_run(options: argparse.Namespace) -> None:
 def is_indexed(corpus: str) -> bool:
     """Whether a CORPUS_OR_MODEL is a folder that realm-min index wrote."""
     return (Path(corpus) / BLOCK_RECORDS_FILE).is_file()
-
-
-# ---- the runs
-
-
-def dropout(options: argparse.Namespace) -> dict[str, float]:
-    """Configuration values of --dropout."""
-    return {"hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout}
-
-
-def run_warm_up(
-    given: argparse.Namespace, warm_up: Callable[..., Path], model: Any, defaults: NamedTuple, max_wordpieces: int
-) -> None:
-    """Run `warm_up`, of a job that trains one model on the blocks of a corpus, with the options given."""
-    from ..app.cli import progress_report
-    from ..ranks.devices import chosen_device
-    from . import warm_start
-
-    device, tokenizer = chosen_device(given.device), warm_start.tokenizer(given.model)
-    with progress_report() as report:
-        blocks = read_blocks(given.corpus, tokenizer, max_wordpieces, report)
-        warm_up(
-            given.out, blocks, model.to(device), tokenizer, settings_from(given, defaults), resume=given.resume,
-            save_every=given.save_every, report=report,
-        )  # fmt: skip
-
-
-def remark(text: str) -> None:
-    """Say something on the standard error, on rank 0."""
-    from ..app.cli import remark
-    from ..ranks.distributed import world
-
-    if world().is_first:
-        remark(text)
-
-
-def read_blocks(corpus: str, tokenizer: Any, max_wordpieces: int, report: Callable[..., None]) -> list[Block]:
-    """The blocks of a corpus; reading and cutting are reported.
-
-    Raises:
-        ValueError: the corpus has no text, or cannot be read.
-    """
-    blocks = []
-    for block in cut_blocks(read_documents(corpus), tokenizer, max_wordpieces):
-        blocks.append(block)
-        report("Cutting documents into blocks", len(blocks), None)
-    if not blocks:
-        raise ValueError("the corpus has no text: give documents that hold some")
-    return blocks

@@ -1,0 +1,52 @@
+"""What a command says while it works: progress bars and remarks, on rank 0."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from ..jobs.embedding import Report
+
+
+@contextmanager
+def progress_report() -> Iterator[Report]:
+    """A progress bar for each stage of the work, on rank 0."""
+    from ..ranks.distributed import world
+
+    if not world().is_first:
+        yield lambda stage, done, total, note="": None
+        return
+    with progress_bar() as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int | None, note: str = "") -> None:
+            if stage not in tasks:
+                for task in bar.tasks:  # the stages before are complete
+                    bar.update(task.id, total=task.completed)
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, description=f"{stage} {note}".rstrip())
+
+        yield report
+
+
+def progress_bar() -> Progress:
+    """A bar with counts and times on the standard error, on rank 0."""
+    from rich import progress
+    from rich.console import Console
+
+    from ..ranks.distributed import world
+
+    columns = (
+        progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn(),
+    )  # fmt: skip
+    return progress.Progress(*columns, console=Console(stderr=True), disable=not world().is_first)
+
+
+def remark(text: str) -> None:
+    print(text, file=sys.stderr)
