@@ -7,7 +7,7 @@ RUN    := $(VENV)/bin/python
 STAMPS := $(VENV)/stamps
 PINS    = $(shell test -e $(STAMPS)/oracle && echo constraints-oracle.txt || echo constraints.txt)
 
-.PHONY: demo learn test test-newest test-oldest test-kernels test-tf test-weights lint types format check-install lock notebooks \
+.PHONY: demo learn test test-newest test-oldest test-kernels test-notebooks test-tf test-weights lint types format check-install lock notebooks \
     notebooks-run bench bench-model bench-train bench-scale verify-base train-demo ablation sdist clean
 
 demo: $(STAMPS)/demo
@@ -39,6 +39,10 @@ test-oldest:
 # Every variant of the kernels, compiled for Ampere and Hopper without a GPU; the suite does so for Hopper alone.
 test-kernels: $(STAMPS)/test
 	ARCHITECTURES="80 90" $(RUN) -m pytest tests/test_kernels_compile.py
+
+# Every notebook runs, and prints and draws what is stored.
+test-notebooks: $(STAMPS)/test
+	$(RUN) -m pytest --numprocesses 2 tests/heavy/test_notebook_runs.py
 
 # Against what TensorFlow writes, and on real trained weights: not in the suite, since both install much.
 test-tf: $(STAMPS)/test $(STAMPS)/tf

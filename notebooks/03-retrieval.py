@@ -266,7 +266,7 @@ print(f"int8 codes alone, no certificate: {agreeing:.1%} of the answers")
 
 
 # %% tags=["varies"]
-def seconds(work: object, repeats: int = 10) -> float:
+def seconds(work: object, repeats: int = 4) -> float:
     times = []
     for _ in range(repeats):
         start = time.perf_counter()

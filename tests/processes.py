@@ -17,8 +17,8 @@ from typing import IO, Any
 
 import psutil
 
-POLL = 0.005  # seconds between two looks at a condition
-LAST_POLLS = 1000  # looks at a condition after the processes have ended
+POLL = 0.02  # seconds between two looks at a condition
+LAST_POLLS = 250  # looks at a condition after the processes have ended
 LOOK = 0.5  # seconds between two looks at the processes: each costs milliseconds
 
 # What has been started or watched since `kill_all`, with the descendants that were seen.

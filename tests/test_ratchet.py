@@ -1,0 +1,296 @@
+"""The house stays as small and as one-way as it is: numbers that may only go down.
+
+What is above a limit stands here with its number; when it shrinks, the number is to shrink with it.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SLACK = 15  # lines by which something may be below its number before the number is to be lowered
+
+# Lines, blank and comment lines included.
+BUDGETS = {"textbook.py": 450, "model": 2000, "learn": 1100, "kernels": 800}
+ABOVE_BUDGET = {
+    "kernels": 830,
+    "learn": 1165,
+    "model": 3148,
+}
+LARGEST_FILE = 500
+ABOVE_LARGEST_FILE: dict[str, int] = {
+    "kernels.bench": 700,
+    "numpy_reference": 819,
+    "search.mips": 626,
+    "text.tokenizer_base": 592,
+    "verify.paths": 548,
+}
+LONGEST_FUNCTION = 40
+ABOVE_LONGEST_FUNCTION: dict[str, int] = {
+    "app.indexing:index": 53,
+    "app.learn:learn": 55,
+    "files.checkpoint:assign": 46,
+    "files.checkpoint:write_folder": 50,
+    "files.packed:pack": 66,
+    "files.tensorflow_checkpoint:read_tensorflow": 80,
+    "files.tensorflow_checkpoint:run": 45,
+    "jobs.loop:train": 92,
+    "jobs.runs:_finetune": 56,
+    "jobs.runs:_pretrain": 73,
+    "jobs.runs:finetune": 57,
+    "jobs.runs:pretrain": 52,
+    "learn.finetuning:read": 51,
+    "learn.optimizer:AdamW.update": 50,
+    "learn.pretraining:pretrain_step": 84,
+    "model.base:RealmModel.backward": 42,
+    "model.base:checked_batch": 61,
+    "model.fast:attend": 44,
+    "model.knowledge_encoder:RealmKnowledgeAugEncoder.forward": 55,
+    "model.open_qa:RealmForOpenQA.forward": 54,
+    "model.parameters:allocate": 55,
+    "model.reader:RealmReader.forward": 54,
+    "model.scorer:RealmScorer.forward": 55,
+    "model.spans:check_arguments": 48,
+    "model.spans:span_logits_backward": 46,
+    "numpy_reference:bert": 42,
+    "numpy_reference:knowledge_encoder": 52,
+    "numpy_reference:open_qa": 53,
+    "numpy_reference:reader": 95,
+    "numpy_reference:scorer": 41,
+    "ranks.distributed:join": 47,
+    "search.mips:_rescore": 44,
+    "search.mips:compress": 41,
+    "search.sharded_index:ShardedBlockIndex.__init__": 44,
+    "text.retriever:RealmRetriever.__call__": 49,
+    "text.retriever:RealmRetriever.block_has_answer": 55,
+    "text.retriever:unpickle_byte_strings": 153,
+    "text.tokenizer:RealmTokenizerFast._encode_batch": 41,
+    "text.tokenizer_base:BaseTokenizer.__call__": 67,
+    "verify.report:Report.to_dict": 53,
+    "verify.report:plot": 46,
+    "verify:compare": 52,
+    "verify:verify": 56,
+}
+MOST_PARAMETERS = 8
+ABOVE_MOST_PARAMETERS: dict[str, int] = {
+    "jobs.loop:train": 13,
+    "jobs.loop:train_one": 9,
+    "jobs.runs:_pretrain": 10,
+    "jobs.runs:finetune": 11,
+    "jobs.runs:pretrain": 14,
+    "model.spans:_logits_by_piece": 10,
+    "model.spans:best_span": 10,
+    "model.spans:check_arguments": 11,
+    "model.spans:span_logits": 10,
+    "model.spans:span_logits_backward": 11,
+    "numpy_reference:bert": 9,
+    "numpy_reference:best_span": 10,
+    "numpy_reference:knowledge_encoder": 13,
+    "numpy_reference:open_qa": 11,
+    "numpy_reference:reader": 14,
+    "numpy_reference:span_logits": 10,
+    "search.mips:_rescore": 9,
+    "text.tokenizer:RealmTokenizer.__init__": 11,
+    "text.tokenizer:RealmTokenizerFast.__init__": 10,
+    "text.tokenizer_base:BaseTokenizer.__call__": 11,
+    "text.tokenizer_base:BaseTokenizer.__init__": 12,
+    "verify.paths:TorchPath.call_reader_losses": 10,
+}
+PRIVATE_READS: dict[str, int] = {}
+LONGEST_COPY = 5  # statements in a row that stand in two places
+COPIES = 1
+# A function and its kernel: the tensors' device decides which computes, and both share checks and bounds.
+DISPATCHED = [["kernels.mips_topk", "search.mips"], ["kernels.span_logits", "model.spans"]]
+# Which wings a wing may import.
+ABOVE = {
+    "textbook": {"config"},
+    "config": {"files"},
+    "files": {"config", "ranks", "text", "model", "search"},
+    "ranks": {"model"},
+    "search": {"ranks", "files", "kernels"},
+    "text": {"config", "files"},
+    "model": {"config", "files", "ranks", "search", "text", "kernels"},
+    "learn": {"config", "files", "model", "search", "text", "ranks", "jobs"},
+    "jobs": {"config", "files", "model", "search", "text", "ranks", "learn"},
+}
+
+
+def modules() -> dict[str, Path]:
+    """The package's files by their dotted names within it, kernels included."""
+    found = {}
+    for folder, prefix in ((ROOT / "realm_min", ""), (ROOT / "kernels", "kernels.")):
+        for path in folder.rglob("*.py"):
+            name = prefix + ".".join(path.relative_to(folder).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules()
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+
+def imports(name: str) -> set[str]:
+    """The package's modules that a module imports, when it is imported or later.
+
+    Not those that it names for types alone, nor what it runs as a program.
+    """
+    found = set()
+    package = name.split(".") if MODULES[name].name == "__init__.py" else name.split(".")[:-1]
+    apart = {
+        id(inner)
+        for node in ast.walk(TREES[name])
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'")
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(TREES[name]):
+        if not isinstance(node, ast.ImportFrom) or id(node) in apart:
+            continue
+        if node.level:
+            base = package[: len(package) - node.level + 1] + (node.module or "").split(".")
+        elif (node.module or "").split(".")[0] == "realm_min":
+            base = (node.module or "").split(".")[1:]
+        else:
+            continue
+        base = ".".join(part for part in base if part)
+        for alias in node.names:
+            inner = f"{base}.{alias.name}" if base else alias.name
+            found.add(inner if inner in MODULES else base)
+    return (found & MODULES.keys()) - {name}
+
+
+def circles() -> list[list[str]]:
+    """Groups of modules that import each other, by Tarjan's algorithm."""
+    graph = {name: imports(name) for name in MODULES}
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(name: str) -> None:
+        order[name] = low[name] = len(order)
+        stack.append(name)
+        for other in graph[name]:
+            if other not in order:
+                visit(other)
+            if other in stack:
+                low[name] = min(low[name], low[other])
+        if low[name] == order[name]:
+            circle = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(circle) > 1:
+                found.append(sorted(circle))
+
+    for name in graph:
+        if name not in order:
+            visit(name)
+    return found
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Every function as "module:name" with its class before the name."""
+
+    def inside(node: ast.AST, name: str) -> Iterator:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                inner = f"{name}.{child.name}" if not name.endswith(":") else name + child.name
+                if not isinstance(child, ast.ClassDef):
+                    yield inner, child
+                yield from inside(child, inner)
+            else:
+                yield from inside(child, name)
+
+    for module, tree in TREES.items():
+        yield from inside(tree, f"{module}:")
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def assert_ratchet(found: dict[str, int], limit: int, above: dict[str, int]) -> None:
+    """Nothing is above the limit but what stands in `above`, and that not by more; what shrank is to be lowered."""
+    too_large = {name: size for name, size in found.items() if size > above.get(name, limit)}
+    assert not too_large, f"above {limit}, or above their own number: {too_large}"
+    stale = {name: found.get(name, 0) for name, size in above.items() if found.get(name, 0) < size - SLACK}
+    assert not stale, f"smaller than their number: lower it, or take it out: {stale}"
+
+
+def test_budgets():
+    found = {"textbook.py": lines(MODULES["textbook"])}
+    for folder in ("model", "learn"):
+        found[folder] = sum(lines(path) for name, path in MODULES.items() if name.split(".")[0] == folder)
+    found["kernels"] = sum(
+        lines(path) for name, path in MODULES.items() if name.startswith("kernels") and name != "kernels.bench"
+    )
+    for name, size in found.items():
+        assert_ratchet({name: size}, BUDGETS[name], {k: v for k, v in ABOVE_BUDGET.items() if k == name})
+
+
+def test_no_file_is_too_large():
+    assert_ratchet({name: lines(path) for name, path in MODULES.items()}, LARGEST_FILE, ABOVE_LARGEST_FILE)
+
+
+def test_no_function_is_too_long():
+    found = {name: node.end_lineno - node.lineno + 1 for name, node in functions() if not name.startswith("kernels.")}
+    assert_ratchet(found, LONGEST_FUNCTION, ABOVE_LONGEST_FUNCTION)
+
+
+def test_no_function_has_too_many_parameters():
+    """But transformers' own forwards, and the kernels."""
+    found = {}
+    for name, node in functions():
+        if name.startswith("kernels.") or (name.startswith("model.") and name.endswith(".forward")):
+            continue
+        arguments = node.args
+        names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+        found[name] = len([a for a in names if a not in ("self", "cls")])
+    assert_ratchet(found, MOST_PARAMETERS, ABOVE_MOST_PARAMETERS)
+
+
+def test_nobody_imports_in_a_circle():
+    assert sorted(circles()) == DISPATCHED
+
+
+def test_wings_import_one_way():
+    wrong = []
+    for name in MODULES:
+        wing = name.split(".")[0]
+        for other in imports(name) if wing in ABOVE else ():
+            if other.split(".")[0] not in ABOVE[wing] | {wing, ""}:
+                wrong.append(f"{name} imports {other}")
+    assert wrong == []
+
+
+def test_what_is_private_is_read_by_its_owner():
+    """`x._name` of another object than `self`, in a file that does not define the name; NamedTuples' own aside."""
+    found: dict[str, int] = {}
+    for module, tree in TREES.items():
+        text = MODULES[module].read_text(encoding="utf-8")
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Attribute) or not re.fullmatch(r"_[a-z]\w*", node.attr):
+                continue
+            owner = ast.unparse(node.value)
+            own = owner in ("self", "cls", "os", "torch") or re.search(
+                rf"def {node.attr}\b|self\.{node.attr}\b|^{node.attr}\b", text, re.M
+            )
+            if own or node.attr in ("_replace", "_asdict", "_make", "_fields", "_version"):
+                continue
+            found[f"{module}: {owner}.{node.attr}"] = found.get(f"{module}: {owner}.{node.attr}", 0) + 1
+    assert_ratchet(found, 0, PRIVATE_READS)
+
+
+def test_nothing_is_written_twice():
+    seen: dict[str, set[str]] = {}
+    for module, tree in TREES.items():
+        for inner in ast.walk(tree):
+            for body in (getattr(inner, "body", None), getattr(inner, "orelse", None)):
+                if not isinstance(body, list):
+                    continue
+                dumped = [ast.dump(statement) for statement in body]
+                for start in range(len(dumped) - LONGEST_COPY + 1):
+                    window = dumped[start : start + LONGEST_COPY]
+                    if not any(part.startswith(("Import", "AnnAssign")) for part in window):
+                        seen.setdefault("".join(window), set()).add(f"{module}:{body[start].lineno}")
+    copies = [sorted(places) for places in seen.values() if len(places) > 1]
+    assert len(copies) <= COPIES, copies
