@@ -1,6 +1,8 @@
 """The CPU search against float64: exact for every compression, on data made to break it."""
 
 import sys
+import time
+from unittest import mock
 
 import numpy as np
 import processes
@@ -11,15 +13,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from realm_min.numpy_reference import mips_topk as reference_topk
-from realm_min.search import mips
+from realm_min.search import arithmetic, mips
 from realm_min.search.mips import BlockIndex, mips_topk
 
-PATHS = ("function", None, "bfloat16", "int8")
+# The plain function, an index as it is by torch's and by NumPy's products, and what is read of a compressed one.
+PATHS = ("function", "torch", "numpy", "bfloat16", "int8", "int8, its blocks")
 CASES = settings(deadline=None, derandomize=True, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 
 
-def search(path, queries, blocks, k):
-    return mips_topk(queries, blocks, k) if path == "function" else BlockIndex(blocks, path).search(queries, k)
+def index_of(path, blocks):
+    compression, _, its_blocks = path.partition(", ")
+    if path in ("torch", "numpy"):
+        return BlockIndex(blocks)
+    return BlockIndex(blocks, compression, scan="blocks" if its_blocks else "codes")
+
+
+def search(path, queries, blocks, k, index=None):
+    if path == "function":
+        return mips_topk(queries, blocks, k)
+    with mock.patch.object(mips, "library", lambda threads: "numpy" if path == "numpy" else "torch"):
+        return (index or index_of(path, blocks)).search(queries, k)
 
 
 def rounded_reference(queries, blocks, k):
@@ -112,8 +125,8 @@ def test_gaussian_blocks_in_many_tiles_rescore_little(path, monkeypatch):
     queries, blocks = torch.randn(7, 64, generator=generator), torch.randn(20_003, 64, generator=generator)
     assert_exact(path, queries, blocks, 4)
     if path != "function":
-        index = BlockIndex(blocks, path)
-        index.search(queries, 4)
+        index = index_of(path, blocks)
+        search(path, queries, blocks, 4, index)
         report = index.last_search
         assert (report.group_size, report.groups) == (128, 157)
         assert len(report.rescored_groups) == len(report.rescored_rows) == 7
@@ -126,7 +139,7 @@ def test_compression_that_fails_costs_time_not_exactness():
     blocks = torch.randn(4_000, 32, generator=generator)
     queries = torch.randn(2, 32, generator=generator)
     blocks[:, 0], queries[:, 0] = 1e5, 0.0  # int8 keeps nothing of the other 31 dimensions
-    index = BlockIndex(blocks, "int8")
+    index = BlockIndex(blocks, "int8", scan="codes")
     scores, ids = index.search(queries, 3)
     assert index.last_search.rescored_groups == [index.last_search.groups] * 2
     expected = rounded_reference(queries, blocks, 3)
@@ -151,6 +164,40 @@ def test_the_bounds_hold_row_by_row(compression, dtype):
         error = (coded - blocks.double()).norm(dim=1)
         assert (error <= codes.residual.repeat_interleave(16)[:333]).all()
         assert codes.residual.max() < 0.05 * norm.max()
+
+
+@pytest.mark.parametrize("compression", ["bfloat16", "int8"])
+def test_what_is_scanned_is_timed_once_and_shown(compression, monkeypatch):
+    timed = []
+
+    def slower_codes(*scans, names):
+        for scan in scans:
+            scan()
+        timed.append(names)
+        return names[-1]
+
+    monkeypatch.setattr(mips, "faster_scan", slower_codes)
+    index = BlockIndex(torch.randn(300, 16), compression)
+    assert f"compression='{compression}', scan=None" in repr(index)
+    for count in (1, 5):
+        index.search(torch.randn(count, 16), 3)
+    assert timed == [("codes", "blocks")] and "scan='blocks'" in repr(index)
+    with pytest.raises(ValueError, match="scan is 'both': choose one of"):
+        BlockIndex(torch.ones(5, 8), compression, scan="both")
+
+
+def test_the_faster_is_chosen_and_of_equals_the_first():
+    seconds = {"slow": 0.01, "fast": 0.0}
+    chosen = arithmetic.faster_scan(*(lambda s=s: time.sleep(s) for s in seconds.values()), names=[*seconds])
+    assert chosen == "fast"
+    assert arithmetic.library(torch.get_num_threads()) in ("torch", "numpy")
+
+
+@pytest.mark.parametrize("n,group", [(1, 16), (16, 16), (33, 16), (200, 128), (256, 128)])
+def test_maxima_of_groups_by_numpy(n, group):
+    rows, query = integers((n, 24), 3, n), integers((24,), 3, 1)
+    expected = [part.max() for part in (rows @ query).split(group)]
+    assert arithmetic.group_maxima(rows, query, group).tolist() == expected
 
 
 @pytest.mark.parametrize("compression", mips.COMPRESSIONS)

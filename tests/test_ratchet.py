@@ -22,7 +22,7 @@ LARGEST_FILE = 500
 ABOVE_LARGEST_FILE: dict[str, int] = {
     "kernels.bench": 700,
     "numpy_reference": 819,
-    "search.mips": 626,
+    "search.mips": 656,
     "text.tokenizer_base": 592,
     "verify.paths": 548,
 }

@@ -60,6 +60,7 @@ def cases(draw):
 def search_cases():
     """Many cases in one set of processes; all draw the same ones. -> how many, and those that differ."""
     world = distributed.world()
+    mips.faster_scan = lambda *scans, names: names[0]  # the compressed copy, whichever is the faster here
     done, wrong = 0, []
 
     # The database and shrinking would have the ranks draw differently.

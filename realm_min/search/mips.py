@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from ..files.atomic import write_atomically
+from .arithmetic import faster_scan, group_maxima, library, matmul
 
 BASE_GROUP = 16  # rows that share a scale and a bound; a search may join several into one group
 MAX_GROUP = 128
@@ -43,11 +44,13 @@ BLOCK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 COMPRESSIONS = (None, "bfloat16", "int8")
 MAXIMA_BYTES = 16 << 20  # group maxima held at once: queries are searched in chunks that fit
 CHUNK_ELEMENTS = 1 << 24  # elements rescored at once
+SAMPLE_ROWS = 1 << 14  # scanned, to see which scan is the faster
 EXACT_ROWS = 4096  # rows scored in float64 at once, in cache
 TILE_BYTES = 16 << 20  # of codes in a tile of the scan: each is read once, so few tiles cost the fewest calls
 CACHED_TILE_BYTES = 2 << 20  # the same where a tile is read twice, for its norms and its scores
 SCORES_BYTES = 2 << 20  # of scores in a tile of the scan: they stay in cache until they are reduced
 FORMAT = "realm-min block index 1"
+SCANS = (None, "codes", "blocks")
 
 
 @dataclass
@@ -111,16 +114,24 @@ class BlockIndex:
     compression: what the scan reads. None: the blocks; "bfloat16": half the bytes of float32; "int8": a quarter. The
     answer is the same, whatever the compression; the copy costs memory and data it represents badly costs time.
     first: the number of the first block, for errors, where the blocks are a slice of more.
+    scan: "codes" has a CPU read the compressed copy, "blocks" the blocks themselves; None chooses at the first search
+    by timing both on a sample, some milliseconds. Products of bfloat16 and int8 are 10 to 25 times as slow as those of
+    float32 where a processor has no instructions for them.
 
     Raises ValueError for blocks that are empty, not [N, D] float32/float16/bfloat16, or not finite (naming the row).
     """
 
-    def __init__(self, blocks: Tensor, compression: str | None = None, *, first: int = 0):
+    def __init__(
+        self, blocks: Tensor, compression: str | None = None, *, first: int = 0, scan: str | None = None
+    ) -> None:
         check_blocks(blocks)
         if compression not in COMPRESSIONS:
             raise ValueError(f"compression is {compression!r}: choose one of {COMPRESSIONS}")
+        if scan not in SCANS:
+            raise ValueError(f"scan is {scan!r}: choose one of {SCANS}")
         self.blocks = blocks.detach().contiguous()
         self.compression = compression
+        self.scan = scan
         self.last_search: SearchReport | None = None
         self._codes = compress(self.blocks, compression, first)
 
@@ -129,7 +140,9 @@ class BlockIndex:
 
     def __repr__(self) -> str:
         n, d = self.blocks.shape
-        return f"BlockIndex({n} x {d} {self.blocks.dtype}, compression={self.compression!r}, {self.blocks.device})"
+        how = f"compression={self.compression!r}"
+        how += f", scan={self.scan!r}" if self.compression and not self.blocks.is_cuda else ""
+        return f"BlockIndex({n} x {d} {self.blocks.dtype}, {how}, {self.blocks.device})"
 
     @property
     def device(self) -> torch.device:
@@ -151,8 +164,22 @@ class BlockIndex:
 
             scores, ids, self.last_search = kernels.search(queries, self.blocks, self._codes, k)
         else:
-            scores, ids, self.last_search = search(queries, self.blocks, self._codes, k)
+            check_search(queries, self.blocks, k)
+            scores, ids, self.last_search = search(queries, self.blocks, self._scanned(len(queries)), k)
         return scores, ids
+
+    def _scanned(self, queries: int) -> Codes:
+        """What a search for so many queries reads on this CPU."""
+        norm, residual = self._codes.norm, self._codes.residual
+        if norm is None or residual is None:
+            return self._codes
+        as_they_are = Codes(self.blocks, None, 0, None, norm + residual)  # ||e|| <= ||ê|| + r
+        if self.scan is None:
+            sample = min(len(self), SAMPLE_ROWS)
+            codes = [Codes(c.codes[:sample], c.scale, 0, None, None) for c in (self._codes, as_they_are)]
+            some = self.blocks[: max(1, min(queries, 64))]
+            self.scan = faster_scan(*(lambda c=c: _scan_sample(some, c) for c in codes), names=SCANS[1:])
+        return self._codes if self.scan == "codes" else as_they_are
 
     def to(self, device: str | torch.device) -> BlockIndex:
         """This index on `device` (itself, when it is there already)."""
@@ -207,6 +234,7 @@ class BlockIndex:
     def _restore(cls, tensors: dict[str, Tensor], header: dict) -> BlockIndex:
         index = cls.__new__(cls)
         index.blocks, index.compression, index.last_search = tensors["blocks"], header["compression"], None
+        index.scan = None  # the machine may be another
         index._codes = Codes(
             codes=tensors.get("codes", tensors["blocks"]),
             scale=tensors.get("scale"),
@@ -455,6 +483,12 @@ def search(queries: Tensor, blocks: Tensor, codes: Codes, k: int) -> tuple[Tenso
     return scores, ids, report
 
 
+def _scan_sample(queries: Tensor, codes: Codes) -> None:
+    """Scan some rows, to be timed."""
+    dtype = torch.bfloat16 if codes.codes.dtype == torch.bfloat16 else torch.float32
+    _scan(codes, scan_queries(queries, codes, dtype).codes, BASE_GROUP, False)
+
+
 def group_size(n: int, k: int) -> int:
     """Rows a group: large groups make few maxima to select from, small ones few rows to rescore for a large k."""
     group = MAX_GROUP
@@ -472,6 +506,11 @@ def _scan(codes: Codes, queries: Tensor, group: int, with_norm: bool) -> tuple[T
     row_bytes = d * codes.codes.element_size()
     tile = min((CACHED_TILE_BYTES if with_norm else TILE_BYTES) // row_bytes, SCORES_BYTES // (4 * q))
     tile = max(1, tile // MAX_GROUP) * MAX_GROUP
+    if q == 1 and codes.codes.dtype == torch.float32 and not with_norm and library(torch.get_num_threads()) == "numpy":
+        for start in range(0, n, tile):
+            values = group_maxima(codes.codes[start : start + tile], queries[0], group)
+            maxima[start // group : start // group + len(values), 0] = torch.from_numpy(values)
+        return maxima.t(), norm
     product = _TileProduct(queries, tile)
     for start in range(0, n, tile):
         rows = codes.codes[start : start + tile]
@@ -521,19 +560,10 @@ class _TileProduct:
             rows = rows.float()
         if whole:
             wide = rows[:whole].view(whole // self.fold, self.fold * d)
-            _matmul(wide, self.diagonal, out[:whole].view(-1, self.fold * q))
+            matmul(wide, self.diagonal, out[:whole].view(-1, self.fold * q))
         if whole < t:
-            _matmul(rows[whole:], self.queries, out[whole:])
+            matmul(rows[whole:], self.queries, out[whole:])
         return out
-
-
-def _matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
-    if a.dtype == torch.int8:
-        torch._int_mm(a, b, out=out)  # pyright: ignore[reportPrivateImportUsage] (torch's only product of int8)
-    elif b.shape[1] == 1:
-        torch.mv(a, b[:, 0], out=out[:, 0])
-    else:
-        torch.mm(a, b, out=out)
 
 
 def _rescore(
