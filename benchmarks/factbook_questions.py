@@ -924,6 +924,7 @@ def _page_wordpieces() -> dict[str, str]:
 
 
 @cache
+@cache  # the Factbook does not change, and cutting it takes seconds
 def _blocks() -> list[Block]:
     return list(cut_blocks(factbook_documents(), _tokenizer()))
 

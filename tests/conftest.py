@@ -9,6 +9,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 # One thread here and in what is started: tensors are small, and threads that spin until a busy machine gives the others
 # a core take many times longer than one alone. Tests of threads ask for theirs.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAYON_NUM_THREADS", "1")  # those of the tokenizers library
 
 import processes  # noqa: E402
 import pytest  # noqa: E402

@@ -5,7 +5,7 @@ import csv
 import pytest
 import torch
 
-from realm_min import RealmEmbedder, RealmScorer
+from realm_min import RealmEmbedder, RealmKnowledgeAugEncoder, RealmScorer
 from realm_min.app import learn
 from realm_min.app.learn import DEFAULTS, Record
 
@@ -28,8 +28,17 @@ def task():
 
 @pytest.fixture(scope="module")
 def runs():
-    """Both runs of seed 0."""
-    return {(0, with_gradient): learn.run(0, with_gradient, MINIATURE) for with_gradient in (True, False)}
+    """Both runs of seed 0; they begin with the same encoder, so it is warmed up once."""
+    warmed = learn.warm_up(learn.make_task(MINIATURE.countries, 0), MINIATURE, 0)
+
+    def warm_up(task, settings, seed):
+        encoder = RealmKnowledgeAugEncoder(warmed.config, initialize=False)
+        encoder.load_state_dict({key: tensor.clone() for key, tensor in warmed.state_dict().items()})
+        return encoder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learn, "warm_up", warm_up)
+        return {(0, with_gradient): learn.run(0, with_gradient, MINIATURE) for with_gradient in (True, False)}
 
 
 def test_a_text_shares_its_countrys_name_with_its_document_and_nothing_else(task):
