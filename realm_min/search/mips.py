@@ -115,8 +115,8 @@ class BlockIndex:
     answer is the same, whatever the compression; the copy costs memory and data it represents badly costs time.
     first: the number of the first block, for errors, where the blocks are a slice of more.
     scan: "codes" has a CPU read the compressed copy, "blocks" the blocks themselves; None chooses at the first search
-    by timing both on a sample, some milliseconds. Products of bfloat16 and int8 are 10 to 25 times as slow as those of
-    float32 where a processor has no instructions for them.
+    by timing both on a sample, some milliseconds: where a processor has no instructions for products of bfloat16 and
+    int8, they are many times as slow as those of float32.
 
     Raises ValueError for blocks that are empty, not [N, D] float32/float16/bfloat16, or not finite (naming the row).
     """
