@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .app.default_model import load
     from .config import RealmConfig
     from .model.embedder import RealmEmbedder
     from .model.knowledge_encoder import RealmKnowledgeAugEncoder
@@ -28,6 +29,7 @@ __all__ = [
     "RealmScorer",
     "RealmTokenizer",
     "RealmTokenizerFast",
+    "load",
 ]
 
 _MODULES = {
@@ -40,6 +42,7 @@ _MODULES = {
     "RealmScorer": "model.scorer",
     "RealmTokenizer": "text.tokenizer",
     "RealmTokenizerFast": "text.tokenizer",
+    "load": "app.default_model",  # the default model: load().answer(["…"])
 }
 
 
