@@ -5,8 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import sys
+import tempfile
 import traceback
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import processes
@@ -24,14 +28,16 @@ _sender: Any = None  # in a rank: where its word and its outcome go
 
 
 class Rank(NamedTuple):
-    """A process that runs, and where its outcome will come from."""
+    """A process that runs, where its outcome will come from, and what it writes to standard error."""
 
     process: Any
     outcome: Any
+    stderr: Path
 
 
 class Outcome(NamedTuple):
-    """What a rank returned, or the error it ended with (as "Type: message"); neither if it was killed."""
+    """What a rank returned, or the error it ended with (as "Type: message"); neither if it was
+    killed, or left at once."""
 
     value: Any = None
     error: str | None = None
@@ -45,14 +51,21 @@ def start(function: Callable[..., Any], size: int, *arguments: Any, patience: fl
     ranks = []
     for rank in range(size):
         receiver, sender = CONTEXT.Pipe(duplex=False)
+        stderr = Path(_files().name) / f"{port}-{rank}"
         process = CONTEXT.Process(
-            target=_work, args=(sender, rank, size, port, patience, function, arguments), daemon=True
+            target=_work, args=(sender, str(stderr), rank, size, port, patience, function, arguments), daemon=True
         )
         process.start()
         processes.watch(process.pid)
         sender.close()
-        ranks.append(Rank(process, receiver))
+        ranks.append(Rank(process, receiver, stderr))
     return ranks
+
+
+@cache
+def _files() -> tempfile.TemporaryDirectory:
+    """Where ranks write what they say; gone when the tests end."""
+    return tempfile.TemporaryDirectory()
 
 
 def wait_for_words(ranks: list[Rank]) -> list[Any]:
@@ -80,7 +93,22 @@ def finish(ranks: list[Rank], seconds: float = 120) -> list[Outcome]:
     until(ranks, lambda: not any(processes.is_alive(rank.process.pid) for rank in ranks), "every rank ends")
     for rank in ranks:
         rank.process.join()
+        sys.stderr.write(rank.stderr.read_text(encoding="utf-8"))  # pytest shows it if the test fails
     return outcomes
+
+
+def blame(ranks: list[Rank], victim: int, *reasons: str) -> None:
+    """Assert that all other ranks have ended with status 2 or an error, and named `victim` as what went wrong.
+
+    One that is stuck in a collective leaves without an outcome, but not without a word.
+    """
+    name = f"rank {victim} (process {ranks[victim].process.pid} on {socket.gethostname()})"
+    for number, rank in enumerate(ranks):
+        if number != victim:
+            said = rank.stderr.read_text(encoding="utf-8")
+            words = [f"{name}{reason}. Rank {number} stops too; what is complete is kept" for reason in reasons]
+            assert any(text in said for text in words), (number, said)
+            assert rank.process.exitcode == 2 or "RankFailedError: " in said, (number, rank.process.exitcode)
 
 
 def until(ranks: list[Rank], condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
@@ -96,9 +124,14 @@ def run(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
     return [outcome.value for outcome in outcomes]
 
 
-def _work(sender: Any, rank: int, size: int, port: int, patience: float, function: Callable, arguments: tuple) -> None:
+def _work(
+    sender: Any, stderr: str, rank: int, size: int, port: int, patience: float, function: Callable, arguments: tuple
+) -> None:
     global _sender
     _sender = sender
+    with open(stderr, "wb") as file:
+        os.dup2(file.fileno(), 2)
+    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:

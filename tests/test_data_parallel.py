@@ -216,9 +216,8 @@ def test_a_run_outlives_its_ranks(tmp_path, learnt):
     with pytest.raises(FileExistsError, match="run is being written by process"):
         learn("mlm", folder, "float64", given={"resume": True})
     os.kill(running[1].process.pid, signal.SIGKILL)
-    outcomes = ranks.finish(running, seconds=60)
-    for rank in (0, 2):
-        assert outcomes[rank].error.startswith(f"RankFailedError: rank 1 (process {running[1].process.pid} ")
+    ranks.finish(running, seconds=60)
+    ranks.blame(running, 1, " died")
     files = sorted(path.name for path in folder.iterdir())
     assert files == ["checkpoint.safetensors", "log.csv", "metrics.csv", "run.json"]
     assert not folder.with_name("run.lock").exists()

@@ -151,21 +151,37 @@ def test_the_others_stop_and_name_the_rank_that_was_killed(exchanging):
     os.kill(running[1].process.pid, signal.SIGKILL)
     outcomes = ranks.finish(running, seconds=15)
     assert outcomes[1] == ranks.Outcome()
-    for rank in (0, 2):
-        assert outcomes[rank].error.startswith("RankFailedError: rank 1 (process ")
-        assert str(running[1].process.pid) in outcomes[rank].error
+    ranks.blame(running, 1, " died")
 
 
-def work_until_rank_1_fails():
+def work_until_rank_1_fails(how):
+    distributed.GRACE = 1.0
     if distributed.world().rank == 1:
         raise ValueError("bad block 17")
-    time.sleep(10_000)
+    while how != "waits":
+        if how == "sleeps":
+            time.sleep(1)
 
 
-def test_the_others_say_how_a_rank_failed():
-    outcomes = ranks.finish(ranks.start(work_until_rank_1_fails, 2), seconds=30)
+@pytest.mark.parametrize("how", ["waits", "computes", "sleeps"])
+def test_rank_0_says_how_another_failed(how):
+    running = ranks.start(work_until_rank_1_fails, 2, how)
+    outcomes = ranks.finish(running, seconds=30)
     assert outcomes[1].error == "ValueError: bad block 17"
-    assert "rank 1 (process" in outcomes[0].error and "failed: ValueError: bad block 17" in outcomes[0].error
+    ranks.blame(running, 1, " failed: ValueError: bad block 17")
+
+
+def refuse_at_last(delays):
+    time.sleep(delays[distributed.world().rank])
+    raise ValueError("the question has 92 wordpieces")
+
+
+@pytest.mark.parametrize("delays", [(4, 0, 0), (0, 4, 2), (0, 0, 0)])
+def test_bad_input_is_said_once_however_late_a_rank_meets_it(delays):
+    running = ranks.start(refuse_at_last, 3, delays)
+    outcomes = ranks.finish(running)
+    assert outcomes[0].error == "ValueError: the question has 92 wordpieces"
+    assert [outcome.error for outcome in outcomes[1:]] == ["SystemExit: 2"] * 2
 
 
 def test_torchrun_connects_the_ranks():

@@ -193,9 +193,8 @@ def test_the_others_stop_when_a_rank_is_killed():
     running = ranks.start(search_for_ever, 3, patience=4.0)
     ranks.wait_for_words(running)
     os.kill(running[1].process.pid, signal.SIGKILL)
-    outcomes = ranks.finish(running, seconds=20)
-    for rank in (0, 2):
-        assert outcomes[rank].error.startswith(f"RankFailedError: rank 1 (process {running[1].process.pid} on ")
+    ranks.finish(running, seconds=20)
+    ranks.blame(running, 1, " died")
 
 
 # ---- files

@@ -9,6 +9,9 @@ seconds, a process of the same machine that is gone, or the message that a faili
 `RankFailedError` in the main thread. A process of the same machine that computes is alive even if its watcher is kept
 from counting: by other work on the machine, or by a long call that holds the interpreter. A collective that breaks off
 because its peer is gone waits for that verdict, and raises it instead of its own error.
+
+Bad input fails on every rank, and is said once: by rank 0. So a rank that fails waits until rank 0 has failed too, or
+has come to an exchange where it waits in vain, or has computed for `GRACE` seconds; only then is the rank named.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -40,7 +43,9 @@ Value = TypeVar("Value")
 
 
 class RankFailedError(ConnectionError):
-    """Another rank died or failed; the message names it."""
+    """Another rank died or failed; the message names it. What rank 0 failed of, rank 0 says: `said_by_first`."""
+
+    said_by_first = False
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,8 @@ class World:
             RankFailedError: a rank died or failed.
         """
         try:
-            yield
+            with self.watcher.exchange() if self.watcher else nullcontext():
+                yield
         except RuntimeError as error:
             raise (self.watcher.verdict() if self.watcher else None) or error from error
 
@@ -316,6 +322,9 @@ class Watcher:
         self._error: RankFailedError | None = None
         self._found, self._closing = threading.Event(), threading.Event()
         self._raised = self._failed = False
+        self._heard: tuple[float, float] | None = None  # seconds of this process, and by the clock, when a rank failed
+        self._seen = self._stuck = 0  # exchanges at the last beat; beats for which it has been the same one
+        self._exchanges = 0  # begun and ended ones: odd while the main thread is in one
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watcher")
 
     def __enter__(self) -> Watcher:
@@ -353,14 +362,29 @@ class Watcher:
         self._raised = True
         return self._error
 
+    @contextmanager
+    def exchange(self) -> Iterator[None]:
+        """Around what the main thread has to wait for others in."""
+        self._exchanges += 1
+        try:
+            yield
+        finally:
+            self._exchanges += 1
+
     def first_said(self, error: Exception) -> bool:
-        """Whether rank 0 fails of the very same; it is given the time to."""
-        for _ in range(8):
+        """Whether rank 0 fails of the very same; it is given the time to, as long as it shows that it is alive."""
+        count, last = b"", time.monotonic()
+        while time.monotonic() < last + self._patience:
             try:
-                if self._store.get("heart/0") == f"failed {_text(error)}".encode():
-                    return True
+                heart, verdict = self._store.multi_get(["heart/0", "verdict"])
             except RuntimeError:  # rank 0 has left, and the store with it
                 return False
+            if heart.startswith(b"failed "):
+                return heart == f"failed {_text(error)}".encode()
+            if verdict:
+                return False
+            if heart != count:
+                count, last = heart, time.monotonic()
             time.sleep(BEAT / 4)
         return False
 
@@ -405,7 +429,10 @@ class Watcher:
                 if rank == self._rank:
                     continue
                 if value.startswith(b"failed "):
-                    return self._fail(f"rank {rank} ({self._names[rank]}) failed: {value[7:].decode()}")
+                    # Rank 0 names the others, and they it.
+                    if rank == 0 or self._rank == 0 and self._is_heard_out():
+                        return self._fail(f"rank {rank} ({self._names[rank]}) failed: {value[7:].decode()}")
+                    continue
                 life = self._life(rank)
                 if life is None and value == counts[rank]:
                     return self._fail(f"rank {rank} ({self._names[rank]}) died")
@@ -414,6 +441,15 @@ class Watcher:
                     counts[rank], lives[rank], silence[rank] = value, life, 0.0
                 elif silence[rank] > self._patience:
                     return self._fail(f"rank {rank} ({self._names[rank]}) has been silent for {silence[rank]:.0f} s")
+
+    def _is_heard_out(self) -> bool:
+        """Whether this rank, once another has failed, has had the time to fail of the same. Asked at every beat."""
+        if self._heard is None:
+            self._heard = (time.process_time(), time.monotonic())
+        self._stuck = self._stuck + 1 if self._exchanges % 2 and self._exchanges == self._seen else 0
+        self._seen = self._exchanges
+        used, passed = time.process_time() - self._heard[0], time.monotonic() - self._heard[1]
+        return self._stuck >= 2 or used > GRACE or passed > 4 * GRACE
 
     def _life(self, rank: int) -> int | None:
         """What its process, which was seen on this machine, has computed, in clock ticks; None if it is no more.
@@ -436,10 +472,14 @@ class Watcher:
             f"{reason}. Rank {self._rank} stops too; what is complete is kept: start the same job again, with any "
             "number of ranks"
         )
+        self._error.said_by_first = reason.startswith(f"rank 0 ({self._names[0]}) failed: ")
         self._found.set()
+        if self._rank:  # it needs the store no longer, and may wait for rank 0, which waits for it
+            self._set(f"left/{self._rank}", "")
         signal.pthread_kill(self._main, signal.SIGUSR1)
         if not self._closing.wait(GRACE):  # stuck in a collective that does not notice
-            print(f"realm-min: {self._error}", file=sys.stderr, flush=True)
+            if not self._error.said_by_first:
+                print(f"realm-min: {self._error}", file=sys.stderr, flush=True)
             os._exit(2)
 
     def _raise(self, *_: Any) -> None:
