@@ -23,8 +23,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from realm_min import RealmEmbedder, RealmKnowledgeAugEncoder
-from realm_min import numpy_reference as reference
+from realm_min import RealmEmbedder, RealmKnowledgeAugEncoder, textbook
 from realm_min.app import learn
 from realm_min.model import ops
 from realm_min.model.knowledge_encoder import (
@@ -33,6 +32,7 @@ from realm_min.model.knowledge_encoder import (
     marginal_loss,
     marginal_loss_backward,
 )
+from realm_min.verify.differences import central_difference
 
 SEED = 0
 torch.set_num_threads(2)
@@ -158,7 +158,7 @@ print("supervised", torch.tensor([1.0, 0, 0, 0]) - ops.softmax(scores)[0])
 # ## Checked by finite differences
 #
 # A derivation can be wrong, and so can its code. A *central difference* knows neither: it moves one number by
-# $\pm\varepsilon$ and looks at the loss. The loss is the one of `numpy_reference.py`, float64 and written
+# $\pm\varepsilon$ and looks at the loss. The loss is the one of the book, `textbook.py`, float64 and written
 # independently. The data are real: lines of the CIA World Factbook, three for each of 16 countries, and sentences with
 # a masked word that one of the lines holds.
 
@@ -190,14 +190,19 @@ dlog_likelihood, drelevance = marginal_loss_backward(torch.ones(()), log_likelih
 dlogits = ops.cross_entropy_backward(-dlog_likelihood.flatten(), rows, targets)  # [candidates, vocabulary]
 
 
+def loss(logits: np.ndarray, scores: np.ndarray) -> float:
+    """-log p(y|x): logits at the masked place [candidates, vocabulary], relevance scores [batch, candidates]."""
+    log_p = textbook.log_softmax(logits)[None, :, [int(targets[0])]]  # log p(y|z,x) [batch, candidates, 1]
+    return -float(textbook.marginal_log_likelihood(log_p, scores)[0].sum())
+
+
 def loss_of_scores(scores: np.ndarray) -> float:
-    return reference.marginal_masked_lm_loss(logits[None].numpy(), scores, labels.numpy(), mask.numpy())
+    return loss(rows.numpy(), scores)
 
 
 steps = 10.0 ** np.arange(-13, 1)
 errors = [
-    np.abs(reference.central_difference(loss_of_scores, relevance_score.numpy(), eps) - drelevance.numpy()).max()
-    for eps in steps
+    np.abs(central_difference(loss_of_scores, relevance_score.numpy(), eps) - drelevance.numpy()).max() for eps in steps
 ]
 figure, axis = plt.subplots(figsize=(5, 2.6), layout="constrained")
 axis.loglog(steps, errors, "o-", markersize=4, label="difference to the derivation")
@@ -219,19 +224,19 @@ words = task.answers[:10]
 
 
 def loss_of_logits(few: np.ndarray) -> float:
-    moved = logits[None].numpy().copy()  # [batch, candidates, tokens, vocabulary]
-    moved[0, :, place, words] = few
-    return reference.marginal_masked_lm_loss(moved, relevance_score.numpy(), labels.numpy(), mask.numpy())
+    moved = rows.numpy().copy()
+    moved[:, words] = few.T
+    return loss(moved, relevance_score.numpy())
 
 
-found = reference.central_difference(loss_of_logits, rows[:, words].numpy().T)  # [words, candidates]
+found = central_difference(loss_of_logits, rows[:, words].numpy().T)  # [words, candidates]
 difference = np.abs(found - dlogits[:, words].numpy().T).max()
 print("largest difference below 1e-8:", difference < 1e-8, f"  largest gradient {np.abs(found).max():.3f}")
 
 # %% [markdown]
 # And all the way down, into every weight of the retriever. Each weight tensor is moved along a direction $d$ of its
 # own, and $(L(\theta + \varepsilon d) - L(\theta - \varepsilon d)) / 2\varepsilon$ is held against the inner product
-# of $d$ with the gradient that `embedder.backward` left in `embedder.grads`. The forward pass is the reference's, the
+# of $d$ with the gradient that `embedder.backward` left in `embedder.grads`. The forward pass is the book's, the
 # gradient float32 and by hand.
 
 # %%
@@ -246,13 +251,12 @@ embedder.zero_grads()
 embedder.backward(projected_score=torch.cat([drelevance @ blocks, drelevance.t() @ query]))
 
 arrays = {name: tensor.double().numpy() for name, tensor in embedder.state_dict().items()}
-numpy_texts = {name: tensor.numpy() for name, tensor in texts.items()}
+batch = tuple(texts[name].numpy() for name in ("input_ids", "attention_mask", "token_type_ids"))
 
 
 def loss_of_weights(weights: dict[str, np.ndarray]) -> float:
-    projected = reference.embedder(weights, embedder.config, **numpy_texts)["projected_score"]
-    log_joint = log_likelihood[0, :, 0].numpy() + reference.log_softmax(projected[1:] @ projected[0])
-    return -float(reference.logsumexp(log_joint))
+    projected, _ = textbook.embed(weights, embedder.config, batch)
+    return -float(textbook.marginal_log_likelihood(log_likelihood.numpy(), projected[:1] @ projected[1:].T)[0].sum())
 
 
 rng = np.random.default_rng(SEED)

@@ -21,13 +21,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from realm_min import numpy_reference as reference
+from realm_min import textbook
 from realm_min.app.cli import load_model
 from realm_min.model import ops
 from realm_min.model.base import Inputs
 from realm_min.model.open_qa import block_mask, spans_equal_to
 from realm_min.model.reader import marginal_log_loss, marginal_log_loss_gradient
 from realm_min.model.spans import fold_weights, span_candidates, span_count, span_logits
+from realm_min.verify.differences import central_difference
 
 torch.set_num_threads(2)
 torch.manual_seed(0)
@@ -138,7 +139,8 @@ v, c = p["qa_outputs.dense_output.weight"][0], p["qa_outputs.dense_output.bias"]
 eps = config.reader_layer_norm_eps
 
 h = (S[0, starts] + E[0, ends]).clamp(min=0)  # [spans, span_hidden]
-naive = reference.layer_norm(h.numpy(), gamma.numpy(), beta.numpy(), eps) @ v.numpy() + c.numpy()
+norm = {"norm.weight": gamma.numpy(), "norm.bias": beta.numpy()}
+naive = textbook.layer_norm(norm, "norm", h.numpy(), eps)[0] @ v.numpy() + c.numpy()
 
 u = v * gamma
 sum_h, sum_squares, sum_uh = h.sum(1), (h * h).sum(1), (h * u).sum(1)  # [spans] each
@@ -168,7 +170,7 @@ few = h[:: max(1, len(h) // 200)]  # [spans, span_hidden], some two hundred
 error_of_sums, error_centred = [], []
 for offset in offsets:
     moved = (few + offset).float()
-    exact = reference.layer_norm(moved.double().numpy(), gamma.numpy(), beta.numpy(), eps) @ v.numpy() + c.numpy()
+    exact = textbook.layer_norm(norm, "norm", moved.double().numpy(), eps)[0] @ v.numpy() + c.numpy()
     mean = moved.mean(1)
     variance = ((moved * moved).mean(1) - mean**2).clamp(min=0)
     of_sums = (moved @ u.float() - mean * u.float().sum()) / (variance + eps).sqrt() + float(v @ beta + c)
@@ -353,7 +355,7 @@ print(f"L_retr {output.retriever_loss:.4f}   L_read {output.reader_loss:.4f}   L
 # $$\frac{\partial L}{\partial \ell_i} = p_i - \frac{[i \text{ correct}]\, p_i}{\sum_{j \text{ correct}} p_j}.$$
 #
 # As each span's logit holds its block's relevance score, the reader's loss also teaches the retriever. Both, by hand
-# and by finite differences of the reference:
+# and by finite differences of the book's `loss_of_correct`:
 
 # %%
 gradients = reader.backward()  # through the reader's own weights too, into reader.grads
@@ -365,11 +367,11 @@ correct, with_answer = output.reader_correct.numpy(), np.array(has_answers)
 
 
 def loss_of_scores(scores: np.ndarray) -> float:
-    reader_loss = reference.marginal_log_loss((of_spans + scores[:, None]).ravel(), correct.ravel())
-    return reference.marginal_log_loss(scores, with_answer) + reader_loss
+    reader_loss, _ = textbook.loss_of_correct((of_spans + scores[:, None]).reshape(1, -1), correct.reshape(1, -1))
+    return reader_loss + textbook.loss_of_correct(scores[None], with_answer[None])[0]
 
 
-found = reference.central_difference(loss_of_scores, relevance_score.double().numpy())
+found = central_difference(loss_of_scores, relevance_score.double().numpy())
 direct = marginal_log_loss_gradient(relevance_score, torch.tensor(has_answers))
 print("∂L_retr/∂S_retr, p minus p among the correct", np.round(direct.numpy(), 4))
 print("∂L/∂S_retr by `backward`                    ", np.round(gradients["relevance_score"].numpy(), 4))

@@ -27,13 +27,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from realm_min import numpy_reference as reference
+from realm_min import textbook
 from realm_min.app.cli import load_model
 from realm_min.model import spans
 from realm_min.model.base import Inputs
 from realm_min.model.open_qa import block_mask
 from realm_min.search import mips
 from realm_min.search.mips import BlockIndex
+from realm_min.verify.differences import central_difference
 
 os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported: they then run on tensors of the processor
 from realm_min.kernels import mips_topk as search_kernels
@@ -404,7 +405,7 @@ plt.show()
 # ## Running them
 #
 # The interpreter runs the same source program by program with NumPy: slow, and exact enough to check. First the scan
-# over 300 blocks of the Factbook, one query; then the whole search against the float64 reference.
+# over 300 blocks of the Factbook, one query; then the whole search against the book.
 
 # %%
 few = blocks[:300].contiguous()
@@ -417,8 +418,9 @@ by_hand = np.array([scores[groups == group].max() for group in range(groups.max(
 print("group maxima are right:", np.allclose(maxima[0].numpy(), by_hand, rtol=1e-5))
 
 found_scores, found_ids = search_kernels.mips_topk(queries, few, 5)
-true_scores, true_ids = reference.mips_topk(queries.numpy(), few.numpy(), 5)
-print("against the reference: same scores to 1e-6", np.allclose(found_scores.numpy(), true_scores, rtol=1e-6))
+true_ids = textbook.search(queries.double().numpy(), few.double().numpy(), 5)
+true_scores = np.take_along_axis((queries.double() @ few.double().T).numpy(), true_ids, 1)
+print("against the book: same scores to 1e-6", np.allclose(found_scores.numpy(), true_scores, rtol=1e-6))
 torch_scores, torch_ids = mips.mips_topk(queries, few, 5)
 print(
     "against the torch path: same bits",
@@ -445,18 +447,24 @@ few_S, few_E = S[:2, :24].contiguous(), E[:2, :24].contiguous()
 few_options = options | dict(block_mask=torch.ones(2, 24, dtype=torch.bool), relevance_score=torch.tensor([0.5, -0.5]))
 few_options["block_mask"][:, :3] = False  # the question
 logits = span_kernels.span_logits(few_S, few_E, *weights, **few_options)  # [2, spans]
-arrays = [tensor.double().numpy() for tensor in (few_S, few_E, *weights)]
-of_reference = {
-    name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in few_options.items()
-}
-true_logits = reference.span_logits(*arrays, **of_reference)
+allowed, relevance = few_options["block_mask"].numpy(), few_options["relevance_score"].double().numpy()
+in_float64 = {name: tensor.double().numpy() for name, tensor in model.reader.state_dict().items()}
+projections = torch.cat([few_S, few_E], 2).double().numpy()  # [2, tokens, 2 * span hidden]
+
+
+def by_the_book(projections: np.ndarray) -> np.ndarray:
+    return textbook.score_spans(in_float64, model.config, projections, allowed)[0] + relevance[:, None]
+
+
+true_logits = by_the_book(projections)  # [2, spans]
 inside = true_logits > -1e30
-print("logits against the reference, to 1e-5:", np.allclose(logits.numpy()[inside], true_logits[inside], atol=1e-5))
+print("logits against the book, to 1e-5:", np.allclose(logits.numpy()[inside], true_logits[inside], atol=1e-5))
 
 score, block, start, end = span_kernels.best_span(few_S, few_E, *weights, **few_options)
-true_score, *true_place = reference.best_span(*arrays, **of_reference)
+true_block, true_span = np.unravel_index(true_logits.argmax(), true_logits.shape)
+true_place = [true_block, *textbook.spans(24, model.config.max_span_width)[:, true_span]]
 print(f"best span: block {block}, tokens {start}..{end};", end=" ")
-print("the reference's:", [int(block), int(start), int(end)] == true_place, abs(float(score) - true_score) < 1e-5)
+print("the book's:", [block, start, end] == true_place, abs(float(score) - true_logits.max()) < 1e-5)
 
 dlogits = torch.randn(logits.shape)
 gradients = span_kernels.span_logits_backward(dlogits, few_S, few_E, *weights, **few_options)
@@ -464,18 +472,16 @@ column = [0, slice(None), 7]  # S of one hidden unit, for the finite differences
 
 
 def weighted_sum(values: np.ndarray) -> float:
-    moved = arrays[0].copy()
+    moved = projections.copy()
     moved[tuple(column)] = values
-    found = reference.span_logits(moved, *arrays[1:], **of_reference)
-    return float((found[inside] * dlogits.numpy()[inside]).sum())
+    return float((by_the_book(moved)[inside] * dlogits.numpy()[inside]).sum())
 
 
-by_difference = reference.central_difference(weighted_sum, arrays[0][tuple(column)])
+by_difference = central_difference(weighted_sum, projections[tuple(column)])
 by_kernel = gradients["start_projection"][tuple(column)].numpy()
-allowed = few_options["block_mask"][0].numpy()  # masked spans drown in -3.4e38: their gradient is there, unmeasurable
-print(
-    "backward against finite differences, to 1e-4:", np.allclose(by_kernel[allowed], by_difference[allowed], atol=1e-4)
-)
+measured = allowed[0]  # masked spans drown in -3.4e38: their gradient is there, unmeasurable
+close = np.allclose(by_kernel[measured], by_difference[measured], atol=1e-4)
+print("backward against finite differences, to 1e-4:", close)
 
 # %% [markdown]
 # The same source compiles for a GPU: `tests/test_kernels_compile.py` does so for every variant, without one.

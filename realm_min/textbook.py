@@ -27,6 +27,8 @@ Array = np.ndarray
 Weights = dict[str, Array]  # parameters, or their gradients, under transformers' names
 Models = dict[str, Weights]  # of "embedder", "encoder", "reader"
 Kept = tuple  # what a forward keeps for its backward
+Result = tuple[Array, Kept]  # of a forward
+Loss = tuple[float, int, dict]  # of a step: the sum of a loss, the number of its terms, and the sum's gradients
 Batch = tuple[Array, Array, Array]  # ids, mask (1 on tokens, 0 on padding), token types: [batch, tokens] each
 Rng = np.random.Generator | None  # draws dropout; None turns it off
 
@@ -51,7 +53,7 @@ def log_softmax_backward(dy: Array, y: Array) -> Array:
     return dy - np.exp(y) * dy.sum(-1, keepdims=True)
 
 
-def marginal_log_likelihood(log_likelihood: Array, relevance: Array) -> tuple[Array, Kept]:
+def marginal_log_likelihood(log_likelihood: Array, relevance: Array) -> Result:
     """log p(y|x) = log Σ_z p(y|z,x) p(z|x)  (equation 1).
 
     log_likelihood: log p(y|z,x) [batch, candidates, words]; relevance: f(x, z) [batch, candidates].
@@ -88,7 +90,7 @@ def loss_of_correct(scores: Array, correct: Array) -> tuple[float, Array]:
 
 
 # ---- 2. Layers
-def linear(p: Weights, name: str, x: Array) -> tuple[Array, Kept]:
+def linear(p: Weights, name: str, x: Array) -> Result:
     """y = x Wᵀ + b."""
     w = p[f"{name}.weight"]  # [out, in]
     return x @ w.T + p[f"{name}.bias"], (x, w, name)  # [..., out]
@@ -103,7 +105,7 @@ def linear_backward(dy: Array, kept: Kept, g: Weights) -> Array:
     return dy @ w  # [..., in]
 
 
-def layer_norm(p: Weights, name: str, x: Array, eps: float) -> tuple[Array, Kept]:
+def layer_norm(p: Weights, name: str, x: Array, eps: float) -> Result:
     """y = γ n + β,  n = (x - mean) r,  r = 1 / √(variance + eps), over the last axis."""
     x, gamma = x - x.mean(-1, keepdims=True), p[f"{name}.weight"]
     r = 1 / np.sqrt((x * x).mean(-1, keepdims=True) + eps)
@@ -130,15 +132,17 @@ def softmax_backward(dy: Array, y: Array) -> Array:
 
 
 def gelu(x: Array, kind: str) -> tuple[Array, Array]:
-    """y = x Φ(x), Φ the normal distribution function, or a tanh near it ("gelu_new"); kept is dy/dx = Φ + x dΦ/dx."""
+    """y = x Φ(x), Φ the normal distribution function, a tanh ("gelu_new") or a step ("relu"); kept is Φ + x dΦ/dx."""
+    near = np.clip(x, -9, 9)  # beyond, Φ is 0 or 1 and dΦ/dx is 0
     if kind == "gelu":  # Φ(x) = 1/2 + φ(x) (x + x³/3 + x⁵/(3·5) + …), φ = dΦ/dx, for NumPy has no erf
-        near = np.clip(x, -9, 9)
         slope = np.exp(-near * near / 2) / (2 * np.pi) ** 0.5
         cdf = 0.5 + slope * near * (1 + np.cumprod((near * near)[..., None] / np.arange(3, 301, 2), -1).sum(-1))
-    else:
+    elif kind == "gelu_new":
         t = np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x))
         cdf, slope = (1 + t) / 2, (1 - t * t) / 2 * (2 / np.pi) ** 0.5 * (1 + 3 * 0.044715 * x * x)
-    return x * cdf, cdf + x * slope
+    else:
+        cdf, slope = {"relu": (x > 0).astype(x.dtype)}[kind], 0  # the book has no others
+    return x * cdf, cdf + near * slope
 
 
 def gelu_backward(dy: Array, kept: Array) -> Array:
@@ -154,7 +158,7 @@ def dropout(x: Array, rate: float, rng: Rng) -> tuple[Array, Array | int]:
 
 
 # ---- 3. BERT (Devlin et al. 2018, section 3)
-def attention(p: Weights, c: RealmConfig, name: str, x: Array, barred: Array, rng: Rng) -> tuple[Array, Kept]:
+def attention(p: Weights, c: RealmConfig, name: str, x: Array, barred: Array, rng: Rng) -> Result:
     """softmax(Q Kᵀ / √width) V in each head (Vaswani et al. 2017, equation 1), then a linear layer."""
     projected = [linear(p, f"{name}.self.{part}", x) for part in ("query", "key", "value")]
     heads = (*x.shape[:2], c.num_attention_heads, -1)
@@ -178,7 +182,7 @@ def attention_backward(dy: Array, kept: Kept, g: Weights) -> Array:
     return dx_q + dx_k + dx_v
 
 
-def layer(p: Weights, c: RealmConfig, name: str, x: Array, barred: Array, rng: Rng) -> tuple[Array, Kept]:
+def layer(p: Weights, c: RealmConfig, name: str, x: Array, barred: Array, rng: Rng) -> Result:
     """x = LayerNorm(x + attention(x)), then x = LayerNorm(x + W₂ gelu(W₁ x)): [batch, tokens, hidden]."""
     y, kept_attention = attention(p, c, f"{name}.attention", x, barred, rng)
     y, mask1 = dropout(y, c.hidden_dropout_prob, rng)
@@ -200,7 +204,7 @@ def layer_backward(dx: Array, kept: Kept, g: Weights) -> Array:
     return dx + attention_backward(dx * mask1, kept_attention, g)
 
 
-def bert(p: Weights, c: RealmConfig, batch: Batch, rng: Rng = None) -> tuple[Array, Kept]:
+def bert(p: Weights, c: RealmConfig, batch: Batch, rng: Rng = None) -> Result:
     """The hidden states of the last layer, of a batch as `pack` makes it."""
     ids, mask, types = batch  # [batch, tokens] each
     x = p[WORD][ids] + p[TYPE][types] + p[POSITION][: ids.shape[1]]  # [batch, tokens, hidden]
@@ -226,7 +230,7 @@ def bert_backward(dx: Array, kept: Kept, g: Weights) -> None:
 
 
 # ---- 4. The retriever, p(z|x) (REALM, sections 3.2 and 3.3)
-def embed(p: Weights, c: RealmConfig, batch: Batch, rng: Rng = None) -> tuple[Array, Kept]:
+def embed(p: Weights, c: RealmConfig, batch: Batch, rng: Rng = None) -> Result:
     """Embed(x) = LayerNorm(W BERT_CLS(x)), where BERT's own pooler comes first; documents use the same weights."""
     hidden, kept_bert = bert(p, c, batch, rng)  # [batch, tokens, hidden]
     y, kept_pooler = linear(p, "realm.pooler.dense", hidden[:, 0])  # [batch, hidden]
@@ -245,18 +249,15 @@ def embed_backward(dy: Array, kept: Kept, g: Weights) -> None:
 
 
 def search(x: Array, z: Array, k: int, barred: Array | None = None) -> Array:
-    """The k documents of largest f(x, z), the best first, of equals the smaller number: [batch, k].
-
-    x [batch, proj], z [documents, proj]; barred [batch]: the document that each x comes from, which would tell all.
-    """
-    relevance = x @ z.T  # [batch, documents]
+    """The k documents of largest f(x, z) of each x, of equals the smaller number; not the one it is from, `barred`."""
+    relevance = x @ z.T  # [batch, proj] and [documents, proj] to [batch, documents]
     if barred is not None:
         relevance[np.arange(len(x)), barred] = -np.inf
     return np.argsort(-relevance, axis=1, kind="stable")[:, :k]
 
 
 # ---- 5. The knowledge-augmented encoder, p(y|z,x) (REALM, section 3.2)
-def masked_words(p: Weights, c: RealmConfig, batch: Batch, labels: Array, rng: Rng = None) -> tuple[Array, Kept]:
+def masked_words(p: Weights, c: RealmConfig, batch: Batch, labels: Array, rng: Rng = None) -> Result:
     """log p(y_j|z,x) of every masked word, and 0 for other tokens: [batch, tokens], as `labels`."""
     hidden, kept_bert = bert(p, c, batch, rng)  # [batch, tokens, hidden]
     masked = labels != NO_LABEL
@@ -318,10 +319,8 @@ def pack(texts: list[tuple]) -> Batch:
     return ids, mask, types
 
 
-# ---- 7. Pre-training. A step returns the sum of the loss, the number of its terms, and the gradients of the sum
-def ict_step(
-    p: Weights, c: RealmConfig, sentences: Batch, blocks: Batch, rng: Rng = None
-) -> tuple[float, int, Weights]:
+# ---- 7. Pre-training (ORQA, section 4; REALM, section 3.3)
+def ict_step(p: Weights, c: RealmConfig, sentences: Batch, blocks: Batch, rng: Rng = None) -> Loss:
     """Inverse Cloze Task: -log p(z|x), z the block among the batch's that sentence x is from (ORQA, section 4)."""
     g = {name: np.zeros_like(value) for name, value in p.items()}
     x, kept_x = embed(p, c, sentences, rng)  # [batch, proj]
@@ -332,9 +331,7 @@ def ict_step(
     return loss, len(x), g
 
 
-def pretrain_step(
-    p: Models, c: RealmConfig, examples: tuple, whole_span: bool = True, rng: Rng = None
-) -> tuple[float, int, Models]:
+def pretrain_step(p: Models, c: RealmConfig, examples: tuple, whole_span: bool = True, rng: Rng = None) -> Loss:
     """-log p(y|x) of REALM (figure 2): y is all that is masked (the paper), or each masked word (transformers).
 
     p: {"embedder": …, "encoder": …}, g the same. examples: a batch of texts x, one of documents z, the numbers of the z
@@ -367,34 +364,42 @@ def spans(tokens: int, widest: int) -> Array:
     return np.array([(first, first + more) for more in range(widest) for first in range(tokens - more)]).T
 
 
-def read(
-    p: Weights, c: RealmConfig, batch: Batch, in_block: Array, relevance: Array, rng: Rng = None
-) -> tuple[Array, Kept]:
-    """S(b, s) = w · LayerNorm(relu(W₁ h_first + W₂ h_last)) + f(x, b) of spans in the block, LOWEST of others."""
+def score_spans(p: Weights, c: RealmConfig, y: Array, in_block: Array) -> Result:
+    """w · LayerNorm(relu(starts_first + ends_last)) of spans in the block, LOWEST of others: [blocks, spans]."""
+    first, last = spans(y.shape[1], c.max_span_width)
+    starts, ends = np.split(y, 2, axis=2)  # [blocks, tokens, span hidden] each
+    h = np.maximum(starts[:, first] + ends[:, last], 0)  # [blocks, spans, span hidden]
+    n, kept_norm = layer_norm(p, "qa_outputs.layer_normalization", h, c.reader_layer_norm_eps)
+    scores, kept_out = linear(p, "qa_outputs.dense_output", n)  # [blocks, spans, 1]
+    barred = (~(in_block[:, first] & in_block[:, last]) * LOWEST).astype(y.dtype)
+    return scores[:, :, 0] + barred, (y.shape, first, last, h, kept_norm, kept_out)
+
+
+def score_spans_backward(dscores: Array, kept: Kept, g: Weights) -> Array:
+    shape, first, last, h, kept_norm, kept_out = kept
+    dh = layer_norm_backward(linear_backward(dscores[:, :, None], kept_out, g), kept_norm, g) * (h > 0)
+    dy = np.zeros(shape, h.dtype)  # [blocks, tokens, 2 * span hidden]
+    for block in range(len(dy)):  # a token begins many spans, and ends many
+        np.add.at(dy[block, :, : h.shape[2]], first, dh[block])
+        np.add.at(dy[block, :, h.shape[2] :], last, dh[block])
+    return dy
+
+
+def read(p: Weights, c: RealmConfig, batch: Batch, in_block: Array, relevance: Array, rng: Rng = None) -> Result:
+    """S(b, s) = w · LayerNorm(relu(W₁ h_first + W₂ h_last)) + f(x, b), of every span s of every block b."""
     hidden, kept_bert = bert(p, c, batch, rng)  # [blocks, tokens, hidden]
     y, kept_in = linear(p, "qa_outputs.dense_intermediate", hidden)  # [blocks, tokens, 2 * span hidden]
-    first, last = spans(hidden.shape[1], c.max_span_width)
-    starts, ends = np.split(y, 2, axis=2)
-    h = np.maximum(starts[:, first] + ends[:, last], 0)  # [blocks, spans, span hidden]
-    y, kept_norm = layer_norm(p, "qa_outputs.layer_normalization", h, c.reader_layer_norm_eps)
-    y, kept_out = linear(p, "qa_outputs.dense_output", y)  # [blocks, spans, 1]
-    barred = (~(in_block[:, first] & in_block[:, last]) * LOWEST).astype(y.dtype)
-    return y[:, :, 0] + barred + relevance[:, None], (kept_bert, kept_in, first, last, h, kept_norm, kept_out)
+    scores, kept_spans = score_spans(p, c, y, in_block)  # [blocks, spans]
+    return scores + relevance[:, None], (kept_bert, kept_in, kept_spans)
 
 
 def read_backward(dy: Array, kept: Kept, g: Weights) -> Array:
-    """Gradients of the parameters to g; returned is that of the relevance [blocks]."""
-    kept_bert, kept_in, first, last, h, kept_norm, kept_out = kept
-    dh = layer_norm_backward(linear_backward(dy[:, :, None], kept_out, g), kept_norm, g) * (h > 0)
-    dstarts, dends = np.zeros((2, *kept_in[0].shape[:2], h.shape[2]), h.dtype)  # [blocks, tokens, span hidden]
-    for block in range(len(dh)):  # a token begins many spans, and ends many
-        np.add.at(dstarts[block], first, dh[block])
-        np.add.at(dends[block], last, dh[block])
-    bert_backward(linear_backward(np.concatenate([dstarts, dends], 2), kept_in, g), kept_bert, g)
-    return dy.sum(1)
+    kept_bert, kept_in, kept_spans = kept
+    bert_backward(linear_backward(score_spans_backward(dy, kept_spans, g), kept_in, g), kept_bert, g)
+    return dy.sum(1)  # the gradient of the relevance [blocks]
 
 
-def finetune_step(p: Models, c: RealmConfig, examples: tuple, rng: Rng = None) -> tuple[float, int, Models]:
+def finetune_step(p: Models, c: RealmConfig, examples: tuple, rng: Rng = None) -> Loss:
     """One question: the loss of the retriever over all z found, and of the reader over all spans of those it reads.
 
     p: {"embedder": …, "reader": …}, g the same. examples: the question, a batch of one; Embed(z) [found, proj], which

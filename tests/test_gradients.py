@@ -6,12 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import transformers
-from reference_cases import to_numpy
 from test_models import CONFIGS, fill, ids_and_mask, twins
-from test_models_numpy import DrawnRetriever
 
 import realm_min
-from realm_min import numpy_reference as reference
 from realm_min.model import fast, ops, parameters, reader
 
 TOLERANCE = 2e-4  # of a gradient's largest value, float32
@@ -361,100 +358,6 @@ def test_a_training_step_keeps_no_more_than_autograd(name, batch, tokens, act, d
     assert again_bytes < 0.6 * ours_bytes and loss.requires_grad
 
 
-def sampled_differences(loss, weights, grads, buffers=(), entries=5, eps=2e-5, seed=0):
-    """Compare `grads` with central differences of `loss` of the arrays `weights`, changed in place.
-
-    Of each tensor the entry of largest gradient and some others, drawn; within 1e-6 of the largest gradient.
-    """
-    rng = np.random.default_rng(seed)
-    for key, grad in grads.items():
-        if key in buffers:
-            continue
-        grad, scale = grad.numpy(), float(grad.abs().max())
-        if key.endswith(("key.bias", "dense_output.bias", "layer_normalization.bias")):
-            scale = float(grads[key[:-4] + "weight"].abs().max())  # zero but for rounding: see assert_same_gradients
-        flat = weights[key].reshape(-1)  # a view: the arrays are contiguous
-        picked = {int(np.abs(grad).argmax()), *rng.integers(0, grad.size, min(entries, grad.size)).tolist()}
-        for i in picked:
-            before = flat[i]
-            flat[i] = before + eps
-            above = loss()
-            flat[i] = before - eps
-            below = loss()
-            flat[i] = before
-            error = abs((above - below) / (2 * eps) - grad.reshape(-1)[i])
-            assert error <= 1e-6 * scale, f"{key}[{i}]: {error} of {scale}"
-
-
-# No word of the inputs is the padding word: its row gets no gradient, which no difference can see.
-DIFFERENCE_VALUES = dict(
-    hidden_size=12, num_attention_heads=3, num_hidden_layers=2, intermediate_size=20, vocab_size=40,
-    retriever_proj_size=6, span_hidden_size=8, max_span_width=3, num_candidates=2, reader_beam_size=2,
-    num_block_records=7, searcher_beam_size=3, initializer_range=0.3, layer_norm_eps=1e-5, pad_token_id=39,
-    max_position_embeddings=16,
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("act", ["gelu_new", "gelu"])
-@pytest.mark.parametrize("name", ["RealmEmbedder", "RealmScorer", "RealmKnowledgeAugEncoder", "RealmReader"])
-def test_models_against_differences_of_the_numpy_reference(name, act):
-    config = realm_min.RealmConfig(**DIFFERENCE_VALUES, hidden_act=act)
-    model, inputs = model_inputs(name, config)
-    for key, ids in inputs.items():
-        if key.endswith("input_ids"):
-            ids.remainder_(39)
-    model = model.to(torch.float64).eval()
-    weights = {key: np.ascontiguousarray(array) for key, array in to_numpy(model.state_dict()).items()}
-    for alias, key in model.aliases().items():
-        weights[alias] = weights[key]
-    inputs = {key: x.double() if x.is_floating_point() else x for key, x in inputs.items()}
-    arrays = {key: x.numpy() for key, x in inputs.items()}
-    function = {"RealmEmbedder": reference.embedder, "RealmScorer": reference.scorer, "RealmReader": reference.reader}
-    function = function.get(name, reference.knowledge_encoder)
-    output_name = COTANGENTS.get(name, "loss")
-
-    def loss():
-        value = function(weights, config, **arrays)[output_name]
-        return float(value) if output_name == "loss" else float((value.ravel() * np.sin(np.arange(value.size))).sum())
-
-    output = model(**inputs)
-    dinputs = backward(model, output)
-    grads = {key: grad for key, grad in model.grads.items() if key not in model.aliases()}
-    sampled_differences(loss, weights, grads)
-    if "relevance_score" in dinputs:
-        sampled_differences(loss, arrays, {"relevance_score": dinputs["relevance_score"]})
-
-
-def test_open_qa_against_differences_of_the_numpy_reference():
-    config = realm_min.RealmConfig(**DIFFERENCE_VALUES, hidden_act="gelu_new")
-    rng, retrieved, tokens = np.random.default_rng(0), config.reader_beam_size, 9
-    concat = dict(
-        input_ids=rng.integers(0, 39, (retrieved, tokens)), attention_mask=np.ones((retrieved, tokens), np.int64),
-        token_type_ids=np.tile(np.arange(tokens) > 2, (retrieved, 1)).astype(np.int64),
-        special_tokens_mask=np.zeros((retrieved, tokens), np.int64),
-    )  # fmt: skip
-    gold = np.array([[4], [-1]])
-    answers = (np.array([True, False]), gold, gold)
-    model = realm_min.RealmForOpenQA(config, retriever=DrawnRetriever(concat, answers))
-    fill(model)
-    model = model.to(torch.float64).eval()
-    weights = {key: np.ascontiguousarray(array) for key, array in to_numpy(model.state_dict()).items()}
-    question = rng.integers(0, 39, (1, 5))
-
-    def loss():
-        found = reference.open_qa(
-            weights, config, weights["block_emb"], **{f"concat_{key}": x for key, x in concat.items()},
-            has_answers=answers[0], start_positions=gold, end_positions=gold, input_ids=question,
-        )  # fmt: skip
-        return float(found["reader_output"]["loss"])
-
-    output = model(torch.from_numpy(question), answer_ids=[[1]])
-    assert abs(output.reader_output.loss.item() - loss()) < 1e-10
-    model.backward()
-    assert any(grad.any() for key, grad in model.grads.items() if key.startswith("embedder."))
-    sampled_differences(loss, weights, model.grads, buffers=("block_emb",), entries=3)
-
-
 def central_difference(function, x, cotangent, eps=1e-6):
     gradient = torch.zeros_like(x)
     for i in range(x.numel()):
@@ -466,54 +369,6 @@ def central_difference(function, x, cotangent, eps=1e-6):
 
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 6))
-
-
-@settings(deadline=None, derandomize=True, max_examples=30)
-@given(shapes, st.integers(0, 99), st.sampled_from(sorted(ops.ACTIVATIONS)))
-def test_activation_slopes(shape, seed, name):
-    torch.manual_seed(seed)
-    x, dy = 2 * torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
-    x = x + 0.01 * x.sign()  # away from the kinks at 0
-    expected = central_difference(lambda x: ops.ACTIVATIONS[name](x.clone()), x, dy)
-    y, slope = ops.activation_and_slope(name, x)
-    assert torch.allclose(dy * slope, expected, rtol=1e-6, atol=1e-8)
-    assert torch.allclose(y, ops.ACTIVATIONS[name](x.clone()), rtol=1e-13, atol=1e-15)
-
-
-@settings(deadline=None, derandomize=True, max_examples=30)
-@given(shapes, st.integers(0, 99))
-def test_operations_against_central_differences(shape, seed):
-    torch.manual_seed(seed)
-    rows, size = shape
-    x, dy = torch.randn(rows, size, dtype=torch.float64), torch.randn(rows, size, dtype=torch.float64)
-    close = dict(rtol=1e-6, atol=1e-8)
-
-    w, b = torch.randn(size, dtype=torch.float64), torch.randn(size, dtype=torch.float64)
-    dw, db = torch.zeros_like(w), torch.zeros_like(b)
-    dx = ops.layer_norm_backward(dy, *ops.standardize_(x.clone(), 0.1), w, dw, db)
-    assert torch.allclose(dx, central_difference(lambda x: ops.layer_norm(x, w, b, 0.1), x, dy), **close)
-    assert torch.allclose(dw, central_difference(lambda w: ops.layer_norm(x, w, b, 0.1), w, dy), **close)
-    assert torch.allclose(db, central_difference(lambda b: ops.layer_norm(x, w, b, 0.1), b, dy), **close)
-
-    weight = torch.randn(3, size, dtype=torch.float64)
-    bias, dy3 = torch.randn(3, dtype=torch.float64), torch.randn(rows, 3, dtype=torch.float64)
-    dweight, dbias = torch.zeros(size, 3, dtype=torch.float64).t(), torch.zeros_like(bias)
-    dx = ops.linear_backward(dy3, x, weight, dweight, dbias)
-    assert torch.allclose(dx, central_difference(lambda x: ops.linear(x, weight, bias), x, dy3), **close)
-    assert torch.allclose(dweight, central_difference(lambda w: ops.linear(x, w, bias), weight, dy3), **close)
-    assert torch.allclose(dbias, central_difference(lambda b: ops.linear(x, weight, b), bias, dy3), **close)
-
-    ids = torch.randint(0, 5, (rows,))
-    table, dtable = torch.randn(5, size, dtype=torch.float64), torch.zeros(5, size, dtype=torch.float64)
-    ops.embedding_backward(dy, ids, dtable)
-    assert torch.allclose(dtable, central_difference(lambda table: ops.embedding(ids, table), table, dy), **close)
-    padded = torch.zeros_like(dtable)
-    ops.embedding_backward(dy, ids, padded, padding_id=1)
-    assert not padded[1].any() and torch.equal(padded[[0, 2, 3, 4]], dtable[[0, 2, 3, 4]])
-
-    kept = ops.DropoutStreams([seed], 0, 0.4, x.device).mask([x.numel()]).view(x.shape)
-    dropped = central_difference(lambda x: ops.drop(x, kept, 0.4), x, dy)
-    assert torch.allclose(ops.drop(dy, kept, 0.4), dropped, **close)
 
 
 @settings(deadline=None, derandomize=True, max_examples=30)

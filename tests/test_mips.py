@@ -4,6 +4,7 @@ import sys
 import time
 from unittest import mock
 
+import book_models
 import numpy as np
 import processes
 import pytest
@@ -12,7 +13,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from realm_min.numpy_reference import mips_topk as reference_topk
 from realm_min.search import arithmetic, mips
 from realm_min.search.mips import BlockIndex, mips_topk
 
@@ -35,7 +35,7 @@ def search(path, queries, blocks, k, index=None):
         return (index or index_of(path, blocks)).search(queries, k)
 
 
-def rounded_reference(queries, blocks, k):
+def rounded(queries, blocks, k):
     """The contract, spelt out: float64 inner products rounded to float32, ties to the smaller id."""
     with np.errstate(over="ignore"):
         scores = (queries.double().numpy() @ blocks.double().numpy().T).astype(np.float32)
@@ -45,7 +45,7 @@ def rounded_reference(queries, blocks, k):
 
 def assert_exact(path, queries, blocks, k):
     scores, ids = search(path, queries, blocks, k)
-    expected_scores, expected_ids = rounded_reference(queries, blocks, k)
+    expected_scores, expected_ids = rounded(queries, blocks, k)
     assert scores.dtype == torch.float32 and ids.dtype == torch.int64
     assert scores.shape == ids.shape == (queries.shape[0], k)
     np.testing.assert_array_equal(ids.numpy(), expected_ids)
@@ -72,11 +72,11 @@ def integers(shape, largest, seed, dtype=torch.float32):
     dtype=st.sampled_from(mips.BLOCK_DTYPES),
     seed=st.integers(0, 999),
 )
-def test_integers_match_the_float64_reference_bit_for_bit_ties_included(path, shape, largest, dtype, seed):
+def test_integers_match_the_book_bit_for_bit_ties_included(path, shape, largest, dtype, seed):
     q, n, d, k = shape
     queries, blocks = integers((q, d), largest, seed), integers((n, d), largest, seed + 1, dtype)
     scores, ids = search(path, queries, blocks, k)
-    expected_scores, expected_ids = reference_topk(queries.double().numpy(), blocks.double().numpy(), k)
+    expected_scores, expected_ids = book_models.search(queries, blocks, k)
     np.testing.assert_array_equal(ids.numpy(), expected_ids)
     np.testing.assert_array_equal(scores.numpy(), expected_scores)
 
@@ -142,7 +142,7 @@ def test_compression_that_fails_costs_time_not_exactness():
     index = BlockIndex(blocks, "int8", scan="codes")
     scores, ids = index.search(queries, 3)
     assert index.last_search.rescored_groups == [index.last_search.groups] * 2
-    expected = rounded_reference(queries, blocks, 3)
+    expected = rounded(queries, blocks, 3)
     np.testing.assert_array_equal(scores.numpy(), expected[0])
     np.testing.assert_array_equal(ids.numpy(), expected[1])
 

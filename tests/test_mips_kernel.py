@@ -1,7 +1,8 @@
-"""The Triton kernels under the interpreter, held to the float64 reference bit for bit, and to the CPU search."""
+"""The Triton kernels under the interpreter, held to the book bit for bit, and to the CPU search."""
 
 from contextlib import nullcontext
 
+import book_models
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from realm_min.kernels import mips_topk as kernel
 
-from realm_min.numpy_reference import mips_topk as reference_topk
 from realm_min.search import mips
 from realm_min.search.mips import BlockIndex
 
@@ -40,13 +40,13 @@ def shapes(draw, dimensions=(8, 24, 128)):
     return draw(st.sampled_from([1, 1, 2, 3])), n, draw(st.sampled_from(dimensions)), k
 
 
-def assert_matches_reference(path, shape, largest, dtype, seed):
+def assert_matches_the_book(path, shape, largest, dtype, seed):
     q, n, d, k = shape
     generator = torch.Generator().manual_seed(seed)
     queries = torch.randint(-largest, largest + 1, (q, d), generator=generator).float()
     blocks = torch.randint(-largest, largest + 1, (n, d), generator=generator).to(dtype)
     scores, ids = search(path, queries, blocks, k)
-    expected_scores, expected_ids = reference_topk(queries.double().numpy(), blocks.double().numpy(), k)
+    expected_scores, expected_ids = book_models.search(queries, blocks, k)
     assert scores.dtype == torch.float32 and ids.dtype == torch.int64
     np.testing.assert_array_equal(ids.numpy(), expected_ids)
     np.testing.assert_array_equal(scores.numpy(), expected_scores)
@@ -59,14 +59,14 @@ dtypes = st.sampled_from(mips.BLOCK_DTYPES)
 
 @settings(CASES, max_examples=150)
 @given(path=paths, shape=shapes(), largest=largest, dtype=dtypes, seed=st.integers(0, 999))
-def test_integers_match_the_reference_ties_included(path, shape, largest, dtype, seed):
-    assert_matches_reference(path, shape, largest, dtype, seed)
+def test_integers_match_the_book_ties_included(path, shape, largest, dtype, seed):
+    assert_matches_the_book(path, shape, largest, dtype, seed)
 
 
 @settings(CASES, max_examples=12)
 @given(path=paths, shape=shapes((136, 264, 1024)), largest=largest, dtype=dtypes, seed=st.integers(0, 999))
-def test_wide_blocks_match_the_reference(path, shape, largest, dtype, seed):
-    assert_matches_reference(path, shape, largest, dtype, seed)
+def test_wide_blocks_match_the_book(path, shape, largest, dtype, seed):
+    assert_matches_the_book(path, shape, largest, dtype, seed)
 
 
 @settings(CASES, max_examples=40)
@@ -90,12 +90,12 @@ def test_the_bits_are_those_of_the_cpu_search(path, shape, dtype, scale, seed):
 def test_many_query_tiles_and_query_chunks(monkeypatch):
     monkeypatch.setattr(kernel, "MAXIMA_BYTES", 4 * 1 * 20)
     monkeypatch.setattr(kernel, "KEYS_BYTES", 8 * 128 * 7)
-    assert_matches_reference(None, (33, 100, 16, 5), 3, torch.bfloat16, 0)
+    assert_matches_the_book(None, (33, 100, 16, 5), 3, torch.bfloat16, 0)
 
 
 def test_small_rescoring_tiles(monkeypatch):
     monkeypatch.setattr(kernel, "RESCORE_ELEMENTS", 4096)
-    assert_matches_reference("function", (2, 200, 16, 9), 3, torch.float32, 1)
+    assert_matches_the_book("function", (2, 200, 16, 9), 3, torch.float32, 1)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import realm_min
-from realm_min import numpy_reference as reference
+from realm_min import textbook
 
 CONFIG = realm_min.RealmConfig(
     hidden_size=32, num_attention_heads=4, num_hidden_layers=2, intermediate_size=48, retriever_proj_size=8,
@@ -60,27 +60,23 @@ def test_the_answer_is_the_text_of_the_predicted_wordpieces(model):
         )
 
 
-def test_probabilities_are_those_of_the_float64_reference(model):
+def test_probabilities_are_the_books(model):
     for question, answer in zip(QUESTIONS, model.answer(QUESTIONS, num_blocks=4), strict=True):
         scores = np.array([block.score for block in answer.blocks])
         assert np.all(np.diff(scores) <= 0) and len(scores) == 4
         priors = np.array([block.probability for block in answer.blocks])
         assert np.allclose(priors, np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum(), atol=1e-6)
 
-        # Every span's logit again, by the reference, then the share of the spans that spell the best one.
+        # Every span's logit again, by the book, then the share of the spans that spell the best one.
         inputs = model.retriever.tokenizer(
             [question] * 4, [block.text for block in answer.blocks], padding=True, truncation=True, max_length=48,
             return_special_tokens_mask=True, return_tensors="np",
         )  # fmt: skip
         block_mask = (inputs["special_tokens_mask"] == 0) & (inputs["token_type_ids"] == 1)
         parameters = {key: tensor.double().numpy() for key, tensor in model.reader.state_dict().items()}
-        config = realm_min.RealmConfig.from_dict(CONFIG.to_dict() | {"reader_beam_size": 4})
-        read = reference.reader(
-            parameters, config, inputs["input_ids"], attention_mask=inputs["attention_mask"],
-            token_type_ids=inputs["token_type_ids"], relevance_score=scores, block_mask=block_mask,
-        )  # fmt: skip
-        logits = read["reader_logits"]
-        starts, ends = read["candidate_starts"], read["candidate_ends"]
+        batch = (inputs["input_ids"], inputs["attention_mask"], inputs["token_type_ids"])
+        logits, _ = textbook.read(parameters, CONFIG, batch, block_mask, scores)
+        starts, ends = textbook.spans(batch[0].shape[1], CONFIG.max_span_width)
         shares = np.exp(logits - logits.max())
         best_block, best_span = np.unravel_index(logits.argmax(), logits.shape)
 

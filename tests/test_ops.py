@@ -1,15 +1,16 @@
-"""Each forward operation of `ops.py` against the NumPy reference, in float64 and float32."""
+"""Each operation of `ops.py` against the book, in float64 and float32: values, and gradients where it has a pair."""
 
 from __future__ import annotations
 
+import book_models
 import numpy as np
 import pytest
 import torch
+from drawn_cases import ACTIVATIONS, assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_cases import ACTIVATIONS, assert_close
 
-from realm_min import numpy_reference as reference
+from realm_min import config, textbook
 from realm_min.model import ops
 
 DRAWN = settings(deadline=None, derandomize=True, max_examples=150)
@@ -21,7 +22,7 @@ DTYPES = st.sampled_from(list(TOLERANCES))
 
 
 def drawn(rng, shape, dtype, scale=1.0):
-    """Normal numbers as a tensor of `dtype`, and the same numbers, as rounded, for the reference."""
+    """Normal numbers as a tensor of `dtype`, and the same numbers, as rounded, for the book."""
     tensor = torch.from_numpy(np.asarray(scale * rng.standard_normal(shape))).to(dtype)
     return tensor, tensor.double().numpy()
 
@@ -41,8 +42,15 @@ def check(actual, expected, dtype, factor=1.0):
 def test_linear(seed, dtype, rows, inputs, outputs, with_bias):
     rng = np.random.default_rng(seed)
     (x, x_), (w, w_), (b, b_) = (drawn(rng, s, dtype) for s in ((rows, inputs), (outputs, inputs), (outputs,)))
-    expected = reference.linear(x_, w_, b_ if with_bias else np.zeros(outputs))
+    p = {"l.weight": w_, "l.bias": b_ if with_bias else np.zeros(outputs)}
+    expected, kept = textbook.linear(p, "l", x_)
     check(ops.linear(x, w, b if with_bias else None), expected, dtype, factor=4)
+
+    (dy, dy_), g = drawn(rng, (rows, outputs), dtype), book_models.zeros(p)
+    dw, db = torch.zeros(inputs, outputs, dtype=dtype).t(), torch.zeros(outputs, dtype=dtype)  # as they are laid out
+    check(ops.linear_backward(dy, x, w, dw, db), textbook.linear_backward(dy_, kept, g), dtype, factor=4)
+    check(dw, g["l.weight"], dtype, factor=4)
+    check(db, g["l.bias"], dtype, factor=4)
 
 
 @DRAWN
@@ -51,7 +59,8 @@ def test_linear_is_exact_on_integers(seed, rows, inputs, outputs):
     rng = np.random.default_rng(seed)
     shapes = ((rows, inputs), (outputs, inputs), (outputs,))
     (x, x_), (w, w_), (b, b_) = (integers(rng, shape, torch.float32) for shape in shapes)
-    np.testing.assert_array_equal(ops.linear(x, w, b), reference.linear(x_, w_, b_))
+    expected, _ = textbook.linear({"l.weight": w_, "l.bias": b_}, "l", x_)
+    np.testing.assert_array_equal(ops.linear(x, w, b), expected)
 
 
 @DRAWN
@@ -62,7 +71,14 @@ def test_embedding(seed, dtype, vocabulary, hidden, shape):
     ids = rng.integers(0, vocabulary, shape)
     actual = ops.embedding(torch.tensor(ids), table)
     assert actual.dtype == dtype
-    np.testing.assert_array_equal(actual, reference.embedding(ids, table_))
+    np.testing.assert_array_equal(actual, table_[ids])
+
+    (dy, dy_), dtable = drawn(rng, (*shape, hidden), dtype), torch.zeros_like(table)
+    expected = np.zeros_like(table_)
+    np.add.at(expected, ids, dy_)  # as the book's BERT does
+    expected[1:2] = 0
+    ops.embedding_backward(dy, torch.tensor(ids), dtable, padding_id=1)
+    check(dtable, expected, dtype)
 
 
 @pytest.mark.parametrize("wrong", [-1, 3, -3])
@@ -90,8 +106,20 @@ def test_layer_norm(seed, dtype, rows, hidden, eps, scale, offset):
     # Taking the mean out loses as many bits as the mean is larger than the spread.
     x_ = x.double().numpy()
     lost = max(1.0, float(np.max(np.abs(x_).max(-1) / np.sqrt(x_.var(-1) + eps))))
-    check(actual, reference.layer_norm(x_, w_, b_, eps), dtype, factor=2 * lost)
+    p = {"n.weight": w_, "n.bias": b_}
+    expected, kept = textbook.layer_norm(p, "n", x_, eps)
+    check(actual, expected, dtype, factor=2 * lost)
     assert torch.equal(x, before)
+
+    (dy, dy_), g = drawn(rng, (rows, hidden), dtype), book_models.zeros(p)
+    dw, db = torch.zeros_like(w), torch.zeros_like(b)
+    dx = ops.layer_norm_backward(dy, *ops.standardize_(x.clone(), eps), w, dw, db)
+    expected = textbook.layer_norm_backward(dy_, kept, g)
+    # dx is what is left of dy γ r when its part along x is taken out.
+    terms = np.abs(dy_ * w_).max() / np.sqrt(x_.var(-1).min() + eps)
+    np.testing.assert_allclose(dx, expected, rtol=0, atol=20 * lost * TOLERANCES[dtype] * terms)
+    check(dw, g["n.weight"], dtype, factor=20 * lost)
+    check(db, g["n.bias"], dtype, factor=4)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
@@ -116,7 +144,7 @@ def test_softmax(seed, dtype, shape, scale, masked):
         x = x + ops.additive_mask(mask, dtype)
         x_ = x.double().numpy()
     before = x.clone()
-    actual, expected = ops.softmax(x), reference.softmax(x_)
+    actual, expected = ops.softmax(x), textbook.softmax(x_)
     check(actual, expected, dtype, factor=4)
     check(actual.sum(-1), np.ones(shape[0]), dtype, factor=4)
     assert torch.equal(x, before)
@@ -132,7 +160,7 @@ def test_softmax_of_a_row_with_every_key_masked_is_uniform(dtype):
     actual = ops.softmax(scores + ops.additive_mask(mask, dtype))
     assert torch.equal(actual[0], torch.full((3,), 1.0, dtype=dtype) / 3)
     assert actual[1, 1] == 0
-    check(actual, reference.softmax(scores.double().numpy() + (1.0 - mask.numpy()) * reference.MASKED), dtype)
+    check(actual, textbook.softmax(scores.double().numpy() + (1 - mask.numpy()) * textbook.LOWEST), dtype)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
@@ -142,10 +170,6 @@ def test_additive_mask(dtype):
         actual = ops.additive_mask(torch.tensor([[1, 0], [0, 1]], dtype=kind), dtype)
         assert actual.dtype == dtype
         assert actual.tolist() == expected
-    mask = np.array([[1, 0], [0, 1]])
-    np.testing.assert_array_equal(
-        ops.additive_mask(torch.tensor(mask), torch.float64), reference.additive_mask(mask)[:, 0, 0]
-    )
 
 
 @DRAWN
@@ -153,7 +177,7 @@ def test_additive_mask(dtype):
 def test_logsumexp(seed, dtype, shape, dim, scale):
     x, x_ = drawn(np.random.default_rng(seed), shape, dtype, scale)
     before = x.clone()
-    check(ops.logsumexp(x, dim), reference.logsumexp(x_, dim), dtype, factor=4)
+    check(ops.logsumexp(x, dim), textbook.logsumexp(x_, dim).squeeze(dim), dtype, factor=4)
     assert torch.equal(x, before)
 
 
@@ -163,7 +187,6 @@ def test_logsumexp_of_extremes(dtype):
     rows = [[-infinity, -infinity], [infinity, 0.0], [-infinity, 2.0], [smallest, smallest], [infinity, -infinity]]
     actual = ops.logsumexp(torch.tensor(rows, dtype=dtype), 1)
     assert actual.tolist() == [-infinity, infinity, 2.0, smallest, infinity]
-    np.testing.assert_array_equal(actual, reference.logsumexp(torch.tensor(rows, dtype=dtype).double().numpy()))
 
 
 @DRAWN
@@ -178,7 +201,8 @@ def test_logsumexp_of_extremes(dtype):
 def test_log_softmax(seed, dtype, shape, dim, scale, offset):
     """An offset common to all scores changes nothing, however large: it must not cost precision either."""
     x = (scale * torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)) + offset).to(dtype)
-    check(ops.log_softmax(x, dim), reference.log_softmax(x.double().numpy(), dim), dtype, factor=4)
+    x_ = x.double().numpy()
+    check(ops.log_softmax(x, dim), textbook.log_softmax(x_ - x_.max(dim, keepdims=True), dim), dtype, factor=4)
 
 
 @DRAWN
@@ -198,11 +222,21 @@ def test_cross_entropy(seed, dtype, rows, classes, scale, offset, ignored):
     before = x.clone()
     actual = ops.cross_entropy(x, torch.from_numpy(targets))
     spread = float(x.max() - x.min()) + 1.0  # a loss near 0 is what remains of scores this far apart
-    expected = -reference.target_log_probability(x.double().numpy(), targets)
+    x_, counted = x.double().numpy(), targets != textbook.NO_LABEL
+    log_p = textbook.log_softmax(x_ - x_.max(1, keepdims=True))  # the book loses digits to what all have in common
+    expected = -np.where(counted, log_p[np.arange(rows), targets * counted], 0)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=4 * TOLERANCES[dtype] * spread)
     assert actual.dtype == dtype
     assert (actual[torch.from_numpy(targets == -100)] == 0).all()
     assert torch.equal(x, before)
+
+    dy, dy_ = drawn(rng, rows, dtype)
+    dlog_p = np.zeros_like(log_p)
+    dlog_p[np.arange(rows), targets * counted] = -dy_ * counted
+    found = ops.cross_entropy_backward(dy, x, torch.from_numpy(targets))
+    expected = textbook.log_softmax_backward(dlog_p, log_p)
+    assert found.dtype == dtype and torch.equal(x, before)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=20 * TOLERANCES[dtype] * spread * np.abs(dy_).max())
 
 
 @pytest.mark.parametrize("wrong", [-1, 3, -101])
@@ -214,8 +248,7 @@ def test_cross_entropy_refuses_labels_that_are_no_class(wrong):
 def test_cross_entropy_takes_another_ignored_label():
     logits = torch.tensor([[1.0, 2.0], [3.0, 1.0]], dtype=torch.float64)
     actual = ops.cross_entropy(logits, torch.tensor([-1, 0]), ignore_index=-1)
-    expected = -reference.target_log_probability(logits.numpy(), np.array([reference.IGNORED_LABEL, 0]))
-    check(actual, expected, torch.float64)
+    check(actual, [0.0, -textbook.log_softmax(logits.numpy())[1, 0]], torch.float64)
     with pytest.raises(ValueError, match="label -100"):
         ops.cross_entropy(logits, torch.tensor([-100, 0]), ignore_index=-1)
 
@@ -229,15 +262,25 @@ EXTREMES = [0.0, -0.0, 1e-30, -1e-30, 1e-4, -1e-4, 6.0, -6.0, 40.0, -40.0, 1e4, 
 @given(numbers=st.lists(st.floats(-30, 30), min_size=1, max_size=9))
 def test_activations(name, dtype, numbers):
     x = torch.tensor(numbers + EXTREMES, dtype=dtype)
-    expected = reference.ACTIVATIONS[name](x.double().numpy())
+    x_ = x.double().numpy()
+    if name in ("gelu", "gelu_new", "relu"):
+        expected, slope = textbook.gelu(x_, name)
+    else:  # the book has no others
+        of = torch.from_numpy(x_).requires_grad_()
+        theirs = getattr(torch.nn.functional, name)(of)
+        theirs.sum().backward()
+        expected, slope = theirs.detach().numpy(), of.grad.numpy()
     size = np.maximum(1.0, np.abs(x.double().numpy()))
+    y, found = ops.activation_and_slope(name, x)
+    np.testing.assert_array_less(np.abs(y.double().numpy() - expected), TOLERANCES[dtype] * size)
+    np.testing.assert_allclose(found, slope, rtol=0, atol=20 * TOLERANCES[dtype])
     actual = ops.ACTIVATIONS[name](x)
     assert actual is x and x.dtype == dtype  # overwritten, as the underscore says
     np.testing.assert_array_less(np.abs(x.double().numpy() - expected), TOLERANCES[dtype] * size)
 
 
 def test_every_activation_of_the_configuration_is_there():
-    assert set(ops.ACTIVATIONS) == set(reference.ACTIVATIONS) == set(ACTIVATIONS)
+    assert set(ops.ACTIVATIONS) == set(config.ACTIVATIONS) == set(ACTIVATIONS)
 
 
 def dropout(x, probability, seed):

@@ -1,27 +1,26 @@
-"""Pre-training: the marginal losses, one step against autograd, and runs that are killed and go on."""
+"""Pre-training: the marginal losses, one step against the book, and runs that are killed and go on."""
 
 import json
 import math
 import time
 
+import book_models
 import numpy as np
 import pytest
 import ranks
 import torch
+from drawn_cases import assert_close, config_values, fill, to_numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import transformers
-from reference_cases import config_values, fill, to_numpy
-from tiny_pretraining import BLOCKS, CONFIG, SETTINGS, new_models, run, run_until_killed
+from tiny_pretraining import BLOCKS, SETTINGS, new_models, run, run_until_killed
 
 import realm_min
-from realm_min import numpy_reference as reference
+from realm_min import textbook
 from realm_min.app import plots
 from realm_min.app.cli import main
 from realm_min.jobs import loop, runs, warm_start
 from realm_min.learn import masking, pretraining
 from realm_min.model.knowledge_encoder import marginal_loss, marginal_loss_backward
-from realm_min.numpy_reference import central_difference
 from realm_min.ranks.share import share_of
 from realm_min.search.mips import BlockIndex
 from realm_min.text.corpus import Block
@@ -67,7 +66,8 @@ def test_marginal_losses_against_autograd(seed, rows, candidates, tokens, whole_
 @DRAWN
 @given(config_values(), SEEDS, st.integers(1, 3), st.integers(2, 7), st.booleans(), st.sampled_from([0.0, 0.4, 1.0]))
 def test_masked_words_alone_give_the_loss_and_gradients_of_all(values, seed, rows, tokens, whole_span, share):
-    """Padded on the right, masks drawn: loss against the float64 twin, gradients against the whole forward's."""
+    """Padded on the right, masks drawn: losses and gradients are the book's, and those of the whole forward."""
+    values |= {"hidden_act": "gelu" if seed % 2 else "gelu_new"}
     rng = np.random.default_rng(seed)
     candidates = values["num_candidates"]
     model = realm_min.RealmKnowledgeAugEncoder(realm_min.RealmConfig(**values)).eval()
@@ -90,17 +90,19 @@ def test_masked_words_alone_give_the_loss_and_gradients_of_all(values, seed, row
     log_likelihood, cache = model.masked_log_likelihood(*flat, repeated)
     log_likelihood = log_likelihood.view(ids.shape)
     loss = marginal_loss(log_likelihood, relevance, mask, whole_span)
-    expected = reference.knowledge_encoder(
-        parameters, model.config, ids.numpy(), attention.numpy(), types.numpy(), relevance_score=relevance.numpy(),
-        labels=labels.numpy(), mlm_mask=mask.numpy(), whole_span=whole_span,
-    )["loss"]  # fmt: skip
-    assert math.isclose(loss, expected, rel_tol=1e-10, abs_tol=1e-12)
+    batch = tuple(x.numpy() for x in flat)
+    book = book_models.knowledge_encoder(parameters, model.config, batch, labels.numpy(), relevance.numpy(), whole_span)
+    assert math.isclose(loss, book.losses[0], rel_tol=1e-10, abs_tol=1e-12)
 
     dlog_likelihood, drelevance = marginal_loss_backward(
         torch.ones((), dtype=torch.float64), log_likelihood, relevance, mask, whole_span
     )
     model.masked_log_likelihood_backward(dlog_likelihood.flatten(0, 1), cache)
     found = {key: gradient.clone() for key, gradient in model.grads.items()}
+    assert_close(drelevance, book.drelevance, 1e-10)
+    for key, gradient in found.items():
+        if key not in model.aliases():
+            assert_close(gradient, book.g[key], 1e-10, key)
     model.zero_grads()
     output = model(
         ids, attention, types, relevance_score=relevance, labels=labels, mlm_mask=mask, whole_span=whole_span
@@ -109,31 +111,6 @@ def test_masked_words_alone_give_the_loss_and_gradients_of_all(values, seed, row
     assert torch.allclose(model.backward()["relevance_score"], drelevance, rtol=1e-10, atol=1e-13)
     for key, gradient in model.grads.items():
         assert torch.allclose(found[key], gradient, rtol=1e-9, atol=1e-12), key
-
-
-def test_a_whole_span_reaches_the_weights():
-    """∂loss/∂weight of the float64 twin by central differences, where y is the whole span."""
-    config = realm_min.RealmConfig(
-        vocab_size=11, hidden_size=6, num_attention_heads=2, num_hidden_layers=1, intermediate_size=7, num_candidates=2
-    )
-    model = realm_min.RealmKnowledgeAugEncoder(config).to(torch.float64)
-    fill(model.state_dict(), 4, 0.5)
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
-    ids, labels = torch.arange(16).view(1, 2, 8) % 11, torch.tensor([[3, -100, 5, 7, -100, -100, -100, -100]])
-    relevance = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
-    model(ids, relevance_score=relevance, labels=labels, mlm_mask=labels != -100, whole_span=True)
-    model.backward()
-    parameters = to_numpy(model.state_dict())
-
-    def loss(weight, key):
-        return reference.knowledge_encoder(
-            {**parameters, key: weight}, config, ids.numpy(), relevance_score=relevance.numpy(), labels=labels.numpy(),
-            mlm_mask=(labels != -100).numpy(), whole_span=True,
-        )["loss"]  # fmt: skip
-
-    for key in ("realm.encoder.layer.0.attention.self.query.weight", "cls.predictions.transform.dense.weight"):
-        expected = central_difference(lambda weight, key=key: loss(weight, key), parameters[key])
-        np.testing.assert_allclose(model.grads[key].numpy(), expected, rtol=1e-6, atol=1e-9)
 
 
 def test_the_two_losses_differ_only_where_a_span_is_long():
@@ -158,84 +135,50 @@ def tokenizer(vocabulary):
 
 @pytest.mark.parametrize("marginal", ["token", "span"])
 @pytest.mark.parametrize("max_positions", [64, 30])
-def test_a_step_against_autograd_through_transformers_modules(tokenizer, marginal, max_positions):
+def test_a_step_is_the_books(tokenizer, marginal, max_positions):
     """The whole of it: queries, the null document, evidence, relevance, masked words, the marginal; float64."""
-    config = transformers.RealmConfig(**CONFIG | dict(max_position_embeddings=max_positions))
-    classes = "RealmEmbedder", "RealmKnowledgeAugEncoder"
-    theirs = [getattr(transformers, name)(config).eval().double() for name in classes]
-    for number, model in enumerate(theirs):
-        fill(model.state_dict(), number, 0.3)
     ours = [model.to(torch.float64) for model in new_models(max_position_embeddings=max_positions)]
-    for mine, other in zip(ours, theirs, strict=True):
-        mine.load_state_dict(other.state_dict())
-    settings = SETTINGS._replace(marginal=marginal)
+    for number, model in enumerate(ours):
+        fill(model.state_dict(), number, 0.3)
     texts = pretraining.cut_texts(BLOCKS, tokenizer, 24, masking.salient_span)[:7:3]
     examples = pretraining.hide(texts, tokenizer, masking.salient_span, [np.random.default_rng(0)] * 3)
     index = torch.randn(len(BLOCKS), 8)
+    settings = SETTINGS._replace(marginal=marginal)
     logged = pretraining.pretrain_step(
         *ours, tokenizer, BLOCKS, BlockIndex(index), examples, settings, share_of(0, 0, examples)[0]
     )
 
-    def encode(*texts, limit=max_positions):
-        rows = [tokenizer(*text, truncation="longest_first" if len(text) == 1 else "only_second", max_length=limit)
-                for text in texts]  # fmt: skip
-        return [
-            torch.nn.utils.rnn.pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True)
-            for name in ("input_ids", "attention_mask", "token_type_ids")
-        ]
+    def ids(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    masked = [tokenizer.decode(example.ids).replace("[ MASK ]", "[MASK]") for example in examples]
-    queries = theirs[0](*encode(*((text,) for text in masked))).projected_score
-    found = []
-    for query, example in zip(queries.detach().numpy(), examples, strict=True):
-        order = np.argsort(-(index.double().numpy() @ query.astype(np.float32).astype(np.float64)))
-        found.append([block for block in order if block != example.block][:3])
-    relevance, joint = [], []
-    for row, query, text in zip(found, queries, masked, strict=True):
-        null = [torch.tensor([ids]) for ids in ([101, 102, 102], [1, 1, 1], [0, 0, 1])]
-        documents = [theirs[0](*null).projected_score[0]]
-        documents += [
-            theirs[0](*encode(BLOCKS[block], limit=min(40, max_positions))).projected_score[0] for block in row
+    p = {name: to_numpy(model.state_dict()) for name, model in zip(("embedder", "encoder"), ours, strict=True)}
+    c, longest = ours[0].config, min(40, max_positions)  # max_block is 40
+    x = textbook.pack([(example.ids,) for example in examples])
+    queries = textbook.embed(p["embedder"], c, x)[0].astype(np.float32).astype(np.float64)
+    barred = np.array([example.block for example in examples])
+    found = 1 + textbook.search(queries, index.double().numpy(), 3, barred)  # 0 is the null document
+    candidates = np.concatenate([np.zeros((3, 1), int), found], 1)
+    z = textbook.pack([([], [])] + [
+        (ids(title), ids(text)[: longest - len(ids(title)) - 3]) for title, text in BLOCKS
+    ])  # fmt: skip
+    evidence = [[]] + [ids(f"{title}. {text}")[:37] for title, text in BLOCKS]
+    pairs = textbook.pack(
+        [
+            (example.ids, evidence[candidate][: max_positions - len(example.ids) - 3])
+            for example, row in zip(examples, candidates, strict=True)
+            for candidate in row
         ]
-        relevance.append(torch.stack(documents) @ query)
-        joint.append((text, None))
-        joint += [(text, f"{BLOCKS[block].title}. {BLOCKS[block].text}") for block in row]
-    relevance = torch.stack(relevance)
-    rows = []
-    for text, evidence in joint:
-        x = tokenizer(text)["input_ids"]
-        z = [] if evidence is None else tokenizer(evidence, add_special_tokens=False)["input_ids"][:37]
-        rows.append((x, [*z[: max_positions - len(x) - 1], 102]))
-    length = max(len(x) + len(z) for x, z in rows)
-    ids, mask, types = (torch.zeros(len(rows), length, dtype=torch.long) for _ in range(3))
-    for i, (x, z) in enumerate(rows):
-        ids[i, : len(x) + len(z)] = torch.tensor(x + z)
-        mask[i, : len(x) + len(z)] = 1
-        types[i, len(x) : len(x) + len(z)] = 1
-    logits = theirs[1](ids, mask, types).logits.view(3, 4, length, -1)
-    losses, masks = [], 0
-    for example, scores, row in zip(examples, relevance, logits, strict=True):
-        places = [i for i, label in enumerate(example.labels) if label != -100]
-        assert [example.ids[i] for i in places] == [tokenizer.mask_token_id] * len(places)
-        targets = torch.tensor([example.labels[i] for i in places])
-        at = torch.tensor(places) + 1  # after [CLS]
-        p_token = row[:, at].softmax(-1).gather(2, targets.expand(4, -1)[:, :, None])[:, :, 0]  # [candidates, masked]
-        p_z = scores.softmax(0)
-        if marginal == "span":
-            losses.append((p_z @ p_token.prod(1)).log())
-        else:
-            losses.append((p_z @ p_token).log().sum())
-        masks += len(places)
-    loss = -torch.stack(losses).sum() / masks
-    loss.backward()
-    assert logged["loss"] == pytest.approx(loss.item(), rel=1e-10)
-    assert logged["null_probability"] == pytest.approx(relevance.softmax(1)[:, 0].mean().item(), rel=1e-10)
-    for mine, other in zip(ours, theirs, strict=True):
-        for key, parameter in other.named_parameters(remove_duplicate=False):
-            expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            # The word embeddings' row of padding gets none, here as there.
-            scale = expected.abs().max().clamp(min=1e-3)
-            assert (mine.grads[key] - expected).abs().max() <= 1e-10 * scale, key
+    )
+    labels = np.full((3, pairs[0].shape[1]), textbook.NO_LABEL)
+    for row, example in zip(labels, examples, strict=True):
+        row[1 : 1 + len(example.labels)] = example.labels
+    loss, _, g = textbook.pretrain_step(p, c, (x, z, candidates, pairs, labels), marginal == "span")
+    count = (labels != textbook.NO_LABEL).sum()
+    assert logged["loss"] == pytest.approx(loss / count, rel=1e-10)
+    for name, model in zip(g, ours, strict=True):
+        for key, gradient in model.grads.items():
+            if key not in model.aliases():
+                assert_close(gradient, g[name][key] / count, 1e-10, key)
 
 
 def test_retrieval_utility_is_what_the_documents_add(tokenizer, monkeypatch):
@@ -275,9 +218,7 @@ def test_retrieval_is_exact_without_the_barred_block(seed, rows, blocks, data):
     found = pretraining.retrieve(
         BlockIndex(torch.from_numpy(embeddings)), torch.from_numpy(queries), torch.from_numpy(barred), count
     )
-    _, ids = reference.mips_topk(queries, embeddings, blocks)
-    expected = [[block for block in row if block != own][:count] for row, own in zip(ids, barred, strict=True)]
-    assert found.tolist() == expected
+    assert found.tolist() == textbook.search(queries, embeddings, count, barred).tolist()
 
 
 def test_texts_know_their_blocks(tokenizer):

@@ -1,4 +1,4 @@
-"""The span logits' torch path and Triton kernels against the NumPy reference, autograd and each other.
+"""The span logits' torch path and Triton kernels against the book, autograd and each other.
 
 Each drawn case goes through both paths: 120 cases for each of forward, best span and backward.
 """
@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from realm_min.kernels import span_logits as kernels
 
-from realm_min import numpy_reference as reference
+from realm_min import RealmConfig, textbook
 from realm_min.model import spans
 
 PATHS = [pytest.param(spans, id="torch"), pytest.param(kernels, id="triton")]
@@ -76,9 +76,15 @@ drawn = st.builds(
 )
 
 
-def as_numpy(arguments, options):
-    convert = {name: value.double().numpy() for name, value in options.items() if isinstance(value, torch.Tensor)}
-    return [argument.double().numpy() for argument in arguments], options | convert
+def of_the_book(arguments, options):
+    """Parameters, configuration, projections [blocks, tokens, 2 * hidden] and mask as `textbook.score_spans` takes."""
+    start, end, gamma, beta, v, c = (argument.double().numpy() for argument in arguments)
+    names = ("layer_normalization.weight", "layer_normalization.bias", "dense_output.weight", "dense_output.bias")
+    p = {f"qa_outputs.{name}": array for name, array in zip(names, (gamma, beta, v[None], c), strict=True)}
+    config = RealmConfig(max_span_width=options["max_span_width"], reader_layer_norm_eps=options["eps"])
+    mask = options["block_mask"]
+    in_block = np.ones(start.shape[:2], bool) if mask is None else mask.numpy()
+    return p, config, np.concatenate([start, end], 2), in_block
 
 
 def tolerance(arguments, options):
@@ -95,24 +101,19 @@ def tolerance(arguments, options):
 
 
 def expected_logits(arguments, options):
-    values, keywords = as_numpy(arguments, options)
-    mask = keywords.pop("block_mask")
-    relevance = keywords.pop("relevance_score")
-    logits = reference.span_logits(*values, **keywords)
-    if mask is not None:
-        first, last = reference.span_candidates(values[0].shape[1], options["max_span_width"])
-        logits = np.where((mask[:, first] * mask[:, last]) > 0, logits, MIN)
+    logits, _ = textbook.score_spans(*of_the_book(arguments, options))
+    logits = np.where(logits <= MIN, MIN, logits)  # infinite projections may make a span outside the block so, too
+    relevance = options["relevance_score"]
     if relevance is not None:
-        logits = np.where(
-            logits == MIN, MIN + np.where(np.isinf(relevance), -np.inf, 0)[:, None], logits + relevance[:, None]
-        )
+        relevance = relevance.double().numpy()[:, None]
+        logits = np.where(logits == MIN, MIN + np.where(np.isinf(relevance), -np.inf, 0), logits + relevance)
     return logits
 
 
 @cases
 @example(make_case((3, 9, 600, 12), 1, torch.float32, "normal"))
 @given(drawn)
-def test_logits_equal_the_reference_and_the_best_span_is_theirs(case):
+def test_logits_are_the_books_and_the_best_span_is_theirs(case):
     arguments, options = case
     expected = expected_logits(arguments, options)
     allowed = tolerance(arguments, options) + 1e-6 * (0 if options["relevance_score"] is None else 50)
@@ -186,24 +187,20 @@ def autograd_gradients(grad, arguments, options):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_gradients_equal_central_differences(path):
-    arguments, options = make_case((2, 4, 7, 3), 5, torch.float32, "normal")
+@pytest.mark.parametrize("shape", [(2, 4, 7, 3), (1, 1, 5, 2), (3, 9, 300, 4)])
+def test_gradients_are_the_books(path, shape):
+    arguments, options = make_case(shape, 5, torch.float32, "normal")
     arguments = [torch.where(argument.isinf(), -5.0, argument) for argument in arguments]
-    options |= dict(eps=1e-3, relevance_score=torch.tensor([0.5, -1.0]), block_mask=None)
-    grad = torch.from_numpy(np.random.default_rng(3).standard_normal((2, spans.span_count(4, 3))))
-    grads = path.span_logits_backward(grad.float(), *arguments, **options)
-    values, keywords = as_numpy(arguments, options)
-    relevance = keywords.pop("relevance_score")
-    for at, name in enumerate((*ARGUMENTS, "relevance_score")):
-
-        def loss(array, at=at):
-            inputs = [*values, relevance]
-            inputs[at] = array
-            logits = reference.span_logits(*inputs[:-1], **keywords, relevance_score=inputs[-1])
-            return float((logits * grad.numpy()).sum())
-
-        expected = reference.central_difference(loss, [*values, relevance][at])
-        np.testing.assert_allclose(grads[name].numpy(), expected, rtol=1e-4, atol=1e-4, err_msg=name)
+    options |= dict(eps=1e-3, relevance_score=None, block_mask=None)
+    p, config, projections, in_block = of_the_book(arguments, options)
+    logits, kept = textbook.score_spans(p, config, projections, in_block)
+    dlogits = np.random.default_rng(3).standard_normal(logits.shape).astype(np.float32)
+    g = {name: np.zeros_like(array) for name, array in p.items()}
+    expected = np.split(textbook.score_spans_backward(dlogits.astype(np.float64), kept, g), 2, axis=2)
+    found = path.span_logits_backward(torch.from_numpy(dlogits), *arguments, **options)
+    for name, gradient in zip(ARGUMENTS, (*expected, *g.values()), strict=True):
+        gradient = gradient.reshape(found[name].shape)
+        np.testing.assert_allclose(found[name], gradient, rtol=1e-4, atol=1e-5 * np.abs(gradient).max(), err_msg=name)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -299,7 +296,8 @@ def test_float64_keeps_its_precision_on_the_torch_path():
     arguments = tuple(argument.double() for argument in arguments)
     logits = spans.span_logits(*arguments, max_span_width=4, eps=1e-3)
     assert logits.dtype == torch.float64
-    expected = reference.span_logits(*(a.numpy() for a in arguments), max_span_width=4, eps=1e-3)
+    book = of_the_book(arguments, dict(max_span_width=4, eps=1e-3, block_mask=None))
+    expected, _ = textbook.score_spans(*book)
     np.testing.assert_allclose(logits.numpy(), expected, rtol=1e-12, atol=1e-12)
     with pytest.raises(TypeError, match="float32"):
         kernels.span_logits(*arguments, **options)
@@ -323,7 +321,7 @@ def test_pieces_of_blocks_join(monkeypatch):
 @given(st.integers(1, 12), st.integers(1, 15))
 def test_candidates_stand_in_the_order_of_widths(tokens, width):
     starts, ends = spans.span_candidates(tokens, width)
-    expected = reference.span_candidates(tokens, width)
+    expected = textbook.spans(tokens, width)
     assert np.array_equal(starts.numpy(), expected[0]) and np.array_equal(ends.numpy(), expected[1])
     assert len(starts) == spans.span_count(tokens, width)
     assert torch.equal(spans.span_candidate(starts, ends, tokens), torch.arange(len(starts)))

@@ -4,9 +4,11 @@ import ast
 import sys
 from pathlib import Path
 
+import book_models
 import numpy as np
 import pytest
 import torch
+from book_models import zeros
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import realm_modeling, transformers
@@ -46,10 +48,6 @@ def draw_batch(rng, rows, tokens, low=4, high=120):
 
 def tensors(batch):
     return dict(zip(("input_ids", "attention_mask", "token_type_ids"), map(torch.from_numpy, batch), strict=True))
-
-
-def zeros(p):
-    return {name: np.zeros_like(value) for name, value in p.items()}
 
 
 def assert_slope(f, array, gradient, rng):
@@ -101,7 +99,7 @@ def test_layers_have_the_gradients_of_central_differences(seed, rows, size):
     assert_backward(lambda x: textbook.linear(p, "l", x), textbook.linear_backward, x, p)
     n = {"n.weight": rng.normal(size=size), "n.bias": rng.normal(size=size)}
     assert_backward(lambda x: textbook.layer_norm(n, "n", x, 1e-3), textbook.layer_norm_backward, x, n)
-    for kind in ("gelu", "gelu_new"):
+    for kind in ("gelu", "gelu_new", "relu"):
         assert_backward(lambda x, kind=kind: textbook.gelu(x, kind), textbook.gelu_backward, x)
     for forward in ("softmax", "log_softmax"):
         y = getattr(textbook, forward)
@@ -113,6 +111,9 @@ def test_layers_have_torch_s_values():
     x = np.concatenate([np.linspace(-12, 12, 201), [-1e3, 0.0, 1e3]])
     for kind, approximate in (("gelu", "none"), ("gelu_new", "tanh")):
         close(textbook.gelu(x, kind)[0], torch.nn.functional.gelu(torch.from_numpy(x), approximate=approximate))
+    close(textbook.gelu(x, "relu")[0], np.maximum(x, 0))
+    with pytest.raises(KeyError, match="silu"):
+        textbook.gelu(x, "silu")
     close(textbook.softmax(x), torch.from_numpy(x).softmax(-1))
     close(textbook.log_softmax(x), torch.from_numpy(x).log_softmax(-1))
     close(textbook.logsumexp(x), torch.from_numpy(x).logsumexp(-1, keepdim=True))
@@ -161,10 +162,9 @@ def test_embedder_is_transformers(seed, rows, tokens, kind):
     if seed % 2:
         batch[1][-1] = 0  # nothing but padding: every token attends to every other alike
     expected = model(**tensors(batch)).projected_score
-    y, kept = textbook.embed(p, c, batch)
+    dy = rng.normal(size=expected.shape)
+    y, g = book_models.embedder(p, c, batch, dy)
     close(y, expected)
-    dy, g = rng.normal(size=y.shape), zeros(p)
-    textbook.embed_backward(dy, kept, g)
     expected.backward(torch.from_numpy(dy))
     assert_same_gradients(g, model)
 
@@ -184,17 +184,11 @@ def test_knowledge_encoder_and_its_loss_are_transformers(seed, rows, tokens, wit
     ).loss
     loss.backward()
 
-    log_p, kept_words = textbook.masked_words(p, c, batch, labels.repeat(c.num_candidates, 0))
-    assert (log_p[~masked.repeat(c.num_candidates, 0)] == 0).all()
-    marginal, kept = textbook.marginal_log_likelihood(
-        log_p.reshape(rows, c.num_candidates, tokens), relevance.detach().numpy()
-    )
-    count, g = masked.sum(), zeros(p)
-    close(-(marginal * masked).sum() / count, loss)
-    dlog_likelihood, drelevance = textbook.marginal_log_likelihood_backward(masked * (-1.0 / count), kept)
-    close(drelevance, relevance.grad)
-    textbook.masked_words_backward(dlog_likelihood.reshape(log_p.shape), kept_words, g)
-    assert_same_gradients(g, model)
+    ours = book_models.knowledge_encoder(p, c, batch, labels, relevance.detach().numpy())
+    assert (ours.scores[~masked.repeat(c.num_candidates, 0)] == 0).all()
+    close(ours.losses[0], loss)
+    close(ours.drelevance, relevance.grad)
+    assert_same_gradients(ours.g, model)
 
 
 def test_the_scorers_relevance_is_transformers():
@@ -237,19 +231,13 @@ def test_reader_and_its_losses_are_transformers(seed, tokens, answered):
     )  # fmt: skip
     output.loss.backward()
 
-    beam, g = c.reader_beam_size, zeros(p)
-    logits, kept = textbook.read(p, c, batch, in_block[:beam], scores[:beam])
+    ours = book_models.reader(p, c, batch, in_block, scores, (has_answer, starts, ends))
+    close(ours.losses[0], output.retriever_loss)
+    close(ours.losses[1], output.reader_loss)
+    close(ours.drelevance, relevance.grad)
+    assert_same_gradients(ours.g, model)
     first, last = textbook.spans(tokens, c.max_span_width)
-    correct = ((first == starts[:beam, :, None]) & (last == ends[:beam, :, None])).any(1)
-    assert (correct == output.reader_correct.numpy()).all()
-    retriever_loss, drelevance = textbook.loss_of_correct(scores[None], has_answer[None])
-    reader_loss, dlogits = textbook.loss_of_correct(logits.reshape(1, -1), correct.reshape(1, -1))
-    close(retriever_loss, output.retriever_loss)
-    close(reader_loss, output.reader_loss)
-    drelevance[0, :beam] += textbook.read_backward(dlogits.reshape(logits.shape), kept, g)
-    close(drelevance[0], relevance.grad)
-    assert_same_gradients(g, model)
-    block, span = np.unravel_index(logits.argmax(), logits.shape)
+    block, span = np.unravel_index(ours.scores.argmax(), ours.scores.shape)
     assert (block, first[span], last[span]) == (output.block_idx, *output.start_pos, *output.end_pos)
 
 
@@ -421,7 +409,7 @@ def test_the_book_is_short_and_needs_nothing_but_numpy():
 def test_every_backward_stands_below_its_forward():
     names = [node.name for node in ast.parse(SOURCE).body if isinstance(node, ast.FunctionDef)]
     backwards = [name for name in names if name.endswith("_backward")]
-    assert len(backwards) == 12
+    assert len(backwards) == 13
     for name in backwards:
         assert names[names.index(name) - 1] == name.removesuffix("_backward")
 

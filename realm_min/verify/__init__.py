@@ -28,6 +28,7 @@ from ..files.hub import resolve_folder
 from ..model.open_qa import block_mask, pad_to
 from ..text.retriever import BLOCK_RECORDS_FILE, RealmRetriever
 from ..text.tokenizer import RealmTokenizer
+from ..textbook import spans
 from .known import compare_known, recognise_known
 from .measure import Error, choice_error, choose, error_of, weight_differences, weight_problems
 from .paths import MeasuredPath, ReferencePath, StateDict, TorchPath, available_paths
@@ -136,7 +137,7 @@ def compare(
     """
     stages = stages_of(kind, config)
     problems = weight_problems(state_dict)
-    progress("NumPy reference, float64")
+    progress("NumPy, float64")
     reference = ReferencePath(kind, config, state_dict)
     values: Values = dict(inputs)
     scores: Values = {}
@@ -280,10 +281,8 @@ class Blocks:
     def answer(self, config: RealmConfig, values: Mapping[str, np.ndarray]) -> Answer:
         """The reference's answer, as text."""
         logits, ids = values["reader:span logits"], values["reader:ids"]
-        from ..numpy_reference import span_candidates
-
         block, candidate = divmod(int(values["reader:answer"][0, 0]), logits.shape[1])
-        starts, ends = span_candidates(ids.shape[1], config.max_span_width)
+        starts, ends = spans(ids.shape[1], config.max_span_width)
         answer = ids[block, starts[candidate] : ends[candidate] + 1].tolist()
         return Answer(self.retriever.tokenizer.decode(answer), int(values["retrieved"][0, block]))
 

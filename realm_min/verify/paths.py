@@ -1,5 +1,5 @@
-"""Five ways to compute a checkpoint's stages: the float64 NumPy reference, the torch path in float32 and float64, the
-Triton kernels, and transformers.
+"""Five ways to compute a checkpoint's stages: the book in float64, the torch path in float32 and float64, the Triton
+kernels, and transformers.
 
 A path has one method for each operation of `stages.py`. Values go in and come out as NumPy arrays; what the path does
 in between is its own affair. Parts of a model are loaded one at a time: two trunks in float64 are 2 GB.
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import numpy_reference as reference
+from .. import textbook as book
 from ..config import RealmConfig
 from ..model import bert as trunk
 from ..model import fast, ops, spans
@@ -32,6 +32,12 @@ from .stages import FLOAT64_TOLERANCE, MASKED, PARTS, Stage, prefix_of
 StateDict = Mapping[str, Tensor]
 
 SEARCHED_AT_ONCE = 1 << 16  # blocks that the reference converts to float64 at a time
+ACTIVATED_AT_ONCE = 1 << 18  # numbers that the book's gelu is given at a time
+OTHER_ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "silu": lambda x: x * np.exp(-np.logaddexp(0, -x)),  # x sigmoid(x), which no x overflows
+    # Klambauer et al. 2017, arXiv 1706.02515, equation 2
+    "selu": lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0))),
+}
 
 
 def within(state_dict: StateDict, part: str) -> dict[str, Tensor]:
@@ -61,7 +67,7 @@ class Weights(Mapping[str, np.ndarray]):
 
 
 class ReferencePath:
-    """`numpy_reference`, float64. Where a stage chooses, it gives the scores [rows, items] to choose by."""
+    """The book, `textbook.py`, in float64. Where a stage chooses, it gives the scores [rows, items] to choose by."""
 
     def __init__(self, kind: str, config: RealmConfig, state_dict: StateDict) -> None:
         self.kind, self.config, self.state_dict = kind, config, state_dict
@@ -83,79 +89,71 @@ class ReferencePath:
             value = blocks @ np.abs(reads[0][0])
         return float(np.abs(value[value > MASKED]).max(initial=0.0))
 
-    def embeddings(self, p: Weights, stage: Stage, ids: np.ndarray, mask: np.ndarray, types: np.ndarray) -> np.ndarray:
-        return reference.embeddings(p, self.config, ids, types, prefix="realm.embeddings.")
+    def embeddings(self, p: Any, stage: Stage, ids: np.ndarray, mask: np.ndarray, types: np.ndarray) -> np.ndarray:
+        x = p[book.WORD][ids] + p[book.TYPE][types] + p[book.POSITION][: ids.shape[1]]
+        return self.normalize(p, "realm.embeddings.LayerNorm", x)
 
-    def attention(self, p: Weights, stage: Stage, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        name, heads = f"realm.encoder.layer.{stage.layer}.attention.", np.ones(self.config.num_attention_heads)
-        context, _ = reference.self_attention(
-            p, self.config, x, reference.additive_mask(mask), heads, prefix=f"{name}self."
-        )
-        out = reference.linear(context, p[f"{name}output.dense.weight"], p[f"{name}output.dense.bias"])
-        return self.normalize(p, f"{name}output.LayerNorm", out + x)
+    def attention(self, p: Any, stage: Stage, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        name, barred = f"realm.encoder.layer.{stage.layer}.attention", ((1 - mask) * book.LOWEST)[:, None, None]
+        y, _ = book.attention(p, self.config, name, x, barred, None)
+        return self.normalize(p, f"{name}.output.LayerNorm", x + y)
 
-    def mlp(self, p: Weights, stage: Stage, x: np.ndarray) -> np.ndarray:
-        name = f"realm.encoder.layer.{stage.layer}."
-        h = reference.linear(x, p[f"{name}intermediate.dense.weight"], p[f"{name}intermediate.dense.bias"])
-        h = reference.ACTIVATIONS[self.config.hidden_act](h)
-        out = reference.linear(h, p[f"{name}output.dense.weight"], p[f"{name}output.dense.bias"])
-        return self.normalize(p, f"{name}output.LayerNorm", out + x)
+    def mlp(self, p: Any, stage: Stage, x: np.ndarray) -> np.ndarray:
+        name = f"realm.encoder.layer.{stage.layer}"
+        y, _ = book.linear(p, f"{name}.intermediate.dense", x)
+        y, _ = book.linear(p, f"{name}.output.dense", self.activation(y))
+        return self.normalize(p, f"{name}.output.LayerNorm", x + y)
 
-    def normalize(self, p: Weights, name: str, x: np.ndarray) -> np.ndarray:
-        return reference.layer_norm(x, p[f"{name}.weight"], p[f"{name}.bias"], self.config.layer_norm_eps)
+    def normalize(self, p: Any, name: str, x: np.ndarray) -> np.ndarray:
+        return book.layer_norm(p, name, x, self.config.layer_norm_eps)[0]
 
-    def pooler(self, p: Weights, stage: Stage, x: np.ndarray) -> np.ndarray:
-        return np.tanh(reference.linear(x[:, 0], p["realm.pooler.dense.weight"], p["realm.pooler.dense.bias"]))
+    def activation(self, x: np.ndarray) -> np.ndarray:
+        """The book's, in pieces: it adds up 149 terms for each number. It has no others."""
+        if self.config.hidden_act in OTHER_ACTIVATIONS:
+            return OTHER_ACTIVATIONS[self.config.hidden_act](x)
+        pieces = np.array_split(x.ravel(), 1 + x.size // ACTIVATED_AT_ONCE)
+        return np.concatenate([book.gelu(piece, self.config.hidden_act)[0] for piece in pieces]).reshape(x.shape)
 
-    def projection(self, p: Weights, stage: Stage, pooled: np.ndarray) -> np.ndarray:
-        return self.normalize(p, "cls.LayerNorm", reference.linear(pooled, p["cls.dense.weight"], p["cls.dense.bias"]))
+    def pooler(self, p: Any, stage: Stage, x: np.ndarray) -> np.ndarray:
+        return np.tanh(book.linear(p, "realm.pooler.dense", x[:, 0])[0])
 
-    def relevance(self, p: Weights | None, stage: Stage, query: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    def projection(self, p: Any, stage: Stage, pooled: np.ndarray) -> np.ndarray:
+        return self.normalize(p, "cls.LayerNorm", book.linear(p, "cls.dense", pooled)[0])
+
+    def relevance(self, p: Any, stage: Stage, query: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         return np.sum(query[:, None] * candidates.reshape(len(query), -1, query.shape[1]), axis=-1)
 
-    def mlm_logits(self, p: Weights, stage: Stage, x: np.ndarray) -> np.ndarray:
-        return reference.masked_lm_logits(p, self.config, x)
+    def mlm_logits(self, p: Any, stage: Stage, x: np.ndarray) -> np.ndarray:
+        y, _ = book.linear(p, "cls.predictions.transform.dense", x)
+        y = self.normalize(p, "cls.predictions.transform.LayerNorm", self.activation(y))
+        return y @ p["cls.predictions.decoder.weight"].T + p["cls.predictions.bias"]
 
     def mlm_loss(
-        self,
-        p: Weights,
-        stage: Stage,
-        logits: np.ndarray,
-        relevance: np.ndarray,
-        labels: np.ndarray,
-        mlm_mask: np.ndarray,
+        self, p: Any, stage: Stage, logits: np.ndarray, relevance: np.ndarray, labels: np.ndarray, mlm_mask: np.ndarray
     ) -> np.ndarray:
-        logits = logits.reshape(len(relevance), -1, *logits.shape[1:])
-        return reference.marginal_masked_lm_loss(logits, relevance, labels, mlm_mask)
+        labels = labels.repeat(relevance.shape[1], 0)  # [batch * candidates, tokens]
+        log_p = book.log_softmax(logits)
+        log_p = np.take_along_axis(log_p, np.where(labels < 0, 0, labels)[:, :, None], 2)[:, :, 0]
+        log_likelihood = np.where(labels == book.NO_LABEL, 0, log_p).reshape(*relevance.shape, -1)
+        marginal, _ = book.marginal_log_likelihood(log_likelihood, relevance)
+        return -(marginal * mlm_mask).sum() / mlm_mask.sum()
 
-    def retrieve(self, p: Weights, stage: Stage, projection: np.ndarray) -> np.ndarray:
+    def retrieve(self, p: Any, stage: Stage, projection: np.ndarray) -> np.ndarray:
         blocks = self.state_dict["block_emb"]
         return np.concatenate([projection @ rows.double().numpy().T for rows in blocks.split(SEARCHED_AT_ONCE)], axis=1)
 
-    def retrieved_scores(self, p: Weights, stage: Stage, projection: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    def retrieved_scores(self, p: Any, stage: Stage, projection: np.ndarray, ids: np.ndarray) -> np.ndarray:
         return self.state_dict["block_emb"][torch.from_numpy(ids[0])].double().numpy() @ projection[0]
 
-    def span_projection(self, p: Weights, stage: Stage, x: np.ndarray) -> np.ndarray:
-        name = "qa_outputs.dense_intermediate"
-        return reference.linear(x, p[f"{name}.weight"], p[f"{name}.bias"])
+    def span_projection(self, p: Any, stage: Stage, x: np.ndarray) -> np.ndarray:
+        return book.linear(p, "qa_outputs.dense_intermediate", x)[0]
 
-    def span_logits(self, p: Weights, stage: Stage, projections: np.ndarray, block_mask: np.ndarray) -> np.ndarray:
-        size = self.config.span_hidden_size
-        return reference.span_logits(
-            projections[..., :size],
-            projections[..., size:],
-            p["qa_outputs.layer_normalization.weight"],
-            p["qa_outputs.layer_normalization.bias"],
-            p["qa_outputs.dense_output.weight"][0],
-            p["qa_outputs.dense_output.bias"],
-            max_span_width=self.config.max_span_width,
-            eps=self.config.reader_layer_norm_eps,
-            block_mask=block_mask,
-        )
+    def span_logits(self, p: Any, stage: Stage, projections: np.ndarray, block_mask: np.ndarray) -> np.ndarray:
+        return book.score_spans(p, self.config, projections, block_mask.astype(bool))[0]
 
     def reader_losses(
         self,
-        p: Weights,
+        p: Any,
         stage: Stage,
         logits: np.ndarray,
         relevance: np.ndarray,
@@ -164,17 +162,12 @@ class ReferencePath:
         has_answers: np.ndarray,
     ) -> np.ndarray:
         tokens = tokens_of(logits.shape[1], self.config.max_span_width)
-        spans = reference.span_candidates(tokens, self.config.max_span_width)
-        correct = reference.correct_spans(*spans, starts, ends)
-        logits = logits + relevance[:, None]
-        return np.array(
-            [
-                reference.marginal_log_loss(relevance, has_answers),
-                reference.marginal_log_loss(logits.reshape(-1), correct.reshape(-1)),
-            ]
-        )
+        first, last = book.spans(tokens, self.config.max_span_width)
+        correct = ((first == starts[:, :, None]) & (last == ends[:, :, None])).any(1)  # [blocks, spans]
+        pairs = (relevance, has_answers.astype(bool)), (logits + relevance[:, None], correct)
+        return np.array([book.loss_of_correct(*(each.reshape(1, -1) for each in pair))[0] for pair in pairs])
 
-    def answer(self, p: Weights, stage: Stage, logits: np.ndarray, relevance: np.ndarray) -> np.ndarray:
+    def answer(self, p: Any, stage: Stage, logits: np.ndarray, relevance: np.ndarray) -> np.ndarray:
         return (logits + relevance[:, None]).reshape(1, -1)
 
 

@@ -262,7 +262,7 @@ def cell_of(measured: Measured | None, name: str, choice: bool) -> Text:
 def print_legend(report: Report, console: Console) -> None:
     lines = [
         "",
-        "Errors are differences from the float64 NumPy reference, the largest in each stage.",
+        "Errors are differences from the book in float64 (textbook.py), the largest in each stage.",
         "  abs  as it is     rel  over the largest number of the stage; of relevances, the largest sum of |terms|",
         f"  u    rel in units of float32 rounding, 2^-24 = {FLOAT32_ROUNDING:.1e}: what rounding one number may cost",
         "  own  u of the stage alone, when it is given the reference's values; the others add up from the inputs on",

@@ -1,4 +1,4 @@
-"""Drawn configurations, weights and inputs that the tests against the NumPy reference share."""
+"""Drawn configurations, weights and inputs that several tests share."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def fill(state: dict[str, Any], seed: int, scale: float) -> None:
 
 
 def to_numpy(state: dict[str, Any]) -> dict[str, np.ndarray]:
-    """A torch state dict as the reference takes it."""
+    """A torch state dict as the book takes it."""
     return {name: tensor.detach().double().numpy().copy() for name, tensor in state.items()}
 
 
@@ -145,20 +145,21 @@ def assert_close(actual: Any, expected: Any, tolerance: float, name: str = "") -
     np.testing.assert_allclose(actual[~ordinary], expected[~ordinary], rtol=tolerance, atol=0, err_msg=name)
 
 
-def assert_same_answer(actual: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
-    """block_idx, candidate, start_pos and end_pos of a reader are those of the reference, `expected`.
+def assert_same_answer(
+    actual: Any, expected: Any, logits: np.ndarray, spans: tuple[np.ndarray, np.ndarray], tolerance: float
+) -> None:
+    """block_idx, candidate, start_pos and end_pos of a reader are the expected ones; `logits` are of all `spans`.
 
     Where the best logits are closer to each other than the tolerance, rounding may choose any of them.
     """
-    logits = expected["reader_logits"]
     scale = tolerance * max(1.0, np.abs(logits[np.abs(logits) < 1e30]).max(initial=0.0))
     for field, axis in (("block_idx", 1), ("candidate", 0)):
         best = logits.max(axis=axis)
-        chosen = np.asarray(actual[field])
+        chosen = np.asarray(getattr(actual, field))
         assert chosen.shape == ()
         if np.sum(best >= best.max() - scale) == 1:
-            assert chosen == expected[field], field
+            assert chosen == np.asarray(getattr(expected, field)), field
         else:
             assert best[chosen] >= best.max() - scale, field
-    np.testing.assert_array_equal(actual["start_pos"], expected["candidate_starts"][[actual["candidate"]]])
-    np.testing.assert_array_equal(actual["end_pos"], expected["candidate_ends"][[actual["candidate"]]])
+    for field, tokens in zip(("start_pos", "end_pos"), spans, strict=True):
+        np.testing.assert_array_equal(getattr(actual, field), tokens[[actual.candidate]])

@@ -1,26 +1,19 @@
-"""The five models in float64 against the NumPy reference, over drawn configurations, masks and inputs."""
+"""The five models in float64 against transformers 4.40.2, over drawn configurations, masks and inputs."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from drawn_cases import assert_close, assert_same_answer, config_values, encoder_inputs, fill, reader_extras
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_cases import (
-    assert_close,
-    assert_same_answer,
-    config_values,
-    encoder_inputs,
-    fill,
-    reader_extras,
-    to_numpy,
-)
+from oracle import transformers
 
 import realm_min.model.open_qa
 import realm_min.text.batch_encoding
-from realm_min import numpy_reference as reference
 from realm_min.model.base import Inputs, checked_head_mask
 from realm_min.model.bert import Run
+from realm_min.textbook import spans
 
 TOLERANCE = 1e-10
 DRAWN = settings(deadline=None, derandomize=True, max_examples=150)
@@ -31,21 +24,25 @@ ASKED = {"output_attentions": True, "output_hidden_states": True}
 READER_FIELDS = ("loss", "retriever_loss", "reader_loss", "retriever_correct", "reader_correct")
 
 
-def ours(model_class, values, seed, scale, **keywords):
-    """A model of ours in float64 with drawn weights, its parameters for the reference, and its configuration."""
-    config = realm_min.RealmConfig(**values)
-    model = model_class(config, **keywords).to(torch.float64).eval()
+def twins(name, values, seed, scale, **keywords):
+    """A model of ours in float64 with drawn weights, and transformers' with the same."""
+    model = getattr(realm_min, name)(realm_min.RealmConfig(**values), **keywords).to(torch.float64).eval()
     fill(model.state_dict(), seed, scale)
-    return model, to_numpy(model.state_dict()), config
+    if keywords.get("query_embedder"):
+        keywords["query_embedder"] = transformers.RealmEmbedder(transformers.RealmConfig(**values))
+    theirs = getattr(transformers, name)(transformers.RealmConfig(**values), **keywords).double().eval()
+    theirs.load_state_dict(model.state_dict())
+    return model, theirs
 
 
 def call(model, inputs, **keywords):
-    return model(**{name: torch.from_numpy(np.asarray(value)) for name, value in inputs.items()}, **keywords)
+    with torch.no_grad():
+        return model(**{name: torch.from_numpy(np.asarray(value)) for name, value in inputs.items()}, **keywords)
 
 
 def assert_fields(actual, expected, fields, tolerance=TOLERANCE):
     for field in fields:
-        assert_close(getattr(actual, field), expected[field], tolerance, field)
+        assert_close(getattr(actual, field), getattr(expected, field), tolerance, field)
 
 
 def asked(draw):
@@ -58,13 +55,13 @@ def asked(draw):
     data=st.data(), values=config_values(), seed=SEEDS, scale=SCALES, rows=st.integers(1, 4), tokens=st.integers(1, 9)
 )
 def test_embedder(data, values, seed, scale, rows, tokens):
-    model, parameters, config = ours(realm_min.RealmEmbedder, values, seed, scale)
+    model, theirs = twins("RealmEmbedder", values, seed, scale)
     rng = np.random.default_rng(seed)
     inputs = encoder_inputs(data.draw, values, (rows, tokens), rng)
     if data.draw(st.integers(0, 4)) == 0:
         inputs["attention_mask"] = rng.integers(0, 2, (rows, tokens, tokens))  # a row of its own for each query
     options = asked(data.draw)
-    actual, expected = call(model, inputs, **options), reference.embedder(parameters, config, **inputs)
+    actual, expected = call(model, inputs, **options), call(theirs, inputs, **options)
     assert actual.projected_score.dtype == torch.float64
     assert_fields(actual, expected, ["projected_score", *(["hidden_states", "attentions"] if options else [])])
 
@@ -85,8 +82,8 @@ def test_scorer(data, values, seed, scale, rows, tokens):
 
     separate = data.draw(st.booleans())
     query = realm_min.RealmEmbedder(realm_min.RealmConfig(**values)) if separate else None
-    model, parameters, config = ours(realm_min.RealmScorer, values, seed, scale, query_embedder=query)
-    actual, expected = call(model, inputs), reference.scorer(parameters, config, **inputs)
+    model, theirs = twins("RealmScorer", values, seed, scale, query_embedder=query)
+    actual, expected = call(model, inputs), call(theirs, inputs)
     assert_fields(actual, expected, ["relevance_score", "query_score", "candidate_score"])
 
 
@@ -97,7 +94,7 @@ def test_scorer(data, values, seed, scale, rows, tokens):
 def test_knowledge_encoder(data, values, seed, scale, rows, tokens):
     rng = np.random.default_rng(seed)
     candidates = values["num_candidates"]
-    model, parameters, config = ours(realm_min.RealmKnowledgeAugEncoder, values, seed, scale)
+    model, theirs = twins("RealmKnowledgeAugEncoder", values, seed, scale)
     inputs = encoder_inputs(data.draw, values, (rows, candidates, tokens), rng)
     if data.draw(st.booleans()):
         labels = rng.integers(0, values["vocab_size"], (rows, tokens))
@@ -108,23 +105,36 @@ def test_knowledge_encoder(data, values, seed, scale, rows, tokens):
             counted = data.draw(st.sampled_from([0.0, 0.5]))  # 0: nothing counts, and the loss is 0
             inputs["mlm_mask"] = (rng.random((rows, tokens)) < counted).astype(np.int64)
     options = asked(data.draw)
-    actual, expected = call(model, inputs, **options), reference.knowledge_encoder(parameters, config, **inputs)
+    actual, expected = call(model, inputs, **options), call(theirs, inputs, **options)
     assert_fields(actual, expected, ["loss", "logits", *(["hidden_states", "attentions"] if options else [])])
+
+
+def call_reader(model, inputs, **keywords):
+    """What transformers' reader returns, and all its logits, of which it returns the best alone."""
+    kept = []
+    qa_outputs = (getattr(model, "reader", None) or model).qa_outputs
+    handle = qa_outputs.register_forward_hook(lambda module, given, output: kept.append(output[0]))
+    try:
+        return call(model, inputs, **keywords), kept[0].numpy()  # the relevance has been added in place
+    finally:
+        handle.remove()
 
 
 @DRAWN
 @given(data=st.data(), values=config_values(), seed=SEEDS, scale=SCALES, extra=st.integers(0, 2))
 def test_reader(data, values, seed, scale, extra):
     rng = np.random.default_rng(seed)
-    model, parameters, config = ours(realm_min.RealmReader, values, seed, scale)
+    model, theirs = twins("RealmReader", values, seed, scale)
     rows = values["reader_beam_size"]
     tokens = data.draw(st.integers(values["max_span_width"], values["max_span_width"] + 4))
     inputs = encoder_inputs(data.draw, values, (rows, tokens), rng)
+    inputs.setdefault("token_type_ids", np.zeros((rows, tokens), np.int64))  # transformers fails without them
     inputs |= reader_extras(data.draw, values, rows + extra, tokens, rng)
     options = asked(data.draw)
-    actual, expected = call(model, inputs, **options), reference.reader(parameters, config, **inputs)
+    actual = call(model, inputs, **options)
+    expected, logits = call_reader(theirs, inputs, **options)
     assert_fields(actual, expected, [*READER_FIELDS, *(["hidden_states", "attentions"] if options else [])])
-    assert_same_answer(actual, expected, TOLERANCE)
+    assert_same_answer(actual, expected, logits, spans(tokens, values["max_span_width"]), TOLERANCE)
 
 
 @DRAWN
@@ -132,9 +142,10 @@ def test_reader(data, values, seed, scale, extra):
 def test_reader_span_logits(data, values, seed, scale, extra):
     """All logits of the reader, where its outputs hold the best alone."""
     rng = np.random.default_rng(seed)
-    model, parameters, config = ours(realm_min.RealmReader, values, seed, scale)
+    model, theirs = twins("RealmReader", values, seed, scale)
     rows, tokens = values["reader_beam_size"], values["max_span_width"] + extra
     inputs = encoder_inputs(data.draw, values, (rows, tokens), rng)
+    inputs.setdefault("token_type_ids", np.zeros((rows, tokens), np.int64))
     inputs |= reader_extras(data.draw, values, rows, tokens, rng)
     for name in ("start_positions", "end_positions", "has_answers"):
         inputs.pop(name, None)
@@ -143,54 +154,55 @@ def test_reader_span_logits(data, values, seed, scale, extra):
     head_mask = given_tensors.pop("head_mask", None)
     run = Run(head_mask=checked_head_mask(head_mask, model.config))
     logits, _ = model.span_logits(Inputs(**given_tensors), relevance_score, block_mask, run)
-    assert_close(logits, reference.reader(parameters, config, **inputs)["reader_logits"], TOLERANCE)
+    assert_close(logits, call_reader(theirs, inputs)[1], TOLERANCE)
 
 
-def tiny_reader(**values):
+def tiny_readers():
     sizes = {"vocab_size": 9, "hidden_size": 6, "num_attention_heads": 2, "num_hidden_layers": 1}
     sizes |= {"intermediate_size": 5, "span_hidden_size": 4, "max_span_width": 2, "reader_beam_size": 2}
-    return ours(realm_min.RealmReader, sizes | values, 0, 1.0)
+    return twins("RealmReader", sizes, 0, 1.0)
 
 
 def test_reader_of_nothing_but_equal_spans_takes_the_first():
-    model, parameters, config = tiny_reader()
+    model, theirs = tiny_readers()
     # The projections' biases stay, and are one number for all tokens: all spans are equal.
-    model.state_dict()["qa_outputs.dense_intermediate.weight"].zero_()
-    parameters = to_numpy(model.state_dict())
+    for reader in (model, theirs):
+        reader.state_dict()["qa_outputs.dense_intermediate.weight"].zero_()
     inputs = {
         "input_ids": np.array([[1, 2, 3], [4, 5, 6]]),
+        "token_type_ids": np.zeros((2, 3), np.int64),
         "relevance_score": np.array([0.25, 0.25]),
         "block_mask": np.array([[False, False, True], [False, True, True]]),
     }
-    actual, expected = call(model, inputs), reference.reader(parameters, config, **inputs)
     # Block and candidate are chosen each on its own, as transformers does: block 0 has the best logit, at token 2, and
     # the first candidate that has it in any block is token 1.
-    for output in (vars(actual), expected):
-        assert int(output["block_idx"]) == 0
-        assert output["candidate"].item() == output["start_pos"].item() == output["end_pos"].item() == 1
+    for output in (call(model, inputs), call(theirs, inputs)):
+        assert output.block_idx == 0
+        assert output.candidate == output.start_pos == output.end_pos == 1
 
 
 def test_reader_with_nothing_but_masked_spans_and_no_answer():
-    model, parameters, config = tiny_reader()
+    model, theirs = tiny_readers()
     inputs = {
         "input_ids": np.array([[1, 2, 3], [4, 5, 6]]),
+        "token_type_ids": np.zeros((2, 3), np.int64),
         "relevance_score": np.array([0.5, 1.0]),
         "block_mask": np.zeros((2, 3), bool),
         "start_positions": np.array([[-1], [-1]]),
         "end_positions": np.array([[-1], [-1]]),
         "has_answers": np.array([False, False]),
     }
-    actual, expected = call(model, inputs), reference.reader(parameters, config, **inputs)
-    assert actual.reader_loss.isnan() and np.isnan(expected["reader_loss"])  # infinity times 0, as in transformers
-    assert actual.retriever_loss.item() == expected["retriever_loss"] == 0.0
-    assert actual.block_idx.item() == actual.candidate.item() == 0
+    for output in (call(model, inputs), call(theirs, inputs)):
+        assert output.reader_loss.isnan()  # infinity times 0
+        assert output.retriever_loss == 0
+        assert output.block_idx == output.candidate == 0
 
 
 def test_a_row_with_every_key_masked_attends_to_all_of_them_equally():
     values = {"vocab_size": 9, "hidden_size": 6, "num_attention_heads": 2, "num_hidden_layers": 2}
-    model, parameters, config = ours(realm_min.RealmEmbedder, values | {"intermediate_size": 5}, 0, 1.0)
+    model, theirs = twins("RealmEmbedder", values | {"intermediate_size": 5}, 0, 1.0)
     inputs = {"input_ids": np.array([[1, 2, 3], [4, 5, 6]]), "attention_mask": np.array([[0, 0, 0], [1, 1, 0]])}
-    actual, expected = call(model, inputs, **ASKED), reference.embedder(parameters, config, **inputs)
+    actual, expected = call(model, inputs, **ASKED), call(theirs, inputs, **ASKED)
     assert (actual.attentions[0][0] == 1 / 3).all()
     assert (actual.attentions[0][1, :, :, 2] == 0).all()
     assert_fields(actual, expected, ["projected_score", "hidden_states", "attentions"])
@@ -233,20 +245,19 @@ def test_open_qa(data, values, seed, scale, tokens):
         question["attention_mask"] = rng.integers(0, 2, (1, tokens))
     gold = rng.integers(-1, length, (retrieved, 2))
     answers = (gold.max(axis=1) >= 0, gold, gold)
-    retriever = DrawnRetriever(concat, answers)
-    model, parameters, config = ours(realm_min.model.open_qa.RealmForOpenQA, values, seed, scale, retriever=retriever)
-    model.train(training)
-    ask = data.draw(st.booleans())
-    actual = call(model, question, answer_ids=[[1]] if ask else None)
-
-    gold_inputs = dict(zip(("has_answers", "start_positions", "end_positions"), answers, strict=True)) if ask else {}
-    concat_inputs = {f"concat_{name}": value for name, value in concat.items()}
-    expected = reference.open_qa(
-        parameters, config, parameters["block_emb"], **concat_inputs, **gold_inputs, **question
+    retrievers = [DrawnRetriever(concat, answers) for _ in range(2)]
+    model, theirs = twins("RealmForOpenQA", values, seed, scale)
+    for each, retriever in zip((model, theirs), retrievers, strict=True):
+        each.train(training).retriever = retriever
+    answer_ids = [[1]] if data.draw(st.booleans()) else None
+    actual, (expected, logits) = (
+        call(model, question, answer_ids=answer_ids),
+        call_reader(theirs, question, answer_ids=answer_ids),
     )
-    np.testing.assert_array_equal(retriever.block_ids, expected["retrieved_block_ids"])
-    output, wanted = actual.reader_output, expected["reader_output"]
-    assert_fields(output, wanted, READER_FIELDS)
-    assert_same_answer(output, wanted, TOLERANCE)
+
+    np.testing.assert_array_equal(retrievers[0].block_ids, retrievers[1].block_ids)
+    output = actual.reader_output
+    assert_fields(output, expected.reader_output, READER_FIELDS)
+    assert_same_answer(output, expected.reader_output, logits, spans(length, values["max_span_width"]), TOLERANCE)
     chosen = slice(output.start_pos.item(), output.end_pos.item() + 1)
     np.testing.assert_array_equal(actual.predicted_answer_ids, concat["input_ids"][int(output.block_idx)][chosen])
