@@ -16,7 +16,6 @@ import torch
 from realm_min.kernels import mips_topk, span_logits
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("cuda", 0)
 aten = torch.ops.aten
@@ -81,11 +80,26 @@ def run(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     if not on_device:
         return result
     known = {id(tensor.held): tensor for tensor in tensors if is_there(tensor)}  # what was changed in place
-    return tree_map(lambda x: known.get(id(x), wrapped(x)), result)
+    return each(lambda x: known.get(id(x), wrapped(x)), result)
 
 
 def tensors_of(values: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+    tensors: list[torch.Tensor] = []
+    each(lambda x: tensors.append(x) if isinstance(x, torch.Tensor) else None, values)
+    return tensors
+
+
+def each(function: Callable[[Any], Any], values: Any) -> Any:
+    """`function` of each leaf of tuples, lists and dicts: what torch's own tree_map does, in a fraction of its time."""
+    kind = type(values)
+    if kind in (tuple, list):
+        return kind(each(function, value) for value in values)
+    if kind is dict:
+        return {key: each(function, value) for key, value in values.items()}
+    if isinstance(values, tuple):  # a named one, as torch's results are
+        parts = [each(function, value) for value in values]
+        return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
+    return function(values)
 
 
 def is_there(tensor: Any) -> bool:
@@ -97,7 +111,7 @@ def wrapped(value: Any) -> Any:
 
 
 def held(values: Any) -> Any:
-    return tree_map(lambda x: x.held if is_there(x) else x, values)
+    return each(lambda x: x.held if is_there(x) else x, values)
 
 
 class Operations(TorchDispatchMode):
@@ -118,7 +132,7 @@ class Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
             args = (args[0], index(args[1]), *args[2:])
-        args, kwargs = tree_map(meta, (args, kwargs))
+        args, kwargs = each(meta, (args, kwargs))
         return func(*args, **kwargs)
 
 
@@ -162,7 +176,7 @@ def interpreted(kernel: Callable) -> Callable:
             return kernel(*args, **kwargs)
         with _disable_current_modes():
             result = kernel(*unwrapped(args), **unwrapped(kwargs))
-        return tree_map(wrapped, result)
+        return each(wrapped, result)
 
     return call
 

@@ -52,6 +52,7 @@ def start(function: Callable[..., Any], size: int, *arguments: Any, patience: fl
     for rank in range(size):
         receiver, sender = CONTEXT.Pipe(duplex=False)
         stderr = Path(_files().name) / f"{port}-{rank}"
+        stderr.touch()  # a rank may die before it writes
         process = CONTEXT.Process(
             target=_work, args=(sender, str(stderr), rank, size, port, patience, function, arguments), daemon=True
         )

@@ -201,7 +201,7 @@ def test_index_with_the_model_of_a_folder(tmp_path, folder, capsys):
 
 def test_ctrl_c_and_resume(tmp_path, folder):
     """The real thing: a process, a signal, the same command again."""
-    big = write_jsonl(tmp_path / "big.jsonl", [{"title": f"Land {i}", "text": "Capital: none."} for i in range(6000)])
+    big = write_jsonl(tmp_path / "big.jsonl", [{"title": f"Land {i}", "text": "Capital: none."} for i in range(3000)])
     command = ["index", str(big), "--model", str(folder), "--out"]
     # A suite that a script started in the background ignores Ctrl-C, and so would what it starts.
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731

@@ -241,9 +241,10 @@ def test_factbook_reads_well(factbook):
 
 
 def test_factbook_blocks(factbook, tokenizer):
+    """Every third page; test_factbook_questions.py has the blocks of all."""
+    factbook = factbook[::3]
     blocks = list(cut_blocks(factbook, tokenizer))
-    assert 8_000 < len(blocks) < 11_000
-    assert len({block.title for block in blocks}) == 256
+    assert {block.title for block in blocks} == {document.title for document in factbook}
     pairs = [block.title for block in blocks], [block.text for block in blocks]
     encoded = tokenizer(*pairs, return_token_type_ids=False, return_attention_mask=False)
     assert max(map(len, encoded["input_ids"])) == 288

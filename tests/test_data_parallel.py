@@ -24,6 +24,7 @@ from realm_min.ranks.distributed import World, world
 
 SIZE = dict(num_hidden_layers=2, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
 STEPS = {"float64": 20, "float32": 9}  # the index of step 8 is searched
+SIZES = {"float64": (3,), "float32": (2,)}  # of the worlds that are compared with one rank
 COMMON = dict(steps=20, learning_rate=1e-4, freeze_word_embeddings=False, seed=3)
 
 
@@ -81,14 +82,14 @@ def learn(job, folder, precision, given=None, **values):
 
 
 def learn_all(folder):
-    """Every job in float64, and on up to two ranks in float32 too, with fewer steps."""
+    """Every job in the precisions that this number of ranks is compared in; two have a process that builds indexes."""
     if world().size != 2:
         refresh.BuilderProcess = BuilderHere
-    precisions = [precision for precision in PRECISIONS if precision == "float64" or world().size < 3]
     return {
         (job, precision): learn(job, folder / f"{job}-{precision}", precision, steps=STEPS[precision])
         for job in JOBS
-        for precision in precisions
+        for precision, sizes in SIZES.items()
+        if world().size in (1, *sizes)
     }
 
 
@@ -109,7 +110,7 @@ def largest_difference(a, b, only=lambda key: True):
 def test_any_number_of_ranks_learns_the_same(learnt, job, precision):
     """With dropout 0.1, and of three ranks one with a smaller share of a batch of 8."""
     alone = learnt[1][0][job, precision]
-    for size in (2, 3) if precision == "float64" else (2,):
+    for size in SIZES[precision]:
         first, *others = (found[job, precision] for found in learnt[size])
         assert largest_difference(first, alone, lambda key: not key.endswith(SHIFTS)) <= PRECISIONS[precision]
         assert largest_difference(first, alone) <= SHIFT_TOLERANCE
@@ -194,7 +195,7 @@ def test_the_log_is_that_of_one_rank(tmp_path_factory, learnt):
     folder = tmp_path_factory.getbasetemp() / "runs0"
     for job in JOBS:
         for name in (loop.LOG_FILE, loop.METRICS_FILE):
-            paths = [folder / str(size) / f"{job}-float64" / name for size in (1, 2, 3)]
+            paths = [folder / str(size) / f"{job}-float64" / name for size in (1, *SIZES["float64"])]
             expected, *others = (loop.read_log(path) if path.is_file() else {} for path in paths)
             for log in others:
                 assert log.keys() == expected.keys()

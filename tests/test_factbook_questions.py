@@ -26,6 +26,11 @@ def blocks():
     return module._blocks()
 
 
+def test_the_factbook_is_some_nine_thousand_blocks(blocks):
+    assert 8_000 < len(blocks) < 11_000
+    assert len({block.title for block in blocks}) == 256
+
+
 def test_there_are_many_of_many_fields_and_no_kind_is_idle(questions):
     fields = Counter(question.field for question in questions)
     assert len(questions) >= 20_000
