@@ -17,8 +17,8 @@ demo: $(STAMPS)/demo
 learn: $(STAMPS)/demo $(STAMPS)/plot
 	$(RUN) -m realm_min.app.learn --out benchmarks
 
-# Three workers keep two cores busy, since many a test waits for processes; a file is one worker's, for its fixtures.
-SUITE = -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# Four workers keep two cores busy, since many a test waits for processes; a file is one worker's, for its fixtures.
+SUITE = -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 test: $(STAMPS)/test
 	$(RUN) $(SUITE)
 
