@@ -47,6 +47,7 @@ from realm_min.model.bert import bert
 from realm_min.search.mips import BlockIndex
 from realm_min.text.corpus import Block
 from realm_min.text.questions import read_questions
+from realm_min.text.sequences import joint_sequences, pad, sequence
 
 KS = (1, 5, 20)
 BATCH = 64
@@ -121,7 +122,7 @@ def hidden_facts(count: int, index: BlockIndex, blocks: list[Block], ict: Path) 
     rng, found = np.random.default_rng(demo.SEED), []
     for i in rng.permutation([i for i in range(len(texts)) if i not in learnt]):
         examples = pretraining.hide([texts[i]], tokenizer, choose, [rng])
-        inputs = pretraining.pad([pretraining.sequence(tokenizer, examples[0].ids)], embedder)
+        inputs = pad([sequence(tokenizer, examples[0].ids)], embedder)
         _, (ids,) = index.search(embedder(**inputs, return_dict=True).projected_score, max(KS))
         holds = [
             blocks[z].title == pages[texts[i].title] and has_answer(blocks[z].text, [texts[i].text])
@@ -142,7 +143,10 @@ def told_apart(folder: Path, facts: list[tuple[Example, list[int]]], blocks: lis
     for example, ids in facts:
         candidates = [list(range(1, 1 + len(ids)))]
         evidence = [blocks[z] for z in ids]
-        joint, labels = pretraining.joint_inputs(tokenizer, [example], candidates, evidence, encoder, demo.PRETRAIN)
+        positions = encoder.config.max_position_embeddings
+        pairs = joint_sequences(tokenizer, [example.ids], candidates, evidence, demo.PRETRAIN.max_block, positions)
+        joint = pad(pairs, encoder)
+        labels = pretraining.labels_of([example], joint["input_ids"].shape[1])
         log_likelihood, _ = encoder.masked_log_likelihood(**joint, labels=labels.repeat_interleave(len(ids), 0))
         right.append(int(log_likelihood.sum(1).argmax()) == 0)
     return 100 * sum(right) / len(right)

@@ -20,8 +20,8 @@ from realm_min.app import plots
 from realm_min.app.cli import main
 from realm_min.jobs import loop, runs, warm_start
 from realm_min.learn import masking, pretraining
+from realm_min.learn.steps import Draws
 from realm_min.model.knowledge_encoder import marginal_loss, marginal_loss_backward
-from realm_min.ranks.share import share_of
 from realm_min.search.mips import BlockIndex
 from realm_min.text.corpus import Block
 
@@ -133,6 +133,13 @@ def tokenizer(vocabulary):
     return realm_min.RealmTokenizerFast(str(vocabulary))
 
 
+def step(models, tokenizer, index, examples, settings):
+    draws = Draws(0, 0, list(range(len(examples))))
+    evidence_of = pretraining.gather_evidence(models, tokenizer, BLOCKS, index, examples, draws, settings)
+    texts = pretraining.masked_texts(tokenizer, examples, models[0])
+    return pretraining.pretrain_step(models, texts, evidence_of, draws, settings)
+
+
 @pytest.mark.parametrize("marginal", ["token", "span"])
 @pytest.mark.parametrize("max_positions", [64, 30])
 def test_a_step_is_the_books(tokenizer, marginal, max_positions):
@@ -144,9 +151,7 @@ def test_a_step_is_the_books(tokenizer, marginal, max_positions):
     examples = pretraining.hide(texts, tokenizer, masking.salient_span, [np.random.default_rng(0)] * 3)
     index = torch.randn(len(BLOCKS), 8)
     settings = SETTINGS._replace(marginal=marginal)
-    logged = pretraining.pretrain_step(
-        *ours, tokenizer, BLOCKS, BlockIndex(index), examples, settings, share_of(0, 0, examples)[0]
-    )
+    sums = step(ours, tokenizer, BlockIndex(index), examples, settings)
 
     def ids(text):
         return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -173,12 +178,11 @@ def test_a_step_is_the_books(tokenizer, marginal, max_positions):
     for row, example in zip(labels, examples, strict=True):
         row[1 : 1 + len(example.labels)] = example.labels
     loss, _, g = textbook.pretrain_step(p, c, (x, z, candidates, pairs, labels), marginal == "span")
-    count = (labels != textbook.NO_LABEL).sum()
-    assert logged["loss"] == pytest.approx(loss / count, rel=1e-10)
+    assert sums["loss"] == pytest.approx((loss, (labels != textbook.NO_LABEL).sum()), rel=1e-10)
     for name, model in zip(g, ours, strict=True):
         for key, gradient in model.grads.items():
             if key not in model.aliases():
-                assert_close(gradient, g[name][key] / count, 1e-10, key)
+                assert_close(gradient, g[name][key], 1e-10, key)
 
 
 def test_retrieval_utility_is_what_the_documents_add(tokenizer, monkeypatch):
@@ -197,10 +201,8 @@ def test_retrieval_utility_is_what_the_documents_add(tokenizer, monkeypatch):
     (example,) = pretraining.hide(texts[:1], tokenizer, masking.salient_span, [np.random.default_rng(1)])
     pieces = sum(label != -100 for label in example.labels)
     index = BlockIndex(torch.randn(len(BLOCKS), 8))
-    share, _ = share_of(0, 0, [example])
-    logged = pretraining.pretrain_step(
-        embedder, knowledge_encoder, tokenizer, BLOCKS, index, [example], SETTINGS, share
-    )
+    sums = step((embedder, knowledge_encoder), tokenizer, index, [example], SETTINGS)
+    logged = {name: total / count for name, (total, count) in sums.items()}
     assert seen["rows"].flatten().tolist() == [0, 1, 1, 1]  # the null document stands first
     assert logged["retrieval_utility"] == pytest.approx(pieces * (1 - logged["null_probability"]), rel=1e-6)
     assert logged["loss"] == pytest.approx(

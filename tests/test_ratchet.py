@@ -15,15 +15,15 @@ SLACK = 15  # lines by which something may be below its number before the number
 BUDGETS = {"textbook.py": 450, "model": 2000, "learn": 1100, "kernels": 800}
 ABOVE_BUDGET = {
     "kernels": 830,
-    "learn": 1165,
-    "model": 3148,
+    "learn": 1162,
+    "model": 3147,
 }
 LARGEST_FILE = 500
 ABOVE_LARGEST_FILE: dict[str, int] = {
     "kernels.bench": 700,
     "search.mips": 656,
     "text.tokenizer_base": 592,
-    "verify.paths": 542,
+    "verify.paths": 541,
 }
 LONGEST_FUNCTION = 40
 ABOVE_LONGEST_FUNCTION: dict[str, int] = {
@@ -34,14 +34,15 @@ ABOVE_LONGEST_FUNCTION: dict[str, int] = {
     "files.packed:pack": 66,
     "files.tensorflow_checkpoint:read_tensorflow": 80,
     "files.tensorflow_checkpoint:run": 45,
-    "jobs.loop:train": 92,
+    "jobs.loop:train": 93,
     "jobs.runs:_finetune": 56,
-    "jobs.runs:_pretrain": 73,
+    "jobs.runs:_pretrain": 76,
     "jobs.runs:finetune": 57,
     "jobs.runs:pretrain": 52,
     "learn.finetuning:read": 51,
-    "learn.optimizer:AdamW.update": 50,
-    "learn.pretraining:pretrain_step": 84,
+    "learn.optimizer:AdamW.update": 51,
+    "learn.pretraining:gather_evidence": 43,
+    "learn.pretraining:pretrain_step": 59,
     "model.base:RealmModel.backward": 42,
     "model.base:checked_batch": 61,
     "model.fast:attend": 44,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from realm_min import RealmConfig, RealmEmbedder
 from realm_min.jobs import loop
 from realm_min.learn.optimizer import AdamW
+from realm_min.learn.steps import Sum
 
 TINY = dict(
     hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, retriever_proj_size=4,
@@ -31,7 +32,7 @@ def job(folder, steps=12, resume=False, hurt_at=None, interrupt_at=None, save_ev
         ids = torch.randint(1, 50, (4, 6), generator=generator)
         x = embedder(input_ids=ids, return_dict=True).projected_score
         embedder.backward(projected_score=2 * x / x.numel())
-        return {"loss": float("nan") if number == hurt_at else float((x * x).mean())}
+        return {"loss": Sum(float("nan") if number == hurt_at else float((x * x).mean()), 1)}
 
     loop.train(
         folder, {"embedder": embedder}, AdamW(1e-2, steps, warmup_steps=2), step, settings={"steps": steps}, seed=7,
@@ -132,7 +133,7 @@ def test_a_frozen_tensor_stays_under_all_of_its_names(tmp_path):
         ids = torch.arange(1, 7)[None]
         logits = encoder(input_ids=ids, return_dict=True).logits
         encoder.backward(logits=torch.ones_like(logits))
-        return {"loss": 1.0}
+        return {"loss": Sum(1.0, 1)}
 
     optimizer = AdamW(1e-2, 2)
     loop.train(tmp_path, {"encoder": encoder}, optimizer, step, settings={}, seed=0, frozen=loop.freeze_word_embeddings)

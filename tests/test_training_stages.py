@@ -19,7 +19,7 @@ from realm_min.jobs.evaluation import Question, evaluate, means
 from realm_min.jobs.settings import Finetune, Ict, Mlm
 from realm_min.learn import finetuning, ict, mlm
 from realm_min.learn.finetuning import TrainingQuestion
-from realm_min.ranks.share import share_of
+from realm_min.learn.steps import Draws
 from realm_min.text.corpus import Block, record, split_sentences
 from realm_min.text.questions import read_training_questions
 
@@ -60,8 +60,9 @@ def test_a_step_of_ict_is_the_books(tokenizer):
     embedder = RealmEmbedder(RealmConfig(**CONFIG), seed=2).to(torch.float64).train()
     examples = [ict.cloze(block, np.random.default_rng(5), Ict()) for block in BLOCKS[:4]]
     embedder.zero_grads()
-    share, _ = share_of(0, 0, examples)
-    loss, accuracy = ict.ict_step(embedder, tokenizer, examples, Ict(), share)
+    draws = Draws(0, 0, [0, 1, 2, 3])
+    seeds = draws.dropout_seeds(0), draws.dropout_seeds(1)
+    sums = ict.ict_step(embedder, *ict.sentences_and_blocks(examples, tokenizer, Ict()), seeds)
 
     def batch(*texts):
         encoded = tokenizer(*texts, padding=True, return_tensors="np")
@@ -71,11 +72,11 @@ def test_a_step_of_ict_is_the_books(tokenizer):
     queries, titles, texts = map(list, zip(*examples, strict=True))
     x, z = batch(queries), batch(titles, texts)
     expected, count, g = textbook.ict_step(p, embedder.config, x, z)
-    assert loss == pytest.approx(expected / count, rel=1e-12)
+    assert sums["loss"] == pytest.approx((expected, count), rel=1e-12)
     for key, gradient in embedder.grads.items():
-        assert_close(gradient, g[key] / count, 1e-10, key)
+        assert_close(gradient, g[key], 1e-10, key)
     x, z = (textbook.embed(p, embedder.config, batch)[0] for batch in (x, z))
-    assert accuracy == np.mean((x @ z.T).argmax(1) == np.arange(4))
+    assert sums["accuracy"] == (np.sum((x @ z.T).argmax(1) == np.arange(4)), 4)
 
 
 def test_ict_teaches_the_retriever(tmp_path, tokenizer):
@@ -130,7 +131,7 @@ def test_mlm_learns_hidden_words(tmp_path, tokenizer):
 def test_evidence_holds_all_that_is_masked(tokenizer, encoder, number, seed, max_wordpieces, more, empty):
     block = Block(BLOCKS[number].title, "" if empty else BLOCKS[number].text)
     chosen = Mlm(max_wordpieces=max_wordpieces, evidence=max_wordpieces + more)
-    inputs, labels = mlm.batch([block], tokenizer, [np.random.default_rng(seed)], encoder, chosen)
+    inputs, labels = mlm.masked_blocks([block], tokenizer, [np.random.default_rng(seed)], encoder, chosen)
     ids, types = inputs["input_ids"][0], inputs["token_type_ids"][0]
     assert labels.shape == (1, len(ids)) and bool(inputs["attention_mask"].all())
     restored = torch.where(labels[0] == -100, ids, labels[0])
@@ -187,14 +188,14 @@ def test_a_step_is_the_models_own_loss_and_gradient(tokenizer):
     evidence = finetuning.Evidence(finetuning.encode_blocks(model.retriever.block_records, tokenizer))
     model.zero_grads()
     settings_ = Finetune(read_an_answer=False)
-    share, asked = share_of(0, 0, [question[0]._replace(title=None)])
-    found = finetuning.finetune_step(model, asked, evidence, settings_, share)
+    asked = [question[0]._replace(title=None)]
+    found = finetuning.finetune_step(model, asked, evidence, settings_, Draws(0, 0, [0]))
     grads = {key: grad.clone() for key, grad in model.grads.items()}
     model.zero_grads()
     inputs = tokenizer([QUESTIONS[1].question], return_tensors="pt")
     answers = tokenizer(QUESTIONS[1].answers, add_special_tokens=False)["input_ids"]
     output = model(**inputs, answer_ids=answers, return_dict=True).reader_output
-    assert found["loss"] == pytest.approx(float(output.loss), abs=1e-10)
+    assert found["loss"] == pytest.approx((float(output.loss), 1), abs=1e-10)
     if output.retriever_correct.any():
         model.backward()
         largest = max(float(grad.abs().max()) for grad in grads.values())

@@ -41,11 +41,11 @@ from ..config import RealmConfig
 from ..files.atomic import write_atomically
 from ..jobs import loop
 from ..learn.optimizer import AdamW
-from ..learn.pretraining import pad, sequence
 from ..model import ops
 from ..model.embedder import RealmEmbedder
 from ..model.knowledge_encoder import IGNORED, RealmKnowledgeAugEncoder, marginal_loss, marginal_loss_backward
 from ..text.corpus import Block, factbook_documents
+from ..text.sequences import pad, sequence
 from ..text.tokenizer import RealmTokenizerFast
 
 SHIPPED_VOCABULARY = Path(__file__).parent.parent / "assets" / "vocab.txt"

@@ -7,7 +7,7 @@ A job's folder holds
     log.csv metrics.csv      what each step and each evaluation reported
 
 A step is a function of its number, the weights and what lies in the folder; whatever it draws at random comes from
-`step_seed` or a `Share`. So a run that was killed at any moment and goes on from its checkpoint ends, on a CPU, with
+`step_seed` or a `Draws`. So a run that was killed at any moment and goes on from its checkpoint ends, on a CPU, with
 the bits of a run that never stopped.
 
 On several ranks (`distributed`) each takes its share of every batch, and gradients are summed over them (`exchange`):
@@ -18,6 +18,7 @@ weights as a run begins or goes on; so it may go on with another number of ranks
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import os
@@ -36,6 +37,7 @@ from torch import Tensor
 
 from ..files.atomic import only_writer, write_atomically
 from ..learn.optimizer import AdamW
+from ..learn.steps import Sum
 from ..model.base import RealmModel
 from ..ranks.distributed import world
 from ..ranks.exchange import GradientExchange
@@ -46,8 +48,9 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 LOG_FILE = "log.csv"
 METRICS_FILE = "metrics.csv"
 
-# step(number) -> what to log, "loss" among it; the gradients are left in the models. Both add up over the ranks.
-Step = Callable[[int], dict[str, float]]
+# step(number) -> sums to log the means of, "loss" among them, whose gradients are left in the models. All add up over
+# the ranks.
+Step = Callable[[int], dict[str, Sum]]
 # Measures of the models by name; None where one has no meaning.
 Evaluate = Callable[[], Mapping[str, float | None]]
 
@@ -117,9 +120,10 @@ def train(
                 seed_model(model, step_seed(seed, number))
                 model.zero_grads()
             try:
-                logged = step(number)
+                sums = step(number)
                 exchange.finish()
-                logged = _summed(logged)
+                sums = _summed(sums)
+                logged = {name: total / max(count, 1) for name, (total, count) in sums.items()}
             except KeyboardInterrupt:
                 _save(folder, models, optimizer, number)
                 raise KeyboardInterrupt(
@@ -130,7 +134,7 @@ def train(
             try:
                 if not math.isfinite(logged["loss"]):
                     raise FloatingPointError(f"the loss is {logged['loss']}")
-                rate, norm = optimizer.rate(), optimizer.update(parameters, grads)
+                rate, norm = optimizer.rate(), optimizer.update(parameters, grads, max(sums["loss"].count, 1))
             except FloatingPointError as error:
                 checkpoint = f"{folder / CHECKPOINT_FILE} (step {saved})" if saved else "none: it came before the first"
                 raise DivergedError(
@@ -219,11 +223,6 @@ def check_batch(size: int, builders: int = 0) -> None:
     ranks = world().size - builders
     if size < ranks:
         raise ValueError(f"batch_size={size} is less than the {ranks} ranks that train: give more, or start fewer")
-
-
-def once(value: float) -> float:
-    """For the log: `value`, which is the same on every rank, so that the sum over the ranks is `value`."""
-    return value if world().is_first else 0.0
 
 
 def step_seed(seed: int, number: int) -> int:
@@ -322,11 +321,11 @@ def _beside_parameters(state: dict[str, Tensor], models: dict[str, RealmModel]) 
     return found
 
 
-def _summed(logged: dict[str, float]) -> dict[str, float]:
-    """What the ranks have to log, added up."""
-    values = torch.tensor(list(logged.values()), dtype=torch.float64)
+def _summed(sums: dict[str, Sum]) -> dict[str, Sum]:
+    """What the ranks have counted, added up."""
+    values = torch.tensor(list(sums.values()), dtype=torch.float64)  # [names, 2]
     world().sum_(values)
-    return dict(zip(logged, values.tolist(), strict=True))
+    return dict(zip(sums, itertools.starmap(Sum, values.tolist()), strict=True))
 
 
 def _open_run(folder: Path, settings: dict[str, Any], resume: bool) -> int:

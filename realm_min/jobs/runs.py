@@ -12,12 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from ..learn.finetuning import Evidence, encode_blocks, encode_questions, finetune_step
-from ..learn.ict import cloze, ict_step
+from ..learn.ict import cloze, ict_step, sentences_and_blocks
 from ..learn.masking import MASKINGS, SpanFinder, salient_span, salient_spans
-from ..learn.mlm import mlm_step
+from ..learn.mlm import masked_blocks, mlm_step
 from ..learn.optimizer import AdamW
-from ..learn.pretraining import Text, cut_texts, hide, pretrain_step, with_something_to_mask
-from ..model.base import RealmModel
+from ..learn.pretraining import (
+    Text,
+    cut_texts,
+    gather_evidence,
+    hide,
+    masked_texts,
+    pretrain_step,
+    with_something_to_mask,
+)
+from ..learn.steps import Draws, Sum
+from ..model.base import Inputs, RealmModel
 from ..model.embedder import RealmEmbedder
 from ..model.knowledge_encoder import RealmKnowledgeAugEncoder
 from ..model.open_qa import RealmForOpenQA
@@ -62,12 +71,14 @@ def ict(
     if not groups:
         raise ValueError(f"{len(usable)} blocks are fewer than group={settings.group}: give a smaller group")
 
-    def step(number: int) -> dict[str, float]:
+    def step(number: int) -> dict[str, Sum]:
         picked = loop.batch(number, settings.batch_size // settings.group, len(groups), settings.seed)
-        share, own = share_of(settings.seed, number, [block for i in picked for block in groups[i]])
-        examples = [cloze(block, share.random(place), settings) for place, block in zip(share.places, own, strict=True)]
-        loss, accuracy = ict_step(embedder, tokenizer, examples, settings, share)
-        return {"loss": loop.once(loss), "accuracy": loop.once(accuracy)}
+        share, own = share_of([block for i in picked for block in groups[i]])
+        draws = Draws(settings.seed, number, share.places)
+        examples = [cloze(block, random, settings) for block, random in zip(own, draws.generators(), strict=True)]
+        read = sentences_and_blocks(examples, tokenizer, settings)
+        seeds = draws.dropout_seeds(0), draws.dropout_seeds(1)
+        return ict_step(embedder, *read, seeds, share.places, share.of_all)
 
     return loop.train_one(
         folder, EMBEDDER, embedder, step, settings, blocks, tokenizer, task="ict", stage="Inverse Cloze Task", **given
@@ -95,10 +106,12 @@ def mlm(
     loop.check_batch(settings.batch_size)
     check_mlm(settings, encoder)
 
-    def step(number: int) -> dict[str, float]:
+    def step(number: int) -> dict[str, Sum]:
         picked = loop.batch(number, settings.batch_size, len(blocks), settings.seed)
-        share, own = share_of(settings.seed, number, [blocks[i] for i in picked])
-        return {"loss": mlm_step(encoder, tokenizer, own, settings, share)}
+        share, own = share_of([blocks[i] for i in picked])
+        draws = Draws(settings.seed, number, share.places)
+        inputs, labels = masked_blocks(own, tokenizer, draws.generators(), encoder, settings)
+        return mlm_step(encoder, Inputs(**inputs), labels, draws.dropout_seeds())
 
     return loop.train_one(
         folder, KNOWLEDGE_ENCODER, encoder, step, settings, blocks, tokenizer, task="mlm",
@@ -215,7 +228,7 @@ def _pretrain(
     )
     embeddings = index = None
 
-    def step(number: int) -> dict[str, float]:
+    def step(number: int) -> dict[str, Sum]:
         nonlocal at, embeddings, index
         at = number
         found = refresher.embeddings(number)
@@ -223,14 +236,17 @@ def _pretrain(
             embeddings, index = found, refresh.searchable(found, embedder.device)
         started = time.perf_counter()
         picked = loop.batch(number, settings.batch_size, len(texts), settings.seed)
-        share, own = share_of(settings.seed, number, [texts[i] for i in picked])
-        examples = hide(own, tokenizer, choose, [share.random(place) for place in share.places])
-        logged = pretrain_step(embedder, knowledge_encoder, tokenizer, blocks, index, examples, settings, share)
-        tokens = logged.pop("tokens")
-        return logged | {
-            "staleness": loop.once(refresher.staleness(number)),
-            "seconds_waited": loop.once(refresher.seconds_waited),
-            "tokens_per_second": tokens / (time.perf_counter() - started),
+        share, own = share_of([texts[i] for i in picked])
+        draws = Draws(settings.seed, number, share.places)
+        examples = hide(own, tokenizer, choose, draws.generators())
+        both = embedder, knowledge_encoder
+        evidence_of = gather_evidence(both, tokenizer, blocks, index, examples, draws, settings)
+        sums = pretrain_step(both, masked_texts(tokenizer, examples, embedder), evidence_of, draws, settings)
+        tokens = sums.pop("tokens").total
+        return sums | {
+            "staleness": Sum(refresher.staleness(number), 1),
+            "seconds_waited": Sum(refresher.seconds_waited, 1),
+            "tokens_per_second": Sum(tokens / (time.perf_counter() - started), 1 / world().size),  # of all ranks
         }
 
     identity = {
@@ -348,7 +364,7 @@ def _finetune(
             builders=builders,
         )  # fmt: skip
 
-    def step(number: int) -> dict[str, float]:
+    def step(number: int) -> dict[str, Sum]:
         nonlocal latest
         stale = {}
         if refresher is not None:
@@ -357,12 +373,12 @@ def _finetune(
                 latest = embeddings
                 model.block_emb = embeddings.to(model.block_emb.device)
             stale = {
-                "staleness": loop.once(refresher.staleness(number)),
-                "seconds_waited": loop.once(refresher.seconds_waited),
+                "staleness": Sum(refresher.staleness(number), 1),
+                "seconds_waited": Sum(refresher.seconds_waited, 1),
             }
         picked = loop.batch(number, settings.batch_size, len(encoded), settings.seed)
-        share, own = share_of(settings.seed, number, [encoded[i] for i in picked])
-        return finetune_step(model, own, evidence, settings, share) | stale
+        share, own = share_of([encoded[i] for i in picked])
+        return finetune_step(model, own, evidence, settings, Draws(settings.seed, number, share.places)) | stale
 
     def measured() -> dict[str, float | None]:
         return means(result.measures for result in evaluate(model, dev, world=world()))

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from ..model.base import Inputs, checked_batch
 from ..model.embedder import embed, embed_backward
-from ..model.open_qa import MAX_QUESTION_WORDPIECES, RealmForOpenQA, pad_to
+from ..model.open_qa import MAX_QUESTION_WORDPIECES, RealmForOpenQA
 from ..model.reader import Answers, best_span_of, best_span_of_backward
-from ..ranks.share import Share
 from ..text.corpus import Block
 from ..text.questions import TrainingQuestion
+from ..text.sequences import padded, reader_inputs
+from .steps import Draws, Sum
 
 if TYPE_CHECKING:
     from ..jobs.settings import Finetune
@@ -57,40 +58,30 @@ class Evidence(NamedTuple):
 
 
 def finetune_step(
-    model: RealmForOpenQA,
-    questions: list[Encoded],
-    evidence: Evidence,
-    settings: Finetune,
-    share: Share,
-) -> dict[str, float]:
-    """The mean losses of a batch of questions, by name; gradients are added to the model's.
-
-    Args:
-        questions: this rank's part of the batch, as `share` says; over the ranks, losses and gradients add up.
-    """
+    model: RealmForOpenQA, questions: list[Encoded], evidence: Evidence, settings: Finetune, draws: Draws
+) -> dict[str, Sum]:
+    """The losses of a batch of questions, added up; the sum's gradients are added to the model's."""
     embedder, reader = model.embedder, model.reader
     inputs = padded([question.ids for question in questions], model.config.pad_token_id)
-    batch = checked_batch(embedder.config, Inputs(*(rows.to(embedder.device) for rows in inputs)))
-    (x, _), kept_x = embed(embedder.p, embedder.config, batch, embedder.run_to_learn(share.dropout_seeds()))
+    batch = checked_batch(embedder.config, Inputs(*inputs).to(embedder.device))
+    (x, _), kept_x = embed(embedder.p, embedder.config, batch, embedder.run_to_learn(draws.dropout_seeds()))
     _, found = model.search(x, min(model.config.searcher_beam_size, len(evidence.pieces)))  # [batch, searcher beam]
     results, dx = [], torch.zeros_like(x)
     for i, question in enumerate(questions):
         right = torch.tensor([is_evidence(question, block, evidence) for block in found[i].tolist()])
         block_ids, right = reading_order(found[i], right, model.config.reader_beam_size, settings.read_an_answer)
-        alone = share._replace(places=[share.places[i]])
         with reader.own_grads.last_pass() if i == len(questions) - 1 else nullcontext():
-            results.append(read(model, question, x[i], block_ids, right, evidence, settings, alone))
+            results.append(read(model, question, x[i], block_ids, right, evidence, settings, draws.of(i)))
         dx[i] = results[-1].dprojection
     with embedder.own_grads.last_pass():
         embed_backward(dx, kept_x, embedder.own_grads)
-    count = share.count
-    retriever_loss = sum(result.retriever_loss for result in results) / count
-    reader_loss = sum(result.reader_loss for result in results) / count
+    retriever_loss = sum(result.retriever_loss for result in results)
+    reader_loss = sum(result.reader_loss for result in results)
     return {
-        "loss": retriever_loss + reader_loss,
-        "retriever_loss": retriever_loss,
-        "reader_loss": reader_loss,
-        "read_an_answer": sum(result.hit for result in results) / count,
+        "loss": Sum(retriever_loss + reader_loss, len(results)),
+        "retriever_loss": Sum(retriever_loss, len(results)),
+        "reader_loss": Sum(reader_loss, len(results)),
+        "read_an_answer": Sum(sum(result.hit for result in results), len(results)),
     }
 
 
@@ -102,14 +93,14 @@ def read(
     right: Tensor,
     evidence: Evidence,
     settings: Finetune,
-    share: Share,
+    draws: Draws,
 ) -> Read:
     """Read the first of `block_ids` [searcher beam] for one question; the reader's gradients are added.
 
     Args:
         x: Embed_input(x) [proj].
         right: which blocks hold an answer, [searcher beam].
-        share: of the batch, this question alone.
+        draws: this question's alone.
     """
     config, reader = model.config, model.reader
     beam = min(config.reader_beam_size, len(block_ids))
@@ -117,11 +108,11 @@ def read(
     fresh = None
     if settings.refresh_blocks:
         read_blocks = [evidence.blocks[block] for block in block_ids[:beam].tolist()]
-        fresh = embed_read(model, read_blocks, share.dropout_seeds(1 + beam, beam))
+        fresh = embed_read(model, read_blocks, draws.dropout_seeds(1 + beam, beam))
         embeddings[:beam] = fresh[0]
     room = config.reader_seq_len - 3 - len(question.ids[1:-1])
     texts = [evidence.pieces[block][:room] for block in block_ids[:beam].tolist()]
-    ids, mask, types, in_block = reader_inputs(model, question.ids, texts)
+    inputs, in_block = reader_inputs(question.ids, texts, config.pad_token_id, config.max_span_width)
     spans = [
         [(start, len(answer)) for answer in question.answers for start in occurrences(text, answer)] if is_right else []
         for text, is_right in zip(texts, right[:beam].tolist(), strict=True)
@@ -134,13 +125,13 @@ def read(
             ends[row, column] = len(question.ids) + start + length - 1
     output: Any
     output, kept = best_span_of(
-        reader.p, config, checked_batch(config, Inputs(ids, mask, types)), in_block, embeddings @ x,
+        reader.p, config, checked_batch(config, Inputs(*inputs).to(x.device)), in_block.to(x.device), embeddings @ x,
         Answers(starts.to(x.device), ends.to(x.device), right.to(x.device)),
-        reader.run_to_learn(share.dropout_seeds(1, beam)),
+        reader.run_to_learn(draws.dropout_seeds(1, beam)),
     )  # fmt: skip
     drelevance = x.new_zeros(len(block_ids))
     if bool(right.any()):
-        dloss = torch.tensor(1 / share.count, device=x.device)
+        dloss = torch.tensor(1.0, device=x.device)
         drelevance, _ = best_span_of_backward({"loss": dloss}, kept, reader.own_grads)
     if fresh is not None:
         embed_backward(drelevance[:beam, None] * x, fresh[1], model.embedder.own_grads)
@@ -227,29 +218,3 @@ def occurrences(block: np.ndarray, answer: np.ndarray) -> np.ndarray:
     for i in range(1, len(answer)):
         starts = starts[block[starts + i] == answer[i]]
     return starts
-
-
-def padded(rows: Sequence[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of ids side by side: ids and mask, [rows, tokens] int64."""
-    tokens = max(map(len, rows))
-    ids = torch.full((len(rows), tokens), pad_id)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.as_tensor(row)
-        mask[i, : len(row)] = 1
-    return ids, mask
-
-
-def reader_inputs(
-    model: RealmForOpenQA, question: np.ndarray, texts: list[np.ndarray]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """[CLS] question [SEP] block [SEP]: ids, mask, types, and which tokens are the block's, [blocks, tokens]."""
-    config, device = model.config, model.reader.device
-    separator = question[-1:]
-    ids, mask = padded([np.concatenate([question, text, separator]) for text in texts], config.pad_token_id)
-    ids, mask = pad_to(ids, config.max_span_width, config.pad_token_id), pad_to(mask, config.max_span_width, 0)
-    types, in_block = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-    for i, text in enumerate(texts):
-        types[i, len(question) : len(question) + len(text) + 1] = 1
-        in_block[i, len(question) : len(question) + len(text)] = True
-    return ids.to(device), mask.to(device), types.to(device), in_block.to(device)

@@ -11,16 +11,18 @@ title alone does not tell the right block from the wrong ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..model import ops
 from ..model.base import Inputs, checked_batch
 from ..model.embedder import RealmEmbedder, embed, embed_backward
-from ..ranks.share import Share
 from ..text.corpus import Block, split_sentences
+from .steps import Sum
 
 if TYPE_CHECKING:
     from ..jobs.settings import Ict
@@ -41,34 +43,43 @@ def cloze(block: Block, random: np.random.Generator, settings: Ict) -> Example:
     return Example(query, block.title, " ".join(sentences[:drawn] + sentences[drawn + removed :]))
 
 
-def ict_step(
-    embedder: RealmEmbedder, tokenizer: Any, examples: list[Example], settings: Ict, share: Share
-) -> tuple[float, float]:
-    """-mean log P(z|x) over the batch and the share of examples whose own block scores best; gradients are added.
+def sentences_and_blocks(examples: list[Example], tokenizer: Any, settings: Ict) -> tuple[Inputs, Inputs]:
+    """What the embedder reads: "[CLS] sentence [SEP]" and "[CLS] title [SEP] text [SEP]" of each example."""
+    queries, titles, texts = (list(column) for column in zip(*examples, strict=True))
+    options: dict[str, Any] = dict(padding=True, return_tensors="pt")
+    sentences = tokenizer(queries, truncation=True, max_length=settings.max_query, **options)
+    blocks = tokenizer(titles, texts, truncation="only_second", max_length=settings.max_evidence, **options)
+    return Inputs(**sentences), Inputs(**blocks)
 
-    ∂loss/∂f(x_i, z_j) = (P(z_j|x_i) - [i = j]) / batch, and f is an inner product, so each side's gradient is that
-    matrix times the other side. The blocks of all ranks compete: each rank embeds its own `examples`, has the whole
-    matrix from everybody's embeddings, and needs of either side's gradient the rows that are its own.
+
+def ict_step(
+    embedder: RealmEmbedder,
+    sentences: Inputs,
+    blocks: Inputs,
+    seeds: tuple[list[int], list[int]],
+    own: list[int] | slice = slice(None),
+    of_all: Callable[[Tensor], Tensor] = lambda rows: rows,
+) -> dict[str, Sum]:
+    """-Σ log P(z|x), and how many examples' own block scores best; the sum's gradients are added to the embedder's.
+
+    ∂loss/∂f(x_i, z_j) = P(z_j|x_i) - [i = j], and f is an inner product, so each side's gradient is that matrix times
+    the other side. All blocks of the batch compete: where others compute a part of it, `of_all` makes the whole batch's
+    rows of one's `own`, and of the gradients those of one's own are used.
+
+    Args:
+        sentences, blocks: of the own examples.
+        seeds: of their dropout.
     """
-    queries = tokenizer(
-        [example.query for example in examples], padding=True, truncation=True, max_length=settings.max_query,
-        return_tensors="pt",
-    ).to(embedder.device)  # fmt: skip
-    evidence = tokenizer(
-        [example.title for example in examples], [example.text for example in examples], padding=True,
-        truncation="only_second", max_length=settings.max_evidence, return_tensors="pt",
-    ).to(embedder.device)  # fmt: skip
-    p, config, grads = embedder.p, embedder.config, embedder.own_grads
-    of_x, of_z = (embedder.run_to_learn(share.dropout_seeds(text)) for text in (0, 1))
-    (x, _), kept_x = embed(p, config, checked_batch(config, Inputs(**queries)), of_x)
-    (z, _), kept_z = embed(p, config, checked_batch(config, Inputs(**evidence)), of_z)
-    x, z = share.of_all(torch.cat([x, z], 1)).chunk(2, 1)  # [own examples, 2 proj] -> [batch, proj] each
+    p, c, grads = embedder.p, embedder.config, embedder.own_grads
+    (x, _), kept_x = embed(p, c, checked_batch(c, sentences.to(embedder.device)), embedder.run_to_learn(seeds[0]))
+    (z, _), kept_z = embed(p, c, checked_batch(c, blocks.to(embedder.device)), embedder.run_to_learn(seeds[1]))
+    x, z = of_all(torch.cat([x, z], 1)).chunk(2, 1)  # [own examples, 2 proj] -> [batch, proj] each
     scores = x @ z.t()  # [batch, batch]
     right = torch.arange(len(scores), device=scores.device)
     losses = ops.cross_entropy(scores, right)  # [batch]
-    accuracy = (scores.argmax(1) == right).float().mean()
-    dscores = ops.cross_entropy_backward(torch.full_like(losses, 1 / len(scores)), scores, right)
-    embed_backward((dscores.t() @ x)[share.places], kept_z, grads)
+    dscores = ops.cross_entropy_backward(torch.ones_like(losses), scores, right)
+    embed_backward((dscores.t() @ x)[own], kept_z, grads)
     with grads.last_pass():
-        embed_backward((dscores @ z)[share.places], kept_x, grads)
-    return float(losses.mean()), float(accuracy)
+        embed_backward((dscores @ z)[own], kept_x, grads)
+    found = (scores.argmax(1) == right)[own]
+    return {"loss": Sum(float(losses[own].sum()), len(found)), "accuracy": Sum(float(found.sum()), len(found))}

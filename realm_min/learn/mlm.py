@@ -20,11 +20,11 @@ from torch import Tensor
 
 from ..model.base import Inputs, checked_batch
 from ..model.knowledge_encoder import IGNORED, RealmKnowledgeAugEncoder, masked_words, masked_words_backward
-from ..ranks.share import Share
 from ..text.corpus import Block
+from ..text.sequences import pad, sequence
 from . import masking
 from .masking import Passage
-from .pretraining import pad, sequence
+from .steps import Sum
 
 if TYPE_CHECKING:
     from ..jobs.settings import Mlm
@@ -32,21 +32,16 @@ if TYPE_CHECKING:
 SHORTEST_STRETCH = 12  # wordpieces of a block that are masked, where its evidence stands beside it
 
 
-def mlm_step(
-    encoder: RealmKnowledgeAugEncoder, tokenizer: Any, blocks: list[Block], settings: Mlm, share: Share
-) -> float:
-    """-log p of a hidden wordpiece, this rank's part of the mean over the batch; gradients are added."""
-    random = [share.random(place) for place in share.places]
-    inputs, labels = batch(blocks, tokenizer, random, encoder, settings)
-    read, run = checked_batch(encoder.config, Inputs(**inputs)), encoder.run_to_learn(share.dropout_seeds())
-    log_likelihood, kept = masked_words(encoder.p, encoder.config, read, labels, run)
-    count = share.total(int((labels != IGNORED).sum()))
+def mlm_step(encoder: RealmKnowledgeAugEncoder, inputs: Inputs, labels: Tensor, seeds: list[int]) -> dict[str, Sum]:
+    """-Σ log p of the hidden words, inputs and labels as `masked_blocks` makes them; the sum's gradients are added."""
+    run = encoder.run_to_learn(seeds)
+    log_likelihood, kept = masked_words(encoder.p, encoder.config, checked_batch(encoder.config, inputs), labels, run)
     with encoder.own_grads.last_pass():
-        masked_words_backward(torch.full_like(log_likelihood, -1 / count), kept, encoder.own_grads)
-    return -float(log_likelihood.sum()) / count
+        masked_words_backward(torch.full_like(log_likelihood, -1.0), kept, encoder.own_grads)
+    return {"loss": Sum(-float(log_likelihood.sum()), int((labels != IGNORED).sum()))}
 
 
-def batch(
+def masked_blocks(
     blocks: list[Block],
     tokenizer: Any,
     random: list[np.random.Generator],

@@ -49,10 +49,11 @@ class AdamW:
         self.square: dict[str, Tensor] = {}
         self._reached: dict[str, Tensor] = {}  # of each embedding table: bool [rows]
 
-    def update(self, parameters: dict[str, Tensor], grads: dict[str, Tensor]) -> float:
+    def update(self, parameters: dict[str, Tensor], grads: dict[str, Tensor], count: float = 1) -> float:
         """One step, on `parameters` in place; `grads` are only read.
 
         Args:
+            count: the gradients are those of a sum over so many terms; the step is that of its mean.
             parameters, grads: name -> tensor. A tensor that stands under several names (tied weights) is updated once,
                 and one whose gradients have all been 0 so far, since no loss reaches it, not at all.
 
@@ -67,8 +68,8 @@ class AdamW:
         for name, grad in grads.items():
             if once[id(parameters[name])] == name and not is_constant(grad):
                 norms[name] = self._norm_of_table(name, grad) if is_table(name) else norm_of(grad)
-        norm = global_norm(norms.values())
-        clip = min(1.0, self.max_grad_norm / norm) if norm else 1.0
+        norm = global_norm(norms.values()) / count
+        clip = (min(1.0, self.max_grad_norm / norm) if norm else 1.0) / count
         rate = self.rate()
         self.step += 1
         first, second = self.betas

@@ -13,7 +13,7 @@ The index is some hundred steps old (`refresh`): it only chooses the candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -32,11 +32,12 @@ from ..model.knowledge_encoder import (
     masked_words_backward,
 )
 from ..model.scorer import relevance, relevance_backward
-from ..ranks.share import Share, dropout_seed
 from ..search.mips import BlockIndex
 from ..search.sharded_index import ShardedBlockIndex
 from ..text.corpus import Block, Document, cut_blocks
+from ..text.sequences import document_sequences, joint_sequences, pad, sequence
 from .masking import mask, passages
+from .steps import Draws, Sum, dropout_seed
 
 if TYPE_CHECKING:
     from ..jobs.settings import Pretrain
@@ -122,90 +123,121 @@ def hide(
 # ---- one step
 
 
+class Evidence(NamedTuple):
+    """What stands beside the texts of a batch: the candidates of each, as both encoders read them."""
+
+    candidates: Tensor  # rows of the documents [batch, candidates]; row 0 is the null document
+    documents: Inputs  # what Embed_doc reads, the null document first
+    seeds: list[int]  # of its dropout
+    fixed: Tensor | None  # embeddings [documents, proj] of the rows after those, which do not learn
+    pairs: Inputs  # what the encoder reads, [batch * candidates, tokens]
+    labels: Tensor  # [batch, tokens of the pairs]
+
+
 def pretrain_step(
-    embedder: RealmEmbedder,
-    knowledge_encoder: RealmKnowledgeAugEncoder,
-    tokenizer: Any,
-    blocks: list[Block],
-    index: BlockIndex | ShardedBlockIndex,
-    examples: list[Example],
+    models: tuple[RealmEmbedder, RealmKnowledgeAugEncoder],
+    texts: Inputs,
+    evidence_of: Callable[[Tensor], Evidence],
+    draws: Draws,
     settings: Pretrain,
-    share: Share,
-) -> dict[str, float]:
-    """Add the gradients of a batch's loss to both models, which are in training mode; the settings say what is frozen.
+) -> dict[str, Sum]:
+    """-Σ log p(y|x) of a batch; the sum's gradients are added to both models', where the settings do not freeze them.
 
     Args:
-        examples: this rank's part of the batch, as `share` says.
+        texts: x, masked.
+        evidence_of: finds the candidates of the embedded texts [batch, proj], as `gather_evidence` does.
 
-    Returns what adds up over the ranks to:
-        loss: -log p(y|x) a masked wordpiece.
+    Returns:
+        loss: over the masked wordpieces.
         retrieval_utility: Σ_z p(z|x) [log p(y|z,x) - log p(y|∅,x)], how much better than the null document the
-            retrieved ones predict y, in nats a text, averaged over the batch (REALM appendix D).
-        null_probability: p(∅|x), averaged. Neither is there without a null document.
+            retrieved ones predict y, in nats a text (REALM appendix D).
+        null_probability: p(∅|x). Neither is there without a null document.
         tokens: how many were read.
     """
-
-    query_inputs = pad([[*sequence(tokenizer, example.ids)] for example in examples], embedder)
-    p, config = embedder.p, embedder.config
-    (queries, _), kept_x = embed(
-        p, config, checked_batch(config, Inputs(**query_inputs)), embedder.run_to_learn(share.dropout_seeds())
-    )
-    own = torch.tensor([example.block for example in examples], device=index.device)
-    found = retrieve(index, queries.to(index.device), own, settings.num_candidates - settings.null_document).tolist()
-
-    distinct = sorted({block for row in found for block in row})
-    rows = {block: row for row, block in enumerate(distinct, start=1)}  # row 0 is the null document
-    first = [0] if settings.null_document else []
-    candidates = torch.tensor([first + [rows[block] for block in row] for row in found], device=queries.device)
-    evidence = [blocks[block] for block in distinct]
-    frozen = settings.encoder_alone or settings.freeze_documents
-    # Frozen blocks are as the index has them: the null document alone, which is in no index, is embedded.
-    embedded = [] if frozen else evidence
-    document_inputs = pad(document_sequences(tokenizer, embedded, embedder, settings.max_block), embedder)
-    # A block has the same masks for all texts that retrieve it, and so on all ranks.
-    numbers = [0] if frozen else [0, *(1 + block for block in distinct)]
-    run = embedder.run_to_learn([dropout_seed(share.seed, share.step, number, OF_A_DOCUMENT) for number in numbers])
-    (documents, _), kept_z = embed(p, config, checked_batch(config, Inputs(**document_inputs)), run)
-    if frozen:
-        documents = torch.cat([documents, index.rows(torch.tensor(distinct)).to(documents)])
-    relevance_score, kept_relevance = relevance(queries, documents[candidates])  # [batch, candidates]
-
-    joint, labels = joint_inputs(tokenizer, examples, candidates.tolist(), evidence, knowledge_encoder, settings)
-    repeated = labels.repeat_interleave(settings.num_candidates, 0)  # the same y for each z
+    embedder, encoder = models
+    p, c = embedder.p, embedder.config
+    (x, _), kept_x = embed(p, c, checked_batch(c, texts), embedder.run_to_learn(draws.dropout_seeds()))
+    candidates, documents, seeds, fixed, pairs, labels = evidence_of(x)
+    (z, _), kept_z = embed(p, c, checked_batch(c, documents), embedder.run_to_learn(seeds))
+    z = z if fixed is None else torch.cat([z, fixed.to(z)])
+    relevance_score, kept_relevance = relevance(x, z[candidates])  # [batch, candidates]
     log_likelihood, kept_words = masked_words(
-        knowledge_encoder.p, knowledge_encoder.config, checked_batch(knowledge_encoder.config, Inputs(**joint)),
-        repeated, knowledge_encoder.run_to_learn(share.dropout_seeds(1, settings.num_candidates)),
+        encoder.p, encoder.config, checked_batch(encoder.config, pairs),
+        labels.repeat_interleave(candidates.shape[1], 0),  # the same y for each z
+        encoder.run_to_learn(draws.dropout_seeds(1, candidates.shape[1])),
     )  # fmt: skip
     log_likelihood = log_likelihood.view(*candidates.shape, -1)  # [batch, candidates, tokens]
 
     masked, whole_span = labels != IGNORED, settings.marginal == "span"
-    # The loss is a mean over the masked words of the whole batch.
-    count = int(masked.sum())
-    weight = count / max(share.total(count), 1)
-    loss = weight * marginal_loss(log_likelihood, relevance_score, masked, whole_span)
+    count = int(masked.sum())  # the loss is the mean of so many
+    loss = count * marginal_loss(log_likelihood, relevance_score, masked, whole_span)
     dlog_likelihood, drelevance = marginal_loss_backward(
-        torch.full_like(loss, weight), log_likelihood, relevance_score, masked, whole_span
+        torch.full_like(loss, count), log_likelihood, relevance_score, masked, whole_span
     )
-    with knowledge_encoder.own_grads.last_pass():
-        masked_words_backward(dlog_likelihood.flatten(0, 1), kept_words, knowledge_encoder.own_grads)
-    dqueries, dpicked = relevance_backward(drelevance, kept_relevance)
-    if not frozen:
-        ddocuments = torch.zeros_like(documents).index_add_(0, candidates.flatten(), dpicked.flatten(0, 1))
-        embed_backward(ddocuments, kept_z, embedder.own_grads)
+    with encoder.own_grads.last_pass():
+        masked_words_backward(dlog_likelihood.flatten(0, 1), kept_words, encoder.own_grads)
+    dx, dpicked = relevance_backward(drelevance, kept_relevance)
+    if fixed is None:
+        dz = torch.zeros_like(z).index_add_(0, candidates.flatten(), dpicked.flatten(0, 1))
+        embed_backward(dz, kept_z, embedder.own_grads)
     if not settings.encoder_alone:
         with embedder.own_grads.last_pass():
-            embed_backward(dqueries, kept_x, embedder.own_grads)
+            embed_backward(dx, kept_x, embedder.own_grads)
 
-    read = (query_inputs, document_inputs, joint)
-    logged = {"loss": float(loss), "tokens": float(sum(inputs["attention_mask"].sum() for inputs in read))}
+    masks = [inputs.attention_mask for inputs in (texts, documents, pairs)]
+    tokens = sum(int(mask.sum()) for mask in masks if mask is not None)
+    sums = {"loss": Sum(float(loss), count), "tokens": Sum(tokens, len(x))}
     if settings.null_document:
-        prior = ops.softmax(relevance_score)
-        span_log_likelihood = log_likelihood.sum(2)  # [batch, candidates]
-        utility = span_log_likelihood - span_log_likelihood[:, :1]
-        part = len(examples) / share.count
-        logged["retrieval_utility"] = part * float((prior * utility).sum(1).mean())
-        logged["null_probability"] = part * float(prior[:, 0].mean())
-    return logged
+        prior, of_span = ops.softmax(relevance_score), log_likelihood.sum(2)  # [batch, candidates] each
+        utility = (prior * (of_span - of_span[:, :1])).sum()
+        sums["retrieval_utility"] = Sum(float(utility), len(x))
+        sums["null_probability"] = Sum(float(prior[:, 0].sum()), len(x))
+    return sums
+
+
+def gather_evidence(
+    models: tuple[RealmEmbedder, RealmKnowledgeAugEncoder],
+    tokenizer: Any,
+    blocks: list[Block],
+    index: BlockIndex | ShardedBlockIndex,
+    examples: list[Example],
+    draws: Draws,
+    settings: Pretrain,
+) -> Callable[[Tensor], Evidence]:
+    """What finds the candidates of the embedded examples: the null document and the blocks of largest f(x, z)."""
+    embedder, encoder = models
+
+    def evidence_of(x: Tensor) -> Evidence:
+        own = torch.tensor([example.block for example in examples], device=index.device)
+        found = retrieve(index, x.to(index.device), own, settings.num_candidates - settings.null_document).tolist()
+        distinct = sorted({block for row in found for block in row})
+        rows = {block: row for row, block in enumerate(distinct, start=1)}  # row 0 is the null document
+        first = [0] if settings.null_document else []
+        candidates = torch.tensor([first + [rows[block] for block in row] for row in found], device=x.device)
+        evidence = [blocks[block] for block in distinct]
+        # Frozen blocks are as the index has them: the null document alone, which is in no index, is embedded.
+        frozen = settings.encoder_alone or settings.freeze_documents
+        # A block has the same masks for all texts that retrieve it, whoever reads them.
+        numbers = [0] if frozen else [0, *(1 + block for block in distinct)]
+        longest = min(settings.max_block, embedder.config.max_position_embeddings)
+        documents = document_sequences(tokenizer, [] if frozen else evidence, longest)
+        pairs = pad(
+            joint_sequences(
+                tokenizer, [example.ids for example in examples], candidates.tolist(), evidence, settings.max_block,
+                encoder.config.max_position_embeddings,
+            ),
+            encoder,
+        )  # fmt: skip
+        return Evidence(
+            candidates,
+            Inputs(**pad(documents, embedder)),
+            [dropout_seed(draws.seed, draws.step, number, OF_A_DOCUMENT) for number in numbers],
+            index.rows(torch.tensor(distinct)) if frozen else None,
+            Inputs(**pairs),
+            labels_of(examples, pairs["input_ids"].shape[1]).to(encoder.device),
+        )
+
+    return evidence_of
 
 
 def retrieve(index: BlockIndex | ShardedBlockIndex, queries: Tensor, barred: Tensor, count: int) -> Tensor:
@@ -220,67 +252,14 @@ def retrieve(index: BlockIndex | ShardedBlockIndex, queries: Tensor, barred: Ten
     return ids[kept].view(len(queries), count)
 
 
-def sequence(tokenizer: Any, first: Iterable[int], second: Iterable[int] | None = None) -> list[tuple[int, int]]:
-    """(id, type) of "[CLS] first [SEP]" or "[CLS] first [SEP] second [SEP]"."""
-    of_first = [(token, 0) for token in (tokenizer.cls_token_id, *first, tokenizer.sep_token_id)]
-    return of_first if second is None else [*of_first, *((token, 1) for token in (*second, tokenizer.sep_token_id))]
+def masked_texts(tokenizer: Any, examples: list[Example], embedder: RealmEmbedder) -> Inputs:
+    """x as the embedder reads it, "[CLS] x [SEP]"."""
+    return Inputs(**pad([sequence(tokenizer, example.ids) for example in examples], embedder))
 
 
-def pad(sequences: list[list[tuple[int, int]]], model: Any) -> dict[str, Tensor]:
-    """`input_ids`, `token_type_ids` and `attention_mask` [sequences, tokens] for `model`."""
-    tokens = max(map(len, sequences))
-    padded = torch.full((len(sequences), tokens, 3), 0)
-    padded[:, :, 0] = model.config.pad_token_id
-    for row, values in zip(padded, sequences, strict=True):
-        row[: len(values)] = torch.tensor([(token, kind, 1) for token, kind in values])
-    ids, types, attention = padded.to(model.device).unbind(2)
-    return {"input_ids": ids, "token_type_ids": types, "attention_mask": attention}
-
-
-def document_sequences(
-    tokenizer: Any, evidence: list[Block], embedder: RealmEmbedder, max_wordpieces: int
-) -> list[list[tuple[int, int]]]:
-    """What Embed_doc reads, "[CLS] title [SEP] text [SEP]", of the null document "[CLS] [SEP] [SEP]" and each block."""
-    null = sequence(tokenizer, (), ())
-    if not evidence:
-        return [null]
-    encoded = tokenizer(
-        [block.title for block in evidence], [block.text for block in evidence], truncation="only_second",
-        max_length=min(max_wordpieces, embedder.config.max_position_embeddings),
-    )  # fmt: skip
-    pairs = zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
-    return [null, *(list(zip(ids, types, strict=True)) for ids, types in pairs)]
-
-
-def joint_inputs(
-    tokenizer: Any,
-    examples: list[Example],
-    candidates: list[list[int]],
-    evidence: list[Block],
-    knowledge_encoder: RealmKnowledgeAugEncoder,
-    settings: Pretrain,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """What the knowledge-augmented encoder reads, "[CLS] x [SEP] title. text [SEP]" for each candidate.
-
-    Args:
-        candidates: [batch, candidates], 0 for the null document, i for evidence[i - 1].
-
-    Returns:
-        Inputs [batch * candidates, tokens], and the labels [batch, tokens].
-    """
-    encoded = tokenizer([f"{block.title}. {block.text}" for block in evidence], add_special_tokens=False)
-    documents = [[], *(ids[: settings.max_block - 3] for ids in encoded["input_ids"])]
-    positions = knowledge_encoder.config.max_position_embeddings
-    sequences = [
-        sequence(tokenizer, example.ids, documents[candidate])[: positions - 1]
-        for example, row in zip(examples, candidates, strict=True)
-        for candidate in row
-    ]
-    for values in sequences:
-        if values[-1][0] != tokenizer.sep_token_id:  # cut short
-            values.append((tokenizer.sep_token_id, 1))
-    inputs = pad(sequences, knowledge_encoder)
-    labels = torch.full((len(examples), inputs["input_ids"].shape[1]), IGNORED)
+def labels_of(examples: list[Example], tokens: int) -> Tensor:
+    """What is hidden at each place of "[CLS] x [SEP] …", else IGNORED: [examples, tokens]."""
+    labels = torch.full((len(examples), tokens), IGNORED)
     for row, example in zip(labels, examples, strict=True):
         row[1 : 1 + len(example.labels)] = torch.tensor(example.labels)
-    return inputs, labels.to(knowledge_encoder.device)
+    return labels

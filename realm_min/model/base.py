@@ -348,6 +348,10 @@ class Inputs(NamedTuple):
     position_ids: Tensor | None = None
     inputs_embeds: Tensor | None = None
 
+    def to(self, device: torch.device) -> Inputs:
+        """The same, on a device."""
+        return Inputs(*(None if tensor is None else tensor.to(device) for tensor in self))
+
 
 def checked_batch(config: RealmConfig, inputs: Inputs) -> Batch:
     """Refuse what the encoder cannot read; fill in what was left out.

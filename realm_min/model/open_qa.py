@@ -20,6 +20,7 @@ from ..ranks.distributed import World, world
 from ..search.mips import BlockIndex
 from ..search.sharded_index import KEY, ShardedBlockIndex
 from ..text.retriever import RealmRetriever
+from ..text.sequences import pad_to
 from . import ops
 from .base import Inputs, RealmModel, checked_batch
 from .bert import Kept, Run
@@ -403,12 +404,6 @@ def block_mask(inputs: Any) -> Tensor:
 def _searchable(x: Tensor) -> Tensor:
     """The search reads float32 and smaller; a float64 model searches rounded embeddings and scores with its own."""
     return x.float() if x.dtype == torch.float64 else x
-
-
-def pad_to(x: Tensor, tokens: int, value: int) -> Tensor:
-    """Pad [blocks, tokens] on the right, so that a short block still has room for the widest span."""
-    missing = tokens - x.shape[1]
-    return x if missing <= 0 else torch.cat([x, x.new_full((x.shape[0], missing), value)], 1)
 
 
 def whole_words(text: str, first: int, last: int) -> tuple[int, int]:

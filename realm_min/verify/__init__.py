@@ -25,8 +25,9 @@ import torch
 from ..config import RealmConfig
 from ..files import checkpoint as checkpoints
 from ..files.hub import resolve_folder
-from ..model.open_qa import block_mask, pad_to
+from ..model.open_qa import block_mask
 from ..text.retriever import BLOCK_RECORDS_FILE, RealmRetriever
+from ..text.sequences import pad_to
 from ..text.tokenizer import RealmTokenizer
 from ..textbook import spans
 from .known import compare_known, recognise_known
