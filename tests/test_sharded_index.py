@@ -64,7 +64,7 @@ def search_cases():
     done, wrong = 0, []
 
     # The database and shrinking would have the ranks draw differently.
-    @settings(deadline=None, derandomize=True, database=None, max_examples=15, phases=[Phase.generate],
+    @settings(deadline=None, derandomize=True, database=None, max_examples=10, phases=[Phase.generate],
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(cases())
     def run(case):
@@ -89,7 +89,7 @@ def search_cases():
 def test_results_are_those_of_one_index_to_the_bit():
     for size in EACH:
         for done, wrong in ranks.run(search_cases, size):
-            assert done >= 100 and wrong == []
+            assert done >= 60 and wrong == []
 
 
 def search_unevenly():

@@ -414,7 +414,8 @@ def test_every_backward_stands_below_its_forward():
         assert names[names.index(name) - 1] == name.removesuffix("_backward")
 
 
-def test_the_retriever_learns_from_masked_words_and_only_by_its_gradient(capsys):
+def test_the_retriever_learns_from_masked_words_and_only_by_its_gradient(monkeypatch, capsys):
+    monkeypatch.setattr(textbook_example, "COPY_STEPS", 60)
     runs = textbook_example.main(["--seed", "0", "--steps", "30"])
     learnt, control = runs[True], runs[False]
     assert [record.step for record in learnt] == [0, 10, 20, 30]
