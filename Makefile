@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 STAMPS := $(VENV)/stamps
+# Tests start a hundred processes: without bytecode each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 PINS    = $(shell test -e $(STAMPS)/oracle && echo constraints-oracle.txt || echo constraints.txt)
 
 .PHONY: demo learn test test-newest test-oldest test-kernels test-notebooks test-tf test-weights lint types format check-install lock notebooks \

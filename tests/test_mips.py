@@ -18,7 +18,7 @@ from realm_min.search.mips import BlockIndex, mips_topk
 
 # The plain function, an index as it is by torch's and by NumPy's products, and what is read of a compressed one.
 PATHS = ("function", "torch", "numpy", "bfloat16", "int8", "int8, its blocks")
-CASES = settings(deadline=None, derandomize=True, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+CASES = settings(deadline=None, derandomize=True, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 
 
 def index_of(path, blocks):

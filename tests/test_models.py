@@ -31,7 +31,7 @@ CONFIGS = {
     ),
     # All widths of BERT-base; its twelve layers are compared by `make verify-base`.
     "bert-base": dict(
-        num_hidden_layers=4, num_candidates=2, reader_beam_size=2, num_block_records=20, searcher_beam_size=5,
+        num_hidden_layers=2, num_candidates=2, reader_beam_size=2, num_block_records=20, searcher_beam_size=5,
     ),
 }  # fmt: skip
 
