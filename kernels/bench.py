@@ -350,8 +350,10 @@ def bench_spans(clock, measured, sizes, seed, progress) -> list[Row]:
         grad = torch.randn(blocks, count).to(device)
         plain = {name: weight.detach().clone() for name, weight in weights.items()}
         plain["output_weight"] = plain["output_weight"][0]
-        arguments = (*whole.chunk(2, -1), *plain.values())
-        options = dict(max_span_width=SPAN_WIDTH, eps=SPAN_EPS, block_mask=mask, relevance_score=relevance)
+        starts, ends = whole.chunk(2, -1)
+        inputs = spans.SpanInputs(
+            starts, ends, **plain, max_span_width=SPAN_WIDTH, eps=SPAN_EPS, block_mask=mask, relevance_score=relevance
+        )
 
         def eager(inputs, module=module, mask=mask, relevance=relevance):
             return module(inputs, mask)[0] + relevance[:, None]
@@ -379,14 +381,14 @@ def bench_spans(clock, measured, sizes, seed, progress) -> list[Row]:
             eager(leaf).backward(grad)
             return leaf.grad
 
-        def ours_both(arguments=arguments, options=options, grad=grad):
-            spans.span_logits(*arguments, **options)
-            return spans.span_logits_backward(grad, *arguments, **options)
+        def ours_both(inputs=inputs, grad=grad):
+            spans.span_logits(inputs)
+            return spans.span_logits_backward(grad, inputs)
 
         pairs = {
-            "forward": (eager_forward, functools.partial(spans.span_logits, *arguments, **options)),
-            "best span": (eager_best, functools.partial(spans.best_span, *arguments, **options)),
-            "backward": (eager_backward, functools.partial(spans.span_logits_backward, grad, *arguments, **options)),
+            "forward": (eager_forward, functools.partial(spans.span_logits, inputs)),
+            "best span": (eager_best, functools.partial(spans.best_span, inputs)),
+            "backward": (eager_backward, functools.partial(spans.span_logits_backward, grad, inputs)),
             "forward and backward": (eager_both, ours_both),
         }
         module.double()

@@ -21,7 +21,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from realm_min.model.spans import SpanOptions, check_arguments, choose_span, gradients_by_name, span_count
+from realm_min.model.spans import SpanInputs, check_spans, choose_span, gradients_by_name, span_count
 
 from .triton_language import knobs, tl, triton
 
@@ -227,91 +227,40 @@ def _gradients_kernel(
     tl.store(normed_sum_ptr + part, tl.sum(normed_sum, axis=0), mask=inside)
 
 
-def span_logits(
-    start_projection: Tensor,
-    end_projection: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    output_weight: Tensor,
-    output_bias: Tensor | float,
-    *,
-    max_span_width: int,
-    eps: float,
-    block_mask: Tensor | None = None,
-    relevance_score: Tensor | None = None,
-) -> Tensor:
+def span_logits(inputs: SpanInputs) -> Tensor:
     """`spans.span_logits` by the kernel above: float32 [B, spans]. The projections must not be float64."""
-    arguments = (start_projection, end_projection, norm_weight, norm_bias, output_weight, output_bias)
-    options = SpanOptions(
-        max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score
-    )
-    check_arguments(*arguments, **options)
-    _check(start_projection, max_span_width)
-    blocks, tokens, _ = start_projection.shape
-    logits = _empty(start_projection, blocks, span_count(tokens, max_span_width))
-    _launch_scores(LOGITS, logits, *arguments, **options)
+    _check(inputs)
+    blocks, tokens, _ = inputs.start_projection.shape
+    logits = _empty(inputs, blocks, span_count(tokens, inputs.max_span_width))
+    _launch_scores(LOGITS, logits, inputs)
     return logits  # [B, spans]
 
 
-def best_span(
-    start_projection: Tensor,
-    end_projection: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    output_weight: Tensor,
-    output_bias: Tensor | float,
-    *,
-    max_span_width: int,
-    eps: float,
-    block_mask: Tensor | None = None,
-    relevance_score: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def best_span(inputs: SpanInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`realm_min.model.spans.best_span` by the kernel above: (score, block, start, end), and no logits are stored."""
-    arguments = (start_projection, end_projection, norm_weight, norm_bias, output_weight, output_bias)
-    options = SpanOptions(
-        max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score
-    )
-    check_arguments(*arguments, **options)
-    _check(start_projection, max_span_width)
-    blocks, tokens, _ = start_projection.shape
+    _check(inputs)
+    blocks, tokens, _ = inputs.start_projection.shape
     programs = triton.cdiv(blocks * tokens, SCORES_TILE["BLOCK_T"])
-    scores = _empty(start_projection, programs)
+    scores = _empty(inputs, programs)
     places = torch.empty(2, programs, dtype=torch.int32, device=scores.device)
-    _launch_scores(BEST, scores, *arguments, **options, places=places)
-    return choose_span(scores, places[0], places[1], tokens, max_span_width)
+    _launch_scores(BEST, scores, inputs, places=places)
+    return choose_span(scores, places[0], places[1], tokens, inputs.max_span_width)
 
 
-def span_logits_backward(
-    grad_logits: Tensor,
-    start_projection: Tensor,
-    end_projection: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    output_weight: Tensor,
-    output_bias: Tensor | float,
-    *,
-    max_span_width: int,
-    eps: float,
-    block_mask: Tensor | None = None,
-    relevance_score: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """`realm_min.model.spans.span_logits_backward` by the two kernels above: gradients by argument name."""
-    arguments = (start_projection, end_projection, norm_weight, norm_bias, output_weight, output_bias)
-    options = SpanOptions(
-        max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score
-    )
-    check_arguments(*arguments, **options, grad_logits=grad_logits)
-    _check(start_projection, max_span_width)
-    blocks, tokens, hidden = start_projection.shape
-    coefficients = _empty(start_projection, 3, blocks, span_count(tokens, max_span_width))
+def span_logits_backward(grad_logits: Tensor, inputs: SpanInputs) -> dict[str, Tensor]:
+    """`realm_min.model.spans.span_logits_backward` by the two kernels above: gradients by input name."""
+    _check(inputs, grad_logits)
+    blocks, tokens, hidden = inputs.start_projection.shape
+    max_span_width = inputs.max_span_width
+    coefficients = _empty(inputs, 3, blocks, span_count(tokens, max_span_width))
     grad = grad_logits.float().contiguous()
-    _launch_scores(COEFFICIENTS, coefficients, *arguments, **options, grad=grad)
-    u = output_weight.float() * norm_weight.float()
-    start, end, units = _projections(start_projection, end_projection)
+    _launch_scores(COEFFICIENTS, coefficients, inputs, grad=grad)
+    u = inputs.output_weight.float() * inputs.norm_weight.float()
+    start, end, units = _projections(inputs)
     programs = triton.cdiv(blocks * tokens, GRADIENTS_TILE["BLOCK_T"])
     dstart = torch.empty(blocks, tokens, hidden, dtype=start.dtype, device=start.device)
     dend = torch.empty_like(dstart)
-    normed_sum = _empty(start, programs, hidden)
+    normed_sum = _empty(inputs, programs, hidden)
     with torch.cuda.device_of(start):
         _gradients_kernel[(programs, triton.cdiv(hidden, GRADIENTS_TILE["BLOCK_H"]))](
             start,
@@ -328,7 +277,7 @@ def span_logits_backward(
             **GRADIENTS_TILE,
             **OPTIONS,
         )
-    return gradients_by_name(dstart, dend, normed_sum.sum(0), grad, arguments, relevance_score)
+    return gradients_by_name(dstart, dend, normed_sum.sum(0), grad, inputs)
 
 
 def compile_variants():
@@ -364,23 +313,25 @@ def compile_variants():
         yield f"span gradients {dtype} UNIT={unit}", _gradients_kernel, signature, constexprs, OPTIONS
 
 
-def _check(start_projection: Tensor, max_span_width: int) -> None:
-    """Raise the error that names what the kernels cannot take, of arguments that fit together."""
-    if start_projection.dtype == torch.float64:
+def _check(inputs: SpanInputs, grad_logits: Tensor | None = None) -> None:
+    """Raise the error that names what does not fit together, or what the kernels cannot take."""
+    check_spans(inputs, grad_logits)
+    if inputs.start_projection.dtype == torch.float64:
         raise TypeError("the kernels compute in float32: give float64 projections to realm_min.model.spans")
-    if not (start_projection.is_cuda or INTERPRETED):
+    if not (inputs.start_projection.is_cuda or INTERPRETED):
         raise ValueError("the kernels need CUDA tensors: give CPU tensors to realm_min.model.spans")
-    blocks, tokens, _ = start_projection.shape
-    if span_count(tokens, max_span_width) >= 2**31:
-        raise ValueError(f"{tokens} tokens have 2**31 spans or more of max_span_width={max_span_width}: cut one")
+    tokens, widest = inputs.start_projection.shape[1], inputs.max_span_width
+    if span_count(tokens, widest) >= 2**31:
+        raise ValueError(f"{tokens} tokens have 2**31 spans or more of max_span_width={widest}: cut one")
 
 
-def _empty(like: Tensor, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device=like.device)
+def _empty(inputs: SpanInputs, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=inputs.start_projection.device)
 
 
-def _projections(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, dict[str, int]]:
+def _projections(inputs: SpanInputs) -> tuple[Tensor, Tensor, dict[str, int]]:
     """The projections as the kernels take them, copied only if they must be, and the kernels' size arguments."""
+    start, end = inputs.start_projection, inputs.end_projection
     taken = []
     for projection in (start, end):
         if projection.dtype not in (torch.float32, torch.bfloat16):
@@ -396,24 +347,9 @@ def _projections(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, dict[str, 
     return *taken, {f"{name}_units": size // unit for name, size in sizes.items()} | {"UNIT": unit}
 
 
-def _launch_scores(
-    mode,
-    out,
-    start_projection,
-    end_projection,
-    norm_weight,
-    norm_bias,
-    output_weight,
-    output_bias,
-    *,
-    max_span_width,
-    eps,
-    block_mask,
-    relevance_score,
-    places=None,
-    grad=None,
-):
-    start, end, units = _projections(start_projection, end_projection)
+def _launch_scores(mode, out, inputs, places=None, grad=None):
+    start, end, units = _projections(inputs)
+    mask, relevance = inputs.block_mask, inputs.relevance_score
     blocks, tokens, hidden = start.shape
     nothing = torch.zeros(1, dtype=torch.float32, device=start.device)  # where an argument is not read
     rows = blocks * tokens
@@ -421,22 +357,22 @@ def _launch_scores(
         _scores_kernel[(triton.cdiv(rows, SCORES_TILE["BLOCK_T"]),)](
             start,
             end,
-            norm_weight.float().contiguous(),
-            norm_bias.float().contiguous(),
-            output_weight.float().contiguous(),
-            torch.as_tensor(output_bias, dtype=torch.float32, device=start.device).reshape(1),
-            nothing.to(torch.bool) if block_mask is None else block_mask.contiguous(),
-            nothing if relevance_score is None else relevance_score.float().contiguous(),
+            inputs.norm_weight.float().contiguous(),
+            inputs.norm_bias.float().contiguous(),
+            inputs.output_weight.float().contiguous(),
+            torch.as_tensor(inputs.output_bias, dtype=torch.float32, device=start.device).reshape(1),
+            nothing.to(torch.bool) if mask is None else mask.contiguous(),
+            nothing if relevance is None else relevance.float().contiguous(),
             nothing if grad is None else grad,
             out,
             nothing.to(torch.int32) if places is None else places,
             rows,
             tokens,
-            min(tokens, max_span_width),
+            min(tokens, inputs.max_span_width),
             **units,
-            mask_rows=0 if block_mask is None else rows,
-            relevance_rows=0 if relevance_score is None else rows,
-            eps=eps,
+            mask_rows=0 if mask is None else rows,
+            relevance_rows=0 if relevance is None else rows,
+            eps=inputs.eps,
             MODE=mode,
             ONE_CHUNK=hidden <= SCORES_TILE["BLOCK_H"],
             **SCORES_TILE,

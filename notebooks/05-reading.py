@@ -27,7 +27,7 @@ from realm_min.model import ops
 from realm_min.model.base import Inputs
 from realm_min.model.open_qa import block_mask, spans_equal_to
 from realm_min.model.reader import marginal_log_loss, marginal_log_loss_gradient
-from realm_min.model.spans import fold_weights, span_candidates, span_count, span_logits
+from realm_min.model.spans import SpanInputs, fold_weights, span_candidates, span_count, span_logits
 from realm_min.verify.differences import central_difference
 
 torch.set_num_threads(2)
@@ -150,7 +150,8 @@ three_sums = (sum_uh - mean * u.sum()) / (variance + eps).sqrt() + v @ beta + c
 
 weights = (gamma, beta, v, c)
 options = dict(max_span_width=config.max_span_width, eps=eps)
-ours = span_logits(S[:1], E[:1], *weights, **options)[0]
+scored = SpanInputs(S[:1], E[:1], *weights, **options)
+ours = span_logits(scored)[0]
 for name, logit in (("three sums", three_sums), ("spans.py", ours)):
     print(f"{name} against the naive way, largest difference below 1e-12:", np.abs(logit.numpy() - naive).max() < 1e-12)
 print(f"h of these {beam} blocks in float32: {beam * h.numel() * 4 / 1e6:.0f} MB, their logits: ", end="")
@@ -174,7 +175,7 @@ for offset in offsets:
     mean = moved.mean(1)
     variance = ((moved * moved).mean(1) - mean**2).clamp(min=0)
     of_sums = (moved @ u.float() - mean * u.float().sum()) / (variance + eps).sqrt() + float(v @ beta + c)
-    u_tilde, constant = fold_weights(*weights, torch.float32)
+    u_tilde, constant = fold_weights(scored, torch.float32)
     centred = moved - mean[:, None]
     of_centred = centred @ u_tilde / ((centred * centred).mean(1) + eps).sqrt() + constant
     spread = exact.std()
@@ -407,7 +408,7 @@ print("L_retr is marginal_log_loss:", same)
 # $\varepsilon$ = 0.001 counts.
 #
 # ```python
-# scaled = span_logits(10 * S[:1], 10 * E[:1], *weights, **options)[0]
+# scaled = span_logits(SpanInputs(10 * S[:1], 10 * E[:1], *weights, **options))[0]
 # print((scaled - ours).abs().max() / ours.std())
 # ```
 # </details>

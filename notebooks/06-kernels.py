@@ -288,7 +288,7 @@ def naive_spans(S: torch.Tensor, E: torch.Tensor) -> torch.Tensor:
     return normed @ v + c
 
 
-ours = spans.span_logits(S, E, *weights, **options)  # [B, spans]
+ours = spans.span_logits(spans.SpanInputs(S, E, *weights, **options))  # [B, spans]
 print("spans.py and the naive way agree to 1e-4:", torch.allclose(naive_spans(S, E), ours, atol=1e-4))
 
 # %% [markdown]
@@ -327,7 +327,7 @@ contenders = {
     "search, BlockIndex float32": lambda: index.search(asked, 5),
     "search, BlockIndex int8": lambda: compressed.search(asked, 5),
     "span logits, naive": lambda: naive_spans(S, E),
-    "span logits, spans.py": lambda: spans.span_logits(S, E, *weights, **options),
+    "span logits, spans.py": lambda: spans.span_logits(spans.SpanInputs(S, E, *weights, **options)),
 }
 best = dict.fromkeys(contenders, float("inf"))
 for _ in range(7):
@@ -446,7 +446,8 @@ plt.show()
 few_S, few_E = S[:2, :24].contiguous(), E[:2, :24].contiguous()
 few_options = options | dict(block_mask=torch.ones(2, 24, dtype=torch.bool), relevance_score=torch.tensor([0.5, -0.5]))
 few_options["block_mask"][:, :3] = False  # the question
-logits = span_kernels.span_logits(few_S, few_E, *weights, **few_options)  # [2, spans]
+few_inputs = spans.SpanInputs(few_S, few_E, *weights, **few_options)
+logits = span_kernels.span_logits(few_inputs)  # [2, spans]
 allowed, relevance = few_options["block_mask"].numpy(), few_options["relevance_score"].double().numpy()
 in_float64 = {name: tensor.double().numpy() for name, tensor in model.reader.state_dict().items()}
 projections = torch.cat([few_S, few_E], 2).double().numpy()  # [2, tokens, 2 * span hidden]
@@ -460,14 +461,14 @@ true_logits = by_the_book(projections)  # [2, spans]
 inside = true_logits > -1e30
 print("logits against the book, to 1e-5:", np.allclose(logits.numpy()[inside], true_logits[inside], atol=1e-5))
 
-score, block, start, end = span_kernels.best_span(few_S, few_E, *weights, **few_options)
+score, block, start, end = span_kernels.best_span(few_inputs)
 true_block, true_span = np.unravel_index(true_logits.argmax(), true_logits.shape)
 true_place = [true_block, *textbook.spans(24, model.config.max_span_width)[:, true_span]]
 print(f"best span: block {block}, tokens {start}..{end};", end=" ")
 print("the book's:", [block, start, end] == true_place, abs(float(score) - true_logits.max()) < 1e-5)
 
 dlogits = torch.randn(logits.shape)
-gradients = span_kernels.span_logits_backward(dlogits, few_S, few_E, *weights, **few_options)
+gradients = span_kernels.span_logits_backward(dlogits, few_inputs)
 column = [0, slice(None), 7]  # S of one hidden unit, for the finite differences
 
 

@@ -186,7 +186,8 @@ def unwrapped(value: Any) -> Any:
     if isinstance(value, mips_topk.mips.Codes):
         return type(value)(*(held(getattr(value, name)) for name in value.__dataclass_fields__))
     if isinstance(value, tuple):
-        return tuple(unwrapped(part) for part in value)
+        parts = [unwrapped(part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     return {key: unwrapped(part) for key, part in value.items()} if isinstance(value, dict) else held(value)
 
 

@@ -14,16 +14,15 @@ SLACK = 15  # lines by which something may be below its number before the number
 # Lines, blank and comment lines included.
 BUDGETS = {"textbook.py": 450, "model": 2000, "learn": 1100, "kernels": 800}
 ABOVE_BUDGET = {
-    "kernels": 830,
     "learn": 1162,
-    "model": 3147,
+    "model": 3073,
 }
 LARGEST_FILE = 500
 ABOVE_LARGEST_FILE: dict[str, int] = {
-    "kernels.bench": 700,
+    "kernels.bench": 702,
     "search.mips": 656,
     "text.tokenizer_base": 592,
-    "verify.paths": 541,
+    "verify.paths": 530,
 }
 LONGEST_FUNCTION = 40
 ABOVE_LONGEST_FUNCTION: dict[str, int] = {
@@ -51,8 +50,6 @@ ABOVE_LONGEST_FUNCTION: dict[str, int] = {
     "model.parameters:allocate": 55,
     "model.reader:RealmReader.forward": 54,
     "model.scorer:RealmScorer.forward": 55,
-    "model.spans:check_arguments": 48,
-    "model.spans:span_logits_backward": 46,
     "ranks.distributed:join": 47,
     "search.mips:_rescore": 44,
     "search.mips:compress": 41,
@@ -74,11 +71,6 @@ ABOVE_MOST_PARAMETERS: dict[str, int] = {
     "jobs.runs:_pretrain": 10,
     "jobs.runs:finetune": 11,
     "jobs.runs:pretrain": 14,
-    "model.spans:_logits_by_piece": 10,
-    "model.spans:best_span": 10,
-    "model.spans:check_arguments": 11,
-    "model.spans:span_logits": 10,
-    "model.spans:span_logits_backward": 11,
     "search.mips:_rescore": 9,
     "text.tokenizer:RealmTokenizer.__init__": 11,
     "text.tokenizer:RealmTokenizerFast.__init__": 10,

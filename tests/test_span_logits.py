@@ -14,6 +14,7 @@ from realm_min.kernels import span_logits as kernels
 
 from realm_min import RealmConfig, textbook
 from realm_min.model import spans
+from realm_min.model.spans import SpanInputs
 
 PATHS = [pytest.param(spans, id="torch"), pytest.param(kernels, id="triton")]
 MIN = float(torch.finfo(torch.float32).min)
@@ -120,14 +121,14 @@ def test_logits_are_the_books_and_the_best_span_is_theirs(case):
     tokens = arguments[0].shape[1]
     starts, ends = spans.span_candidates(tokens, options["max_span_width"])
     for path in (spans, kernels):
-        logits = path.span_logits(*arguments, **options)
+        logits = path.span_logits(SpanInputs(*arguments, **options))
         assert logits.dtype == torch.float32 and logits.shape == expected.shape
         ours = logits.double().numpy()
         exact = (expected == MIN) | np.isinf(expected)
         assert np.array_equal(ours[exact], expected[exact])
         assert (np.abs(ours[~exact] - expected[~exact]) <= allowed[~exact]).all()
 
-        score, block, start, end = path.best_span(*arguments, **options)
+        score, block, start, end = path.best_span(SpanInputs(*arguments, **options))
         candidate = logits.amax(0).argmax()  # as transformers chooses, block and candidate each on its own
         assert (score, block, start, end) == (logits.max(), logits.amax(1).argmax(), starts[candidate], ends[candidate])
         assert spans.span_candidate(start, end, tokens) == candidate
@@ -144,7 +145,7 @@ def test_gradients_equal_autograd_in_float64(case, seed):
     grad = torch.from_numpy(np.random.default_rng(seed).standard_normal((blocks, spans_)).astype(np.float32))
     expected, magnitude = autograd_gradients(grad, arguments, options)
     for path in (spans, kernels):
-        grads = path.span_logits_backward(grad, *arguments, **options)
+        grads = path.span_logits_backward(grad, SpanInputs(*arguments, **options))
         assert grads.keys() == expected.keys()
         for name, gradient in grads.items():
             argument = dict(zip(ARGUMENTS, arguments, strict=True)).get(name, options.get(name))
@@ -197,7 +198,7 @@ def test_gradients_are_the_books(path, shape):
     dlogits = np.random.default_rng(3).standard_normal(logits.shape).astype(np.float32)
     g = {name: np.zeros_like(array) for name, array in p.items()}
     expected = np.split(textbook.score_spans_backward(dlogits.astype(np.float64), kept, g), 2, axis=2)
-    found = path.span_logits_backward(torch.from_numpy(dlogits), *arguments, **options)
+    found = path.span_logits_backward(torch.from_numpy(dlogits), SpanInputs(*arguments, **options))
     for name, gradient in zip(ARGUMENTS, (*expected, *g.values()), strict=True):
         gradient = gradient.reshape(found[name].shape)
         np.testing.assert_allclose(found[name], gradient, rtol=1e-4, atol=1e-5 * np.abs(gradient).max(), err_msg=name)
@@ -211,13 +212,13 @@ def test_equal_spans_get_equal_bits_and_ties_fall_as_in_transformers(path):
     start[0] -= 1.0
     weights = (torch.randn(300), torch.randn(300), torch.randn(300), torch.zeros(1))
     options = dict(max_span_width=3, eps=1e-3)
-    logits = path.span_logits(start, end, *weights, **options)
+    logits = path.span_logits(SpanInputs(start, end, *weights, **options))
     assert torch.equal(logits[1], logits[2])
     for width in range(3):
         first = spans.span_count(20, width) if width else 0
         of_width = logits[1, first : first + 20 - width]
         assert torch.equal(of_width[4:], of_width[:-4])
-    score, block, first, last = path.best_span(start, end, *weights, **options)
+    score, block, first, last = path.best_span(SpanInputs(start, end, *weights, **options))
     candidate = logits.amax(0).argmax()
     assert score == logits.max() and block == logits.amax(1).argmax()
     assert spans.span_candidate(first, last, 20) == candidate
@@ -228,7 +229,7 @@ def test_block_and_span_are_chosen_each_on_its_own(path):
     # Both blocks reach the best score: block 0 at its last token, block 1 at its first. As transformers: (0, token 0).
     start = torch.tensor([[[0.0, 0.0], [0.0, 0.0], [2.0, 0.0]], [[2.0, 0.0], [0.0, 0.0], [0.0, 0.0]]])
     arguments = (start, torch.zeros(2, 3, 2), torch.ones(2), torch.zeros(2), torch.tensor([1.0, -1.0]), 0.0)
-    score, block, first, last = path.best_span(*arguments, max_span_width=1, eps=1e-3)
+    score, block, first, last = path.best_span(SpanInputs(*arguments, max_span_width=1, eps=1e-3))
     assert (int(block), int(first), int(last)) == (0, 0, 0)
     assert float(score) == pytest.approx(2 / (1 + 1e-3) ** 0.5, abs=1e-6)
 
@@ -243,8 +244,8 @@ def test_all_masked_blocks_give_the_minimum_and_the_first_span(path, relevance):
         block_mask=torch.zeros(2, 5, dtype=torch.bool),
         relevance_score=torch.full((2,), relevance),
     )
-    assert (path.span_logits(*arguments, **options) == MIN + relevance).all()
-    assert [float(value) for value in path.best_span(*arguments, **options)] == [MIN + relevance, 0, 0, 0]
+    assert (path.span_logits(SpanInputs(*arguments, **options)) == MIN + relevance).all()
+    assert [float(value) for value in path.best_span(SpanInputs(*arguments, **options))] == [MIN + relevance, 0, 0, 0]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -254,7 +255,7 @@ def test_constant_and_offset_rows_do_not_cancel(path):
     wave = torch.where(torch.arange(hidden) % 2 == 0, 0.5, -0.5)
     start = (4096 + torch.stack([wave, torch.zeros(hidden)]))[None]
     arguments = (start, torch.zeros(1, 2, hidden), torch.ones(hidden), torch.zeros(hidden), wave, 0.25)
-    logits = path.span_logits(*arguments, max_span_width=1, eps=1e-6)
+    logits = path.span_logits(SpanInputs(*arguments, max_span_width=1, eps=1e-6))
     # The first row: Σ wave² / sqrt(0.25 + eps). The second has no variance: the output bias alone, exactly.
     assert float(logits[0, 0]) == pytest.approx(hidden * 0.25 / (0.25 + 1e-6) ** 0.5 + 0.25, rel=1e-6)
     assert float(logits[0, 1]) == 0.25
@@ -268,7 +269,8 @@ def test_halves_of_one_projection_are_read_where_they_are(path):
     turned = [half.transpose(0, 1).contiguous().transpose(0, 1) for half in halves]
     for start, end in (halves, turned):
         assert torch.equal(
-            path.span_logits(start, end, *arguments[2:], **options), path.span_logits(*arguments, **options)
+            path.span_logits(SpanInputs(start, end, *arguments[2:], **options)),
+            path.span_logits(SpanInputs(*arguments, **options)),
         )
 
 
@@ -277,9 +279,9 @@ def test_each_launch_is_on_the_device_of_its_tensors(monkeypatch):
     arguments, options = make_case((1, 3, 8, 2), 7, torch.float32, "normal")
     named = []
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext(named.append(tensor.shape)))
-    logits = kernels.span_logits(*arguments, **options)
-    kernels.best_span(*arguments, **options)
-    kernels.span_logits_backward(torch.ones_like(logits), *arguments, **options)
+    logits = kernels.span_logits(SpanInputs(*arguments, **options))
+    kernels.best_span(SpanInputs(*arguments, **options))
+    kernels.span_logits_backward(torch.ones_like(logits), SpanInputs(*arguments, **options))
     assert named == [(1, 3, 8)] * 4
 
 
@@ -287,32 +289,32 @@ def test_each_launch_is_on_the_device_of_its_tensors(monkeypatch):
 def test_the_same_inputs_give_the_same_bits(path):
     arguments, options = make_case((3, 9, 40, 4), 11, torch.float32, "normal")
     grad = torch.randn(3, spans.span_count(9, 4), generator=torch.Generator().manual_seed(0))
-    once, again = (path.span_logits_backward(grad, *arguments, **options) for _ in range(2))
+    once, again = (path.span_logits_backward(grad, SpanInputs(*arguments, **options)) for _ in range(2))
     assert all(torch.equal(once[name], again[name]) for name in once)
 
 
 def test_float64_keeps_its_precision_on_the_torch_path():
     arguments, options = make_case((2, 7, 33, 4), 2, torch.float64, "normal")
     arguments = tuple(argument.double() for argument in arguments)
-    logits = spans.span_logits(*arguments, max_span_width=4, eps=1e-3)
+    logits = spans.span_logits(SpanInputs(*arguments, max_span_width=4, eps=1e-3))
     assert logits.dtype == torch.float64
     book = of_the_book(arguments, dict(max_span_width=4, eps=1e-3, block_mask=None))
     expected, _ = textbook.score_spans(*book)
     np.testing.assert_allclose(logits.numpy(), expected, rtol=1e-12, atol=1e-12)
     with pytest.raises(TypeError, match="float32"):
-        kernels.span_logits(*arguments, **options)
+        kernels.span_logits(SpanInputs(*arguments, **options))
 
 
 def test_pieces_of_blocks_join(monkeypatch):
     arguments, options = make_case((3, 9, 24, 4), 13, torch.float32, "normal")
     grad = torch.randn(3, spans.span_count(9, 4), generator=torch.Generator().manual_seed(0))
-    whole = spans.span_logits(*arguments, **options)
-    whole_best = spans.best_span(*arguments, **options)
-    whole_grads = spans.span_logits_backward(grad, *arguments, **options)
+    whole = spans.span_logits(SpanInputs(*arguments, **options))
+    whole_best = spans.best_span(SpanInputs(*arguments, **options))
+    whole_grads = spans.span_logits_backward(grad, SpanInputs(*arguments, **options))
     monkeypatch.setattr(spans, "PIECE_ELEMENTS", 2 * 9 * 24)
-    assert torch.equal(spans.span_logits(*arguments, **options), whole)
-    assert spans.best_span(*arguments, **options) == whole_best
-    for name, gradient in spans.span_logits_backward(grad, *arguments, **options).items():
+    assert torch.equal(spans.span_logits(SpanInputs(*arguments, **options)), whole)
+    assert spans.best_span(SpanInputs(*arguments, **options)) == whole_best
+    for name, gradient in spans.span_logits_backward(grad, SpanInputs(*arguments, **options)).items():
         torch.testing.assert_close(gradient, whole_grads[name], rtol=1e-5, atol=1e-5)
 
 
@@ -342,7 +344,7 @@ def test_bad_options_are_named(path, change, error, words):
     arguments, _ = make_case((2, 3, 4, 2), 0, torch.float32, "normal")
     for function in (path.span_logits, path.best_span):
         with pytest.raises(error, match=words):
-            function(*arguments, **(dict(max_span_width=2, eps=1e-3) | change))
+            function(SpanInputs(*arguments, **(dict(max_span_width=2, eps=1e-3) | change)))
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -350,23 +352,23 @@ def test_bad_tensors_are_named(path):
     (start, end, *weights), _ = make_case((2, 3, 4, 2), 0, torch.float32, "normal")
     options = dict(max_span_width=2, eps=1e-3)
     with pytest.raises(ValueError, match=r"end_projection must have shape \[2, 3, 4\]: got \[2, 2, 4\]"):
-        path.span_logits(start, end[:, :2], *weights, **options)
+        path.span_logits(SpanInputs(start, end[:, :2], *weights, **options))
     with pytest.raises(TypeError, match="dtypes differ"):
-        path.span_logits(start, end.double(), *weights, **options)
+        path.span_logits(SpanInputs(start, end.double(), *weights, **options))
     with pytest.raises(ValueError, match="none of them 0"):
-        path.best_span(start[:0], end[:0], *weights, **options)
+        path.best_span(SpanInputs(start[:0], end[:0], *weights, **options))
     with pytest.raises(TypeError, match="floating point"):
-        path.span_logits(start.nan_to_num(0, 0, 0).int(), end.int(), *weights, **options)
+        path.span_logits(SpanInputs(start.nan_to_num(0, 0, 0).int(), end.int(), *weights, **options))
     with pytest.raises(ValueError, match=r"grad_logits must have shape \[2, 5\]"):
-        path.span_logits_backward(torch.zeros(2, 6), start, end, *weights, **options)
+        path.span_logits_backward(torch.zeros(2, 6), SpanInputs(start, end, *weights, **options))
     with pytest.raises(ValueError, match="output_bias must hold one number"):
-        path.span_logits(start, end, *weights[:3], torch.zeros(2), **options)
+        path.span_logits(SpanInputs(start, end, *weights[:3], torch.zeros(2), **options))
     with pytest.raises(ValueError, match="output_weight is on meta"):
-        path.span_logits(start, end, *weights[:2], weights[2].to("meta"), weights[3], **options)
+        path.span_logits(SpanInputs(start, end, *weights[:2], weights[2].to("meta"), weights[3], **options))
 
 
 def test_the_kernels_refuse_cpu_tensors_when_not_interpreted(monkeypatch):
     monkeypatch.setattr(kernels, "INTERPRETED", False)
     arguments, options = make_case((1, 3, 4, 2), 0, torch.float32, "normal")
     with pytest.raises(ValueError, match="CUDA"):
-        kernels.span_logits(*arguments, **options)
+        kernels.span_logits(SpanInputs(*arguments, **options))

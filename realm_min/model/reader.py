@@ -17,7 +17,7 @@ from .base import Inputs, RealmModel, checked_batch
 from .bert import PLAIN, Batch, Encoded, Kept, Run, bert, bert_backward, linear, linear_backward
 from .outputs import RealmReaderOutput
 from .parameters import Parameters, Shapes, bert_shapes, linear_shapes, mlm_head_shapes, norm_shapes
-from .spans import SpanOptions, span_candidates, span_logits, span_logits_backward
+from .spans import SpanInputs, span_candidates, span_logits, span_logits_backward
 
 
 def read(
@@ -37,23 +37,15 @@ def read(
     encoded, kept_bert = bert(p, config, batch, "tokens" if padding_is_read else "unpadded", run)
     beam, tokens, hidden = encoded.hidden.shape
     projections, kept_in = linear(p, "qa_outputs.dense_intermediate", encoded.hidden.reshape(-1, hidden))
-    starts, ends = projections.view(beam, tokens, -1).chunk(2, dim=2)  # [beam, tokens, span hidden] each
-    arguments = (
-        starts, ends, p["qa_outputs.layer_normalization.weight"], p["qa_outputs.layer_normalization.bias"],
-        p["qa_outputs.dense_output.weight"][0], p["qa_outputs.dense_output.bias"],
-    )  # fmt: skip
-    options = SpanOptions(
-        max_span_width=config.max_span_width, eps=config.reader_layer_norm_eps, block_mask=in_block.bool(),
-        relevance_score=relevance,
-    )  # fmt: skip
-    scores = span_logits(*arguments, **options)
-    return (scores, encoded), (kept_bert, kept_in, arguments, options, encoded.hidden.shape) if run.keep else None
+    inputs = span_inputs(p, config, projections.view(beam, tokens, -1), in_block.bool(), relevance)
+    scores = span_logits(inputs)
+    return (scores, encoded), (kept_bert, kept_in, inputs, encoded.hidden.shape) if run.keep else None
 
 
 def read_backward(dy: Tensor, kept: Kept, grads: Parameters) -> tuple[Tensor, Tensor]:
     """∂loss/∂relevance [beam] and ∂loss/∂inputs_embeds [beam, tokens, hidden] from that of the scores [beam, spans]."""
-    kept_bert, kept_in, arguments, options, shape = kept
-    found = span_logits_backward(dy, *arguments, **options)
+    kept_bert, kept_in, inputs, shape = kept
+    found = span_logits_backward(dy, inputs)
     grads["qa_outputs.layer_normalization.weight"] += found["norm_weight"]
     grads["qa_outputs.layer_normalization.bias"] += found["norm_bias"]
     grads["qa_outputs.dense_output.weight"][0] += found["output_weight"]
@@ -61,6 +53,18 @@ def read_backward(dy: Tensor, kept: Kept, grads: Parameters) -> tuple[Tensor, Te
     dprojections = torch.cat([found["start_projection"], found["end_projection"]], 2).flatten(0, 1)
     dhidden = linear_backward(dprojections, kept_in, grads).view(shape)
     return found["relevance_score"], bert_backward(dhidden, kept_bert, grads)
+
+
+def span_inputs(
+    p: Parameters, config: RealmConfig, projections: Tensor, in_block: Tensor, relevance: Tensor | None = None
+) -> SpanInputs:
+    """What spans are scored by: projections [beam, tokens, 2 * span hidden], the starts' half first."""
+    starts, ends = projections.chunk(2, dim=2)  # [beam, tokens, span hidden] each
+    return SpanInputs(
+        starts, ends, p["qa_outputs.layer_normalization.weight"], p["qa_outputs.layer_normalization.bias"],
+        p["qa_outputs.dense_output.weight"][0], p["qa_outputs.dense_output.bias"],
+        config.max_span_width, config.reader_layer_norm_eps, in_block, relevance,
+    )  # fmt: skip
 
 
 class RealmReader(RealmModel):

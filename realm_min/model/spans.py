@@ -25,7 +25,7 @@ so that ties are true ties. In shapes: B blocks, T tokens, H hidden.
 """
 
 from collections.abc import Iterator
-from typing import TypedDict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,13 +33,29 @@ from torch import Tensor
 PIECE_ELEMENTS = 2**19  # floats of one width's h held at a time: 2 MB, about one second-level cache
 
 
-class SpanOptions(TypedDict):
-    """The arguments of `span_logits` that are given by name; see there."""
+class SpanInputs(NamedTuple):
+    """What spans are scored by. The projections are bfloat16, float16, float32 or, on a CPU, float64."""
 
-    max_span_width: int
-    eps: float
-    block_mask: Tensor | None
-    relevance_score: Tensor | None
+    start_projection: Tensor  # [B, T, H]
+    end_projection: Tensor  # [B, T, H], of the same dtype
+    norm_weight: Tensor  # [H]
+    norm_bias: Tensor  # [H]
+    output_weight: Tensor  # [H]
+    output_bias: Tensor | float  # a number, or a tensor of one element
+    max_span_width: int  # tokens in the widest span; widths above T have no spans
+    eps: float  # the LayerNorm's epsilon, above 0
+    block_mask: Tensor | None = None  # bool [B, T], True where a span may begin or end; None for everywhere
+    relevance_score: Tensor | None = None  # [B], added to every logit of its block; None for 0
+
+    @property
+    def on_kernels(self) -> bool:
+        """Whether the Triton kernels have to score them: they are a GPU's, and not float64."""
+        return self.start_projection.is_cuda and self.start_projection.dtype != torch.float64
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the logits: half-precision projections are accumulated in float32."""
+        return torch.float64 if self.start_projection.dtype == torch.float64 else torch.float32
 
 
 def span_candidates(tokens: int, max_span_width: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -62,87 +78,47 @@ def span_count(tokens: int, max_span_width: int) -> int:
     return widths * tokens - widths * (widths - 1) // 2
 
 
-def span_logits(
-    start_projection: Tensor,
-    end_projection: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    output_weight: Tensor,
-    output_bias: Tensor | float,
-    *,
-    max_span_width: int,
-    eps: float,
-    block_mask: Tensor | None = None,
-    relevance_score: Tensor | None = None,
-) -> Tensor:
+def span_logits(inputs: SpanInputs) -> Tensor:
     """Logits of all spans, [B, spans], spans in the order of `span_candidates`.
 
-    start_projection, end_projection: [B, T, H] of one dtype: bfloat16, float16, float32 or, on a CPU, float64
-    norm_weight, norm_bias, output_weight: [H]; output_bias: a number or a tensor of one element
-    max_span_width: tokens in the widest span; widths above T have no spans
-    eps: the LayerNorm's epsilon, above 0
-    block_mask: bool [B, T], True where a span may begin or end; None for everywhere
-    relevance_score: [B], added to every logit of its block; None for 0
-
-    The logits are float64 for float64 projections, else float32: half-precision inputs are accumulated in float32.
-    Where a span is masked the minimum of that dtype is added. Raises ValueError or TypeError for arguments that do not
-    fit together.
+    They are float64 for float64 projections, else float32. Where a span is masked the minimum of that dtype is added.
+    Raises ValueError or TypeError for inputs that do not fit together.
     """
-    arguments = (start_projection, end_projection, norm_weight, norm_bias, output_weight, output_bias)
-    options = SpanOptions(
-        max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score
-    )
-    check_arguments(*arguments, **options)
-    if start_projection.is_cuda and start_projection.dtype != torch.float64:
+    check_spans(inputs)
+    if inputs.on_kernels:
         from realm_min.kernels import span_logits as kernels
 
-        return kernels.span_logits(*arguments, **options)
-    blocks, tokens, _ = start_projection.shape
-    logits = start_projection.new_empty(blocks, span_count(tokens, max_span_width), dtype=_dtype(start_projection))
-    for rows, width, first, piece in _logits_by_piece(*arguments, **options):
+        return kernels.span_logits(inputs)
+    blocks, tokens, _ = inputs.start_projection.shape
+    logits = inputs.start_projection.new_empty(blocks, span_count(tokens, inputs.max_span_width), dtype=inputs.dtype)
+    for rows, width, first, piece in _logits_by_piece(inputs):
         logits[rows, first : first + tokens - width] = piece
     return logits  # [B, spans]
 
 
-def best_span(
-    start_projection: Tensor,
-    end_projection: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    output_weight: Tensor,
-    output_bias: Tensor | float,
-    *,
-    max_span_width: int,
-    eps: float,
-    block_mask: Tensor | None = None,
-    relevance_score: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The best span of all blocks as (score, block, start, end), storing no logits; arguments as in `span_logits`.
+def best_span(inputs: SpanInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The best span of all blocks as (score, block, start, end), storing no logits.
 
     score: float32, or float64 for float64 projections, []; block, start, end: int64 []. Ties fall as in transformers,
     which chooses block and span each on its own: block is the first that holds the best score, and start..end the first
     span in the order of `span_candidates` that has the best score in any block. `span_candidate` gives its index.
     Scores that are NaN do not count.
     """
-    arguments = (start_projection, end_projection, norm_weight, norm_bias, output_weight, output_bias)
-    options = SpanOptions(
-        max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score
-    )
-    check_arguments(*arguments, **options)
-    if start_projection.is_cuda and start_projection.dtype != torch.float64:
+    check_spans(inputs)
+    if inputs.on_kernels:
         from realm_min.kernels import span_logits as kernels
 
-        return kernels.best_span(*arguments, **options)
-    blocks, tokens, _ = start_projection.shape
-    scores = start_projection.new_full((blocks,), -torch.inf, dtype=_dtype(start_projection))  # [B], each block's best
+        return kernels.best_span(inputs)
+    blocks, tokens, _ = inputs.start_projection.shape
+    scores = inputs.start_projection.new_full((blocks,), -torch.inf, dtype=inputs.dtype)  # [B], each block's best
     candidates = torch.zeros(blocks, dtype=torch.int64, device=scores.device)  # [B], the first span that has it
-    for rows, _width, first, piece in _logits_by_piece(*arguments, **options):
+    for rows, _width, first, piece in _logits_by_piece(inputs):
         position = piece.argmax(1)
         score = piece.gather(1, position[:, None])[:, 0]
         better = score > scores[rows]  # an equal score of a wider span comes later: the first stays
         scores[rows] = torch.where(better, score, scores[rows])
         candidates[rows] = torch.where(better, first + position, candidates[rows])
-    return choose_span(scores, torch.arange(blocks, device=scores.device), candidates, tokens, max_span_width)
+    return choose_span(scores, torch.arange(blocks, device=scores.device), candidates, tokens, inputs.max_span_width)
 
 
 def choose_span(
@@ -161,131 +137,95 @@ def choose_span(
     return score, block, start, start + width
 
 
-def span_logits_backward(
-    grad_logits: Tensor,
-    start_projection: Tensor,
-    end_projection: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    output_weight: Tensor,
-    output_bias: Tensor | float,
-    *,
-    max_span_width: int,
-    eps: float,
-    block_mask: Tensor | None = None,
-    relevance_score: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """Gradients of `span_logits` by argument name, for grad_logits [B, spans] = ∂loss/∂logits; h is computed again.
+def span_logits_backward(grad_logits: Tensor, inputs: SpanInputs) -> dict[str, Tensor]:
+    """Gradients of `span_logits` by input name, for grad_logits [B, spans] = ∂loss/∂logits; h is computed again.
 
-    Each gradient has its argument's shape and dtype; "relevance_score" is there where that argument is given. The mask
-    is a constant that is added, so it changes no gradient. The same inputs give the same bits.
+    Each gradient has its input's shape and dtype; "relevance_score" is there where that is given. The mask is a
+    constant that is added, so it changes no gradient. The same inputs give the same bits.
     """
-    arguments = (start_projection, end_projection, norm_weight, norm_bias, output_weight, output_bias)
-    options = SpanOptions(
-        max_span_width=max_span_width, eps=eps, block_mask=block_mask, relevance_score=relevance_score
-    )
-    check_arguments(*arguments, **options, grad_logits=grad_logits)
-    if start_projection.is_cuda and start_projection.dtype != torch.float64:
+    check_spans(inputs, grad_logits)
+    if inputs.on_kernels:
         from realm_min.kernels import span_logits as kernels
 
-        return kernels.span_logits_backward(grad_logits, *arguments, **options)
-    blocks, tokens, hidden = start_projection.shape
-    dtype = _dtype(start_projection)
-    u, _ = fold_weights(norm_weight, norm_bias, output_weight, output_bias, dtype)
-    dstart = start_projection.new_zeros(blocks, tokens, hidden, dtype=dtype)
+        return kernels.span_logits_backward(grad_logits, inputs)
+    blocks, tokens, hidden = inputs.start_projection.shape
+    dtype = inputs.dtype
+    u, _ = fold_weights(inputs, dtype)
+    dstart = inputs.start_projection.new_zeros(blocks, tokens, hidden, dtype=dtype)
     dend = torch.zeros_like(dstart)
     normed_sum = dstart.new_zeros(hidden)  # A
     positive = dstart.new_empty(0)
-    for rows, width, first, h in _hidden_by_piece(start_projection, end_projection, max_span_width):
+    for rows, width, first, h in _hidden_by_piece(inputs):
         g = grad_logits[rows, first : first + tokens - width].to(dtype)[..., None]  # [rows, tokens, 1]
         positive = torch.sign(h, out=positive.resize_(h.shape))  # 1 where h > 0, else 0
         h.sub_(h.sum(-1, keepdim=True) / hidden)
-        r = _inverse_deviation(h, eps)[..., None]
+        r = _inverse_deviation(h, inputs.eps)[..., None]
         n = (h @ u)[..., None]
         normed_sum += (g * r).flatten() @ h.flatten(0, 1)
         dh = h.mul_(g * r.pow(3) * n / -hidden).addcmul_(g * r, u).mul_(positive)  # [rows, tokens, hidden]
         dstart[rows, : tokens - width] += dh
         dend[rows, width:] += dh
-    return gradients_by_name(dstart, dend, normed_sum, grad_logits, arguments, relevance_score)
+    return gradients_by_name(dstart, dend, normed_sum, grad_logits, inputs)
 
 
 def gradients_by_name(
-    dstart: Tensor,
-    dend: Tensor,
-    normed_sum: Tensor,
-    grad_logits: Tensor,
-    arguments: tuple,
-    relevance_score: Tensor | None,
+    dstart: Tensor, dend: Tensor, normed_sum: Tensor, grad_logits: Tensor, inputs: SpanInputs
 ) -> dict[str, Tensor]:
     """The dict of `span_logits_backward` from the two projections' gradients [B, T, H] and A [H] (module head)."""
-    start_projection, end_projection, norm_weight, norm_bias, output_weight, output_bias = arguments
     dtype = normed_sum.dtype
     block_sum = grad_logits.to(dtype).sum(1)  # [B]
     total = block_sum.sum()
-    v, gamma, beta = (weight.to(dtype) for weight in (output_weight, norm_weight, norm_bias))
-    bias = torch.as_tensor(output_bias, dtype=None if isinstance(output_bias, Tensor) else dtype)
+    v, gamma, beta = (weight.to(dtype) for weight in (inputs.output_weight, inputs.norm_weight, inputs.norm_bias))
+    bias = torch.as_tensor(inputs.output_bias, dtype=None if isinstance(inputs.output_bias, Tensor) else dtype)
     grads = {
-        "start_projection": dstart.to(start_projection.dtype),
-        "end_projection": dend.to(end_projection.dtype),
-        "norm_weight": (v * normed_sum).to(norm_weight.dtype),
-        "norm_bias": (v * total).to(norm_bias.dtype),
-        "output_weight": (gamma * normed_sum + beta * total).to(output_weight.dtype),
+        "start_projection": dstart.to(inputs.start_projection.dtype),
+        "end_projection": dend.to(inputs.end_projection.dtype),
+        "norm_weight": (v * normed_sum).to(inputs.norm_weight.dtype),
+        "norm_bias": (v * total).to(inputs.norm_bias.dtype),
+        "output_weight": (gamma * normed_sum + beta * total).to(inputs.output_weight.dtype),
         "output_bias": total.to(bias.dtype).reshape(bias.shape),
     }
-    if relevance_score is not None:
-        grads["relevance_score"] = block_sum.to(relevance_score.dtype)
+    if inputs.relevance_score is not None:
+        grads["relevance_score"] = block_sum.to(inputs.relevance_score.dtype)
     return grads
 
 
-def fold_weights(
-    norm_weight: Tensor, norm_bias: Tensor, output_weight: Tensor, output_bias: Tensor | float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def fold_weights(inputs: SpanInputs, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """ũ [H] and the constant v . β + c [], both of the dtype given."""
-    u = output_weight.double() * norm_weight.double()
-    constant = (output_weight.double() * norm_bias.double()).sum() + torch.as_tensor(output_bias).double().sum()
+    v, gamma, beta = (weight.double() for weight in (inputs.output_weight, inputs.norm_weight, inputs.norm_bias))
+    u = v * gamma
+    constant = (v * beta).sum() + torch.as_tensor(inputs.output_bias).double().sum()
     return (u - u.mean()).to(dtype), constant.to(dtype)
 
 
-def check_arguments(
-    start_projection: Tensor,
-    end_projection: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    output_weight: Tensor,
-    output_bias: Tensor | float,
-    *,
-    max_span_width: int,
-    eps: float,
-    block_mask: Tensor | None = None,
-    relevance_score: Tensor | None = None,
-    grad_logits: Tensor | None = None,
-) -> None:
-    """Raise the ValueError or TypeError that names what is wrong with the arguments of the functions above."""
+def check_spans(inputs: SpanInputs, grad_logits: Tensor | None = None) -> None:
+    """Raise the ValueError or TypeError that names what is wrong with the inputs of the functions above."""
+    start_projection, end_projection = inputs.start_projection, inputs.end_projection
     if start_projection.dim() != 3 or 0 in start_projection.shape:
         raise ValueError(
             f"start_projection must be [blocks, tokens, hidden], none of them 0: got {start_projection.shape}"
         )
     if not start_projection.is_floating_point():
         raise TypeError(f"start_projection must be floating point: got {start_projection.dtype}")
-    if max_span_width < 1:
-        raise ValueError(f"max_span_width must be at least 1: got {max_span_width}")
-    if not eps > 0:
-        raise ValueError(f"eps must be above 0: got {eps}")
+    if inputs.max_span_width < 1:
+        raise ValueError(f"max_span_width must be at least 1: got {inputs.max_span_width}")
+    if not inputs.eps > 0:
+        raise ValueError(f"eps must be above 0: got {inputs.eps}")
     if end_projection.dtype != start_projection.dtype:
         raise TypeError(f"the projections' dtypes differ: {start_projection.dtype} and {end_projection.dtype}")
-    if isinstance(output_bias, Tensor) and output_bias.numel() != 1:
-        raise ValueError(f"output_bias must hold one number: got shape {list(output_bias.shape)}")
-    if block_mask is not None and block_mask.dtype != torch.bool:
-        raise TypeError(f"block_mask must be bool: got {block_mask.dtype}; compare it with 0 first")
+    if isinstance(inputs.output_bias, Tensor) and inputs.output_bias.numel() != 1:
+        raise ValueError(f"output_bias must hold one number: got shape {list(inputs.output_bias.shape)}")
+    if inputs.block_mask is not None and inputs.block_mask.dtype != torch.bool:
+        raise TypeError(f"block_mask must be bool: got {inputs.block_mask.dtype}; compare it with 0 first")
     blocks, tokens, hidden = start_projection.shape
     shapes = {
         "end_projection": (end_projection, (blocks, tokens, hidden)),
-        "norm_weight": (norm_weight, (hidden,)),
-        "norm_bias": (norm_bias, (hidden,)),
-        "output_weight": (output_weight, (hidden,)),
-        "block_mask": (block_mask, (blocks, tokens)),
-        "relevance_score": (relevance_score, (blocks,)),
-        "grad_logits": (grad_logits, (blocks, span_count(tokens, max_span_width))),
+        "norm_weight": (inputs.norm_weight, (hidden,)),
+        "norm_bias": (inputs.norm_bias, (hidden,)),
+        "output_weight": (inputs.output_weight, (hidden,)),
+        "block_mask": (inputs.block_mask, (blocks, tokens)),
+        "relevance_score": (inputs.relevance_score, (blocks,)),
+        "grad_logits": (grad_logits, (blocks, span_count(tokens, inputs.max_span_width))),
     }
     for name, (tensor, shape) in shapes.items():
         if tensor is None:
@@ -296,18 +236,16 @@ def check_arguments(
             raise ValueError(f"{name} is on {tensor.device}, start_projection on {start_projection.device}: move one")
 
 
-def _hidden_by_piece(
-    start_projection: Tensor, end_projection: Tensor, max_span_width: int
-) -> Iterator[tuple[slice, int, int, Tensor]]:
+def _hidden_by_piece(inputs: SpanInputs) -> Iterator[tuple[slice, int, int, Tensor]]:
     """Yield (rows, width - 1, index of the first span, h [rows, T - width + 1, H]); the caller may overwrite h."""
-    blocks, tokens, hidden = start_projection.shape
+    blocks, tokens, hidden = inputs.start_projection.shape
     step = max(1, PIECE_ELEMENTS // (tokens * hidden))
-    buffer = start_projection.new_empty(min(step, blocks) * tokens * hidden, dtype=_dtype(start_projection))
+    buffer = inputs.start_projection.new_empty(min(step, blocks) * tokens * hidden, dtype=inputs.dtype)
     for begin in range(0, blocks, step):
         rows = slice(begin, min(begin + step, blocks))
-        start, end = start_projection[rows].to(buffer.dtype), end_projection[rows].to(buffer.dtype)
+        start, end = inputs.start_projection[rows].to(buffer.dtype), inputs.end_projection[rows].to(buffer.dtype)
         first = 0
-        for width in range(min(tokens, max_span_width)):
+        for width in range(min(tokens, inputs.max_span_width)):
             spans = tokens - width
             h = buffer[: start.shape[0] * spans * hidden].view(-1, spans, hidden)
             torch.add(start[:, :spans], end[:, width:], out=h)
@@ -315,33 +253,21 @@ def _hidden_by_piece(
             first += spans
 
 
-def _logits_by_piece(
-    start_projection: Tensor,
-    end_projection: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    output_weight: Tensor,
-    output_bias: Tensor | float,
-    *,
-    max_span_width: int,
-    eps: float,
-    block_mask: Tensor | None,
-    relevance_score: Tensor | None,
-) -> Iterator[tuple[slice, int, int, Tensor]]:
+def _logits_by_piece(inputs: SpanInputs) -> Iterator[tuple[slice, int, int, Tensor]]:
     """Yield (rows, width - 1, index of the first span, logits [rows, T - width + 1]), mask and relevance included."""
-    tokens, hidden = start_projection.shape[1:]
-    dtype = _dtype(start_projection)
-    u, constant = fold_weights(norm_weight, norm_bias, output_weight, output_bias, dtype)
-    for rows, width, first, h in _hidden_by_piece(start_projection, end_projection, max_span_width):
+    tokens, hidden = inputs.start_projection.shape[1:]
+    dtype, block_mask = inputs.dtype, inputs.block_mask
+    u, constant = fold_weights(inputs, dtype)
+    for rows, width, first, h in _hidden_by_piece(inputs):
         h.sub_(h.sum(-1, keepdim=True) / hidden)
-        r = _inverse_deviation(h, eps)
+        r = _inverse_deviation(h, inputs.eps)
         # A product with u and a sum, not a matrix-vector product: that one rounds a row by where it stands.
         logits = h.mul_(u).sum(-1).mul_(r).add_(constant)  # [rows, spans of this width]
         if block_mask is not None:
             outside = ~(block_mask[rows, : tokens - width] & block_mask[rows, width:])
             logits += outside.to(dtype).mul_(torch.finfo(dtype).min)
-        if relevance_score is not None:
-            logits += relevance_score[rows, None].to(dtype)
+        if inputs.relevance_score is not None:
+            logits += inputs.relevance_score[rows, None].to(dtype)
         yield rows, width, first, logits
 
 
@@ -349,7 +275,3 @@ def _inverse_deviation(centred: Tensor, eps: float) -> Tensor:
     """1 / sqrt(var + eps) over the last axis of a tensor whose mean there is 0."""
     variance = torch.linalg.vector_norm(centred, dim=-1).square_().div_(centred.shape[-1])
     return variance.add_(eps).rsqrt_()
-
-
-def _dtype(projection: Tensor) -> torch.dtype:
-    return torch.float64 if projection.dtype == torch.float64 else torch.float32

@@ -25,7 +25,7 @@ from ..model.bert import PLAIN
 from ..model.embedder import pool
 from ..model.knowledge_encoder import marginal_mlm_loss, mlm_logits
 from ..model.parameters import Shapes
-from ..model.reader import correct_spans, marginal_log_loss
+from ..model.reader import correct_spans, marginal_log_loss, span_inputs
 from ..search.mips import mips_topk
 from .stages import FLOAT64_TOLERANCE, MASKED, PARTS, Stage, prefix_of
 
@@ -307,18 +307,7 @@ class TorchPath(MeasuredPath):
         return rows.view(*x.shape[:2], -1)
 
     def span_logits(self, model: Any, stage: Stage, projections: Tensor, block_mask: Tensor) -> Tensor:
-        start_projection, end_projection = projections.chunk(2, dim=2)
-        return self.all_span_logits(
-            start_projection,
-            end_projection,
-            model.p["qa_outputs.layer_normalization.weight"],
-            model.p["qa_outputs.layer_normalization.bias"],
-            model.p["qa_outputs.dense_output.weight"][0],
-            model.p["qa_outputs.dense_output.bias"],
-            max_span_width=self.config.max_span_width,
-            eps=self.config.reader_layer_norm_eps,
-            block_mask=block_mask,
-        )
+        return self.all_span_logits(span_inputs(model.p, self.config, projections, block_mask))
 
     all_span_logits = staticmethod(spans.span_logits)
 
