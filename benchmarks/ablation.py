@@ -37,7 +37,7 @@ from realm_min.app.cli import status_of
 from realm_min.app.console import progress_report
 from realm_min.files.atomic import write_atomically
 from realm_min.files.packed import load_packed
-from realm_min.jobs import loop, warm_start
+from realm_min.jobs import loop, preparation, warm_start
 from realm_min.jobs.evaluation import Question, has_answer, official_exact_match
 from realm_min.learn import pretraining
 from realm_min.learn.masking import salient_span
@@ -114,7 +114,7 @@ def hidden_facts(count: int, index: BlockIndex, blocks: list[Block], ict: Path) 
     """
     tokenizer, embedder = warm_start.tokenizer(None), warm_start.embedder(ict).eval()
     choose = partial(salient_span, find=demo.whole)
-    texts = pretraining.with_something_to_mask(demo.hidden_facts(), tokenizer, choose)
+    texts = preparation.with_something_to_mask(demo.hidden_facts(), tokenizer, choose)
     pages = {question.question.rstrip("?"): question.title for question in factbook_questions(demo.SEED)}
     learnt = set()
     for settings in (demo.READ, demo.GROUND, demo.PRETRAIN):

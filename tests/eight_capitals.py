@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from realm_min import RealmConfig, RealmEmbedder, RealmForOpenQA, RealmRetriever, RealmTokenizerFast
 from realm_min.jobs import embedding, refresh, warm_start
-from realm_min.learn.finetuning import TrainingQuestion
 from realm_min.text.corpus import Block, record
+from realm_min.text.questions import TrainingQuestion
 
 CONFIG = dict(
     vocab_size=160, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,

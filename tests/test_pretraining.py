@@ -18,7 +18,7 @@ import realm_min
 from realm_min import textbook
 from realm_min.app import plots
 from realm_min.app.cli import main
-from realm_min.jobs import loop, runs, warm_start
+from realm_min.jobs import loop, preparation, runs, warm_start
 from realm_min.learn import masking, pretraining
 from realm_min.learn.steps import Draws
 from realm_min.model.knowledge_encoder import marginal_loss, marginal_loss_backward
@@ -147,7 +147,7 @@ def test_a_step_is_the_books(tokenizer, marginal, max_positions):
     ours = [model.to(torch.float64) for model in new_models(max_position_embeddings=max_positions)]
     for number, model in enumerate(ours):
         fill(model.state_dict(), number, 0.3)
-    texts = pretraining.cut_texts(BLOCKS, tokenizer, 24, masking.salient_span)[:7:3]
+    texts = preparation.cut_texts(BLOCKS, tokenizer, 24, masking.salient_span)[:7:3]
     examples = pretraining.hide(texts, tokenizer, masking.salient_span, [np.random.default_rng(0)] * 3)
     index = torch.randn(len(BLOCKS), 8)
     settings = SETTINGS._replace(marginal=marginal)
@@ -197,7 +197,7 @@ def test_retrieval_utility_is_what_the_documents_add(tokenizer, monkeypatch):
 
     monkeypatch.setattr(pretraining, "masked_words", log_likelihood)
     monkeypatch.setattr(pretraining, "masked_words_backward", lambda dy, kept, grads: None)
-    texts = pretraining.cut_texts(BLOCKS, tokenizer, 24, masking.salient_span)
+    texts = preparation.cut_texts(BLOCKS, tokenizer, 24, masking.salient_span)
     (example,) = pretraining.hide(texts[:1], tokenizer, masking.salient_span, [np.random.default_rng(1)])
     pieces = sum(label != -100 for label in example.labels)
     index = BlockIndex(torch.randn(len(BLOCKS), 8))
@@ -226,7 +226,7 @@ def test_retrieval_is_exact_without_the_barred_block(seed, rows, blocks, data):
 def test_texts_know_their_blocks(tokenizer):
     """Blocks without text, a word too long for any text, and sentences without a name between others."""
     blocks = [Block("A", ""), *BLOCKS, Block("B", " "), Block("Long", "in Oslo " + "x" * 70 + " ends."), Block("C", "")]
-    texts = pretraining.cut_texts(blocks, tokenizer, 24, masking.salient_span)
+    texts = preparation.cut_texts(blocks, tokenizer, 24, masking.salient_span)
     assert {text.block for text in texts} == {*range(1, 16), 17}
     for text in texts:
         block = blocks[text.block]
@@ -234,10 +234,10 @@ def test_texts_know_their_blocks(tokenizer):
         assert len(tokenizer(f"{text.title}. {text.text}")["input_ids"]) <= 24
     assert not any("no name stands here" in text.text and "Ruritania" not in text.text for text in texts)
     kept = [text for block in blocks if block.text for text in block.text.split()]
-    everything = pretraining.cut_texts(blocks, tokenizer, 24, masking.random_tokens)
+    everything = preparation.cut_texts(blocks, tokenizer, 24, masking.random_tokens)
     assert "".join("".join(text.text.split()) for text in everything) == "".join(kept)
     with pytest.raises(ValueError, match="nothing|anything to mask"):
-        pretraining.cut_texts([Block("A", "all small.")], tokenizer, 24, masking.salient_span)
+        preparation.cut_texts([Block("A", "all small.")], tokenizer, 24, masking.salient_span)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ SLACK = 15  # lines by which something may be below its number before the number
 # Lines, blank and comment lines included.
 BUDGETS = {"textbook.py": 450, "model": 2000, "learn": 1100, "kernels": 800}
 ABOVE_BUDGET = {
-    "learn": 1162,
     "model": 3073,
 }
 LARGEST_FILE = 500

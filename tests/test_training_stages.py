@@ -14,14 +14,13 @@ from safetensors.torch import save_file
 
 from realm_min import RealmConfig, RealmEmbedder, RealmKnowledgeAugEncoder, RealmReader, textbook
 from realm_min.app.cli import main
-from realm_min.jobs import loop, runs, warm_start
+from realm_min.jobs import loop, preparation, runs, warm_start
 from realm_min.jobs.evaluation import Question, evaluate, means
 from realm_min.jobs.settings import Finetune, Ict, Mlm
 from realm_min.learn import finetuning, ict, mlm
-from realm_min.learn.finetuning import TrainingQuestion
 from realm_min.learn.steps import Draws
 from realm_min.text.corpus import Block, record, split_sentences
-from realm_min.text.questions import read_training_questions
+from realm_min.text.questions import TrainingQuestion, read_training_questions
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +183,8 @@ def test_evidence_that_cannot_stand_beside_the_text_is_refused(tmp_path, tokeniz
 def test_a_step_is_the_models_own_loss_and_gradient(tokenizer):
     """What fine-tuning computes from blocks tokenised once is what the model gives, forward and backward."""
     model = open_qa().to(torch.float64).train()
-    question = finetuning.encode_questions([QUESTIONS[1]], tokenizer, 10)
-    evidence = finetuning.Evidence(finetuning.encode_blocks(model.retriever.block_records, tokenizer))
+    question = preparation.encode_questions([QUESTIONS[1]], tokenizer, 10)
+    evidence = finetuning.Evidence(preparation.encode_blocks(model.retriever.block_records, tokenizer))
     model.zero_grads()
     settings_ = Finetune(read_an_answer=False)
     asked = [question[0]._replace(title=None)]
@@ -225,13 +224,13 @@ def test_an_answer_is_read_where_there_is_one(right, beam, wanted):
 
 
 def test_evidence_is_of_the_title_and_the_words_that_are_known(tokenizer):
-    evidence = finetuning.Evidence(finetuning.encode_blocks([record(block) for block in BLOCKS], tokenizer), BLOCKS)
+    evidence = finetuning.Evidence(preparation.encode_blocks([record(block) for block in BLOCKS], tokenizer), BLOCKS)
     asked = TrainingQuestion("which city?", ["lima", "paris"])
     for known, expected in (
         ({}, [1, 4]), ({"title": "Chad"}, [4]), ({"evidence": "Peru"}, [1]), ({"title": "Cuba"}, []),
         ({"title": "Peru", "evidence": "hot"}, []),
     ):  # fmt: skip
-        question = finetuning.encode_questions([asked._replace(**known)], tokenizer, 10)[0]
+        question = preparation.encode_questions([asked._replace(**known)], tokenizer, 10)[0]
         assert [i for i in range(8) if finetuning.is_evidence(question, i, evidence)] == expected
 
 

@@ -11,19 +11,17 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ..learn.finetuning import Evidence, encode_blocks, encode_questions, finetune_step
+from ..learn.finetuning import Evidence, finetune_step
 from ..learn.ict import cloze, ict_step, sentences_and_blocks
 from ..learn.masking import MASKINGS, SpanFinder, salient_span, salient_spans
 from ..learn.mlm import masked_blocks, mlm_step
 from ..learn.optimizer import AdamW
 from ..learn.pretraining import (
     Text,
-    cut_texts,
     gather_evidence,
     hide,
     masked_texts,
     pretrain_step,
-    with_something_to_mask,
 )
 from ..learn.steps import Draws, Sum
 from ..model.base import Inputs, RealmModel
@@ -37,6 +35,7 @@ from ..text.questions import Question, TrainingQuestion
 from . import loop, refresh
 from .embedding import embed_on_ranks
 from .evaluation import evaluate, means
+from .preparation import cut_texts, encode_blocks, encode_questions, with_something_to_mask
 from .refresh import INDEX_FOLDER, IndexRefresher
 from .settings import Finetune, Ict, Mlm, Pretrain
 from .warm_start import EMBEDDER, KNOWLEDGE_ENCODER

@@ -9,7 +9,7 @@ unless `refresh_blocks` re-embeds them as training goes on and lets the gradient
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,17 +19,14 @@ from torch import Tensor
 
 from ..model.base import Inputs, checked_batch
 from ..model.embedder import embed, embed_backward
-from ..model.open_qa import MAX_QUESTION_WORDPIECES, RealmForOpenQA
+from ..model.open_qa import RealmForOpenQA
 from ..model.reader import Answers, best_span_of, best_span_of_backward
 from ..text.corpus import Block
-from ..text.questions import TrainingQuestion
 from ..text.sequences import padded, reader_inputs
 from .steps import Draws, Sum
 
 if TYPE_CHECKING:
     from ..jobs.settings import Finetune
-
-TOKENIZED_AT_ONCE = 1024
 
 
 class Encoded(NamedTuple):
@@ -172,44 +169,6 @@ def reading_order(block_ids: Tensor, right: Tensor, beam: int, read_an_answer: b
 
 
 # ---- inputs
-
-
-def encode_questions(questions: Iterable[TrainingQuestion], tokenizer: Any, max_span_width: int) -> list[Encoded]:
-    """Questions as wordpieces; those without an answer that a span of `max_span_width` can be are left out.
-
-    Raises:
-        ValueError: none is left; a question is empty or overlong.
-    """
-    questions = list(questions)
-    found = []
-    for question, ids in zip(questions, tokenizer([q.question for q in questions])["input_ids"], strict=True):
-        if not 2 < len(ids) <= MAX_QUESTION_WORDPIECES:
-            raise ValueError(
-                f"the question {question.question!r} has {len(ids)} wordpieces: expected 3 to {MAX_QUESTION_WORDPIECES}"
-            )
-        answers = [answer for answer in question.answers if answer.strip()]
-        pieces = tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else []
-        spans = [np.array(piece) for piece in pieces if 0 < len(piece) <= max_span_width]
-        if spans:
-            found.append(Encoded(np.array(ids), spans, question.title, question.evidence))
-    if not found:
-        raise ValueError(f"no question has an answer of 1 to {max_span_width} wordpieces: nothing to train on")
-    return found
-
-
-def encode_blocks(
-    records: Sequence[bytes] | np.ndarray,
-    tokenizer: Any,
-    report: Callable[..., None] = lambda stage, done, total, note="": None,
-) -> list[np.ndarray]:
-    """The wordpieces of every block, without special tokens, so that no step has to tokenise any."""
-    found: list[np.ndarray] = []
-    for start in range(0, len(records), TOKENIZED_AT_ONCE):
-        texts = [bytes(record).decode() for record in records[start : start + TOKENIZED_AT_ONCE]]
-        pieces = tokenizer(texts, add_special_tokens=False, return_token_type_ids=False)["input_ids"]
-        found += [np.array(piece, dtype=np.int32) for piece in pieces]
-        report("Reading blocks", len(found), len(records))
-    return found
 
 
 def occurrences(block: np.ndarray, answer: np.ndarray) -> np.ndarray:

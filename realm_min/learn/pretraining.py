@@ -34,7 +34,7 @@ from ..model.knowledge_encoder import (
 from ..model.scorer import relevance, relevance_backward
 from ..search.mips import BlockIndex
 from ..search.sharded_index import ShardedBlockIndex
-from ..text.corpus import Block, Document, cut_blocks
+from ..text.corpus import Block
 from ..text.sequences import document_sequences, joint_sequences, pad, sequence
 from .masking import mask, passages
 from .steps import Draws, Sum, dropout_seed
@@ -42,7 +42,6 @@ from .steps import Draws, Sum, dropout_seed
 if TYPE_CHECKING:
     from ..jobs.settings import Pretrain
 
-AT_ONCE = 1024  # texts tokenized in one call
 OF_A_DOCUMENT = 1 << 20  # the sequence, for `loop.dropout_seed`, of a block that a step embeds: no text has as many
 
 NO_BLOCK = -1
@@ -62,51 +61,6 @@ class Example(NamedTuple):
     ids: list[int]
     labels: list[int]
     block: int
-
-
-# ---- texts
-
-
-def cut_texts(
-    blocks: list[Block],
-    tokenizer: Any,
-    max_wordpieces: int,
-    choose: Callable[..., list[int]],
-    report: Callable[..., None] = lambda stage, done, total: None,
-) -> list[Text]:
-    """Cut blocks into texts of whole sentences; those in which `choose` finds nothing to mask are left out.
-
-    Each carries the title of its block, without which "Capital - name: Oslo." could be anyone's.
-
-    Raises:
-        ValueError: nothing is left.
-    """
-
-    def letters(text: str) -> int:
-        return sum(map(len, text.split()))
-
-    texts, pending = [], []
-    number, left = -1, 0  # the block that is being cut, and its letters still to come
-    for cut in cut_blocks(map(Document._make, blocks), tokenizer, max_wordpieces):
-        while left == 0:
-            number += 1
-            left = letters(blocks[number].text)
-        left -= letters(cut.text)
-        pending.append(Text(number, *cut))
-        if len(pending) == AT_ONCE or (left == 0 and number == len(blocks) - 1):
-            texts += with_something_to_mask(pending, tokenizer, choose)
-            pending = []
-            report("Cutting blocks into texts", number + 1, len(blocks))
-    texts += with_something_to_mask(pending, tokenizer, choose)  # where the last blocks have no text
-    if not texts:
-        raise ValueError("no text of the corpus has anything to mask: give a larger corpus, or another masking")
-    return texts
-
-
-def with_something_to_mask(texts: list[Text], tokenizer: Any, choose: Callable[..., list[int]]) -> list[Text]:
-    found = passages([(text.title, text.text) for text in texts], tokenizer)
-    rng = np.random.default_rng(0)  # whether there is something to choose does not depend on what is drawn
-    return [text for text, one in zip(texts, found, strict=True) if choose(one, rng)]
 
 
 def hide(

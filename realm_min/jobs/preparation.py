@@ -1,0 +1,97 @@
+"""What a run makes of its corpus and its questions before the first step, so that no step has to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..learn.finetuning import Encoded
+from ..learn.masking import passages
+from ..learn.pretraining import Text
+from ..model.open_qa import MAX_QUESTION_WORDPIECES
+from ..text.corpus import Block, Document, cut_blocks
+from ..text.questions import TrainingQuestion
+
+AT_ONCE = 1024  # texts tokenized in one call
+
+
+def cut_texts(
+    blocks: list[Block],
+    tokenizer: Any,
+    max_wordpieces: int,
+    choose: Callable[..., list[int]],
+    report: Callable[..., None] = lambda stage, done, total: None,
+) -> list[Text]:
+    """Cut blocks into texts of whole sentences; those in which `choose` finds nothing to mask are left out.
+
+    Each carries the title of its block, without which "Capital - name: Oslo." could be anyone's.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+
+    def letters(text: str) -> int:
+        return sum(map(len, text.split()))
+
+    texts, pending = [], []
+    number, left = -1, 0  # the block that is being cut, and its letters still to come
+    for cut in cut_blocks(map(Document._make, blocks), tokenizer, max_wordpieces):
+        while left == 0:
+            number += 1
+            left = letters(blocks[number].text)
+        left -= letters(cut.text)
+        pending.append(Text(number, *cut))
+        if len(pending) == AT_ONCE or (left == 0 and number == len(blocks) - 1):
+            texts += with_something_to_mask(pending, tokenizer, choose)
+            pending = []
+            report("Cutting blocks into texts", number + 1, len(blocks))
+    texts += with_something_to_mask(pending, tokenizer, choose)  # where the last blocks have no text
+    if not texts:
+        raise ValueError("no text of the corpus has anything to mask: give a larger corpus, or another masking")
+    return texts
+
+
+def with_something_to_mask(texts: list[Text], tokenizer: Any, choose: Callable[..., list[int]]) -> list[Text]:
+    found = passages([(text.title, text.text) for text in texts], tokenizer)
+    rng = np.random.default_rng(0)  # whether there is something to choose does not depend on what is drawn
+    return [text for text, one in zip(texts, found, strict=True) if choose(one, rng)]
+
+
+def encode_questions(questions: Iterable[TrainingQuestion], tokenizer: Any, max_span_width: int) -> list[Encoded]:
+    """Questions as wordpieces; those without an answer that a span of `max_span_width` can be are left out.
+
+    Raises:
+        ValueError: none is left; a question is empty or overlong.
+    """
+    questions = list(questions)
+    found = []
+    for question, ids in zip(questions, tokenizer([q.question for q in questions])["input_ids"], strict=True):
+        if not 2 < len(ids) <= MAX_QUESTION_WORDPIECES:
+            raise ValueError(
+                f"the question {question.question!r} has {len(ids)} wordpieces: expected 3 to {MAX_QUESTION_WORDPIECES}"
+            )
+        answers = [answer for answer in question.answers if answer.strip()]
+        pieces = tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else []
+        spans = [np.array(piece) for piece in pieces if 0 < len(piece) <= max_span_width]
+        if spans:
+            found.append(Encoded(np.array(ids), spans, question.title, question.evidence))
+    if not found:
+        raise ValueError(f"no question has an answer of 1 to {max_span_width} wordpieces: nothing to train on")
+    return found
+
+
+def encode_blocks(
+    records: Sequence[bytes] | np.ndarray,
+    tokenizer: Any,
+    report: Callable[..., None] = lambda stage, done, total, note="": None,
+) -> list[np.ndarray]:
+    """The wordpieces of every block, without special tokens, so that no step has to tokenise any."""
+    found: list[np.ndarray] = []
+    for start in range(0, len(records), AT_ONCE):
+        texts = [bytes(record).decode() for record in records[start : start + AT_ONCE]]
+        pieces = tokenizer(texts, add_special_tokens=False, return_token_type_ids=False)["input_ids"]
+        found += [np.array(piece, dtype=np.int32) for piece in pieces]
+        report("Reading blocks", len(found), len(records))
+    return found
