@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -155,3 +156,29 @@ def test_options_named_in_text_exist():
                 assert option in options, f"{path.name} names {option}: {line}"
                 checked += 1
     assert checked > 5
+
+
+PROGRAMS = [path for folder in ("benchmarks", "notebooks") for path in sorted((ROOT / folder).glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+def test_what_programs_take_from_the_package_is_there(path):
+    """Benchmarks and the recipe run for hours, and are not run here: each name they import, each module's they use."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules, missing = {}, []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "realm_min":
+            module = importlib.import_module(node.module)
+            for name in node.names:
+                try:
+                    found = getattr(module, name.name, None) or importlib.import_module(f"{node.module}.{name.name}")
+                except ImportError:
+                    missing.append(f"{node.module}.{name.name}")
+                    continue
+                if inspect.ismodule(found):
+                    modules[name.asname or name.name] = found
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            if not hasattr(modules[node.value.id], node.attr):
+                missing.append(f"{node.value.id}.{node.attr}")
+    assert not missing
