@@ -192,7 +192,7 @@ def finetune(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the recipe."""
-    from .cli import progress_report
+    from realm_min.app.console import progress_report
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the stages' folders")
@@ -205,6 +205,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from .cli import status_of
+    from realm_min.app.cli import status_of
 
     sys.exit(status_of(main))
