@@ -228,10 +228,10 @@ print(f"Embed_input(x): {tuple(embedding.shape)}, length {embedding.norm():.2f}"
 
 # %% tags=["varies"]
 weights = {key: tensor.double().numpy() for key, tensor in embedder.state_dict().items()}
-ids, mask, types = (encoded[key].numpy() for key in ("input_ids", "attention_mask", "token_type_ids"))
-exact, _ = textbook.embed(weights, config, (ids, mask, types))  # Embed(x) [1, proj]
+batch = tuple(encoded[key].numpy() for key in ("input_ids", "attention_mask", "token_type_ids"))
+exact, _ = textbook.embed(weights, config, batch)  # Embed(x) [1, proj]
 
-x = weights[textbook.WORD][ids] + weights[textbook.TYPE][types] + weights[textbook.POSITION][: ids.shape[1]]
+x = weights[textbook.WORD][batch[0]] + weights[textbook.TYPE][batch[2]] + weights[textbook.POSITION][: len(tokens)]
 x, _ = textbook.layer_norm(weights, "realm.embeddings.LayerNorm", x, config.layer_norm_eps)
 exact_states = [x]  # the hidden states between its layers, [1, tokens, hidden] each
 for i in range(layers):
