@@ -16,13 +16,7 @@ from ..learn.ict import cloze, ict_step, sentences_and_blocks
 from ..learn.masking import MASKINGS, SpanFinder, salient_span, salient_spans
 from ..learn.mlm import masked_blocks, mlm_step
 from ..learn.optimizer import AdamW
-from ..learn.pretraining import (
-    Text,
-    gather_evidence,
-    hide,
-    masked_texts,
-    pretrain_step,
-)
+from ..learn.pretraining import Text, gather_evidence, hide, masked_texts, pretrain_step
 from ..learn.steps import Draws, Sum
 from ..model.base import Inputs, RealmModel
 from ..model.embedder import RealmEmbedder

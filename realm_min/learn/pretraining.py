@@ -42,7 +42,7 @@ from .steps import Draws, Sum, dropout_seed
 if TYPE_CHECKING:
     from ..jobs.settings import Pretrain
 
-OF_A_DOCUMENT = 1 << 20  # the sequence, for `loop.dropout_seed`, of a block that a step embeds: no text has as many
+OF_A_DOCUMENT = 1 << 20  # the sequence, for `dropout_seed`, of a block that a step embeds: no text has as many
 
 NO_BLOCK = -1
 
@@ -77,8 +77,8 @@ def hide(
 # ---- one step
 
 
-class Evidence(NamedTuple):
-    """What stands beside the texts of a batch: the candidates of each, as both encoders read them."""
+class Retrieved(NamedTuple):
+    """What was retrieved for the texts of a batch: the candidates of each, as both encoders read them."""
 
     candidates: Tensor  # rows of the documents [batch, candidates]; row 0 is the null document
     documents: Inputs  # what Embed_doc reads, the null document first
@@ -91,7 +91,7 @@ class Evidence(NamedTuple):
 def pretrain_step(
     models: tuple[RealmEmbedder, RealmKnowledgeAugEncoder],
     texts: Inputs,
-    evidence_of: Callable[[Tensor], Evidence],
+    evidence_of: Callable[[Tensor], Retrieved],
     draws: Draws,
     settings: Pretrain,
 ) -> dict[str, Sum]:
@@ -157,11 +157,11 @@ def gather_evidence(
     examples: list[Example],
     draws: Draws,
     settings: Pretrain,
-) -> Callable[[Tensor], Evidence]:
+) -> Callable[[Tensor], Retrieved]:
     """What finds the candidates of the embedded examples: the null document and the blocks of largest f(x, z)."""
     embedder, encoder = models
 
-    def evidence_of(x: Tensor) -> Evidence:
+    def evidence_of(x: Tensor) -> Retrieved:
         own = torch.tensor([example.block for example in examples], device=index.device)
         found = retrieve(index, x.to(index.device), own, settings.num_candidates - settings.null_document).tolist()
         distinct = sorted({block for row in found for block in row})
@@ -182,7 +182,7 @@ def gather_evidence(
             ),
             encoder,
         )  # fmt: skip
-        return Evidence(
+        return Retrieved(
             candidates,
             Inputs(**pad(documents, embedder)),
             [dropout_seed(draws.seed, draws.step, number, OF_A_DOCUMENT) for number in numbers],
