@@ -278,3 +278,21 @@ def test_names_that_stand_in_two_places_agree():
     assert tuple(KNOWN) == arguments.KNOWN
     assert tuple(MODELS) == arguments.KINDS
     assert dict(zip(realm_min._MODULES, realm_min.__all__, strict=True)) == {name: name for name in realm_min.__all__}
+
+
+def test_the_collector_does_not_look_at_what_a_command_imports():
+    """Not as the process ends either, where it took a quarter of a question's time."""
+    program = """
+import gc
+from realm_min.app.cli import imported
+imported("realm_min.app.ask")
+print(gc.isenabled(), gc.get_freeze_count())
+gc.unfreeze()
+imported("realm_min.app.evaluate")
+print(gc.isenabled(), gc.get_freeze_count())
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    (enabled, frozen), beside = (line.split() for line in ran.stdout.splitlines())
+    assert enabled == "True"
+    assert int(frozen) > 100_000  # torch alone has more
+    assert beside == ["True", "0"]  # a process that had torch before is its own master
