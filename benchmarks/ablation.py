@@ -37,12 +37,12 @@ from realm_min.app.cli import status_of
 from realm_min.app.console import progress_report
 from realm_min.files.atomic import write_atomically
 from realm_min.files.packed import load_packed
+from realm_min.interface.inputs import Inputs, checked_batch
 from realm_min.jobs import loop, preparation, warm_start
 from realm_min.jobs.evaluation import Question, has_answer, official_exact_match
 from realm_min.learn import pretraining
 from realm_min.learn.masking import salient_span
 from realm_min.learn.pretraining import Example
-from realm_min.model.base import Inputs, checked_batch
 from realm_min.model.bert import bert
 from realm_min.search.mips import BlockIndex
 from realm_min.text.corpus import Block

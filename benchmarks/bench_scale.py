@@ -54,7 +54,7 @@ from realm_min.files.packed import load_packed
 from realm_min.jobs import loop, runs, warm_start
 from realm_min.jobs.settings import Mlm
 from realm_min.learn.optimizer import AdamW
-from realm_min.model.knowledge_encoder import IGNORED
+from realm_min.model.realm import IGNORED
 from realm_min.ranks import distributed
 from realm_min.ranks.distributed import World
 from realm_min.search.mips import BlockIndex

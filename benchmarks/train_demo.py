@@ -38,11 +38,11 @@ from factbook_questions import factbook_questions, factbook_slice
 
 from realm_min.app import default_model, indexing, plots
 from realm_min.files.packed import pack
+from realm_min.interface.open_qa import RealmForOpenQA
 from realm_min.jobs import runs, warm_start
 from realm_min.jobs.evaluation import Question
 from realm_min.jobs.settings import Finetune, Ict, Mlm, Pretrain
 from realm_min.learn import pretraining
-from realm_min.model.open_qa import RealmForOpenQA
 from realm_min.text.corpus import FACTBOOK, MAX_WORDPIECES, Block, factbook_documents
 from realm_min.text.questions import TrainingQuestion, read_questions
 from realm_min.text.retriever import RealmRetriever

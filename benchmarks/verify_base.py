@@ -25,7 +25,7 @@ from bench_model import cpu_name
 
 from realm_min import config
 from realm_min.files.atomic import write_atomically
-from realm_min.model import open_qa
+from realm_min.interface import open_qa
 from realm_min.verify.stages import PARTS
 
 SECONDS, GIGABYTES = 90, 4

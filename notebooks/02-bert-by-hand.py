@@ -23,7 +23,7 @@ import torch
 from realm_min import RealmEmbedder, textbook
 from realm_min.app.cli import load_model
 from realm_min.model import bert, fast, ops
-from realm_min.model.embedder import pool
+from realm_min.model.realm import pool
 from realm_min.text.corpus import factbook_documents, split_sentences
 
 torch.set_num_threads(2)

@@ -15,8 +15,8 @@
 # | $p(z \mid x)$ | `softmax(relevance_score)` | [batch, candidates] |
 # | $\log p(y_j \mid z, x)$ | `log_likelihood` | [batch, candidates, tokens] |
 #
-# The code is `realm_min/model/knowledge_encoder.py` (`marginal_loss` and `marginal_loss_backward`) and, for the run at
-# the end, `realm_min/app/learn.py`.
+# The code is the first part of `realm_min/model/realm.py` (`marginal_loss` and `marginal_loss_backward`) and, for the
+# run at the end, `realm_min/app/learn.py`.
 
 # %%
 import matplotlib.pyplot as plt
@@ -26,12 +26,7 @@ import torch
 from realm_min import RealmEmbedder, RealmKnowledgeAugEncoder, textbook
 from realm_min.app import learn
 from realm_min.model import ops
-from realm_min.model.knowledge_encoder import (
-    IGNORED,
-    log_joint_likelihood,
-    marginal_loss,
-    marginal_loss_backward,
-)
+from realm_min.model.realm import IGNORED, marginal_loss, marginal_loss_backward
 from realm_min.verify.differences import central_difference
 
 SEED = 0
@@ -56,7 +51,7 @@ likelihood = torch.tensor([0.8, 0.2, 0.05, 0.05], dtype=torch.float64)  # p(y|z,
 relevance_score = torch.zeros(1, 4, dtype=torch.float64)  # [batch, candidates]
 log_likelihood = likelihood.log()[None, :, None]  # [batch, candidates, tokens]: one masked word
 
-loss = marginal_loss(log_likelihood, relevance_score, mask=None)
+loss, kept = marginal_loss(log_likelihood, relevance_score)
 print(f"p(y|x) by hand   {(likelihood / 4).sum():.4f}")
 print(f"p(y|x) from loss {(-loss).exp():.4f}, the loss is {loss:.4f} nats")
 
@@ -91,7 +86,7 @@ print(f"p(y|x) from loss {(-loss).exp():.4f}, the loss is {loss:.4f} nats")
 # `marginal_loss_backward` returns both, for the loss, hence with the sign turned:
 
 # %%
-dlog_likelihood, drelevance = marginal_loss_backward(torch.ones(()), log_likelihood, relevance_score, mask=None)
+dlog_likelihood, drelevance = marginal_loss_backward(torch.ones(()), kept)
 prior = ops.softmax(relevance_score)[0]  # p(z|x) [candidates]
 posterior = -dlog_likelihood[0, :, 0]  # p(z|x,y) [candidates]
 print("z                 ", *(f"{z:7d}" for z in range(4)))
@@ -110,7 +105,7 @@ figure, axes = plt.subplots(1, 3, figsize=(9, 2.4), layout="constrained", sharey
 z = np.arange(4)
 for axis, scores in zip(axes, ([0, 0, 0, 0], [2, 0, 0, 0], [-4, 3, 0, 0]), strict=True):
     scores = torch.tensor([scores], dtype=torch.float64)
-    of_likelihood, _ = marginal_loss_backward(torch.ones(()), log_likelihood, scores, mask=None)
+    of_likelihood, _ = marginal_loss_backward(torch.ones(()), marginal_loss(log_likelihood, scores)[1])
     before, after = ops.softmax(scores)[0], -of_likelihood[0, :, 0]
     axis.bar(z - 0.2, before, 0.38, color="0.75", label="p(z|x)")
     axis.bar(z + 0.2, after, 0.38, color="C0", label="p(z|x,y)")
@@ -138,7 +133,7 @@ plt.show()
 # %%
 certain = torch.tensor([0.0, -torch.inf, -torch.inf, -torch.inf], dtype=torch.float64)[None, :, None]  # log p(y|z,x)
 scores = torch.tensor([[0.3, 1.0, -0.5, 0.2]], dtype=torch.float64)
-_, drelevance = marginal_loss_backward(torch.ones(()), certain, scores, mask=None)
+_, drelevance = marginal_loss_backward(torch.ones(()), marginal_loss(certain, scores)[1])
 print("REALM     ", -drelevance[0])
 print("supervised", torch.tensor([1.0, 0, 0, 0]) - ops.softmax(scores)[0])
 
@@ -186,7 +181,8 @@ place = int(mask[0].nonzero()[0])  # the masked token
 rows, targets = logits[:, place], labels[:, place].expand(6)  # [candidates, vocabulary], [candidates]
 
 log_likelihood = -ops.cross_entropy(rows, targets)[None, :, None]  # [batch, candidates, 1]
-dlog_likelihood, drelevance = marginal_loss_backward(torch.ones(()), log_likelihood, relevance_score, None)
+_, kept = marginal_loss(log_likelihood, relevance_score)
+dlog_likelihood, drelevance = marginal_loss_backward(torch.ones(()), kept)
 dlogits = ops.cross_entropy_backward(-dlog_likelihood.flatten(), rows, targets)  # [candidates, vocabulary]
 
 
@@ -246,7 +242,8 @@ log_likelihood = -3 * torch.rand(1, 48, 1, dtype=torch.float64)  # [batch, docum
 
 projected = embedder(**texts).projected_score  # [1 + documents, proj]
 query, blocks = projected[:1], projected[1:]
-_, drelevance = marginal_loss_backward(torch.ones(()), log_likelihood.float(), query @ blocks.t(), None)
+_, kept = marginal_loss(log_likelihood.float(), query @ blocks.t())
+_, drelevance = marginal_loss_backward(torch.ones(()), kept)
 embedder.zero_grads()
 embedder.backward(projected_score=torch.cat([drelevance @ blocks, drelevance.t() @ query]))
 
@@ -291,8 +288,8 @@ log_likelihood = torch.tensor(  # p(y_j|z,x)
 ).log()[None]  # [batch, candidates, tokens]
 relevance_score = torch.zeros(1, 3, dtype=torch.float64)
 for whole_span in (False, True):
-    loss = marginal_loss(log_likelihood, relevance_score, None, whole_span)
-    _, drelevance = marginal_loss_backward(torch.ones(()), log_likelihood, relevance_score, None, whole_span)
+    loss, kept = marginal_loss(log_likelihood, relevance_score, whole_span=whole_span)
+    _, drelevance = marginal_loss_backward(torch.ones(()), kept)
     pushed = ", ".join(f"{round(-value, 3) + 0:+.3f}" for value in drelevance[0].tolist())
     print(f"whole_span={whole_span!s:5}  loss {loss:.3f} nats a word   documents pushed by {pushed}")
 
@@ -326,8 +323,7 @@ def distributions(fact: int, question: int = 0) -> tuple[torch.Tensor, torch.Ten
     documents = learn.evidence_ids(task)
     pairs = texts * len(documents), documents, [task.answers[fact]] * len(documents)
     log_likelihood, _ = encoder.masked_log_likelihood(**learn.encoder_inputs(task, *pairs, encoder))
-    log_joint, _ = log_joint_likelihood(log_likelihood.sum(1)[None, :, None], relevance_score, None, False)
-    return ops.softmax(relevance_score)[0], ops.softmax(log_joint[0, :, 0])
+    return ops.softmax(relevance_score[0]), ops.softmax(relevance_score[0] + log_likelihood.sum(1))
 
 
 trained = next(i for i in task.trained if task.facts[i].block.title == "Finland")
@@ -435,9 +431,9 @@ plt.show()
 #
 # ```python
 # log_likelihood, scores = torch.randn(1, 7, 3), torch.randn(1, 7)
-# _, drelevance = marginal_loss_backward(torch.ones(()), log_likelihood, scores, None)
-# print(drelevance.sum())                                                # 0 but for rounding
-# print(marginal_loss(log_likelihood, scores, None) - marginal_loss(log_likelihood, scores + 5, None))
+# loss, kept = marginal_loss(log_likelihood, scores)
+# print(marginal_loss_backward(torch.ones(()), kept)[1].sum())           # 0 but for rounding
+# print(loss - marginal_loss(log_likelihood, scores + 5)[0])
 # ```
 # </details>
 #
@@ -454,8 +450,8 @@ plt.show()
 #
 # ```python
 # same = torch.full((1, 5, 1), 0.99).log()
-# _, drelevance = marginal_loss_backward(torch.ones(()), same, torch.randn(1, 5), None)
-# print(drelevance)                                                      # zeros but for rounding
+# _, kept = marginal_loss(same, torch.randn(1, 5))
+# print(marginal_loss_backward(torch.ones(()), kept)[1])                 # zeros but for rounding
 # ```
 # </details>
 #

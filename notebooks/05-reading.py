@@ -13,8 +13,8 @@
 # | $h_{start}, h_{end}$, hidden states of a span's ends | `hidden` | [beam, tokens, hidden] |
 # | $S_{read}(b, s, q) = \mathrm{MLP}([h_{start}; h_{end}])$ | `span_logits` less `relevance_score` | [beam, spans] |
 #
-# The code is `spans.py` and `reader.py` in `realm_min/model/`; `open_qa.py` beside them puts the answer together. The
-# model is the default one of `realm-min ask`, over the CIA World Factbook.
+# The code is `spans.py` and `realm.py` in `realm_min/model/`; `realm_min/interface/open_qa.py` puts the answer
+# together. The model is the default one of `realm-min ask`, over the CIA World Factbook.
 
 # %%
 import matplotlib.pyplot as plt
@@ -23,10 +23,10 @@ import torch
 
 from realm_min import textbook
 from realm_min.app.cli import load_model
+from realm_min.interface.inputs import Inputs
+from realm_min.interface.open_qa import block_mask, spans_equal_to
 from realm_min.model import ops
-from realm_min.model.base import Inputs
-from realm_min.model.open_qa import block_mask, spans_equal_to
-from realm_min.model.reader import marginal_log_loss, marginal_log_loss_gradient
+from realm_min.model.realm import loss_of_correct
 from realm_min.model.spans import SpanInputs, fold_weights, span_candidates, span_count, span_logits
 from realm_min.verify.differences import central_difference
 
@@ -373,12 +373,11 @@ def loss_of_scores(scores: np.ndarray) -> float:
 
 
 found = central_difference(loss_of_scores, relevance_score.double().numpy())
-direct = marginal_log_loss_gradient(relevance_score, torch.tensor(has_answers))
-print("∂L_retr/∂S_retr, p minus p among the correct", np.round(direct.numpy(), 4))
+loss, direct = loss_of_correct(relevance_score[None], torch.tensor(has_answers)[None])
+print("∂L_retr/∂S_retr, p minus p among the correct", np.round(direct[0].numpy(), 4))
 print("∂L/∂S_retr by `backward`                    ", np.round(gradients["relevance_score"].numpy(), 4))
 print("∂L/∂S_retr by finite differences            ", np.round(found, 4))
-same = bool(torch.isclose(marginal_log_loss(relevance_score, torch.tensor(has_answers)), output.retriever_loss))
-print("L_retr is marginal_log_loss:", same)
+print("L_retr is loss_of_correct:", bool(torch.isclose(loss, output.retriever_loss)))
 
 # %% [markdown]
 # ## Exercises

@@ -29,9 +29,9 @@ import torch
 
 from realm_min import textbook
 from realm_min.app.cli import load_model
+from realm_min.interface.inputs import Inputs
+from realm_min.interface.open_qa import block_mask
 from realm_min.model import spans
-from realm_min.model.base import Inputs
-from realm_min.model.open_qa import block_mask
 from realm_min.search import mips
 from realm_min.search.mips import BlockIndex
 from realm_min.verify.differences import central_difference

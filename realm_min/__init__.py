@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .app.default_model import load
     from .config import RealmConfig
-    from .model.embedder import RealmEmbedder
-    from .model.knowledge_encoder import RealmKnowledgeAugEncoder
-    from .model.open_qa import RealmForOpenQA
-    from .model.reader import RealmReader
-    from .model.scorer import RealmScorer
+    from .interface.embedder import RealmEmbedder
+    from .interface.knowledge_encoder import RealmKnowledgeAugEncoder
+    from .interface.open_qa import RealmForOpenQA
+    from .interface.reader import RealmReader
+    from .interface.scorer import RealmScorer
     from .text.retriever import RealmRetriever
     from .text.tokenizer import RealmTokenizer, RealmTokenizerFast
 
@@ -34,12 +34,12 @@ __all__ = [
 
 _MODULES = {
     "RealmConfig": "config",
-    "RealmEmbedder": "model.embedder",
-    "RealmForOpenQA": "model.open_qa",
-    "RealmKnowledgeAugEncoder": "model.knowledge_encoder",
-    "RealmReader": "model.reader",
+    "RealmEmbedder": "interface.embedder",
+    "RealmForOpenQA": "interface.open_qa",
+    "RealmKnowledgeAugEncoder": "interface.knowledge_encoder",
+    "RealmReader": "interface.reader",
     "RealmRetriever": "text.retriever",
-    "RealmScorer": "model.scorer",
+    "RealmScorer": "interface.scorer",
     "RealmTokenizer": "text.tokenizer",
     "RealmTokenizerFast": "text.tokenizer",
     "load": "app.default_model",  # the default model: load().answer(["…"])

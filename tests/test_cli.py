@@ -17,9 +17,9 @@ from realm_min.app import ask, default_model, indexing
 from realm_min.app.cli import main
 from realm_min.config import RealmConfig
 from realm_min.files.packed import load_packed, pack
+from realm_min.interface.open_qa import RealmForOpenQA
 from realm_min.jobs import embedding, warm_start
 from realm_min.jobs.evaluation import normalize_answer
-from realm_min.model.open_qa import RealmForOpenQA
 from realm_min.text.corpus import Block, Document, cut_blocks, record
 from realm_min.text.retriever import RealmRetriever
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from realm_min.app import default_model
 from realm_min.config import RealmConfig
 from realm_min.files.packed import UNREAD, load_packed, pack
-from realm_min.model.open_qa import RealmForOpenQA
+from realm_min.interface.open_qa import RealmForOpenQA
 from realm_min.ranks import distributed
 from realm_min.text.corpus import Document, cut_blocks, record
 from realm_min.text.retriever import RealmRetriever

@@ -10,10 +10,10 @@ import torch
 from oracle import transformers
 
 import realm_min
+from realm_min.interface.inputs import Inputs, checked_batch
 from realm_min.model import ops
-from realm_min.model.base import Inputs, checked_batch
 from realm_min.model.bert import Run
-from realm_min.model.embedder import embed
+from realm_min.model.realm import embed
 from realm_min.text.retriever import RealmRetriever
 
 TOLERANCE = 1e-5  # relative to the largest value of an output
@@ -436,7 +436,7 @@ def test_documentation_examples_run_with_only_the_import_changed(name, tmp_path,
 
 
 def test_answers_are_whole_words():
-    from realm_min.model.open_qa import whole_words
+    from realm_min.interface.open_qa import whole_words
 
     text = "Area: 37,249 sq km (São Tomé)."
     for part, whole in (("7,24", "37,249"), ("q k", "sq km"), ("(", "("), ("ão", "São"), (text, text), ("sq", "sq")):

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import transformers
 
-import realm_min.model.open_qa
+import realm_min.interface.open_qa
 import realm_min.text.batch_encoding
-from realm_min.model.base import Inputs, checked_head_mask
+from realm_min.interface.inputs import Inputs, checked_head_mask
 from realm_min.model.bert import Run
 from realm_min.textbook import spans
 

@@ -21,8 +21,8 @@ from realm_min.files.packed import (
     round_with_feedback,
 )
 from realm_min.files.packed import _tokenizer as pruned_tokenizer
-from realm_min.model.base import Inputs
-from realm_min.model.open_qa import RealmForOpenQA
+from realm_min.interface.inputs import Inputs
+from realm_min.interface.open_qa import RealmForOpenQA
 from realm_min.text.corpus import Document, corpus_hash, cut_blocks
 from realm_min.text.tokenizer import RealmTokenizerFast
 

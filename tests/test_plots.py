@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from realm_min import RealmConfig, RealmForOpenQA, RealmRetriever, RealmTokenizerFast
 from realm_min.app import indexing, plots
 from realm_min.app.cli import main
+from realm_min.interface.inputs import Inputs
 from realm_min.model import ops
-from realm_min.model.base import Inputs
 from realm_min.model.bert import Run
 from realm_min.model.spans import span_candidates
 from realm_min.text.corpus import Document

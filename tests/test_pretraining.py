@@ -19,9 +19,9 @@ from realm_min import textbook
 from realm_min.app import plots
 from realm_min.app.cli import main
 from realm_min.jobs import loop, preparation, runs, warm_start
+from realm_min.jobs.draws import Draws
 from realm_min.learn import masking, pretraining
-from realm_min.learn.steps import Draws
-from realm_min.model.knowledge_encoder import marginal_loss, marginal_loss_backward
+from realm_min.model.realm import marginal_loss, marginal_loss_backward
 from realm_min.search.mips import BlockIndex
 from realm_min.text.corpus import Block
 
@@ -49,10 +49,8 @@ def test_marginal_losses_against_autograd(seed, rows, candidates, tokens, whole_
     log_likelihood = (-torch.rand(rows, candidates, tokens, **f64) * 5).requires_grad_()
     relevance = torch.randn(rows, candidates, **f64).requires_grad_()
     mask = (torch.rand(rows, tokens, **f64) < share).double()
-    loss = marginal_loss(log_likelihood.detach(), relevance.detach(), mask, whole_span)
-    found = marginal_loss_backward(
-        torch.tensor(1.7, dtype=torch.float64), log_likelihood.detach(), relevance.detach(), mask, whole_span
-    )
+    loss, kept = marginal_loss(log_likelihood.detach(), relevance.detach(), mask, whole_span)
+    found = marginal_loss_backward(torch.tensor(1.7, dtype=torch.float64), kept)
     if not mask.any():
         assert loss == 0 and not any(gradient.any() for gradient in found)
         return
@@ -89,14 +87,12 @@ def test_masked_words_alone_give_the_loss_and_gradients_of_all(values, seed, row
     repeated = labels[:, None].expand(ids.shape).reshape(-1, tokens)
     log_likelihood, cache = model.masked_log_likelihood(*flat, repeated)
     log_likelihood = log_likelihood.view(ids.shape)
-    loss = marginal_loss(log_likelihood, relevance, mask, whole_span)
+    loss, kept = marginal_loss(log_likelihood, relevance, mask, whole_span)
     batch = tuple(x.numpy() for x in flat)
     book = book_models.knowledge_encoder(parameters, model.config, batch, labels.numpy(), relevance.numpy(), whole_span)
     assert math.isclose(loss, book.losses[0], rel_tol=1e-10, abs_tol=1e-12)
 
-    dlog_likelihood, drelevance = marginal_loss_backward(
-        torch.ones((), dtype=torch.float64), log_likelihood, relevance, mask, whole_span
-    )
+    dlog_likelihood, drelevance = marginal_loss_backward(torch.ones((), dtype=torch.float64), kept)
     model.masked_log_likelihood_backward(dlog_likelihood.flatten(0, 1), cache)
     found = {key: gradient.clone() for key, gradient in model.grads.items()}
     assert_close(drelevance, book.drelevance, 1e-10)
@@ -117,12 +113,13 @@ def test_the_two_losses_differ_only_where_a_span_is_long():
     log_likelihood = torch.tensor([[[-1.0, -2.0], [-3.0, -0.5]]])
     relevance = torch.tensor([[0.2, -0.1]])
     one = torch.tensor([[True, False]])
-    assert marginal_loss(log_likelihood, relevance, one) == marginal_loss(log_likelihood, relevance, one, True)
+    of_words, of_spans = (marginal_loss(log_likelihood, relevance, one, whole)[0] for whole in (False, True))
+    assert of_words == of_spans
     p, q = torch.softmax(relevance[0], 0).tolist()
     by_token = math.log(p * math.exp(-1) + q * math.exp(-3)) + math.log(p * math.exp(-2) + q * math.exp(-0.5))
     by_span = math.log(p * math.exp(-1 - 2) + q * math.exp(-3 - 0.5))
-    assert marginal_loss(log_likelihood, relevance, None) == pytest.approx(-by_token / 2, rel=1e-6)
-    assert marginal_loss(log_likelihood, relevance, None, True) == pytest.approx(-by_span / 2, rel=1e-6)
+    assert marginal_loss(log_likelihood, relevance)[0] == pytest.approx(-by_token / 2, rel=1e-6)
+    assert marginal_loss(log_likelihood, relevance, None, True)[0] == pytest.approx(-by_span / 2, rel=1e-6)
 
 
 # ---- one step
@@ -137,7 +134,7 @@ def step(models, tokenizer, index, examples, settings):
     draws = Draws(0, 0, list(range(len(examples))))
     evidence_of = pretraining.gather_evidence(models, tokenizer, BLOCKS, index, examples, draws, settings)
     texts = pretraining.masked_texts(tokenizer, examples, models[0])
-    return pretraining.pretrain_step(models, texts, evidence_of, draws, settings)
+    return pretraining.pretrain_step(models, texts, draws.dropout_seeds(), evidence_of, settings)
 
 
 @pytest.mark.parametrize("marginal", ["token", "span"])

@@ -12,43 +12,35 @@ ROOT = Path(__file__).parents[1]
 SLACK = 15  # lines by which something may be below its number before the number is to be lowered
 
 # Lines, blank and comment lines included.
-BUDGETS = {"textbook.py": 450, "model": 2000, "learn": 1100, "kernels": 800}
-ABOVE_BUDGET = {
-    "model": 3073,
-}
+BUDGETS = {"textbook.py": 450, "model": 2000, "interface": 1550, "learn": 1100, "kernels": 800}
+ABOVE_BUDGET: dict[str, int] = {}
 LARGEST_FILE = 500
 ABOVE_LARGEST_FILE: dict[str, int] = {
     "kernels.bench": 702,
     "search.mips": 656,
     "text.tokenizer_base": 592,
-    "verify.paths": 530,
+    "verify.paths": 529,
 }
 LONGEST_FUNCTION = 40
 ABOVE_LONGEST_FUNCTION: dict[str, int] = {
     "app.indexing:index": 53,
-    "app.learn:learn": 55,
+    "app.learn:learn": 53,
     "files.checkpoint:assign": 46,
     "files.checkpoint:write_folder": 50,
     "files.packed:pack": 66,
     "files.tensorflow_checkpoint:read_tensorflow": 80,
     "files.tensorflow_checkpoint:run": 45,
+    "interface.knowledge_encoder:RealmKnowledgeAugEncoder.forward": 55,
+    "interface.open_qa:RealmForOpenQA.forward": 54,
+    "interface.reader:RealmReader.forward": 54,
+    "interface.scorer:RealmScorer.forward": 55,
     "jobs.loop:train": 93,
     "jobs.runs:_finetune": 56,
-    "jobs.runs:_pretrain": 76,
+    "jobs.runs:_pretrain": 77,
     "jobs.runs:finetune": 57,
     "jobs.runs:pretrain": 52,
-    "learn.finetuning:read": 51,
     "learn.optimizer:AdamW.update": 51,
-    "learn.pretraining:gather_evidence": 43,
-    "learn.pretraining:pretrain_step": 59,
-    "model.base:RealmModel.backward": 42,
-    "model.base:checked_batch": 61,
-    "model.fast:attend": 44,
-    "model.knowledge_encoder:RealmKnowledgeAugEncoder.forward": 55,
-    "model.open_qa:RealmForOpenQA.forward": 54,
-    "model.parameters:allocate": 55,
-    "model.reader:RealmReader.forward": 54,
-    "model.scorer:RealmScorer.forward": 55,
+    "learn.pretraining:pretrain_step": 46,
     "ranks.distributed:join": 47,
     "search.mips:_rescore": 44,
     "search.mips:compress": 41,
@@ -86,13 +78,14 @@ DISPATCHED = [["kernels.mips_topk", "search.mips"], ["kernels.span_logits", "mod
 ABOVE = {
     "textbook": {"config"},
     "config": {"files"},
-    "files": {"config", "ranks", "text", "model", "search"},
-    "ranks": {"model"},
+    "files": {"config", "ranks", "text", "model", "interface", "search"},
+    "ranks": {"interface", "model"},
     "search": {"ranks", "files", "kernels"},
     "text": {"config", "files"},
-    "model": {"config", "files", "ranks", "search", "text", "kernels"},
-    "learn": {"config", "files", "model", "search", "text", "ranks", "jobs"},
-    "jobs": {"config", "files", "model", "search", "text", "ranks", "learn"},
+    "model": {"config", "kernels"},
+    "interface": {"config", "files", "model", "search", "text", "ranks"},
+    "learn": {"config", "model", "interface", "search", "text", "jobs"},
+    "jobs": {"config", "files", "model", "interface", "search", "text", "ranks", "learn"},
 }
 
 
@@ -198,7 +191,7 @@ def assert_ratchet(found: dict[str, int], limit: int, above: dict[str, int]) -> 
 
 def test_budgets():
     found = {"textbook.py": lines(MODULES["textbook"])}
-    for folder in ("model", "learn"):
+    for folder in ("model", "interface", "learn"):
         found[folder] = sum(lines(path) for name, path in MODULES.items() if name.split(".")[0] == folder)
     found["kernels"] = sum(
         lines(path) for name, path in MODULES.items() if name.startswith("kernels") and name != "kernels.bench"
@@ -220,7 +213,7 @@ def test_no_function_has_too_many_parameters():
     """But transformers' own forwards, and the kernels."""
     found = {}
     for name, node in functions():
-        if name.startswith("kernels.") or (name.startswith("model.") and name.endswith(".forward")):
+        if name.startswith("kernels.") or (name.startswith("interface.") and name.endswith(".forward")):
             continue
         arguments = node.args
         names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from realm_min.config import RealmConfig
+from realm_min.interface.embedder import RealmEmbedder
 from realm_min.jobs import refresh
 from realm_min.jobs.embedding import embed_blocks
 from realm_min.jobs.refresh import IndexRefresher, snapshot_for
-from realm_min.model.embedder import RealmEmbedder
 from realm_min.text.corpus import Block
 from realm_min.text.tokenizer import RealmTokenizerFast
 

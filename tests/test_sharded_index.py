@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from realm_min.app import cli, indexing
 from realm_min.config import RealmConfig
+from realm_min.interface.open_qa import RealmForOpenQA
 from realm_min.jobs import warm_start
-from realm_min.model.open_qa import RealmForOpenQA
 from realm_min.ranks import distributed
 from realm_min.search import mips
 from realm_min.search.mips import BlockIndex

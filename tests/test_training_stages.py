@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from realm_min import RealmConfig, RealmEmbedder, RealmKnowledgeAugEncoder, RealmReader, textbook
 from realm_min.app.cli import main
 from realm_min.jobs import loop, preparation, runs, warm_start
+from realm_min.jobs.draws import Draws
 from realm_min.jobs.evaluation import Question, evaluate, means
 from realm_min.jobs.settings import Finetune, Ict, Mlm
 from realm_min.learn import finetuning, ict, mlm
-from realm_min.learn.steps import Draws
 from realm_min.text.corpus import Block, record, split_sentences
 from realm_min.text.questions import TrainingQuestion, read_training_questions
 
@@ -61,7 +61,7 @@ def test_a_step_of_ict_is_the_books(tokenizer):
     embedder.zero_grads()
     draws = Draws(0, 0, [0, 1, 2, 3])
     seeds = draws.dropout_seeds(0), draws.dropout_seeds(1)
-    sums = ict.ict_step(embedder, *ict.sentences_and_blocks(examples, tokenizer, Ict()), seeds)
+    sums = ict.ict_step(embedder, *ict.sentences_and_blocks(examples, tokenizer, embedder, Ict()), seeds)
 
     def batch(*texts):
         encoded = tokenizer(*texts, padding=True, return_tensors="np")
@@ -130,9 +130,9 @@ def test_mlm_learns_hidden_words(tmp_path, tokenizer):
 def test_evidence_holds_all_that_is_masked(tokenizer, encoder, number, seed, max_wordpieces, more, empty):
     block = Block(BLOCKS[number].title, "" if empty else BLOCKS[number].text)
     chosen = Mlm(max_wordpieces=max_wordpieces, evidence=max_wordpieces + more)
-    inputs, labels = mlm.masked_blocks([block], tokenizer, [np.random.default_rng(seed)], encoder, chosen)
-    ids, types = inputs["input_ids"][0], inputs["token_type_ids"][0]
-    assert labels.shape == (1, len(ids)) and bool(inputs["attention_mask"].all())
+    batch, labels = mlm.masked_blocks([block], tokenizer, [np.random.default_rng(seed)], encoder, chosen)
+    ids, types = batch.words[0], batch.types[0]
+    assert labels.shape == (1, len(ids)) and bool(batch.mask.all())
     restored = torch.where(labels[0] == -100, ids, labels[0])
     assert torch.equal(ids == tokenizer.mask_token_id, labels[0] != -100)
     first, second = (restored[types == kind].tolist() for kind in (0, 1))

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from realm_min import RealmConfig, RealmForOpenQA, RealmRetriever, RealmTokenizer, RealmTokenizerFast
 from realm_min.files.checkpoint import TRAINED_WITH, read_state_dict
-from realm_min.model.base import Inputs, checked_batch
+from realm_min.interface.inputs import Inputs, checked_batch
 from realm_min.model.bert import bert
 
 PIECES = (

@@ -26,7 +26,7 @@ from realm_min import (
 from realm_min.app import cli
 from realm_min.app.cli import main
 from realm_min.files.checkpoint import read_state_dict, write_folder
-from realm_min.model.open_qa import RealmForOpenQA
+from realm_min.interface.open_qa import RealmForOpenQA
 from realm_min.verify import compare, read_checkpoint, run, verify
 from realm_min.verify.known import KNOWN, compare_known, recognise_known
 from realm_min.verify.measure import Error, choice_error, choose, error_of, weight_problem

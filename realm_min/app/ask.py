@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from ..model.open_qa import Answer, RealmForOpenQA
+from ..interface.open_qa import Answer, RealmForOpenQA
 from ..ranks import distributed
 from ..ranks.devices import chosen_device
 from . import plots

@@ -29,7 +29,7 @@ from . import training_arguments as training
 from .console import progress_report, remark
 
 if TYPE_CHECKING:
-    from ..model.open_qa import RealmForOpenQA
+    from ..interface.open_qa import RealmForOpenQA
 
 
 class Command(NamedTuple):
@@ -219,7 +219,7 @@ def load_model(name: str | None, texts: bool = True) -> RealmForOpenQA:
         from . import default_model
 
         return default_model.load(texts=texts, sharded=True, remark=remark, progress=progress_report)
-    from ..model.open_qa import RealmForOpenQA
+    from ..interface.open_qa import RealmForOpenQA
     from ..ranks import distributed
     from ..text.retriever import RealmRetriever
 

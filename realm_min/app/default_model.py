@@ -36,7 +36,7 @@ import numpy as np
 
 from ..files import packed
 from ..files.atomic import only_writer, remove_temporaries, write_atomically
-from ..model.open_qa import RealmForOpenQA
+from ..interface.open_qa import RealmForOpenQA
 from ..ranks import distributed
 from ..text import corpus
 from ..text.corpus import FACTBOOK, Document, corpus_hash, cut_blocks, read_documents, record

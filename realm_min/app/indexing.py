@@ -40,9 +40,9 @@ from ..files import checkpoint
 from ..files.atomic import only_writer, refuse_existing, write_atomically
 from ..files.hub import resolve_folder
 from ..files.packed import load_packed
+from ..interface.open_qa import RealmForOpenQA
 from ..jobs import embedding
 from ..jobs.embedding import Report, embed_blocks
-from ..model.open_qa import RealmForOpenQA
 from ..ranks import distributed
 from ..ranks.devices import chosen_device
 from ..text import corpus

@@ -39,11 +39,12 @@ from torch import Tensor
 
 from ..config import RealmConfig
 from ..files.atomic import write_atomically
+from ..interface.embedder import RealmEmbedder
+from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
 from ..jobs import loop
 from ..learn.optimizer import AdamW
 from ..model import ops
-from ..model.embedder import RealmEmbedder
-from ..model.knowledge_encoder import IGNORED, RealmKnowledgeAugEncoder, marginal_loss, marginal_loss_backward
+from ..model.realm import IGNORED, marginal_loss, marginal_loss_backward
 from ..text.corpus import Block, factbook_documents
 from ..text.sequences import pad, sequence
 from ..text.tokenizer import RealmTokenizerFast
@@ -297,10 +298,8 @@ def learn(
         log_likelihood = log_likelihood.view(*relevance_score.shape, -1)  # [batch, documents, tokens]
         masked = (inputs["labels"] != IGNORED).view(log_likelihood.shape)[:, 0]  # [batch, tokens]: one word each
 
-        loss = marginal_loss(log_likelihood, relevance_score, masked)
-        dlog_likelihood, drelevance = marginal_loss_backward(
-            torch.ones_like(loss), log_likelihood, relevance_score, masked
-        )
+        loss, kept = marginal_loss(log_likelihood, relevance_score, masked)
+        dlog_likelihood, drelevance = marginal_loss_backward(torch.ones_like(loss), kept)
         encoder.zero_grads()
         encoder.masked_log_likelihood_backward(dlog_likelihood.flatten(0, 1), cache)
         of_encoder.update(encoder.state_dict(), encoder.grads)

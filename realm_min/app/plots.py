@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from ..files.atomic import write_atomically
+from ..interface.open_qa import Answer, RealmForOpenQA
 from ..jobs import loop
-from ..model.open_qa import Answer, RealmForOpenQA
 
 BARS = 20  # blocks drawn at most, best first
 NEIGHBOURS = 9  # tokens on either side of the answer, in the close-up

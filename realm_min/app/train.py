@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ..config import RealmConfig
+from ..interface.open_qa import RealmForOpenQA
 from ..jobs import loop, runs, warm_start
 from ..jobs.embedding import embed_on_ranks
 from ..jobs.settings import Finetune, Ict, Mlm, Pretrain, settings_from
-from ..model.open_qa import RealmForOpenQA
 from ..ranks.devices import chosen_device
 from ..ranks.distributed import world
 from ..text.corpus import MAX_WORDPIECES, Block, cut_blocks, read_documents, record

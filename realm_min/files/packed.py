@@ -41,9 +41,9 @@ import torch
 from torch import Tensor
 
 from ..config import RealmConfig
-from ..model.base import Inputs, checked_batch
+from ..interface.inputs import Inputs, checked_batch
+from ..interface.open_qa import RealmForOpenQA
 from ..model.bert import Run, bert, dense_inputs
-from ..model.open_qa import RealmForOpenQA
 from ..text.corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks, record
 from ..text.tokenizer import RealmTokenizerFast
 from ..text.tokenizer_base import SPECIAL_TOKEN_NAMES

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from ..config import RealmConfig
-from ..model.base import RealmModel
-from ..model.embedder import RealmEmbedder
-from ..model.knowledge_encoder import RealmKnowledgeAugEncoder
-from ..model.open_qa import RealmForOpenQA
-from ..model.reader import RealmReader
-from ..model.scorer import RealmScorer
+from ..interface.base import RealmModel
+from ..interface.embedder import RealmEmbedder
+from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
+from ..interface.open_qa import RealmForOpenQA
+from ..interface.reader import RealmReader
+from ..interface.scorer import RealmScorer
 from ..text.retriever import BLOCK_RECORDS_FILE, write_block_records
 from ..text.tokenizer import RealmTokenizer
 from .checkpoint import write_folder

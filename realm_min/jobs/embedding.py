@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model.base import Inputs, checked_batch
+from ..interface.inputs import Inputs, checked_batch
 from ..model.bert import PLAIN
-from ..model.embedder import embed as embed_batch
+from ..model.realm import embed as embed_batch
 from ..ranks import distributed
 from ..text.corpus import Block
 

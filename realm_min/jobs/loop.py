@@ -36,9 +36,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..files.atomic import only_writer, write_atomically
+from ..interface.base import RealmModel
 from ..learn.optimizer import AdamW
 from ..learn.steps import Sum
-from ..model.base import RealmModel
 from ..ranks.distributed import world
 from ..ranks.exchange import GradientExchange
 from ..text.corpus import Block, corpus_hash

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ..interface.open_qa import MAX_QUESTION_WORDPIECES
 from ..learn.finetuning import Encoded
 from ..learn.masking import passages
 from ..learn.pretraining import Text
-from ..model.open_qa import MAX_QUESTION_WORDPIECES
 from ..text.corpus import Block, Document, cut_blocks
 from ..text.questions import TrainingQuestion
 

@@ -42,7 +42,7 @@ from torch import Tensor
 
 from ..config import RealmConfig
 from ..files.atomic import write_atomically
-from ..model.embedder import RealmEmbedder
+from ..interface.embedder import RealmEmbedder
 from ..ranks.distributed import World, world
 from ..search.mips import BlockIndex
 from ..search.sharded_index import ShardedBlockIndex, read_blocks

@@ -11,22 +11,23 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from ..interface.base import RealmModel
+from ..interface.embedder import RealmEmbedder
+from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
+from ..interface.open_qa import RealmForOpenQA
 from ..learn.finetuning import Evidence, finetune_step
 from ..learn.ict import cloze, ict_step, sentences_and_blocks
 from ..learn.masking import MASKINGS, SpanFinder, salient_span, salient_spans
 from ..learn.mlm import masked_blocks, mlm_step
 from ..learn.optimizer import AdamW
 from ..learn.pretraining import Text, gather_evidence, hide, masked_texts, pretrain_step
-from ..learn.steps import Draws, Sum
-from ..model.base import Inputs, RealmModel
-from ..model.embedder import RealmEmbedder
-from ..model.knowledge_encoder import RealmKnowledgeAugEncoder
-from ..model.open_qa import RealmForOpenQA
+from ..learn.steps import Sum
 from ..ranks.distributed import split, world
 from ..ranks.share import share_of
 from ..text.corpus import Block, corpus_hash, record, split_sentences
 from ..text.questions import Question, TrainingQuestion
 from . import loop, refresh
+from .draws import Draws
 from .embedding import embed_on_ranks
 from .evaluation import evaluate, means
 from .preparation import cut_texts, encode_blocks, encode_questions, with_something_to_mask
@@ -69,7 +70,7 @@ def ict(
         share, own = share_of([block for i in picked for block in groups[i]])
         draws = Draws(settings.seed, number, share.places)
         examples = [cloze(block, random, settings) for block, random in zip(own, draws.generators(), strict=True)]
-        read = sentences_and_blocks(examples, tokenizer, settings)
+        read = sentences_and_blocks(examples, tokenizer, embedder, settings)
         seeds = draws.dropout_seeds(0), draws.dropout_seeds(1)
         return ict_step(embedder, *read, seeds, share.places, share.of_all)
 
@@ -103,8 +104,8 @@ def mlm(
         picked = loop.batch(number, settings.batch_size, len(blocks), settings.seed)
         share, own = share_of([blocks[i] for i in picked])
         draws = Draws(settings.seed, number, share.places)
-        inputs, labels = masked_blocks(own, tokenizer, draws.generators(), encoder, settings)
-        return mlm_step(encoder, Inputs(**inputs), labels, draws.dropout_seeds())
+        read, labels = masked_blocks(own, tokenizer, draws.generators(), encoder, settings)
+        return mlm_step(encoder, read, labels, draws.dropout_seeds())
 
     return loop.train_one(
         folder, KNOWLEDGE_ENCODER, encoder, step, settings, blocks, tokenizer, task="mlm",
@@ -234,7 +235,8 @@ def _pretrain(
         examples = hide(own, tokenizer, choose, draws.generators())
         both = embedder, knowledge_encoder
         evidence_of = gather_evidence(both, tokenizer, blocks, index, examples, draws, settings)
-        sums = pretrain_step(both, masked_texts(tokenizer, examples, embedder), evidence_of, draws, settings)
+        read = masked_texts(tokenizer, examples, embedder)
+        sums = pretrain_step(both, read, draws.dropout_seeds(), evidence_of, settings)
         tokens = sums.pop("tokens").total
         return sums | {
             "staleness": Sum(refresher.staleness(number), 1),

@@ -17,9 +17,9 @@ from torch import Tensor
 from ..config import RealmConfig
 from ..files import checkpoint
 from ..files.hub import resolve_folder
-from ..model.base import RealmModel
-from ..model.knowledge_encoder import RealmKnowledgeAugEncoder
-from ..model.reader import RealmReader
+from ..interface.base import RealmModel
+from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
+from ..interface.reader import RealmReader
 from ..text.tokenizer import RealmTokenizerFast
 
 EMBEDDER, KNOWLEDGE_ENCODER = "embedder", "knowledge_encoder"  # folders within a stage's
@@ -81,7 +81,7 @@ def load(cls: type[Model], folder: str | os.PathLike | None, part: str, seed: in
 
 def embedder(folder: str | os.PathLike | None, seed: int = 0, **values: Any) -> Any:
     """A RealmEmbedder to train; arguments as `load`."""
-    from ..model.embedder import RealmEmbedder
+    from ..interface.embedder import RealmEmbedder
 
     return load(RealmEmbedder, folder, EMBEDDER, seed, **values)
 

@@ -17,15 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.base import Inputs, checked_batch
-from ..model.embedder import embed, embed_backward
-from ..model.open_qa import RealmForOpenQA
-from ..model.reader import Answers, best_span_of, best_span_of_backward
+from ..config import RealmConfig
+from ..interface.inputs import Inputs, checked_batch
+from ..interface.open_qa import RealmForOpenQA
+from ..model.bert import Batch
+from ..model.realm import embed, embed_backward, loss_of_correct, read, read_backward
+from ..model.spans import span_candidate, span_count
 from ..text.corpus import Block
 from ..text.sequences import padded, reader_inputs
-from .steps import Draws, Sum
+from .steps import Sum
 
 if TYPE_CHECKING:
+    from ..jobs.draws import Draws
     from ..jobs.settings import Finetune
 
 
@@ -68,7 +71,7 @@ def finetune_step(
         right = torch.tensor([is_evidence(question, block, evidence) for block in found[i].tolist()])
         block_ids, right = reading_order(found[i], right, model.config.reader_beam_size, settings.read_an_answer)
         with reader.own_grads.last_pass() if i == len(questions) - 1 else nullcontext():
-            results.append(read(model, question, x[i], block_ids, right, evidence, settings, draws.of(i)))
+            results.append(question_step(model, question, x[i], block_ids, right, evidence, settings, draws.of(i)))
         dx[i] = results[-1].dprojection
     with embedder.own_grads.last_pass():
         embed_backward(dx, kept_x, embedder.own_grads)
@@ -82,7 +85,7 @@ def finetune_step(
     }
 
 
-def read(
+def question_step(
     model: RealmForOpenQA,
     question: Encoded,
     x: Tensor,
@@ -92,47 +95,57 @@ def read(
     settings: Finetune,
     draws: Draws,
 ) -> Read:
-    """Read the first of `block_ids` [searcher beam] for one question; the reader's gradients are added.
+    """The losses of one question, which reads the first of `block_ids` [searcher beam]; adds the reader's gradients.
 
     Args:
         x: Embed_input(x) [proj].
         right: which blocks hold an answer, [searcher beam].
         draws: this question's alone.
     """
-    config, reader = model.config, model.reader
+    config, reader, right = model.config, model.reader, right.to(x.device)
     beam = min(config.reader_beam_size, len(block_ids))
-    embeddings = model.block_emb[block_ids].to(x)  # [searcher beam, proj]
-    fresh = None
+    embeddings, fresh = model.block_emb[block_ids].to(x), None  # [searcher beam, proj]
     if settings.refresh_blocks:
-        read_blocks = [evidence.blocks[block] for block in block_ids[:beam].tolist()]
-        fresh = embed_read(model, read_blocks, draws.dropout_seeds(1 + beam, beam))
+        blocks = [evidence.blocks[block] for block in block_ids[:beam].tolist()]
+        fresh = embed_read(model, blocks, draws.dropout_seeds(1 + beam, beam))
         embeddings[:beam] = fresh[0]
-    room = config.reader_seq_len - 3 - len(question.ids[1:-1])
-    texts = [evidence.pieces[block][:room] for block in block_ids[:beam].tolist()]
-    inputs, in_block = reader_inputs(question.ids, texts, config.pad_token_id, config.max_span_width)
-    spans = [
-        [(start, len(answer)) for answer in question.answers for start in occurrences(text, answer)] if is_right else []
-        for text, is_right in zip(texts, right[:beam].tolist(), strict=True)
-    ]
-    starts = torch.full((beam, max(1, *map(len, spans))), -1)
-    ends = starts.clone()
-    for row, places in enumerate(spans):
-        for column, (start, length) in enumerate(places):
-            starts[row, column] = len(question.ids) + start
-            ends[row, column] = len(question.ids) + start + length - 1
-    output: Any
-    output, kept = best_span_of(
-        reader.p, config, checked_batch(config, Inputs(*inputs).to(x.device)), in_block.to(x.device), embeddings @ x,
-        Answers(starts.to(x.device), ends.to(x.device), right.to(x.device)),
-        reader.run_to_learn(draws.dropout_seeds(1, beam)),
-    )  # fmt: skip
-    drelevance = x.new_zeros(len(block_ids))
-    if bool(right.any()):
-        dloss = torch.tensor(1.0, device=x.device)
-        drelevance, _ = best_span_of_backward({"loss": dloss}, kept, reader.own_grads)
+    relevance = embeddings @ x  # f(x, z) [searcher beam]
+    texts = [evidence.pieces[block] for block in block_ids[:beam].tolist()]
+    batch, in_block, correct = pairs_to_read(config, question, texts, right[:beam])
+    run = reader.run_to_learn(draws.dropout_seeds(1, beam))
+    (scores, _), kept_read = read(reader.p, config, batch, in_block, relevance[:beam], run)  # [beam, spans]
+    retriever_loss, drelevance = loss_of_correct(relevance[None], right[None])
+    reader_loss, dscores = loss_of_correct(scores.view(1, -1), correct.view(1, -1))
+    drelevance = drelevance[0]  # [searcher beam]
+    if bool(right.any()):  # a question whose answer was not found teaches nothing
+        drelevance[:beam] += read_backward(dscores.view_as(scores), kept_read, reader.own_grads)[0]
     if fresh is not None:
         embed_backward(drelevance[:beam, None] * x, fresh[1], model.embedder.own_grads)
-    return Read(float(output.retriever_loss), float(output.reader_loss), any(spans), drelevance @ embeddings)
+    return Read(float(retriever_loss), float(reader_loss), bool(correct.any()), drelevance @ embeddings)
+
+
+def pairs_to_read(
+    config: RealmConfig, question: Encoded, texts: list[np.ndarray], right: Tensor
+) -> tuple[Batch, Tensor, Tensor]:
+    """A question beside each block, given as wordpieces, as the reader reads them.
+
+    Args:
+        right: in which blocks an answer counts, bool [beam].
+
+    Returns:
+        The batch, which of its tokens are the block's [beam, tokens], and which spans are an answer [beam, spans].
+    """
+    room = config.reader_seq_len - 3 - len(question.ids[1:-1])
+    texts, device = [text[:room] for text in texts], right.device
+    inputs, in_block = reader_inputs(question.ids, texts, config.pad_token_id, config.max_span_width)
+    batch = checked_batch(config, Inputs(*inputs).to(device))
+    tokens = batch.types.shape[1]
+    correct = torch.zeros(len(texts), span_count(tokens, config.max_span_width), dtype=torch.bool)
+    for row in right.nonzero()[:, 0].tolist():
+        for answer in question.answers:
+            for start in len(question.ids) + occurrences(texts[row], answer):
+                correct[row, span_candidate(int(start), int(start) + len(answer) - 1, tokens)] = True
+    return batch, in_block.to(device), correct.to(device)
 
 
 def is_evidence(question: Encoded, block: int, evidence: Evidence) -> bool:

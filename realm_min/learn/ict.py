@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model import ops
-from ..model.base import Inputs, checked_batch
-from ..model.embedder import RealmEmbedder, embed, embed_backward
+from ..interface.embedder import RealmEmbedder
+from ..interface.inputs import Inputs, checked_batch
+from ..model.bert import Batch
+from ..model.realm import embed, embed_backward, loss_of_correct
 from ..text.corpus import Block, split_sentences
 from .steps import Sum
 
@@ -43,19 +44,22 @@ def cloze(block: Block, random: np.random.Generator, settings: Ict) -> Example:
     return Example(query, block.title, " ".join(sentences[:drawn] + sentences[drawn + removed :]))
 
 
-def sentences_and_blocks(examples: list[Example], tokenizer: Any, settings: Ict) -> tuple[Inputs, Inputs]:
+def sentences_and_blocks(
+    examples: list[Example], tokenizer: Any, embedder: RealmEmbedder, settings: Ict
+) -> tuple[Batch, Batch]:
     """What the embedder reads: "[CLS] sentence [SEP]" and "[CLS] title [SEP] text [SEP]" of each example."""
     queries, titles, texts = (list(column) for column in zip(*examples, strict=True))
     options: dict[str, Any] = dict(padding=True, return_tensors="pt")
     sentences = tokenizer(queries, truncation=True, max_length=settings.max_query, **options)
     blocks = tokenizer(titles, texts, truncation="only_second", max_length=settings.max_evidence, **options)
-    return Inputs(**sentences), Inputs(**blocks)
+    device, config = embedder.device, embedder.config
+    return checked_batch(config, Inputs(**sentences.to(device))), checked_batch(config, Inputs(**blocks.to(device)))
 
 
 def ict_step(
     embedder: RealmEmbedder,
-    sentences: Inputs,
-    blocks: Inputs,
+    sentences: Batch,
+    blocks: Batch,
     seeds: tuple[list[int], list[int]],
     own: list[int] | slice = slice(None),
     of_all: Callable[[Tensor], Tensor] = lambda rows: rows,
@@ -71,15 +75,16 @@ def ict_step(
         seeds: of their dropout.
     """
     p, c, grads = embedder.p, embedder.config, embedder.own_grads
-    (x, _), kept_x = embed(p, c, checked_batch(c, sentences.to(embedder.device)), embedder.run_to_learn(seeds[0]))
-    (z, _), kept_z = embed(p, c, checked_batch(c, blocks.to(embedder.device)), embedder.run_to_learn(seeds[1]))
+    (x, _), kept_x = embed(p, c, sentences, embedder.run_to_learn(seeds[0]))
+    (z, _), kept_z = embed(p, c, blocks, embedder.run_to_learn(seeds[1]))
     x, z = of_all(torch.cat([x, z], 1)).chunk(2, 1)  # [own examples, 2 proj] -> [batch, proj] each
     scores = x @ z.t()  # [batch, batch]
-    right = torch.arange(len(scores), device=scores.device)
-    losses = ops.cross_entropy(scores, right)  # [batch]
-    dscores = ops.cross_entropy_backward(torch.ones_like(losses), scores, right)
+    right = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    _, dscores = loss_of_correct(scores, right)
     embed_backward((dscores.t() @ x)[own], kept_z, grads)
     with grads.last_pass():
         embed_backward((dscores @ z)[own], kept_x, grads)
-    found = (scores.argmax(1) == right)[own]
-    return {"loss": Sum(float(losses[own].sum()), len(found)), "accuracy": Sum(float(found.sum()), len(found))}
+    scores, right = scores[own], right[own]  # [own examples, batch]
+    found = right.gather(1, scores.argmax(1)[:, None])  # whether the own block scores best
+    loss = float(loss_of_correct(scores, right)[0])
+    return {"loss": Sum(loss, len(scores)), "accuracy": Sum(float(found.sum()), len(scores))}

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..jobs.settings import Masking
-from ..model.knowledge_encoder import IGNORED
+from ..model.realm import IGNORED
 
 MASKED_SHARE = 0.15  # of a passage's wordpieces, for random tokens and spans (Devlin et al. 2018, section 3.1)
 SPAN_STOP, LONGEST_SPAN = 0.2, 10  # words of a random span ~ min(Geometric(0.2), 10) (Joshi et al. 2020, section 3.1)

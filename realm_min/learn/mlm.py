@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.base import Inputs, checked_batch
-from ..model.knowledge_encoder import IGNORED, RealmKnowledgeAugEncoder, masked_words, masked_words_backward
+from ..interface.inputs import Inputs, checked_batch
+from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
+from ..model.bert import Batch
+from ..model.realm import IGNORED, masked_words, masked_words_backward
 from ..text.corpus import Block
 from ..text.sequences import pad, sequence
 from . import masking
@@ -32,10 +34,10 @@ if TYPE_CHECKING:
 SHORTEST_STRETCH = 12  # wordpieces of a block that are masked, where its evidence stands beside it
 
 
-def mlm_step(encoder: RealmKnowledgeAugEncoder, inputs: Inputs, labels: Tensor, seeds: list[int]) -> dict[str, Sum]:
-    """-Σ log p of the hidden words, inputs and labels as `masked_blocks` makes them; the sum's gradients are added."""
+def mlm_step(encoder: RealmKnowledgeAugEncoder, batch: Batch, labels: Tensor, seeds: list[int]) -> dict[str, Sum]:
+    """-Σ log p of the hidden words, batch and labels as `masked_blocks` makes them; the sum's gradients are added."""
     run = encoder.run_to_learn(seeds)
-    log_likelihood, kept = masked_words(encoder.p, encoder.config, checked_batch(encoder.config, inputs), labels, run)
+    log_likelihood, kept = masked_words(encoder.p, encoder.config, batch, labels, run)
     with encoder.own_grads.last_pass():
         masked_words_backward(torch.full_like(log_likelihood, -1.0), kept, encoder.own_grads)
     return {"loss": Sum(-float(log_likelihood.sum()), int((labels != IGNORED).sum()))}
@@ -47,7 +49,7 @@ def masked_blocks(
     random: list[np.random.Generator],
     encoder: RealmKnowledgeAugEncoder,
     settings: Mlm,
-) -> tuple[dict[str, Tensor], Tensor]:
+) -> tuple[Batch, Tensor]:
     """What the encoder reads of each block, "[CLS] title. text [SEP]" with masks in it, and the labels.
 
     With `settings.evidence`, "[CLS] title. stretch [SEP] title. longer stretch [SEP]" with masks in the first.
@@ -56,7 +58,7 @@ def masked_blocks(
         random: draws the stretches and masks of each block.
 
     Returns:
-        `input_ids`, `token_type_ids`, `attention_mask`, and the labels, [batch, tokens] int64, on the encoder's device.
+        The batch and the labels, [batch, tokens] int64, on the encoder's device.
     """
     sequences, targets = [], []
     read = settings.max_wordpieces - 2  # all but [CLS] and [SEP]
@@ -75,7 +77,7 @@ def masked_blocks(
     labels = torch.full(inputs["input_ids"].shape, IGNORED)
     for row, values in zip(labels, targets, strict=True):
         row[1 : 1 + len(values)] = torch.tensor(values)
-    return inputs, labels.to(encoder.device)
+    return checked_batch(encoder.config, Inputs(**inputs)), labels.to(encoder.device)
 
 
 def stretches(passage: Passage, rng: np.random.Generator, settings: Mlm) -> tuple[Passage, list[int]]:

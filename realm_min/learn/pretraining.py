@@ -20,29 +20,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..interface.embedder import RealmEmbedder
+from ..interface.inputs import Inputs, checked_batch
+from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
 from ..model import ops
-from ..model.base import Inputs, checked_batch
-from ..model.embedder import RealmEmbedder, embed, embed_backward
-from ..model.knowledge_encoder import (
+from ..model.bert import Batch
+from ..model.realm import (
     IGNORED,
-    RealmKnowledgeAugEncoder,
+    embed,
+    embed_backward,
     marginal_loss,
     marginal_loss_backward,
     masked_words,
     masked_words_backward,
+    relevance_score,
+    relevance_score_backward,
 )
-from ..model.scorer import relevance, relevance_backward
 from ..search.mips import BlockIndex
 from ..search.sharded_index import ShardedBlockIndex
 from ..text.corpus import Block
 from ..text.sequences import document_sequences, joint_sequences, pad, sequence
 from .masking import mask, passages
-from .steps import Draws, Sum, dropout_seed
+from .steps import Sum
 
 if TYPE_CHECKING:
+    from ..jobs.draws import Draws
     from ..jobs.settings import Pretrain
-
-OF_A_DOCUMENT = 1 << 20  # the sequence, for `dropout_seed`, of a block that a step embeds: no text has as many
 
 NO_BLOCK = -1
 
@@ -81,56 +84,50 @@ class Retrieved(NamedTuple):
     """What was retrieved for the texts of a batch: the candidates of each, as both encoders read them."""
 
     candidates: Tensor  # rows of the documents [batch, candidates]; row 0 is the null document
-    documents: Inputs  # what Embed_doc reads, the null document first
+    documents: Batch  # what Embed_doc reads, the null document first
     seeds: list[int]  # of its dropout
     fixed: Tensor | None  # embeddings [documents, proj] of the rows after those, which do not learn
-    pairs: Inputs  # what the encoder reads, [batch * candidates, tokens]
+    pairs: Batch  # what the encoder reads, [batch * candidates, tokens]
+    pair_seeds: list[int]
     labels: Tensor  # [batch, tokens of the pairs]
 
 
 def pretrain_step(
     models: tuple[RealmEmbedder, RealmKnowledgeAugEncoder],
-    texts: Inputs,
+    texts: Batch,
+    seeds: list[int],
     evidence_of: Callable[[Tensor], Retrieved],
-    draws: Draws,
     settings: Pretrain,
 ) -> dict[str, Sum]:
     """-Σ log p(y|x) of a batch; the sum's gradients are added to both models', where the settings do not freeze them.
 
     Args:
-        texts: x, masked.
+        texts, seeds: x, masked, and the seeds of its dropout.
         evidence_of: finds the candidates of the embedded texts [batch, proj], as `gather_evidence` does.
 
     Returns:
-        loss: over the masked wordpieces.
-        retrieval_utility: Σ_z p(z|x) [log p(y|z,x) - log p(y|∅,x)], how much better than the null document the
-            retrieved ones predict y, in nats a text (REALM appendix D).
-        null_probability: p(∅|x). Neither is there without a null document.
-        tokens: how many were read.
+        loss: over the masked wordpieces; tokens: how many were read; with a null document what `use_of_retrieval` says.
     """
     embedder, encoder = models
     p, c = embedder.p, embedder.config
-    (x, _), kept_x = embed(p, c, checked_batch(c, texts), embedder.run_to_learn(draws.dropout_seeds()))
-    candidates, documents, seeds, fixed, pairs, labels = evidence_of(x)
-    (z, _), kept_z = embed(p, c, checked_batch(c, documents), embedder.run_to_learn(seeds))
+    (x, _), kept_x = embed(p, c, texts, embedder.run_to_learn(seeds))  # [batch, proj]
+    candidates, documents, document_seeds, fixed, pairs, pair_seeds, labels = evidence_of(x)
+    (z, _), kept_z = embed(p, c, documents, embedder.run_to_learn(document_seeds))  # [documents, proj]
     z = z if fixed is None else torch.cat([z, fixed.to(z)])
-    relevance_score, kept_relevance = relevance(x, z[candidates])  # [batch, candidates]
-    log_likelihood, kept_words = masked_words(
-        encoder.p, encoder.config, checked_batch(encoder.config, pairs),
-        labels.repeat_interleave(candidates.shape[1], 0),  # the same y for each z
-        encoder.run_to_learn(draws.dropout_seeds(1, candidates.shape[1])),
+    relevance, kept_relevance = relevance_score(x, z[candidates])  # f(x, z) [batch, candidates]
+    log_p, kept_words = masked_words(
+        encoder.p, encoder.config, pairs, labels.repeat_interleave(candidates.shape[1], 0),  # the same y for each z
+        encoder.run_to_learn(pair_seeds),
     )  # fmt: skip
-    log_likelihood = log_likelihood.view(*candidates.shape, -1)  # [batch, candidates, tokens]
+    log_likelihood = log_p.view(*candidates.shape, -1)  # [batch, candidates, tokens]
 
-    masked, whole_span = labels != IGNORED, settings.marginal == "span"
+    masked = labels != IGNORED
     count = int(masked.sum())  # the loss is the mean of so many
-    loss = count * marginal_loss(log_likelihood, relevance_score, masked, whole_span)
-    dlog_likelihood, drelevance = marginal_loss_backward(
-        torch.full_like(loss, count), log_likelihood, relevance_score, masked, whole_span
-    )
+    loss, kept_loss = marginal_loss(log_likelihood, relevance, masked, settings.marginal == "span")
+    dlog_likelihood, drelevance = marginal_loss_backward(torch.full_like(loss, count), kept_loss)
     with encoder.own_grads.last_pass():
         masked_words_backward(dlog_likelihood.flatten(0, 1), kept_words, encoder.own_grads)
-    dx, dpicked = relevance_backward(drelevance, kept_relevance)
+    dx, dpicked = relevance_score_backward(drelevance, kept_relevance)
     if fixed is None:
         dz = torch.zeros_like(z).index_add_(0, candidates.flatten(), dpicked.flatten(0, 1))
         embed_backward(dz, kept_z, embedder.own_grads)
@@ -138,15 +135,29 @@ def pretrain_step(
         with embedder.own_grads.last_pass():
             embed_backward(dx, kept_x, embedder.own_grads)
 
-    masks = [inputs.attention_mask for inputs in (texts, documents, pairs)]
-    tokens = sum(int(mask.sum()) for mask in masks if mask is not None)
-    sums = {"loss": Sum(float(loss), count), "tokens": Sum(tokens, len(x))}
-    if settings.null_document:
-        prior, of_span = ops.softmax(relevance_score), log_likelihood.sum(2)  # [batch, candidates] each
-        utility = (prior * (of_span - of_span[:, :1])).sum()
-        sums["retrieval_utility"] = Sum(float(utility), len(x))
-        sums["null_probability"] = Sum(float(prior[:, 0].sum()), len(x))
-    return sums
+    tokens = sum(int(batch.mask.sum()) for batch in (texts, documents, pairs))
+    sums = {"loss": Sum(count * float(loss), count), "tokens": Sum(tokens, len(x))}
+    return sums | use_of_retrieval(relevance, log_likelihood) if settings.null_document else sums
+
+
+def use_of_retrieval(relevance: Tensor, log_likelihood: Tensor) -> dict[str, Sum]:
+    """What retrieval brings over the null document ∅, the first candidate.
+
+    Args:
+        relevance: f(x, z) [batch, candidates].
+        log_likelihood: log p(y_j|z,x) [batch, candidates, tokens].
+
+    Returns:
+        retrieval_utility: Σ_z p(z|x) [log p(y|z,x) - log p(y|∅,x)], how much better than the null document the
+            retrieved ones predict y, in nats a text (REALM appendix D).
+        null_probability: p(∅|x).
+    """
+    prior, of_span = ops.softmax(relevance), log_likelihood.sum(2)  # [batch, candidates] each
+    utility = (prior * (of_span - of_span[:, :1])).sum()
+    return {
+        "retrieval_utility": Sum(float(utility), len(relevance)),
+        "null_probability": Sum(float(prior[:, 0].sum()), len(relevance)),
+    }
 
 
 def gather_evidence(
@@ -163,15 +174,11 @@ def gather_evidence(
 
     def evidence_of(x: Tensor) -> Retrieved:
         own = torch.tensor([example.block for example in examples], device=index.device)
-        found = retrieve(index, x.to(index.device), own, settings.num_candidates - settings.null_document).tolist()
-        distinct = sorted({block for row in found for block in row})
-        rows = {block: row for row, block in enumerate(distinct, start=1)}  # row 0 is the null document
-        first = [0] if settings.null_document else []
-        candidates = torch.tensor([first + [rows[block] for block in row] for row in found], device=x.device)
+        found = retrieve(index, x.to(index.device), own, settings.num_candidates - settings.null_document)
+        distinct, candidates = candidates_of(found, settings.null_document)
         evidence = [blocks[block] for block in distinct]
         # Frozen blocks are as the index has them: the null document alone, which is in no index, is embedded.
         frozen = settings.encoder_alone or settings.freeze_documents
-        # A block has the same masks for all texts that retrieve it, whoever reads them.
         numbers = [0] if frozen else [0, *(1 + block for block in distinct)]
         longest = min(settings.max_block, embedder.config.max_position_embeddings)
         documents = document_sequences(tokenizer, [] if frozen else evidence, longest)
@@ -183,15 +190,26 @@ def gather_evidence(
             encoder,
         )  # fmt: skip
         return Retrieved(
-            candidates,
-            Inputs(**pad(documents, embedder)),
-            [dropout_seed(draws.seed, draws.step, number, OF_A_DOCUMENT) for number in numbers],
+            candidates.to(x.device),
+            checked_batch(embedder.config, Inputs(**pad(documents, embedder))),
+            draws.seeds_of_documents(numbers),
             index.rows(torch.tensor(distinct)) if frozen else None,
-            Inputs(**pairs),
+            checked_batch(encoder.config, Inputs(**pairs)),
+            draws.dropout_seeds(1, candidates.shape[1]),
             labels_of(examples, pairs["input_ids"].shape[1]).to(encoder.device),
         )
 
     return evidence_of
+
+
+def candidates_of(found: Tensor, null_document: bool) -> tuple[list[int], Tensor]:
+    """The blocks found [batch, count], each once; and each text's candidates as rows of the null document and those.
+
+    The null document, row 0, is the first candidate of every text, or of none: [batch, count (+ 1)] int64.
+    """
+    distinct, places = found.unique(return_inverse=True)
+    rows = places + 1  # [batch, count]
+    return distinct.tolist(), torch.cat([rows.new_zeros(len(rows), 1), rows], 1) if null_document else rows
 
 
 def retrieve(index: BlockIndex | ShardedBlockIndex, queries: Tensor, barred: Tensor, count: int) -> Tensor:
@@ -206,9 +224,10 @@ def retrieve(index: BlockIndex | ShardedBlockIndex, queries: Tensor, barred: Ten
     return ids[kept].view(len(queries), count)
 
 
-def masked_texts(tokenizer: Any, examples: list[Example], embedder: RealmEmbedder) -> Inputs:
+def masked_texts(tokenizer: Any, examples: list[Example], embedder: RealmEmbedder) -> Batch:
     """x as the embedder reads it, "[CLS] x [SEP]"."""
-    return Inputs(**pad([sequence(tokenizer, example.ids) for example in examples], embedder))
+    inputs = pad([sequence(tokenizer, example.ids) for example in examples], embedder)
+    return checked_batch(embedder.config, Inputs(**inputs))
 
 
 def labels_of(examples: list[Example], tokens: int) -> Tensor:

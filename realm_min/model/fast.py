@@ -163,17 +163,9 @@ def attend(
     Returns:
         That, the attention probabilities where asked for, and what the backward takes.
     """
-    heads, hidden = config.num_attention_heads, config.hidden_size
-    weight, bias = p.qkv[name]  # [hidden, 3 hidden]
-    if how.only is None:
-        query, key, value = torch.addmm(bias, x, weight).split(hidden, dim=1)
-        query_lengths = rows.lengths
-    else:
-        query = torch.addmm(bias[:hidden], x[how.only], weight[:, :hidden])
-        key, value = torch.addmm(bias[hidden:], x, weight[:, hidden:]).split(hidden, dim=1)
-        query_lengths = [1] * len(rows.lengths)
-    query.mul_((hidden // heads) ** -0.5)
-
+    heads = config.num_attention_heads
+    query, key, value = project(p, config, name, x, how.only)
+    query_lengths = rows.lengths if how.only is None else [1] * len(rows.lengths)
     context = torch.empty_like(query, memory_format=torch.contiguous_format)
     factors = None if how.head_mask is None else how.head_mask.to(x.dtype)
     attentions = None
@@ -199,6 +191,20 @@ def attend(
             kept_parts.append((part, softmaxed, probabilities))
         c.copy_(probabilities @ v)
     return context, attentions, (p.qkv[name][0], name, heads, x, query, key, value, context, how.only, kept_parts)
+
+
+def project(
+    p: Parameters, config: RealmConfig, name: str, x: Tensor, only: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Q / √width [rows | only, hidden], K and V [rows, hidden] of every head; one product gives all three."""
+    hidden = config.hidden_size
+    weight, bias = p.qkv[name]  # [hidden, 3 hidden]
+    if only is None:
+        query, key, value = torch.addmm(bias, x, weight).split(hidden, dim=1)
+    else:
+        query = torch.addmm(bias[:hidden], x[only], weight[:, :hidden])
+        key, value = torch.addmm(bias[hidden:], x, weight[:, hidden:]).split(hidden, dim=1)
+    return query.mul_((hidden // config.num_attention_heads) ** -0.5), key, value
 
 
 def attend_backward(dcontext: Tensor, kept: Any, grads: Parameters) -> Tensor:

@@ -24,6 +24,7 @@ Shapes = dict[str, "tuple[int, ...] | str"]
 # Gradients begin at multiples of so many numbers in `flat`: whole cache lines.
 ALIGNED = 64
 ALIGNMENT = 64  # bytes: where torch's own tensors begin
+QKV = ("query", "key", "value")
 
 
 class Parameters(dict[str, Tensor]):
@@ -65,7 +66,7 @@ def bert_shapes(config: RealmConfig) -> Shapes:
     }
     for index in range(config.num_hidden_layers):
         layer = f"encoder.layer.{index}"
-        for part in ("query", "key", "value"):
+        for part in QKV:
             found |= linear_shapes(f"{layer}.attention.self.{part}", hidden, hidden)
         found |= linear_shapes(f"{layer}.attention.output.dense", hidden, hidden)
         found |= norm_shapes(f"{layer}.attention.output.LayerNorm", hidden)
@@ -96,59 +97,66 @@ def norm_shapes(name: str, size: int) -> Shapes:
 
 
 def allocate(
-    shapes: Shapes,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    *,
-    zeros: bool = False,
-    unread: tuple[str, ...] = (),
+    shapes: Shapes, dtype: torch.dtype, device: torch.device | str, *, unread: tuple[str, ...] = ()
 ) -> Parameters:
-    """Parameters in the order of `shapes`, of any values; or of zeros and side by side, as gradients are.
+    """Parameters in the order of `shapes`, of any values.
 
-    Names that begin as one of `unread` are of what no output depends on. As parameters they are zeros which cost no
-    memory until they are written to; as gradients each is a single zero, seen at every place, and not in `flat`.
+    Names that begin as one of `unread` are of what no output depends on: zeros, which cost no memory until they are
+    written to. So is `block_emb`, which nothing initialises, and of which 6.8 GB may never be touched.
     """
-    parameters = Parameters()
-    parameters.qkv = {}
-    fused: dict[str, Tensor] = {}
-    if zeros:
-        own = (shape for name, shape in shapes.items() if not (isinstance(shape, str) or name.startswith(unread)))
-        numbers = sum(_aligned(math.prod(shape)) for shape in own)
-        parameters.flat = torch.zeros(numbers, dtype=dtype, device=device)
+
+    def empty(name: str, shape: tuple[int, ...]) -> Tensor:
+        if name.startswith(unread) or name == "block_emb":
+            return untouched_zeros(shape, dtype, device)
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    return lay_out(shapes, empty)
+
+
+def allocate_gradients(
+    shapes: Shapes, dtype: torch.dtype, device: torch.device | str, *, unread: tuple[str, ...] = ()
+) -> Parameters:
+    """Zeros, laid out as the parameters are, and side by side in `flat`.
+
+    The gradient of what no output depends on, `unread`, is a single zero, seen at every place, and not in `flat`.
+    """
+    own = [shape for name, shape in shapes.items() if not (isinstance(shape, str) or name.startswith(unread))]
+    flat = torch.zeros(sum(_aligned(math.prod(shape)) for shape in own), dtype=dtype, device=device)
     used = 0
 
-    def empty(shape: tuple[int, ...]) -> Tensor:
+    def empty(name: str, shape: tuple[int, ...]) -> Tensor:
         nonlocal used
-        if not zeros:
-            return torch.empty(shape, dtype=dtype, device=device)
+        if name.startswith(unread):
+            return flat.new_zeros(()).expand(shape)
         start, used = used, used + _aligned(math.prod(shape))
-        return parameters.flat[start : start + math.prod(shape)].view(shape)
+        return flat[start : start + math.prod(shape)].view(shape)
 
+    gradients = lay_out(shapes, empty)
+    gradients.flat = flat
+    return gradients
+
+
+def lay_out(shapes: Shapes, empty: Callable[[str, tuple[int, ...]], Tensor]) -> Parameters:
+    """Tensors of `shapes` that `empty` makes, each as it lies in memory: see the head of this file."""
+    parameters, fused = Parameters(), {}
+    parameters.qkv = {}
     for name, shape in shapes.items():
         attention, _, role = name.rpartition("self.")
+        part, _, kind = role.partition(".")  # "query" and "weight", say
         if isinstance(shape, str):
             parameters[name] = parameters[shape]
-        elif name.startswith(unread) and zeros:
-            parameters[name] = torch.zeros((), dtype=dtype, device=device).expand(shape)
-        elif name.startswith(unread):
-            dense = is_dense_weight(name)
-            parameters[name] = untouched_zeros(shape[::-1] if dense else shape, dtype, device)
-            parameters[name] = parameters[name].t() if dense else parameters[name]
-        elif attention and role.split(".")[0] in ("query", "key", "value"):
-            kind, part = role.split(".")[1], ("query", "key", "value").index(role.split(".")[0])
-            width = shape[0]
-            if part == 0:
-                fused[kind] = empty((*shape[1:], 3 * width))
+        elif attention and part in QKV:
+            width, place = shape[0], QKV.index(part)
+            if place == 0:
+                fused[kind] = empty(name, (*shape[1:], 3 * width))
             # [in, out] for the weight, [out] for the bias; the transpose of a vector is itself.
-            parameters[name] = fused[kind][..., part * width : (part + 1) * width].t()
+            parameters[name] = fused[kind][..., place * width : (place + 1) * width].t()
             if kind == "bias":
                 parameters.qkv[attention + "self"] = (fused["weight"], fused["bias"])
         elif is_dense_weight(name):
-            parameters[name] = empty(shape[::-1]).t()
-        elif zeros or name != "block_emb":
-            parameters[name] = empty(shape)
-        else:  # which nothing initialises, and of which 6.8 GB may never be touched
-            parameters[name] = untouched_zeros(shape, dtype, device)
+            parameters[name] = empty(name, shape[::-1]).t()
+        else:
+            parameters[name] = empty(name, shape)
     return parameters
 
 

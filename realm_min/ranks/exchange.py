@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..model.base import RealmModel
+from ..interface.base import RealmModel
 from ..model.parameters import ALIGNED, Parameters, is_constant
 from .distributed import world
 

@@ -25,7 +25,7 @@ import torch
 from ..config import RealmConfig
 from ..files import checkpoint as checkpoints
 from ..files.hub import resolve_folder
-from ..model.open_qa import block_mask
+from ..interface.open_qa import block_mask
 from ..text.retriever import BLOCK_RECORDS_FILE, RealmRetriever
 from ..text.sequences import pad_to
 from ..text.tokenizer import RealmTokenizer

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 
 from ..config import RealmConfig
-from ..model.embedder import RealmEmbedder
-from ..model.knowledge_encoder import RealmKnowledgeAugEncoder
-from ..model.open_qa import MAX_QUESTION_WORDPIECES, RealmForOpenQA
-from ..model.reader import RealmReader
-from ..model.scorer import RealmScorer
+from ..interface.embedder import RealmEmbedder
+from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
+from ..interface.open_qa import MAX_QUESTION_WORDPIECES, RealmForOpenQA
+from ..interface.reader import RealmReader
+from ..interface.scorer import RealmScorer
 from ..text.retriever import RealmRetriever
 
 KNOWN_TOLERANCE = 1e-4

@@ -18,14 +18,13 @@ from torch import Tensor
 
 from .. import textbook as book
 from ..config import RealmConfig
+from ..interface.inputs import Inputs, checked_batch
+from ..interface.knowledge_encoder import marginal_mlm_loss
 from ..model import bert as trunk
 from ..model import fast, ops, spans
-from ..model.base import Inputs, checked_batch
 from ..model.bert import PLAIN
-from ..model.embedder import pool
-from ..model.knowledge_encoder import marginal_mlm_loss, mlm_logits
 from ..model.parameters import Shapes
-from ..model.reader import correct_spans, marginal_log_loss, span_inputs
+from ..model.realm import correct_spans, loss_of_correct, mlm_logits, pool, span_inputs
 from ..search.mips import mips_topk
 from .stages import FLOAT64_TOLERANCE, MASKED, PARTS, Stage, prefix_of
 
@@ -327,8 +326,8 @@ class TorchPath(MeasuredPath):
         reader_logits = (logits + relevance[:, None]).reshape(-1)
         return torch.stack(
             [
-                marginal_log_loss(relevance, has_answers) * has_answers.any(),
-                marginal_log_loss(reader_logits, correct) * correct.any(),
+                loss_of_correct(relevance[None], has_answers[None])[0],
+                loss_of_correct(reader_logits[None], correct[None])[0],
             ]
         )
 

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import RealmConfig
-from ..model.base import RealmModel
-from ..model.embedder import RealmEmbedder
-from ..model.knowledge_encoder import RealmKnowledgeAugEncoder
+from ..interface.base import RealmModel
+from ..interface.embedder import RealmEmbedder
+from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
+from ..interface.reader import RealmReader
 from ..model.parameters import Shapes
-from ..model.reader import RealmReader
 
 # Bounds on the largest error of a stage, relative to the largest number in it.
 TOLERANCE = 2e-6

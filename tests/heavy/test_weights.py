@@ -18,9 +18,9 @@ import transformers
 
 from realm_min import RealmConfig, RealmEmbedder, RealmTokenizerFast
 from realm_min.files import checkpoint
-from realm_min.model.base import Inputs, checked_batch
+from realm_min.interface.inputs import Inputs, checked_batch
 from realm_min.model.bert import Run, bert
-from realm_min.model.embedder import pool
+from realm_min.model.realm import pool
 from realm_min.text.corpus import cut_blocks, factbook_documents
 
 BLOCKS, BATCH = 100, 10

@@ -1,58 +1,16 @@
-"""Embed_input and Embed_doc: a text becomes one vector (REALM section 3.2).
-
-Embed(x) = LayerNorm(W tanh(W_pool BERT_CLS(x) + b_pool) + b), W [retriever_proj_size, hidden]. The paper writes
-W BERT_CLS(x) alone; the pooler and the LayerNorm are those of the released checkpoints.
-"""
+"""`RealmEmbedder`: Embed_input and Embed_doc, a text becomes one vector (REALM section 3.2)."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from ..config import RealmConfig
-from .base import Inputs, RealmModel, checked_batch
-from .bert import (
-    Batch,
-    Encoded,
-    Kept,
-    Run,
-    bert,
-    bert_backward,
-    layer_norm,
-    layer_norm_backward,
-    linear,
-    linear_backward,
-)
+from ..model.bert import Kept
+from ..model.parameters import Shapes, bert_shapes, linear_shapes, mlm_head_shapes, norm_shapes
+from ..model.realm import embed, embed_backward
+from .base import RealmModel
+from .inputs import Inputs, checked_batch
 from .outputs import RealmEmbedderOutput
-from .parameters import Parameters, Shapes, bert_shapes, linear_shapes, mlm_head_shapes, norm_shapes
-
-
-def embed(p: Parameters, config: RealmConfig, batch: Batch, run: Run) -> tuple[tuple[Tensor, Encoded], Kept]:
-    """Embed(x) = LayerNorm(W BERT_CLS(x)) [batch, proj], where BERT's pooler comes first; and what BERT returned."""
-    encoded, kept_bert = bert(p, config, batch, "first", run)
-    pooled, kept_pooler = pool(p, encoded.hidden)  # [batch, hidden]
-    y, kept_dense = linear(p, "cls.dense", pooled)  # [batch, proj]
-    y, kept_norm = layer_norm(p, "cls.LayerNorm", y, config.layer_norm_eps)
-    return (y, encoded), (kept_bert, kept_pooler, kept_dense, kept_norm) if run.keep else None
-
-
-def embed_backward(dy: Tensor, kept: Kept, grads: Parameters) -> Tensor:
-    """∂loss/∂inputs_embeds [batch, tokens, hidden] from that of Embed(x) [batch, proj]."""
-    kept_bert, kept_pooler, kept_dense, kept_norm = kept
-    dpooled = linear_backward(layer_norm_backward(dy, kept_norm, grads), kept_dense, grads)
-    return bert_backward(pool_backward(dpooled, kept_pooler, grads), kept_bert, grads)
-
-
-def pool(p: Parameters, first: Tensor) -> tuple[Tensor, Kept]:
-    """tanh(W h_CLS + b), BERT's summary of a sequence [batch, hidden] -> [batch, hidden]."""
-    y, kept = linear(p, "realm.pooler.dense", first)
-    pooled = y.tanh_()
-    return pooled, (pooled, kept)
-
-
-def pool_backward(dy: Tensor, kept: Kept, grads: Parameters) -> Tensor:
-    """∂loss/∂h_CLS [batch, hidden]; the slope of tanh is 1 - tanh²."""
-    pooled, kept_linear = kept
-    return linear_backward(dy * (1 - pooled**2), kept_linear, grads)
 
 
 class RealmEmbedder(RealmModel):

@@ -18,6 +18,17 @@ class Call:
     kept: Any  # None where nothing was kept
     state: tuple  # of the model's modes and weights
 
+    def check(self, cotangents: dict[str, Tensor]) -> None:
+        """Raise the ValueError that names a cotangent of no output, or of another shape."""
+        for name, cotangent in cotangents.items():
+            if name not in self.outputs:
+                raise ValueError(
+                    f"the last call returned no {name!r} to differentiate: it has {', '.join(self.outputs)}"
+                )
+            if cotangent.shape != self.outputs[name]:
+                expected = tuple(self.outputs[name])
+                raise ValueError(f"the cotangent of {name} has shape {tuple(cotangent.shape)}: expected {expected}")
+
 
 @dataclass(repr=False)
 class ModelOutput:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,9 +13,10 @@ from torch import Tensor
 from ..config import RealmConfig
 from ..files import checkpoint
 from ..files.hub import resolve_folder
-from .bert import Batch, Kept, Run
+from ..model.bert import Kept, Run
+from ..model.parameters import Parameters, Shapes, allocate, allocate_gradients, initialize_
+from .inputs import checked_head_mask
 from .outputs import Call, ModelOutput
-from .parameters import Parameters, Shapes, allocate, initialize_
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # of the standard library from Python 3.11 on
@@ -293,18 +294,11 @@ class RealmModel:
         if call.state != self._state():
             changed = "mode (train or eval)" if call.state[0] != self._state()[0] else "weights"
             raise RuntimeError(f"the model's {changed} changed after the call: call it again, then backward()")
-        outputs = call.outputs
-        for name, cotangent in cotangents.items():
-            if name not in outputs:
-                raise ValueError(f"the last call returned no {name!r} to differentiate: it has {', '.join(outputs)}")
-            if cotangent.shape != outputs[name]:
-                raise ValueError(
-                    f"the cotangent of {name} has shape {tuple(cotangent.shape)}: expected {tuple(outputs[name])}"
-                )
         if not cotangents:
-            if "loss" not in outputs:
+            if "loss" not in call.outputs:
                 raise ValueError("the last call returned no loss: give labels, or a cotangent for an output")
-            cotangents = {"loss": torch.ones(outputs["loss"], dtype=self.dtype, device=self.device)}
+            cotangents = {"loss": torch.ones(call.outputs["loss"], dtype=self.dtype, device=self.device)}
+        call.check(cotangents)
         kept, call.kept = call.kept, None
         if kept is None:
             _, kept = call.forward(True)
@@ -318,7 +312,7 @@ class RealmModel:
         """Gradients of the model's own tensors, laid out as they are."""
         if self._grads is None:
             shapes = {key: shape for key, shape in self.shapes(self.config).items() if key not in self.buffers}
-            self._grads = allocate(shapes, self.dtype, self.device, zeros=True, unread=self.unread)
+            self._grads = allocate_gradients(shapes, self.dtype, self.device, unread=self.unread)
         return self._grads
 
     @property
@@ -337,90 +331,3 @@ class RealmModel:
         for model in (self, *self.parts.values()):
             if model._grads is not None:
                 model._grads.flat.zero_()
-
-
-class Inputs(NamedTuple):
-    """What a model is given to read, under transformers' names; None where it was left out."""
-
-    input_ids: Tensor | None = None
-    attention_mask: Tensor | None = None
-    token_type_ids: Tensor | None = None
-    position_ids: Tensor | None = None
-    inputs_embeds: Tensor | None = None
-
-    def to(self, device: torch.device) -> Inputs:
-        """The same, on a device."""
-        return Inputs(*(None if tensor is None else tensor.to(device) for tensor in self))
-
-
-def checked_batch(config: RealmConfig, inputs: Inputs) -> Batch:
-    """Refuse what the encoder cannot read; fill in what was left out.
-
-    Raises:
-        ValueError: both or neither of ids and embeddings, a wrong rank or shape, no tokens at all, more tokens than
-            positions, an id outside its table.
-    """
-    input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds = inputs
-    if input_ids is not None and inputs_embeds is None:
-        words = input_ids
-        if words.dim() != 2:
-            raise ValueError(f"input_ids has shape {tuple(words.shape)}: expected [batch, tokens]")
-    elif inputs_embeds is not None and input_ids is None:
-        words = inputs_embeds.detach()
-        if words.dim() != 3 or words.shape[2] != config.hidden_size:
-            raise ValueError(
-                f"inputs_embeds has shape {tuple(words.shape)}: expected [batch, tokens, {config.hidden_size}]"
-            )
-    else:
-        given = "both" if input_ids is not None else "neither"
-        raise ValueError(f"{given} of input_ids and inputs_embeds were given: give exactly one")
-    shape, device = words.shape[:2], words.device
-    batch, tokens = shape
-    if batch == 0 or tokens == 0:
-        raise ValueError(f"the input has shape {tuple(shape)}: give at least one sequence of at least one token")
-    if position_ids is None:
-        if tokens > config.max_position_embeddings:
-            raise ValueError(
-                f"{tokens} tokens are more than max_position_embeddings={config.max_position_embeddings}: "
-                "truncate the text (tokenizer(..., truncation=True, max_length=...))"
-            )
-        position_ids = torch.arange(tokens, device=device)[None]
-    if token_type_ids is None:
-        token_type_ids = torch.zeros(shape, dtype=torch.long, device=device)
-    if attention_mask is None:
-        attention_mask = torch.ones(shape, dtype=torch.long, device=device)
-    if tuple(attention_mask.shape) not in ((batch, tokens), (batch, tokens, tokens)):
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}: expected {(batch, tokens)} as the input has"
-        )
-    for name, ids, size in (
-        ("input_ids", input_ids, config.vocab_size),
-        ("token_type_ids", token_type_ids, config.type_vocab_size),
-        ("position_ids", position_ids, config.max_position_embeddings),
-    ):
-        if ids is None:
-            continue
-        if ids.is_floating_point() or ids.dtype == torch.bool:
-            raise ValueError(f"{name} has dtype {ids.dtype}: expected integers")
-        if name != "input_ids" and (ids.dim() != 2 or ids.shape[0] not in (1, batch) or ids.shape[1] != tokens):
-            raise ValueError(f"{name} has shape {tuple(ids.shape)}: expected {tuple(shape)} as the input has")
-        smallest, largest = (int(end) for end in torch.aminmax(ids))
-        if smallest < 0 or largest >= size:
-            wrong = smallest if smallest < 0 else largest
-            raise ValueError(f"{name} holds {wrong}, which is out of range: valid ids are 0..{size - 1}")
-    return Batch(
-        words if input_ids is None else words.long(),
-        attention_mask,
-        token_type_ids.long().expand(shape),
-        position_ids.long().expand(shape),
-    )
-
-
-def checked_head_mask(head_mask: Tensor | None, config: RealmConfig) -> Tensor | None:
-    """Head masks of every layer, [layers, heads]."""
-    if head_mask is None:
-        return None
-    expected = (config.num_hidden_layers, config.num_attention_heads)
-    if tuple(head_mask.shape) not in (expected, expected[1:]):
-        raise ValueError(f"head_mask has shape {tuple(head_mask.shape)}: expected {expected[1:]} or {expected}")
-    return head_mask.expand(expected)

@@ -1,80 +1,28 @@
-"""The knowledge-augmented encoder: predict masked words of x from x and a retrieved document z (REALM section 3.2).
-
-p(y|z,x) reads x and z in one sequence; p(y|x) = Σ_z p(y|z,x) p(z|x) (equation 1) weighs the documents by
-p(z|x) = softmax over f(x, z). The loss is -log p(y|x), so it teaches the retriever too.
-"""
+"""`RealmKnowledgeAugEncoder`: masked words from a text and a retrieved document (REALM section 3.2)."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..config import RealmConfig
-from . import ops
-from .base import Inputs, RealmModel, checked_batch
-from .bert import Batch, Kept, Run, bert, bert_backward, layer_norm, layer_norm_backward, linear, linear_backward
+from ..model import ops
+from ..model.bert import Kept, bert, bert_backward
+from ..model.parameters import Shapes, bert_shapes, mlm_head_shapes
+from ..model.realm import (
+    IGNORED,
+    marginal_loss,
+    marginal_loss_backward,
+    masked_words,
+    masked_words_backward,
+    mlm_logits,
+    mlm_logits_backward,
+    rows_of_head,
+)
+from .base import RealmModel
+from .inputs import Inputs, checked_batch, flatten_candidates
 from .outputs import MaskedLMOutput
-from .parameters import Parameters, Shapes, bert_shapes, mlm_head_shapes
-from .scorer import flatten_candidates
-
-IGNORED = -100  # the label of a position that has none
-
-
-def masked_words(p: Parameters, config: RealmConfig, batch: Batch, labels: Tensor, run: Run) -> tuple[Tensor, Kept]:
-    """log p(y_j|z,x) of the masked words y_j alone: no other position meets the vocabulary.
-
-    Args:
-        labels: [sequences, tokens] int64, -100 where there is none.
-
-    Returns:
-        [sequences, tokens], 0 where there is no label; and what the backward takes.
-    """
-    encoded, kept_bert = bert(p, config, batch, "unpadded", run)
-    masked = (labels != IGNORED).reshape(-1).nonzero()[:, 0]
-    hidden = encoded.hidden.reshape(-1, config.hidden_size)  # [sequences * tokens, hidden]
-    logits, kept_head = mlm_logits(p, config, hidden[masked])  # [masked, vocabulary]
-    targets = labels.reshape(-1)[masked]
-    log_likelihood = hidden.new_zeros(len(hidden)).index_copy_(0, masked, -ops.cross_entropy(logits, targets))
-    return log_likelihood.view(labels.shape), (kept_bert, kept_head, masked, logits, targets)
-
-
-def masked_words_backward(dy: Tensor, kept: Kept, grads: Parameters) -> None:
-    """Add to `grads` from the gradient of what `masked_words` returned, [sequences, tokens]."""
-    kept_bert, kept_head, masked, logits, targets = kept
-    dlogits = ops.cross_entropy_backward(-dy.reshape(-1)[masked], logits, targets)
-    drows = mlm_logits_backward(dlogits, kept_head, grads)  # [masked, hidden]
-    dhidden = drows.new_zeros(dy.numel(), drows.shape[1]).index_copy_(0, masked, drows)
-    bert_backward(dhidden.view(*dy.shape, -1), kept_bert, grads)
-
-
-def mlm_logits(p: Parameters, config: RealmConfig, hidden: Tensor) -> tuple[Tensor, Kept]:
-    """Scores of every vocabulary entry at each row, [rows, hidden] -> [rows, vocabulary]."""
-    name = "cls.predictions"
-    inner, kept_dense = linear(p, f"{name}.transform.dense", hidden)
-    activated = ops.ACTIVATIONS[config.hidden_act](inner.clone())
-    transformed, kept_norm = layer_norm(p, f"{name}.transform.LayerNorm", activated, config.layer_norm_eps)
-    weight = p[f"{name}.decoder.weight"]  # BERT ties it to the word embeddings
-    logits = ops.linear(transformed, weight, p[f"{name}.bias"])
-    return logits, (kept_dense, inner, config.hidden_act, kept_norm, transformed, weight)
-
-
-def mlm_logits_backward(dlogits: Tensor, kept: Kept, grads: Parameters) -> Tensor:
-    """∂loss/∂hidden [rows, hidden] from that of the logits [rows, vocabulary]."""
-    kept_dense, inner, activation, kept_norm, transformed, weight = kept
-    name = "cls.predictions"
-    dtransformed = ops.linear_backward(
-        dlogits, transformed, weight, grads[f"{name}.decoder.weight"], grads[f"{name}.bias"]
-    )
-    _, slope = ops.activation_and_slope(activation, inner)
-    return linear_backward(layer_norm_backward(dtransformed, kept_norm, grads).mul_(slope), kept_dense, grads)
-
-
-def rows_of_head(kept: Kept, rows: Tensor) -> Kept:
-    """What `mlm_logits` keeps, of some of its rows alone."""
-    (x, *of_dense), inner, activation, (normal, r, *of_norm), transformed, weight = kept
-    return (x[rows], *of_dense), inner[rows], activation, (normal[rows], r[rows], *of_norm), transformed[rows], weight
 
 
 class RealmKnowledgeAugEncoder(RealmModel):
@@ -135,23 +83,21 @@ class RealmKnowledgeAugEncoder(RealmModel):
             shape = encoded.hidden.shape  # [sequences, tokens, hidden]
             logits, kept_head = mlm_logits(self.p, self.config, encoded.hidden.reshape(-1, shape[2]))
             logits = logits.view(*shape[:2], -1)
-            loss = words = None
+            loss = words = kept_loss = None
             if labels is not None and relevance_score is not None:
                 words = counted_words(logits, labels, self.config.num_candidates, mlm_mask)
-                loss = marginal_loss(words.log_likelihood, relevance_score, mlm_mask, whole_span)
+                loss, kept_loss = marginal_loss(words.log_likelihood, relevance_score, mlm_mask, whole_span)
             output = MaskedLMOutput(loss, logits, encoded.hidden_states, encoded.attentions)
-            return output, (kept_bert, kept_head, words, (relevance_score, mlm_mask, whole_span), shape)
+            return output, (kept_bert, kept_head, words, kept_loss, shape)
 
         return self._called(predict, ("loss", "logits"), return_dict)
 
     def _backward(self, kept: Kept, cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
-        kept_bert, kept_head, words, of_loss, shape = kept
+        kept_bert, kept_head, words, kept_loss, shape = kept
         found: dict[str, Tensor] = {}
         dlogits: Any = None
         if "loss" in cotangents:
-            dlog_likelihood, found["relevance_score"] = marginal_loss_backward(
-                cotangents["loss"], words.log_likelihood, *of_loss
-            )
+            dlog_likelihood, found["relevance_score"] = marginal_loss_backward(cotangents["loss"], kept_loss)
             dlogits = ops.cross_entropy_backward(-dlog_likelihood.flatten()[words.rows], words.logits, words.targets)
         if "logits" in cotangents:
             every = cotangents["logits"].flatten(0, 1)
@@ -209,7 +155,7 @@ def marginal_mlm_loss(
         The loss [].
     """
     words = counted_words(logits, labels, relevance_score.shape[1], mlm_mask)
-    return marginal_loss(words.log_likelihood, relevance_score, mlm_mask, whole_span)
+    return marginal_loss(words.log_likelihood, relevance_score, mlm_mask, whole_span)[0]
 
 
 class CountedWords(NamedTuple):
@@ -230,55 +176,3 @@ def counted_words(logits: Tensor, labels: Tensor, candidates: int, mlm_mask: Ten
     log_likelihood = logits.new_zeros(every)
     log_likelihood.view(-1)[rows] = -ops.cross_entropy(logits, targets)
     return CountedWords(rows, logits, targets, log_likelihood)
-
-
-def marginal_loss(
-    log_likelihood: Tensor, relevance_score: Tensor, mask: Tensor | None, whole_span: bool = False
-) -> Tensor:
-    """-log p(y|x) = -log Σ_z p(y|z,x) p(z|x) (REALM equation 1), summed and divided by the number of masked tokens.
-
-    Args:
-        log_likelihood: log p(y_j|z,x), [batch, candidates, tokens].
-        relevance_score: f(x, z), [batch, candidates].
-        mask: which tokens count, [batch, tokens]; None counts all.
-        whole_span: False, as transformers: each token is marginalised on its own, p(y_j|x) = Σ_z p(y_j|z,x) p(z|x).
-            True, as the paper: y is all masked tokens of a text at once, p(y|z,x) = Π_j p(y_j|z,x).
-
-    Returns:
-        The loss [], 0 where the mask is empty.
-    """
-    log_joint, mask = log_joint_likelihood(log_likelihood, relevance_score, mask, whole_span)
-    log_marginal = ops.logsumexp(log_joint, 1)  # [batch, tokens | 1]
-    counted = mask.any(1, keepdim=True) if whole_span else mask
-    return -torch.nansum((log_marginal * counted).sum() / mask.sum())
-
-
-def log_joint_likelihood(
-    log_likelihood: Tensor, relevance_score: Tensor, mask: Tensor | None, whole_span: bool
-) -> tuple[Tensor, Tensor]:
-    """log p(y|z,x) p(z|x) [batch, candidates, tokens | 1], and the mask as numbers [batch, tokens]."""
-    mask = torch.ones_like(log_likelihood[:, 0]) if mask is None else mask.to(log_likelihood.dtype)
-    if whole_span:
-        log_likelihood = (log_likelihood * mask[:, None]).sum(2, keepdim=True)
-    return log_likelihood + ops.log_softmax(relevance_score, 1)[:, :, None], mask
-
-
-def marginal_loss_backward(
-    dloss: Tensor, log_likelihood: Tensor, relevance_score: Tensor, mask: Tensor | None, whole_span: bool = False
-) -> tuple[Tensor, Tensor]:
-    """∂loss/∂log_likelihood and ∂loss/∂relevance_score of `marginal_loss`.
-
-    With the posterior p(z|x,y) = p(y|z,x) p(z|x) / p(y|x), y a token or the whole span, the gradient of log p(y|x) is
-    the posterior for each log p(y|z,x), and for f(x,z) it is p(z|x,y) - p(z|x): a document is pushed up as far as it
-    predicts y better than the mixture does (REALM section 3.3, the gradient of f).
-    """
-    log_joint, mask = log_joint_likelihood(log_likelihood, relevance_score, mask, whole_span)
-    posterior = ops.softmax(log_joint.transpose(1, 2)).transpose(1, 2)  # [batch, candidates, tokens | 1]
-    # An empty mask has loss 0 and no gradient.
-    scale = -dloss / mask.sum().clamp(min=torch.finfo(mask.dtype).tiny)
-    weight = scale * mask  # [batch, tokens]
-    dlog_likelihood = posterior * weight[:, None]
-    prior = ops.softmax(relevance_score)
-    if whole_span:  # a text without masks has posterior = prior but for rounding
-        return dlog_likelihood, (posterior[:, :, 0] - prior) * scale * mask.any(1, keepdim=True)
-    return dlog_likelihood, dlog_likelihood.sum(2) - prior * weight.sum(1, keepdim=True)

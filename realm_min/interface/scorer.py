@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from ..config import RealmConfig
-from .base import Inputs, RealmModel, checked_batch
-from .bert import Kept
-from .embedder import RealmEmbedder, embed, embed_backward
+from ..model.bert import Kept
+from ..model.realm import embed, embed_backward, relevance_score, relevance_score_backward
+from .base import RealmModel
+from .embedder import RealmEmbedder
+from .inputs import Inputs, checked_batch, flatten_candidates
 from .outputs import RealmScorerOutput
 
 
@@ -103,8 +105,8 @@ class RealmScorer(RealmModel):
             (x, _), kept_x = embed(self.query_embedder.p, self.config, queries, of_queries._replace(keep=keep))
             (z, _), kept_z = embed(self.embedder.p, self.config, documents, of_documents._replace(keep=keep))
             z = z.view(len(x), -1, z.shape[1])  # [batch, candidates, proj]
-            relevance_score, kept = relevance(x, z)  # [batch, candidates]
-            return RealmScorerOutput(relevance_score, x, z), (kept_x, kept_z, kept)
+            scores, kept = relevance_score(x, z)  # [batch, candidates]
+            return RealmScorerOutput(scores, x, z), (kept_x, kept_z, kept)
 
         return self._called(score, ("relevance_score", "query_score", "candidate_score"), return_dict)
 
@@ -114,26 +116,9 @@ class RealmScorer(RealmModel):
         dquery = cotangents.get("query_score", torch.zeros_like(query_score))
         dcandidates = cotangents.get("candidate_score", torch.zeros_like(candidate_score))
         if "relevance_score" in cotangents:
-            dx, dz = relevance_backward(cotangents["relevance_score"], kept_relevance)
+            dx, dz = relevance_score_backward(cotangents["relevance_score"], kept_relevance)
             dquery, dcandidates = dquery + dx, dcandidates + dz
         return {
             "inputs_embeds": embed_backward(dquery, kept_x, self.query_embedder.own_grads),
             "candidate_inputs_embeds": embed_backward(dcandidates.flatten(0, 1), kept_z, self.embedder.own_grads),
         }
-
-
-def relevance(x: Tensor, z: Tensor) -> tuple[Tensor, Kept]:
-    """f(x, z) = Embed(x) · Embed(z), [batch, proj] and [batch, candidates, proj] -> [batch, candidates]."""
-    return (z @ x[:, :, None])[:, :, 0], (x, z)
-
-
-def relevance_backward(dy: Tensor, kept: Kept) -> tuple[Tensor, Tensor]:
-    """f is an inner product: the gradient of each side is the other side."""
-    x, z = kept
-    dy = dy[:, :, None]  # [batch, candidates, 1]
-    return (dy * z).sum(1), dy * x[:, None]
-
-
-def flatten_candidates(*inputs: Tensor | None) -> list[Tensor | None]:
-    """[batch, candidates, tokens] -> [batch * candidates, tokens]; None and [batch, tokens] stay as they are."""
-    return [x if x is None or x.dim() <= 2 else x.reshape(-1, x.shape[-1]) for x in inputs]

@@ -16,19 +16,21 @@ from torch import Tensor
 
 from ..config import RealmConfig
 from ..files import checkpoint
+from ..model import ops
+from ..model.bert import Kept, Run
+from ..model.parameters import Parameters, Shapes
+from ..model.realm import embed, embed_backward
+from ..model.spans import span_candidates
 from ..ranks.distributed import World, world
 from ..search.mips import BlockIndex
 from ..search.sharded_index import KEY, ShardedBlockIndex
 from ..text.retriever import RealmRetriever
 from ..text.sequences import pad_to
-from . import ops
-from .base import Inputs, RealmModel, checked_batch
-from .bert import Kept, Run
-from .embedder import RealmEmbedder, embed, embed_backward
+from .base import RealmModel
+from .embedder import RealmEmbedder
+from .inputs import Inputs, checked_batch
 from .outputs import RealmForOpenQAOutput, RealmReaderOutput
-from .parameters import Parameters, Shapes
 from .reader import Answers, RealmReader, best_span_of, best_span_of_backward, check_blocks
-from .spans import span_candidates
 
 # ORQA's query_seq_len: the wordpieces of a question, special tokens included.
 MAX_QUESTION_WORDPIECES = 64

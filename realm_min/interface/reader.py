@@ -1,4 +1,4 @@
-"""The reader: which span of which retrieved block is the answer (ORQA, Lee et al. 2019, section 3).
+"""`RealmReader`: which span of which retrieved block is the answer (ORQA, Lee et al. 2019, section 3).
 
 A span's score is S_read(b, s, q) = MLP([h_START; h_END]) + S_retr(b, q): what the block's own words say, and how
 relevant the block is. Axes: `beam` blocks, `spans` of at most `max_span_width` tokens.
@@ -8,63 +8,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..config import RealmConfig
-from . import ops
-from .base import Inputs, RealmModel, checked_batch
-from .bert import PLAIN, Batch, Encoded, Kept, Run, bert, bert_backward, linear, linear_backward
+from ..model.bert import PLAIN, Batch, Encoded, Kept, Run
+from ..model.parameters import Parameters, Shapes, bert_shapes, linear_shapes, mlm_head_shapes, norm_shapes
+from ..model.realm import correct_spans, loss_of_correct, read, read_backward
+from ..model.spans import span_candidates
+from .base import RealmModel
+from .inputs import Inputs, checked_batch
 from .outputs import RealmReaderOutput
-from .parameters import Parameters, Shapes, bert_shapes, linear_shapes, mlm_head_shapes, norm_shapes
-from .spans import SpanInputs, span_candidates, span_logits, span_logits_backward
-
-
-def read(
-    p: Parameters, config: RealmConfig, batch: Batch, in_block: Tensor, relevance: Tensor, run: Run
-) -> tuple[tuple[Tensor, Encoded], Kept]:
-    """S(b, s) = w · LayerNorm(relu(W₁ h_first + W₂ h_last)) + f(x, b) of spans in the block, lowest of others.
-
-    Args:
-        in_block: [beam, tokens], true where spans may begin and end.
-        relevance: f(x, b) [beam].
-
-    Returns:
-        The scores [beam, spans] in the order of `span_candidates` with what BERT returned; and what the backward takes.
-    """
-    # Nobody reads padding, unless the block's mask says that answers may stand in it.
-    padding_is_read = batch.mask.shape == in_block.shape and bool((in_block.bool() & (batch.mask == 0)).any())
-    encoded, kept_bert = bert(p, config, batch, "tokens" if padding_is_read else "unpadded", run)
-    beam, tokens, hidden = encoded.hidden.shape
-    projections, kept_in = linear(p, "qa_outputs.dense_intermediate", encoded.hidden.reshape(-1, hidden))
-    inputs = span_inputs(p, config, projections.view(beam, tokens, -1), in_block.bool(), relevance)
-    scores = span_logits(inputs)
-    return (scores, encoded), (kept_bert, kept_in, inputs, encoded.hidden.shape) if run.keep else None
-
-
-def read_backward(dy: Tensor, kept: Kept, grads: Parameters) -> tuple[Tensor, Tensor]:
-    """∂loss/∂relevance [beam] and ∂loss/∂inputs_embeds [beam, tokens, hidden] from that of the scores [beam, spans]."""
-    kept_bert, kept_in, inputs, shape = kept
-    found = span_logits_backward(dy, inputs)
-    grads["qa_outputs.layer_normalization.weight"] += found["norm_weight"]
-    grads["qa_outputs.layer_normalization.bias"] += found["norm_bias"]
-    grads["qa_outputs.dense_output.weight"][0] += found["output_weight"]
-    grads["qa_outputs.dense_output.bias"] += found["output_bias"]
-    dprojections = torch.cat([found["start_projection"], found["end_projection"]], 2).flatten(0, 1)
-    dhidden = linear_backward(dprojections, kept_in, grads).view(shape)
-    return found["relevance_score"], bert_backward(dhidden, kept_bert, grads)
-
-
-def span_inputs(
-    p: Parameters, config: RealmConfig, projections: Tensor, in_block: Tensor, relevance: Tensor | None = None
-) -> SpanInputs:
-    """What spans are scored by: projections [beam, tokens, 2 * span hidden], the starts' half first."""
-    starts, ends = projections.chunk(2, dim=2)  # [beam, tokens, span hidden] each
-    return SpanInputs(
-        starts, ends, p["qa_outputs.layer_normalization.weight"], p["qa_outputs.layer_normalization.bias"],
-        p["qa_outputs.dense_output.weight"][0], p["qa_outputs.dense_output.bias"],
-        config.max_span_width, config.reader_layer_norm_eps, in_block, relevance,
-    )  # fmt: skip
 
 
 class RealmReader(RealmModel):
@@ -171,29 +124,25 @@ def best_span_of(
         hidden_states=encoded.hidden_states,
         attentions=encoded.attentions,
     )
+    slopes = None
     if answers is not None:
-        output.retriever_correct = has_answers = answers.has_answers
         gold = (positions[:beam].clamp(-1, tokens) for positions in answers[:2])
+        output.retriever_correct = answers.has_answers
         output.reader_correct = correct = correct_spans(starts, ends, *gold)
         # A question whose answer was not retrieved teaches nothing: its losses are 0.
-        output.retriever_loss = marginal_log_loss(relevance, has_answers) * has_answers.any()
-        output.reader_loss = marginal_log_loss(scores.reshape(-1), correct.reshape(-1)) * correct.any()
+        output.retriever_loss, dretriever = loss_of_correct(relevance[None], answers.has_answers[None])
+        output.reader_loss, dreader = loss_of_correct(scores.reshape(1, -1), correct.reshape(1, -1))
         output.loss = output.retriever_loss + output.reader_loss
-    return output, (kept, scores, relevance, answers, output.reader_correct)
+        slopes = dretriever[0], dreader.view_as(scores)
+    return output, (kept, slopes)
 
 
 def best_span_of_backward(cotangents: dict[str, Tensor], kept: Kept, grads: Parameters) -> tuple[Tensor, Tensor]:
     """∂/∂relevance [searcher beam] and ∂/∂inputs_embeds of the losses that `cotangents` name."""
-    kept_read, scores, relevance, answers, correct = kept
+    kept_read, (dretriever, dreader) = kept
     total = cotangents.get("loss", 0)
-    drelevance, dscores = torch.zeros_like(relevance), torch.zeros_like(scores)
-    if answers.has_answers.any():
-        dretriever = total + cotangents.get("retriever_loss", 0)
-        drelevance += dretriever * marginal_log_loss_gradient(relevance, answers.has_answers)
-    if correct.any():
-        dreader = total + cotangents.get("reader_loss", 0)
-        dscores += dreader * marginal_log_loss_gradient(scores.flatten(), correct.flatten()).view_as(scores)
-    dread, dembeds = read_backward(dscores, kept_read, grads)
+    drelevance = (total + cotangents.get("retriever_loss", 0)) * dretriever
+    dread, dembeds = read_backward((total + cotangents.get("reader_loss", 0)) * dreader, kept_read, grads)
     drelevance[: len(dread)] += dread
     return drelevance, dembeds
 
@@ -223,29 +172,3 @@ def check_blocks(config: RealmConfig, batch: Batch, relevance_score: Tensor, blo
         raise ValueError(f"block_mask has shape {tuple(block_mask.shape)}: expected {(beam, tokens)} as the input")
     if tuple(relevance_score.shape) != (beam,):
         raise ValueError(f"relevance_score has shape {tuple(relevance_score.shape)}: expected {(beam,)}")
-
-
-def correct_spans(starts: Tensor, ends: Tensor, gold_starts: Tensor, gold_ends: Tensor) -> Tensor:
-    """Which candidate spans are answers.
-
-    Args:
-        starts, ends: first and last token of each candidate, [spans].
-        gold_starts, gold_ends: the same of the answers, [beam, answers]; -1 matches nothing.
-
-    Returns:
-        bool [beam, spans].
-    """
-    is_start = starts == gold_starts[:, :, None]  # [beam, answers, spans]
-    return (is_start & (ends == gold_ends[:, :, None])).any(1)
-
-
-def marginal_log_loss(logits: Tensor, is_correct: Tensor) -> Tensor:
-    """-log of the probability that a softmax over `logits` gives to all that `is_correct`; both [choices] -> []."""
-    correct_logits = logits + ops.additive_mask(is_correct, logits.dtype)
-    return ops.logsumexp(logits, 0) - ops.logsumexp(correct_logits, 0)
-
-
-def marginal_log_loss_gradient(logits: Tensor, is_correct: Tensor) -> Tensor:
-    """∂/∂logits of `marginal_log_loss`: the softmax over all minus the softmax over what is correct."""
-    correct_logits = logits + ops.additive_mask(is_correct, logits.dtype)
-    return ops.softmax(logits) - ops.softmax(correct_logits)

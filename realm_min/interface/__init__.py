@@ -1,0 +1,1 @@
+"""transformers' surface: the five models as classes around the functions of `model/`, with folders and checks."""

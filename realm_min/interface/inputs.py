@@ -1,0 +1,114 @@
+"""What a model is given to read: checked, and filled in where something was left out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import RealmConfig
+from ..model.bert import Batch
+
+
+class Inputs(NamedTuple):
+    """What a model is given to read, under transformers' names; None where it was left out."""
+
+    input_ids: Tensor | None = None
+    attention_mask: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    position_ids: Tensor | None = None
+    inputs_embeds: Tensor | None = None
+
+    def to(self, device: torch.device) -> Inputs:
+        """The same, on a device."""
+        return Inputs(*(None if tensor is None else tensor.to(device) for tensor in self))
+
+
+def checked_batch(config: RealmConfig, inputs: Inputs) -> Batch:
+    """Refuse what the encoder cannot read; fill in what was left out.
+
+    Raises:
+        ValueError: both or neither of ids and embeddings, a wrong rank or shape, no tokens at all, more tokens than
+            positions, an id outside its table.
+    """
+    input_ids, attention_mask, token_type_ids, position_ids, _ = inputs
+    words = checked_words(config, inputs)
+    shape, device = words.shape[:2], words.device
+    batch, tokens = shape
+    if position_ids is None:
+        if tokens > config.max_position_embeddings:
+            raise ValueError(
+                f"{tokens} tokens are more than max_position_embeddings={config.max_position_embeddings}: "
+                "truncate the text (tokenizer(..., truncation=True, max_length=...))"
+            )
+        position_ids = torch.arange(tokens, device=device)[None]
+    if token_type_ids is None:
+        token_type_ids = torch.zeros(shape, dtype=torch.long, device=device)
+    if attention_mask is None:
+        attention_mask = torch.ones(shape, dtype=torch.long, device=device)
+    if tuple(attention_mask.shape) not in ((batch, tokens), (batch, tokens, tokens)):
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}: expected {(batch, tokens)} as the input has"
+        )
+    if input_ids is not None:
+        check_ids("input_ids", input_ids, config.vocab_size, shape)
+    check_ids("token_type_ids", token_type_ids, config.type_vocab_size, shape)
+    check_ids("position_ids", position_ids, config.max_position_embeddings, shape)
+    return Batch(
+        words if input_ids is None else words.long(),
+        attention_mask,
+        token_type_ids.long().expand(shape),
+        position_ids.long().expand(shape),
+    )
+
+
+def checked_words(config: RealmConfig, inputs: Inputs) -> Tensor:
+    """Whichever was given of ids [batch, tokens] and embeddings [batch, tokens, hidden], of one token at least."""
+    ids, embeds = inputs.input_ids, inputs.inputs_embeds
+    if ids is not None and embeds is None:
+        words = ids
+        if words.dim() != 2:
+            raise ValueError(f"input_ids has shape {tuple(words.shape)}: expected [batch, tokens]")
+    elif embeds is not None and ids is None:
+        words = embeds.detach()
+        if words.dim() != 3 or words.shape[2] != config.hidden_size:
+            raise ValueError(
+                f"inputs_embeds has shape {tuple(words.shape)}: expected [batch, tokens, {config.hidden_size}]"
+            )
+    else:
+        given = "both" if ids is not None else "neither"
+        raise ValueError(f"{given} of input_ids and inputs_embeds were given: give exactly one")
+    if 0 in words.shape[:2]:
+        raise ValueError(
+            f"the input has shape {tuple(words.shape[:2])}: give at least one sequence of at least one token"
+        )
+    return words
+
+
+def check_ids(name: str, ids: Tensor, size: int, shape: torch.Size) -> None:
+    """Refuse what are no ids of a table of `size` rows, for an input of `shape` [batch, tokens] or for each of them."""
+    batch, tokens = shape
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(f"{name} has dtype {ids.dtype}: expected integers")
+    if ids.dim() != 2 or ids.shape[0] not in (1, batch) or ids.shape[1] != tokens:
+        raise ValueError(f"{name} has shape {tuple(ids.shape)}: expected {tuple(shape)} as the input has")
+    smallest, largest = (int(end) for end in torch.aminmax(ids))
+    if smallest < 0 or largest >= size:
+        wrong = smallest if smallest < 0 else largest
+        raise ValueError(f"{name} holds {wrong}, which is out of range: valid ids are 0..{size - 1}")
+
+
+def checked_head_mask(head_mask: Tensor | None, config: RealmConfig) -> Tensor | None:
+    """Head masks of every layer, [layers, heads]."""
+    if head_mask is None:
+        return None
+    expected = (config.num_hidden_layers, config.num_attention_heads)
+    if tuple(head_mask.shape) not in (expected, expected[1:]):
+        raise ValueError(f"head_mask has shape {tuple(head_mask.shape)}: expected {expected[1:]} or {expected}")
+    return head_mask.expand(expected)
+
+
+def flatten_candidates(*inputs: Tensor | None) -> list[Tensor | None]:
+    """[batch, candidates, tokens] -> [batch * candidates, tokens]; None and [batch, tokens] stay as they are."""
+    return [x if x is None or x.dim() <= 2 else x.reshape(-1, x.shape[-1]) for x in inputs]
