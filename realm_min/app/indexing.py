@@ -38,7 +38,8 @@ from torch import Tensor
 from ..config import RealmConfig, check_open_qa
 from ..files import checkpoint
 from ..files.atomic import only_writer, refuse_existing, write_atomically
-from ..files.hub import resolve_folder
+from ..files.block_records import read_block_records
+from ..files.hub import BLOCK_RECORDS_FILE, resolve_folder
 from ..files.packed import load_packed
 from ..jobs import embedding
 from ..jobs.embedding import Report, embed_blocks
@@ -47,7 +48,7 @@ from ..ranks import distributed
 from ..ranks.devices import chosen_device
 from ..text import corpus
 from ..text.corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks, from_record, record
-from ..text.retriever import BLOCK_RECORDS_FILE, RealmRetriever, read_block_records
+from ..text.retriever import RealmRetriever
 from ..text.tokenizer import RealmTokenizerFast
 
 CHECKSUM_SIZE = 32  # bytes, at the end of a shard's file
