@@ -53,8 +53,6 @@ ABOVE_LONGEST_FUNCTION: dict[str, int] = {
     "search.mips:_rescore": 44,
     "search.mips:compress": 41,
     "search.sharded_index:ShardedBlockIndex.__init__": 44,
-    "text.retriever:RealmRetriever.__call__": 49,
-    "text.retriever:RealmRetriever.block_has_answer": 55,
     "text.tokenizer:RealmTokenizerFast._encode_batch": 41,
     "text.tokenizer_base:BaseTokenizer.__call__": 67,
     "verify.report:Report.to_dict": 53,

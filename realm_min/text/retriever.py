@@ -58,19 +58,9 @@ class RealmRetriever:
         Raises:
             ValueError: wrong ranks, a block number out of range, a block that is not UTF-8 text.
         """
-        block_ids = _array(retrieved_block_ids)
-        if block_ids.ndim != 1 or block_ids.size == 0:
-            raise ValueError(f"retrieved_block_ids has shape {list(block_ids.shape)}: give [blocks], one at least")
-        total = len(self.block_records)
-        if block_ids.min() < 0 or block_ids.max() >= total:
-            wrong = block_ids[(block_ids < 0) | (block_ids >= total)][0]
-            raise ValueError(f"block {wrong} does not exist: the retriever holds blocks 0 to {total - 1}")
-        question_ids = _array(question_input_ids)
-        if question_ids.ndim != 2 or len(question_ids) != 1:
-            raise ValueError(f"question_input_ids has shape {list(question_ids.shape)}: give one question, [1, tokens]")
-
-        question = self.tokenizer.decode(question_ids[0].tolist(), skip_special_tokens=True)
-        blocks = [self.text(i) for i in block_ids.tolist()]
+        numbers = self._numbers(retrieved_block_ids)
+        question = self._question(question_input_ids)
+        blocks = [self.text(number) for number in numbers]
         concat_inputs = self.tokenizer(
             [question] * len(blocks),
             blocks,
@@ -83,6 +73,22 @@ class RealmRetriever:
         if answer_ids is None:
             return None, None, None, concat_inputs
         return *self.block_has_answer(concat_inputs, answer_ids), concat_inputs
+
+    def _numbers(self, retrieved_block_ids: Any) -> list[int]:
+        block_ids = _array(retrieved_block_ids)
+        if block_ids.ndim != 1 or block_ids.size == 0:
+            raise ValueError(f"retrieved_block_ids has shape {list(block_ids.shape)}: give [blocks], one at least")
+        total = len(self.block_records)
+        if block_ids.min() < 0 or block_ids.max() >= total:
+            wrong = block_ids[(block_ids < 0) | (block_ids >= total)][0]
+            raise ValueError(f"block {wrong} does not exist: the retriever holds blocks 0 to {total - 1}")
+        return block_ids.tolist()
+
+    def _question(self, question_input_ids: Any) -> str:
+        question_ids = _array(question_input_ids)
+        if question_ids.ndim != 2 or len(question_ids) != 1:
+            raise ValueError(f"question_input_ids has shape {list(question_ids.shape)}: give one question, [1, tokens]")
+        return self.tokenizer.decode(question_ids[0].tolist(), skip_special_tokens=True)
 
     def text(self, number: int) -> str:
         """The text of a block. Raises ValueError where it is not UTF-8."""
@@ -110,46 +116,35 @@ class RealmRetriever:
         Raises:
             ValueError: rows of different lengths or without two [SEP], an answer without tokens.
         """
-        try:
-            ids = _array(concat_inputs.input_ids)
-        except ValueError:  # rows of different lengths
-            ids = None
-        if ids is None or ids.ndim != 2:
-            raise ValueError("concat_inputs.input_ids is not [blocks, tokens]: encode the blocks with padding=True")
-        blocks, length = ids.shape
-        separators = np.cumsum(ids == self.tokenizer.sep_token_id, axis=1)  # [blocks, tokens], how many up to here
-        if blocks and (length == 0 or separators[:, -1].min() < 2):
-            row = int(np.argmin(separators[:, -1])) if length else 0
-            raise ValueError(f"input {row} lacks the two [SEP] around a block: encode question and block as a pair")
-
-        inside = separators == 1  # from the first [SEP], where no answer begins, to before the second
-        inside &= ids != self.tokenizer.sep_token_id
-        found_rows, found_starts, found_ends = [], [], []
+        ids = _input_rows(concat_inputs)
+        inside = self._inside_block(ids)
+        found = []  # of each answer: blocks, first and last tokens
         for i, answer in enumerate(answer_ids):
             answer = np.asarray(answer)
             if answer.ndim != 1 or answer.size == 0:
                 raise ValueError(
                     f"answer_ids[{i}] is {answer.tolist()!r}: give a list of token ids for each answer, one id at least"
                 )
-            rows, starts = np.nonzero(inside & (ids == answer[0]))
-            fits = starts + len(answer) <= length
-            rows, starts = rows[fits], starts[fits]
-            same = (ids[rows[:, None], starts[:, None] + np.arange(len(answer))] == answer).all(axis=1)
-            found_rows.append(rows[same])
-            found_starts.append(starts[same])
-            found_ends.append(starts[same] + len(answer) - 1)
+            rows, starts = _occurrences(ids, inside, answer)
+            found.append((rows, starts, starts + len(answer) - 1))
+        if not found:
+            return [False] * len(ids), [[] for _ in ids], [[] for _ in ids]
+        rows, starts, ends = (np.concatenate(of_answers) for of_answers in zip(*found, strict=True))
+        return _by_block(len(ids), rows, starts, ends)
 
-        if not found_rows:
-            return [False] * blocks, [[] for _ in range(blocks)], [[] for _ in range(blocks)]
-        rows = np.concatenate(found_rows)
-        order = np.argsort(rows, kind="stable")  # by block, and in it by answer and place
-        rows = rows[order]
-        counts = np.bincount(rows, minlength=blocks)
-        places = np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]  # of each occurrence in its block's list
-        start_pos, end_pos = np.full((2, blocks, counts.max(initial=0)), -1)
-        start_pos[rows, places] = np.concatenate(found_starts)[order]
-        end_pos[rows, places] = np.concatenate(found_ends)[order]
-        return (counts > 0).tolist(), start_pos.tolist(), end_pos.tolist()
+    def _inside_block(self, ids: np.ndarray) -> np.ndarray:
+        """Which tokens stand between the first and the second [SEP], [blocks, tokens] bool.
+
+        Raises:
+            ValueError: a row without two [SEP].
+        """
+        is_separator = ids == self.tokenizer.sep_token_id
+        separators = np.cumsum(is_separator, axis=1)  # [blocks, tokens], how many up to here
+        blocks, length = ids.shape
+        if blocks and (length == 0 or separators[:, -1].min() < 2):
+            row = int(np.argmin(separators[:, -1])) if length else 0
+            raise ValueError(f"input {row} lacks the two [SEP] around a block: encode question and block as a pair")
+        return (separators == 1) & ~is_separator
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike, **tokenizer_options: Any) -> RealmRetriever:
@@ -171,6 +166,38 @@ class RealmRetriever:
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_block_records(Path(folder) / BLOCK_RECORDS_FILE, self.block_records)
         self.tokenizer.save_pretrained(folder)
+
+
+def _input_rows(concat_inputs: Any) -> np.ndarray:
+    """The `input_ids` of an encoding, [blocks, tokens]. Raises ValueError where they are none."""
+    try:
+        ids = _array(concat_inputs.input_ids)
+    except ValueError:  # rows of different lengths
+        ids = None
+    if ids is None or ids.ndim != 2:
+        raise ValueError("concat_inputs.input_ids is not [blocks, tokens]: encode the blocks with padding=True")
+    return ids
+
+
+def _occurrences(ids: np.ndarray, inside: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where an answer occurs whose first token is `inside`: row and first token, by row and then by place."""
+    rows, starts = np.nonzero(inside & (ids == answer[0]))
+    fits = starts + len(answer) <= ids.shape[1]
+    rows, starts = rows[fits], starts[fits]
+    same = (ids[rows[:, None], starts[:, None] + np.arange(len(answer))] == answer).all(axis=1)
+    return rows[same], starts[same]
+
+
+def _by_block(blocks: int, rows: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Spans:
+    """Spans in the order of the answers, [spans] each, as `block_has_answer` returns them: a list for each block."""
+    order = np.argsort(rows, kind="stable")  # by block, and in it by answer and place
+    rows = rows[order]
+    counts = np.bincount(rows, minlength=blocks)
+    places = np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]  # of each span in its block's list
+    start_pos, end_pos = np.full((2, blocks, counts.max(initial=0)), -1)
+    start_pos[rows, places] = starts[order]
+    end_pos[rows, places] = ends[order]
+    return (counts > 0).tolist(), start_pos.tolist(), end_pos.tolist()
 
 
 def _array(values: Any) -> np.ndarray:
