@@ -25,7 +25,6 @@ ABOVE_LARGEST_FILE: dict[str, int] = {
 LONGEST_FUNCTION = 40
 ABOVE_LONGEST_FUNCTION: dict[str, int] = {
     "app.indexing:index": 44,
-    "app.learn:learn": 55,
     "files.checkpoint:assign": 46,
     "files.checkpoint:write_folder": 50,
     "files.packed:pack": 66,
