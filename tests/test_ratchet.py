@@ -13,18 +13,17 @@ SLACK = 15  # lines by which something may be below its number before the number
 
 # Lines, blank and comment lines included.
 BUDGETS = {"textbook.py": 450, "model": 2000, "interface": 1550, "learn": 1100, "kernels": 800}
-ABOVE_BUDGET: dict[str, int] = {}
+ABOVE_BUDGET: dict[str, int] = {
+}
 LARGEST_FILE = 500
 ABOVE_LARGEST_FILE: dict[str, int] = {
     "kernels.bench": 702,
     "search.mips": 656,
-    "text.tokenizer_base": 592,
     "verify.paths": 529,
 }
 LONGEST_FUNCTION = 40
 ABOVE_LONGEST_FUNCTION: dict[str, int] = {
-    "app.indexing:index": 53,
-    "app.learn:learn": 53,
+    "app.indexing:index": 44,
     "files.checkpoint:assign": 46,
     "files.checkpoint:write_folder": 50,
     "files.packed:pack": 66,
@@ -45,11 +44,7 @@ ABOVE_LONGEST_FUNCTION: dict[str, int] = {
     "search.mips:_rescore": 44,
     "search.mips:compress": 41,
     "search.sharded_index:ShardedBlockIndex.__init__": 44,
-    "text.retriever:RealmRetriever.__call__": 49,
-    "text.retriever:RealmRetriever.block_has_answer": 55,
-    "text.retriever:unpickle_byte_strings": 153,
-    "text.tokenizer:RealmTokenizerFast._encode_batch": 41,
-    "text.tokenizer_base:BaseTokenizer.__call__": 67,
+    "text.tokenizer_base:BaseTokenizer.__call__": 54,
     "verify.report:Report.to_dict": 53,
     "verify.report:plot": 46,
     "verify:compare": 52,

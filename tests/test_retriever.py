@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from oracle import TheirRetriever, transformers
 
 from realm_min import RealmRetriever, RealmTokenizer, RealmTokenizerFast
-from realm_min.text.retriever import read_block_records, unpickle_byte_strings, write_block_records
+from realm_min.files.block_records import read_block_records, write_block_records
+from realm_min.files.pickled_bytes import unpickle_byte_strings
 
 SEP = 3
 RETRIEVER = RealmRetriever([], SimpleNamespace(sep_token_id=SEP))

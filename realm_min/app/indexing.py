@@ -38,7 +38,8 @@ from torch import Tensor
 from ..config import RealmConfig, check_open_qa
 from ..files import checkpoint
 from ..files.atomic import only_writer, refuse_existing, write_atomically
-from ..files.hub import resolve_folder
+from ..files.block_records import read_block_records
+from ..files.hub import BLOCK_RECORDS_FILE, resolve_folder
 from ..files.packed import load_packed
 from ..interface.open_qa import RealmForOpenQA
 from ..jobs import embedding
@@ -47,7 +48,7 @@ from ..ranks import distributed
 from ..ranks.devices import chosen_device
 from ..text import corpus
 from ..text.corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks, from_record, record
-from ..text.retriever import BLOCK_RECORDS_FILE, RealmRetriever, read_block_records
+from ..text.retriever import RealmRetriever
 from ..text.tokenizer import RealmTokenizerFast
 
 CHECKSUM_SIZE = 32  # bytes, at the end of a shard's file
@@ -93,17 +94,8 @@ def index(
     with ExitStack() as held:
         world.on_first(lambda: _reserve(folder, held))
         limit = min(max_wordpieces, model.config.max_position_embeddings)
-        blocks = _cut(documents, tokenizer, limit, report)
-        if not blocks:
-            raise ValueError("the corpus has no text: give documents that hold some")
-        manifest = {
-            "format": 1,
-            "corpus": corpus_hash(blocks),
-            "model": model_hash(model, tokenizer),
-            "blocks": len(blocks),
-            "max_wordpieces": limit,
-            "shard_size": embedding.SHARD_SIZE,
-        }
+        blocks = blocks_of(documents, tokenizer, limit, report)
+        manifest = {**_manifest(blocks, model, tokenizer, limit), "shard_size": embedding.SHARD_SIZE}
         _check_agreement(blocks, manifest)
         complete = world.on_first(lambda: _open_partial(partial, manifest, restart, remark))
         _embed_shards(blocks, partial, complete, model, tokenizer, report)
@@ -126,13 +118,7 @@ def write_ready(
         max_wordpieces: to which the blocks were cut.
     """
     folder = Path(folder)
-    manifest = {
-        "format": 1,
-        "corpus": corpus_hash(blocks),
-        "model": model_hash(model, tokenizer),
-        "blocks": len(blocks),
-        "max_wordpieces": max_wordpieces,
-    }
+    manifest = _manifest(blocks, model, tokenizer, max_wordpieces)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     _write_ready(partial, blocks, embeddings, model, tokenizer, manifest)
@@ -165,11 +151,18 @@ def read_blocks(folder: str | os.PathLike) -> list[Block]:
     return blocks
 
 
-def _cut(documents: Iterable[Document], tokenizer: Any, limit: int, report: Report) -> list[Block]:
+def blocks_of(documents: Iterable[Document], tokenizer: Any, max_wordpieces: int, report: Report) -> list[Block]:
+    """The blocks of documents; cutting them is reported.
+
+    Raises:
+        ValueError: the documents have no text.
+    """
     blocks = []
-    for block in cut_blocks(documents, tokenizer, limit):
+    for block in cut_blocks(documents, tokenizer, max_wordpieces):
         blocks.append(block)
         report("Cutting documents into blocks", len(blocks), None)
+    if not blocks:
+        raise ValueError("the corpus has no text: give documents that hold some")
     return blocks
 
 
@@ -346,6 +339,17 @@ def _write_ready(
     with write_atomically(ready / BLOCK_TITLES_FILE) as temporary:
         temporary.write_text("".join(f"{block.title}\n" for block in blocks), encoding="utf-8")
     _write_json(ready / MANIFEST_FILE, manifest)
+
+
+def _manifest(blocks: list[Block], model: RealmForOpenQA, tokenizer: Any, max_wordpieces: int) -> dict[str, Any]:
+    """What a folder is made of; a stopped job goes on where this is the same."""
+    return {
+        "format": 1,
+        "corpus": corpus_hash(blocks),
+        "model": model_hash(model, tokenizer),
+        "blocks": len(blocks),
+        "max_wordpieces": max_wordpieces,
+    }
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -278,41 +278,55 @@ def learn(
     rng = np.random.default_rng([seed, 3])
     of_encoder = AdamW(settings.encoder_rate, settings.steps)
     of_embedder = AdamW(settings.retriever_rate, settings.steps)
-    documents, losses = evidence_ids(task), []
+    losses = []
     yield measure(task, embedder, 0, float("nan"))
     for step in range(1, settings.steps + 1):
         picked = [task.trained[i] for i in loop.batch(step - 1, settings.batch, len(task.trained), seed)]
         questions = [task.questions[i][rng.integers(len(task.questions[i]))] for i in picked]
-
-        # f(x, z) = Embed(x)ᵀ Embed(z) for all documents z
-        projected = embedder(**embedder_inputs(task, questions, embedder)).projected_score
-        queries, blocks = projected[: len(picked)], projected[len(picked) :]
-        relevance_score = queries @ blocks.t()  # [batch, documents]
-
-        # log p(y|z,x): the encoder reads every text with every document
-        inputs = encoder_inputs(
-            task, [question for question in questions for _ in documents], documents * len(picked),
-            [task.answers[i] for i in picked for _ in documents], encoder,
-        )  # fmt: skip
-        log_likelihood, cache = encoder.masked_log_likelihood(**inputs)
-        log_likelihood = log_likelihood.view(*relevance_score.shape, -1)  # [batch, documents, tokens]
-        masked = (inputs["labels"] != IGNORED).view(log_likelihood.shape)[:, 0]  # [batch, tokens]: one word each
-
-        loss, kept = marginal_loss(log_likelihood, relevance_score, masked)
-        dlog_likelihood, drelevance = marginal_loss_backward(torch.ones_like(loss), kept)
-        encoder.zero_grads()
-        encoder.masked_log_likelihood_backward(dlog_likelihood.flatten(0, 1), cache)
+        answers = [task.answers[i] for i in picked]
+        losses.append(forward_backward(task, encoder, embedder, questions, answers, with_gradient))
         of_encoder.update(encoder.state_dict(), encoder.grads)
         if with_gradient:
-            embedder.zero_grads()
-            # f is an inner product: the gradient of each side is the other side.
-            embedder.backward(projected_score=torch.cat([drelevance @ blocks, drelevance.t() @ queries]))
             of_embedder.update(embedder.state_dict(), embedder.grads)
-
-        losses.append(float(loss))
         if step % settings.measure_every == 0 or step == settings.steps:
             yield measure(task, embedder, step, float(np.mean(losses)))
             losses = []
+
+
+def forward_backward(
+    task: Task,
+    encoder: RealmKnowledgeAugEncoder,
+    embedder: RealmEmbedder,
+    questions: Sequence[list[int]],
+    answers: Sequence[int],
+    with_gradient: bool,
+) -> float:
+    """-log p(y|x) of a batch of texts, in nats; its gradients go to `encoder.grads` and, if asked, `embedder.grads`."""
+    documents = evidence_ids(task)
+
+    # f(x, z) = Embed(x)ᵀ Embed(z) for all documents z
+    projected = embedder(**embedder_inputs(task, questions, embedder)).projected_score
+    queries, blocks = projected[: len(questions)], projected[len(questions) :]
+    relevance_score = queries @ blocks.t()  # [batch, documents]
+
+    # log p(y|z,x): the encoder reads every text with every document
+    inputs = encoder_inputs(
+        task, [question for question in questions for _ in documents], documents * len(questions),
+        [answer for answer in answers for _ in documents], encoder,
+    )  # fmt: skip
+    log_likelihood, kept_words = encoder.masked_log_likelihood(**inputs)
+    log_likelihood = log_likelihood.view(*relevance_score.shape, -1)  # [batch, documents, tokens]
+    masked = (inputs["labels"] != IGNORED).view(log_likelihood.shape)[:, 0]  # [batch, tokens]: one word each
+
+    loss, kept = marginal_loss(log_likelihood, relevance_score, masked)
+    dlog_likelihood, drelevance = marginal_loss_backward(torch.ones_like(loss), kept)
+    encoder.zero_grads()
+    encoder.masked_log_likelihood_backward(dlog_likelihood.flatten(0, 1), kept_words)
+    if with_gradient:
+        embedder.zero_grads()
+        # f is an inner product: the gradient of each side is the other side.
+        embedder.backward(projected_score=torch.cat([drelevance @ blocks, drelevance.t() @ queries]))
+    return float(loss)
 
 
 def measure(task: Task, embedder: RealmEmbedder, step: int, loss: float) -> Record:

@@ -19,7 +19,7 @@ from ..jobs.embedding import embed_on_ranks
 from ..jobs.settings import Finetune, Ict, Mlm, Pretrain, settings_from
 from ..ranks.devices import chosen_device
 from ..ranks.distributed import world
-from ..text.corpus import MAX_WORDPIECES, Block, cut_blocks, read_documents, record
+from ..text.corpus import MAX_WORDPIECES, Block, read_documents, record
 from ..text.questions import read_questions, read_training_questions
 from ..text.retriever import RealmRetriever
 from . import indexing
@@ -166,10 +166,4 @@ def read_blocks(corpus: str, tokenizer: Any, max_wordpieces: int, report: Callab
     Raises:
         ValueError: the corpus has no text, or cannot be read.
     """
-    blocks = []
-    for block in cut_blocks(read_documents(corpus), tokenizer, max_wordpieces):
-        blocks.append(block)
-        report("Cutting documents into blocks", len(blocks), None)
-    if not blocks:
-        raise ValueError("the corpus has no text: give documents that hold some")
-    return blocks
+    return indexing.blocks_of(read_documents(corpus), tokenizer, max_wordpieces, report)

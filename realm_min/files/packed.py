@@ -46,7 +46,7 @@ from ..interface.open_qa import RealmForOpenQA
 from ..model.bert import Run, bert, dense_inputs
 from ..text.corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks, record
 from ..text.tokenizer import RealmTokenizerFast
-from ..text.tokenizer_base import SPECIAL_TOKEN_NAMES
+from ..text.tokenizer_files import SPECIAL_TOKEN_NAMES
 from .atomic import write_atomically
 
 MAGIC = b"realm-min packed model, format 1\n"

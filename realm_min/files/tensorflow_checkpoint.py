@@ -26,9 +26,10 @@ from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
 from ..interface.open_qa import RealmForOpenQA
 from ..interface.reader import RealmReader
 from ..interface.scorer import RealmScorer
-from ..text.retriever import BLOCK_RECORDS_FILE, write_block_records
 from ..text.tokenizer import RealmTokenizer
+from .block_records import write_block_records
 from .checkpoint import write_folder
+from .hub import BLOCK_RECORDS_FILE
 from .tensorflow_files import Checkpoint, read_blocks
 
 # --- Names ------------------------------------------------------------------------------------------------------------

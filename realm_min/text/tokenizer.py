@@ -31,7 +31,8 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from realm_min.text.tokenizer_base import BaseTokenizer, load_vocab, read_tokenizer_json, write_text
+from realm_min.text.tokenizer_base import BaseTokenizer
+from realm_min.text.tokenizer_files import load_vocab, read_tokenizer_json, write_text
 from realm_min.text.wordpiece import (
     MAX_WORD_CHARACTERS,
     lower_characters,
@@ -361,6 +362,29 @@ class RealmTokenizerFast(BaseTokenizer):
         truncation: str,
         max_length: int,
     ) -> tuple[dict[str, list], list | None]:
+        self._set_lengths(padding, truncation, max_length)
+        # The library counts a lone surrogate as three characters to drop: U+FFFD is one, and dropped as well.
+        texts = [
+            SURROGATE.sub("\ufffd", first)
+            if second is None
+            else (SURROGATE.sub("\ufffd", first), SURROGATE.sub("\ufffd", second))
+            for first, second in pairs
+        ]
+        try:
+            encodings = self.backend_tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+        except Exception as error:  # the library raises no narrower class
+            if "Truncation error" not in str(error):
+                raise
+            raise ValueError(
+                f"truncation={truncation!r} cannot shorten the texts to max_length={max_length}: "
+                "raise max_length or use another strategy"
+            ) from error
+        attributes = {"input_ids": "ids", "token_type_ids": "type_ids", "offset_mapping": "offsets"}
+        rows = {name: [getattr(e, attributes.get(name, name)) for e in encodings] for name in fields}
+        return rows, encodings
+
+    def _set_lengths(self, padding: str, truncation: str, max_length: int) -> None:
+        """The library keeps these two settings from one call to the next."""
         tokenizer = self.backend_tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -374,25 +398,6 @@ class RealmTokenizerFast(BaseTokenizer):
                 pad_token=self.pad_token,
                 pad_type_id=self.pad_token_type_id,
             )
-        # The library counts a lone surrogate as three characters to drop: U+FFFD is one, and dropped as well.
-        texts = [
-            SURROGATE.sub("\ufffd", first)
-            if second is None
-            else (SURROGATE.sub("\ufffd", first), SURROGATE.sub("\ufffd", second))
-            for first, second in pairs
-        ]
-        try:
-            encodings = tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
-        except Exception as error:  # the library raises no narrower class
-            if "Truncation error" not in str(error):
-                raise
-            raise ValueError(
-                f"truncation={truncation!r} cannot shorten the texts to max_length={max_length}: "
-                "raise max_length or use another strategy"
-            ) from error
-        attributes = {"input_ids": "ids", "token_type_ids": "type_ids", "offset_mapping": "offsets"}
-        rows = {name: [getattr(e, attributes.get(name, name)) for e in encodings] for name in fields}
-        return rows, encodings
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Join pieces to words, and words with spaces."""

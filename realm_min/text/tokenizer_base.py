@@ -1,12 +1,10 @@
 """What the two tokenizers share: the arguments of a call, special tokens, decoding, and folders on disk.
 
-The folders are those of transformers 4.40.2: `vocab.txt` (one piece a line), `tokenizer_config.json` (constructor
-arguments and added tokens), `special_tokens_map.json`, and `tokenizer.json` from the fast tokenizer.
+The files of a folder, and what may stand in them, are told by `tokenizer_files.py`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -15,14 +13,21 @@ from typing import TYPE_CHECKING, Any, overload
 
 from tokenizers import AddedToken
 
-from realm_min.files.atomic import write_atomically
 from realm_min.files.hub import resolve_folder
 from realm_min.text.batch_encoding import BatchEncoding
+from realm_min.text.tokenizer_files import (
+    SPECIAL_TOKEN_NAMES,
+    added_token_fields,
+    as_added_token,
+    check_vocabularies,
+    read_constructor_arguments,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # of the standard library from Python 3.11 on
 
-SPECIAL_TOKEN_NAMES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 NO_LENGTH_LIMIT = int(1e30)  # model_max_length when none is known, the value transformers writes to its folders
 
 PADDINGS = ("longest", "max_length", "do_not_pad")
@@ -200,30 +205,17 @@ class BaseTokenizer:
         if self.is_fast and not batched and text_pair == "":
             text_pair = None
         pairs = as_pairs(text, text_pair)
-        if truncation is None:
-            truncation = max_length is not None and not padding
-        if padding is None:
-            padding = batched and return_tensors is not None
-        padding, truncation, max_length = self._lengths(padding, truncation, max_length)
-        has_pair = any(second is not None for _, second in pairs)
-        special = self.num_special_tokens_to_add(has_pair) if add_special_tokens else 0
-        if truncation != "do_not_truncate" and max_length < special:
-            raise ValueError(f"max_length={max_length} leaves no room for the {special} special tokens: raise it")
-
-        if return_token_type_ids is None:
-            return_token_type_ids = "token_type_ids" in self.model_input_names
-        elif return_token_type_ids and not add_special_tokens and not self.is_fast:
-            raise ValueError("return_token_type_ids=True needs add_special_tokens=True")
-        if return_attention_mask is None:
-            return_attention_mask = "attention_mask" in self.model_input_names
-        wanted = {
-            "input_ids": True,
-            "token_type_ids": return_token_type_ids,
-            "attention_mask": return_attention_mask,
-            "special_tokens_mask": return_special_tokens_mask,
-            "offset_mapping": return_offsets_mapping,
-        }
-        fields = [name for name, is_wanted in wanted.items() if is_wanted]
+        batch_to_tensors = batched and return_tensors is not None
+        padding, truncation, max_length = self._lengths(padding, truncation, max_length, batch_to_tensors)
+        if truncation != "do_not_truncate":
+            self._check_room(max_length, pairs, add_special_tokens)
+        fields = self._fields(
+            add_special_tokens,
+            return_token_type_ids,
+            return_attention_mask,
+            return_special_tokens_mask,
+            return_offsets_mapping,
+        )
         rows, encodings = self._encode_batch(pairs, fields, add_special_tokens, padding, truncation, max_length)
         if not batched and return_tensors is None:
             rows = {name: row for name, (row,) in rows.items()}
@@ -241,8 +233,14 @@ class BaseTokenizer:
         """Field name -> one list for each pair; and the library's encodings or None."""
         raise NotImplementedError
 
-    def _lengths(self, padding: Any, truncation: Any, max_length: int | None) -> tuple[str, str, int]:
+    def _lengths(
+        self, padding: Any, truncation: Any, max_length: int | None, batch_to_tensors: bool
+    ) -> tuple[str, str, int]:
         """The strategies by name, and the length they work towards: none does, where it is `NO_LENGTH_LIMIT`."""
+        if truncation is None:
+            truncation = max_length is not None and not padding
+        if padding is None:
+            padding = batch_to_tensors
         truncation = {True: "longest_first", False: "do_not_truncate"}.get(truncation, truncation)
         padding = {True: "longest", False: "do_not_pad"}.get(padding, padding)
         if padding not in PADDINGS:
@@ -260,6 +258,37 @@ class BaseTokenizer:
             truncation = "do_not_truncate"  # there is no limit to truncate to
         # Plain strings from here on: callers may pass members of string enumerations.
         return PADDINGS[PADDINGS.index(padding)], TRUNCATIONS[TRUNCATIONS.index(truncation)], max_length
+
+    def _check_room(self, max_length: int, pairs: list[tuple[str, str | None]], add_special_tokens: bool) -> None:
+        """ValueError if texts cut to `max_length` tokens cannot have their special tokens."""
+        has_pair = any(second is not None for _, second in pairs)
+        special = self.num_special_tokens_to_add(has_pair) if add_special_tokens else 0
+        if max_length < special:
+            raise ValueError(f"max_length={max_length} leaves no room for the {special} special tokens: raise it")
+
+    def _fields(
+        self,
+        add_special_tokens: bool,
+        return_token_type_ids: bool | None,
+        return_attention_mask: bool | None,
+        return_special_tokens_mask: bool,
+        return_offsets_mapping: bool,
+    ) -> list[str]:
+        """The names of the fields that a call asks for; None asks for what the model reads."""
+        if return_token_type_ids is None:
+            return_token_type_ids = "token_type_ids" in self.model_input_names
+        elif return_token_type_ids and not add_special_tokens and not self.is_fast:
+            raise ValueError("return_token_type_ids=True needs add_special_tokens=True")
+        if return_attention_mask is None:
+            return_attention_mask = "attention_mask" in self.model_input_names
+        wanted = {
+            "input_ids": True,
+            "token_type_ids": return_token_type_ids,
+            "attention_mask": return_attention_mask,
+            "special_tokens_mask": return_special_tokens_mask,
+            "offset_mapping": return_offsets_mapping,
+        }
+        return [name for name, is_wanted in wanted.items() if is_wanted]
 
     def encode(self, text: str, text_pair: str | None = None, **options) -> list[int]:
         """The `input_ids` of one text or pair; options as for a call."""
@@ -366,15 +395,7 @@ class BaseTokenizer:
         folder or vocabulary, ValueError for broken files.
         """
         folder = resolve_folder(folder, "tokenizer")
-        config_file = folder / "tokenizer_config.json"
-        config = read_json(config_file) if config_file.is_file() else {}
-        for name in ("tokenizer_class", "name_or_path", "init_inputs", "special_tokens_map_file", "auto_map"):
-            config.pop(name, None)
-        config.pop("tokenizer_file", None)
-        config.pop("vocab_file", None)
-        if "added_tokens_decoder" not in config:
-            config.update(read_older_special_tokens(folder))
-        config.update(overrides)
+        config = {**read_constructor_arguments(folder), **overrides}
         if "vocab_file" not in config:
             check_vocabularies(folder)
             config.update(cls._vocabulary_file(folder))
@@ -470,123 +491,3 @@ def clean_up_spaces(text: str) -> str:
     for contraction in ("n't", "'m", "'s", "'ve", "'re"):
         text = text.replace(" " + contraction, contraction)
     return text
-
-
-def read_older_special_tokens(folder: Path) -> dict[str, Any]:
-    """Special and added tokens of folders whose tokenizer_config.json does not list them, as google/realm-* do."""
-    arguments: dict[str, Any] = {}
-    special_tokens_file, added_tokens_file = folder / "special_tokens_map.json", folder / "added_tokens.json"
-    if special_tokens_file.is_file():
-        arguments.update(read_json(special_tokens_file))
-    added: dict[int, AddedToken] = {}
-    if added_tokens_file.is_file():
-        named = [arguments[name] for name in SPECIAL_TOKEN_NAMES if name in arguments]
-        special = {as_added_token(t, True).content for t in [*named, *arguments.get("additional_special_tokens", [])]}
-        for content, index in read_json(added_tokens_file).items():
-            added[index] = as_added_token(content, special=content in special)
-    if (folder / "tokenizer.json").is_file():
-        added.update(read_tokenizer_json(folder / "tokenizer.json")[1])
-    return {**arguments, "added_tokens_decoder": added}
-
-
-def read_tokenizer_json(path: str | os.PathLike) -> tuple[dict[str, int], dict[int, AddedToken]]:
-    """The vocabulary and the added tokens of the library's file. Raises ValueError if it holds no WordPiece model."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"no tokenizer file at {str(path)!r}")
-    content = read_json(Path(path))
-    model = content.get("model")
-    if not isinstance(model, dict) or model.get("type") != "WordPiece":
-        found = model.get("type") if isinstance(model, dict) else model
-        raise ValueError(f"{str(path)!r} holds a {found!r} model: REALM's tokenizer needs WordPiece")
-    vocab = model.get("vocab")
-    if (
-        not isinstance(vocab, dict)
-        or any(type(i) is not int for i in vocab.values())
-        or set(vocab.values()) != set(range(len(vocab)))
-    ):
-        raise ValueError(f"the pieces in {str(path)!r} have not the ids 0, 1, 2, …: fetch or write the file again")
-    try:
-        added = {token.pop("id"): as_added_token(token, special=False) for token in content.get("added_tokens", [])}
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"the added tokens in {str(path)!r} are damaged ({error!r}): fetch the file again") from None
-    return vocab, added
-
-
-def check_vocabularies(folder: Path) -> None:
-    """ValueError if a folder has both vocab.txt and tokenizer.json, and they hold different vocabularies."""
-    text, library = folder / "vocab.txt", folder / "tokenizer.json"
-    if text.is_file() and library.is_file() and load_vocab(text) != read_tokenizer_json(library)[0]:
-        raise ValueError(
-            f"{str(text)!r} and the tokenizer.json beside it hold different vocabularies: one is damaged or of another "
-            "model; fetch both again, or remove the wrong one"
-        )
-
-
-def load_vocab(path: str | os.PathLike) -> dict[str, int]:
-    """Read `vocab.txt`, one piece a line, into piece -> line number, from 0.
-
-    Raises FileNotFoundError, or ValueError for an empty file, one that is not UTF-8 or a piece that stands twice.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"no vocabulary file at {str(path)!r}: pass the path of a vocab.txt, one piece a line")
-    vocab: dict[str, int] = {}
-    try:
-        with open(path, encoding="utf-8") as lines:
-            for line_number, line in enumerate(lines):
-                piece = line.rstrip("\n")
-                if piece in vocab:
-                    raise ValueError(
-                        f"the vocabulary {str(path)!r} holds {piece!r} twice, in lines {vocab[piece] + 1} and "
-                        f"{line_number + 1}: remove one"
-                    )
-                vocab[piece] = line_number
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the vocabulary {str(path)!r} is not UTF-8 text: {error}") from error
-    if not vocab:
-        raise ValueError(f"the vocabulary {str(path)!r} is empty: it needs one piece a line")
-    return vocab
-
-
-def read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{str(path)!r} should hold a JSON object, and holds a {type(content).__name__}")
-    return content
-
-
-def write_text(path: Path, text: str) -> None:
-    with write_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-
-
-def write_json(path: Path, content: dict) -> None:
-    write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-
-
-ADDED_TOKEN_FLAGS = {"lstrip", "normalized", "rstrip", "single_word", "special"}
-
-
-def as_added_token(token: str | dict | AddedToken, special: bool) -> AddedToken:
-    """An AddedToken from what configuration files and callers write for one; ValueError if it is none."""
-    if isinstance(token, str) and token:
-        return AddedToken(token, special=special, normalized=not special)
-    fields = added_token_fields(token) if isinstance(token, AddedToken) else token
-    fields = dict(fields) if isinstance(fields, dict) else {}
-    fields.pop("__type", None)
-    content = fields.get("content")
-    flags = {name: value for name, value in fields.items() if name != "content"}
-    if not (isinstance(content, str) and content and ADDED_TOKEN_FLAGS >= flags.keys()) or any(
-        not isinstance(value, bool) for value in flags.values()
-    ):
-        raise ValueError(
-            f"{token!r} is no added token: it needs a content, and true or false for any of "
-            + ", ".join(sorted(ADDED_TOKEN_FLAGS))
-        )
-    return AddedToken(**{**fields, "special": special or fields.get("special", False)})
-
-
-def added_token_fields(token: AddedToken) -> dict[str, Any]:
-    return {name: getattr(token, name) for name in ("content", *sorted(ADDED_TOKEN_FLAGS))}
