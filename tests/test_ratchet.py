@@ -32,11 +32,6 @@ ABOVE_LONGEST_FUNCTION: dict[str, int] = {
     "files.packed:pack": 66,
     "files.tensorflow_checkpoint:read_tensorflow": 80,
     "files.tensorflow_checkpoint:run": 45,
-    "jobs.loop:train": 93,
-    "jobs.runs:_finetune": 56,
-    "jobs.runs:_pretrain": 76,
-    "jobs.runs:finetune": 57,
-    "jobs.runs:pretrain": 52,
     "learn.finetuning:read": 51,
     "learn.optimizer:AdamW.update": 51,
     "learn.pretraining:gather_evidence": 43,
@@ -65,11 +60,6 @@ ABOVE_LONGEST_FUNCTION: dict[str, int] = {
 }
 MOST_PARAMETERS = 8
 ABOVE_MOST_PARAMETERS: dict[str, int] = {
-    "jobs.loop:train": 13,
-    "jobs.loop:train_one": 9,
-    "jobs.runs:_pretrain": 10,
-    "jobs.runs:finetune": 11,
-    "jobs.runs:pretrain": 14,
     "search.mips:_rescore": 9,
     "text.tokenizer:RealmTokenizer.__init__": 11,
     "text.tokenizer:RealmTokenizerFast.__init__": 10,
