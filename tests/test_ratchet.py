@@ -33,7 +33,6 @@ ABOVE_LONGEST_FUNCTION: dict[str, int] = {
     "files.tensorflow_checkpoint:read_tensorflow": 80,
     "files.tensorflow_checkpoint:run": 45,
     "learn.finetuning:read": 51,
-    "learn.optimizer:AdamW.update": 51,
     "learn.pretraining:gather_evidence": 43,
     "learn.pretraining:pretrain_step": 59,
     "model.base:RealmModel.backward": 42,
