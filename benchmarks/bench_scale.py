@@ -52,7 +52,7 @@ from realm_min.app.default_model import PACKED_FILE
 from realm_min.files.atomic import write_atomically
 from realm_min.files.packed import load_packed
 from realm_min.jobs import loop, runs, warm_start
-from realm_min.jobs.settings import Mlm
+from realm_min.jobs.settings import Mlm, TrainingRun
 from realm_min.learn.optimizer import AdamW
 from realm_min.model.realm import IGNORED
 from realm_min.ranks import distributed
@@ -440,10 +440,8 @@ def training_steps(bench: Bench, ranks: int, batch: int, folder: Path, steps: in
     if bench.world.rank < ranks:
         settings = Mlm(steps=steps, batch_size=batch, max_wordpieces=TRAINED_TOKENS, seed=bench.seed)
         with inside(bench.worlds[ranks]):
-            runs.mlm(
-                folder, training_blocks(bench.seed), new_encoder(bench.seed), warm_start.tokenizer(None), settings,
-                save_every=steps,
-            )  # fmt: skip
+            run = TrainingRun(folder, save_every=steps)
+            runs.mlm(run, training_blocks(bench.seed), new_encoder(bench.seed), warm_start.tokenizer(None), settings)
     bench.world.barrier()
     seconds = loop.read_log(folder / loop.LOG_FILE)["seconds"][1:]
     bench.world.barrier()

@@ -30,6 +30,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,7 +42,7 @@ from realm_min.files.packed import pack
 from realm_min.interface.open_qa import RealmForOpenQA
 from realm_min.jobs import runs, warm_start
 from realm_min.jobs.evaluation import Question
-from realm_min.jobs.settings import Finetune, Ict, Mlm, Pretrain
+from realm_min.jobs.settings import Finetune, Ict, Mlm, Pretrain, TrainingRun
 from realm_min.learn import pretraining
 from realm_min.text.corpus import FACTBOOK, MAX_WORDPIECES, Block, factbook_documents
 from realm_min.text.questions import TrainingQuestion, read_questions
@@ -134,27 +135,25 @@ def train(
     blocks = train.read_blocks(FACTBOOK, tokenizer, MAX_WORDPIECES, report)
     path = STAGES if until in STAGES else BRANCH
     for stage in path[: path.index(until) + 1]:
-        folder = out / stage
+        run = TrainingRun(out / stage, resume=True, report=report)
         if (out / f"{stage}.done").is_file():
             continue
         if stage == "ict":
             embedder = warm_start.embedder(base, SEED, **NO_DROPOUT)
-            runs.ict(folder, blocks, embedder, tokenizer, ICT, resume=True, report=report)
+            runs.ict(run, blocks, embedder, tokenizer, ICT)
         elif stage in ("mlm", "copy"):
             encoder = warm_start.knowledge_encoder(base if stage == "mlm" else out / "mlm", SEED, **NO_DROPOUT)
             settings = MLM if stage == "mlm" else COPY
-            runs.mlm(folder, blocks, encoder, tokenizer, settings, resume=True, report=report)
+            runs.mlm(run, blocks, encoder, tokenizer, settings)
         elif stage in FROM_FACTS:
             before, settings = FROM_FACTS[stage]
             embedder = warm_start.embedder(out / "ict", SEED, **NO_DROPOUT)
             encoder = warm_start.knowledge_encoder(out / before, SEED, **NO_DROPOUT)
-            runs.pretrain(
-                folder, blocks, embedder, encoder, tokenizer, settings, texts=hidden_facts(), find=whole, resume=True,
-                save_every=40, report=report,
-            )  # fmt: skip
-            plots.plot_training(folder)
+            run = replace(run, save_every=40)
+            runs.pretrain(run, blocks, embedder, encoder, tokenizer, settings, texts=hidden_facts(), find=whole)
+            plots.plot_training(run.folder)
         elif stage == "finetune":
-            finetune(out, folder, blocks, tokenizer, asked, dev, report)
+            finetune(out, run, blocks, tokenizer, asked, dev)
         else:
             model = RealmForOpenQA.from_pretrained(out / "model")
             questions = [question.question for question in (*factbook_questions(SEED), *asked)]
@@ -167,23 +166,22 @@ def train(
 
 def finetune(
     out: Path,
-    folder: Path,
+    run: TrainingRun,
     blocks: list[Block],
     tokenizer: object,
     asked: list[Question],
     dev: list[Question],
-    report: Callable[..., None],
 ) -> None:
     """Fine-tune ict's embedder and read's encoder; write OUT/model."""
     values = {**NO_DROPOUT, "searcher_beam_size": SEARCHER_BEAM, "reader_beam_size": READER_BEAM}
     start = out / "start"  # blocks embedded once, for a run that is stopped
     if not start.is_dir():
-        model = train.new_model(out / "read", blocks, tokenizer, SEED, report, **values)
+        model = train.new_model(out / "read", blocks, tokenizer, SEED, run.report, **values)
         indexing.write_ready(start, blocks, model.block_emb, model, tokenizer, MAX_WORDPIECES)
     model = RealmForOpenQA.from_pretrained(start, retriever=RealmRetriever.from_pretrained(start))
     runs.finetune(
-        folder, model, training_questions(asked, blocks), FINETUNE, blocks=blocks, dev=factbook_slice(dev, blocks),
-        evaluate_every=250, resume=True, report=report,
+        replace(run, evaluate_every=250), model, training_questions(asked, blocks), FINETUNE, blocks=blocks,
+        dev=factbook_slice(dev, blocks),
     )  # fmt: skip
     model.config.reader_beam_size = BLOCKS_READ
     shutil.rmtree(out / "model", ignore_errors=True)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from realm_min import RealmConfig, RealmEmbedder, RealmKnowledgeAugEncoder, RealmReader
 from realm_min.jobs import loop, refresh, runs
 from realm_min.jobs.evaluation import Question
-from realm_min.jobs.settings import Finetune, Ict, Mlm, Pretrain
+from realm_min.jobs.settings import Finetune, Ict, Mlm, Pretrain, TrainingRun
 from realm_min.model import bert
 from realm_min.model.parameters import is_constant
 from realm_min.ranks import exchange
@@ -31,14 +31,14 @@ COMMON = dict(steps=STEPS["float64"], learning_rate=1e-4, freeze_word_embeddings
 def train_ict(folder, dtype, **values):
     embedder = RealmEmbedder(RealmConfig(**CONFIG | SIZE), seed=2).to(dtype)
     chosen = Ict(batch_size=8, **COMMON)._replace(**values)
-    runs.ict(folder, BLOCKS, embedder, tokenizer(), chosen)
+    runs.ict(TrainingRun(folder), BLOCKS, embedder, tokenizer(), chosen)
     return {"embedder": embedder}
 
 
 def train_mlm(folder, dtype, given=None, **values):
     encoder = RealmKnowledgeAugEncoder(RealmConfig(**CONFIG | SIZE), seed=2).to(dtype)
     chosen = Mlm(batch_size=8, **COMMON)._replace(**values)
-    runs.mlm(folder, BLOCKS, encoder, tokenizer(), chosen, **(given or {}))
+    runs.mlm(TrainingRun(folder, **(given or {})), BLOCKS, encoder, tokenizer(), chosen)
     return {"encoder": encoder}
 
 
@@ -49,7 +49,8 @@ def train_pretraining(folder, dtype, refresh_ranks=0, **values):
     chosen = Pretrain(
         batch_size=4, num_candidates=3, refresh_every=5, max_passage=24, max_block=40, masking="tokens", **COMMON
     )._replace(**values)
-    runs.pretrain(folder, BLOCKS, embedder, encoder, tokenizer(), chosen, refresh_ranks=refresh_ranks)
+    run = TrainingRun(folder, refresh_ranks=refresh_ranks)
+    runs.pretrain(run, BLOCKS, embedder, encoder, tokenizer(), chosen)
     return {"embedder": embedder, "encoder": encoder}
 
 
@@ -57,9 +58,8 @@ def train_finetuning(folder, dtype, refresh_ranks=0, **values):
     model = open_qa(**SIZE).to(dtype)
     chosen = Finetune(batch_size=4, refresh_every=5, **COMMON | dict(learning_rate=5e-5))._replace(**values)
     dev = [Question(question.question, question.answers) for question in QUESTIONS[:5]]
-    runs.finetune(
-        folder, model, QUESTIONS, chosen, blocks=BLOCKS, dev=dev, evaluate_every=8, refresh_ranks=refresh_ranks
-    )
+    run = TrainingRun(folder, evaluate_every=8, refresh_ranks=refresh_ranks)
+    runs.finetune(run, model, QUESTIONS, chosen, blocks=BLOCKS, dev=dev)
     return {"model": model}
 
 

@@ -12,7 +12,7 @@ from realm_min.app import indexing, plots
 from realm_min.app.cli import main
 from realm_min.jobs import embedding, refresh, runs, warm_start
 from realm_min.jobs.evaluation import Question, evaluate
-from realm_min.jobs.settings import Finetune, Ict, Mlm, Pretrain
+from realm_min.jobs.settings import Finetune, Ict, Mlm, Pretrain, TrainingRun
 from realm_min.ranks.devices import chosen_device
 from realm_min.search.mips import COMPRESSIONS, BlockIndex
 from realm_min.text.corpus import Document
@@ -185,13 +185,14 @@ def test_a_question_and_its_gradient():
 def run_ict(folder, device, evaluate=None, resume=False, **given):
     embedder = realm_min.RealmEmbedder(realm_min.RealmConfig(**CONFIG | given), seed=2).to(device)
     chosen = Ict(steps=3, batch_size=8, freeze_word_embeddings=False)
-    runs.ict(folder, BLOCKS, embedder, tokenizer(), chosen, save_every=2, resume=resume, evaluate=evaluate)
+    run = TrainingRun(folder, save_every=2, resume=resume, evaluate=evaluate)
+    runs.ict(run, BLOCKS, embedder, tokenizer(), chosen)
     return embedder
 
 
 def run_mlm(folder, device, **given):
     encoder = realm_min.RealmKnowledgeAugEncoder(realm_min.RealmConfig(**CONFIG | given), seed=2).to(device)
-    runs.mlm(folder, BLOCKS, encoder, tokenizer(), Mlm(steps=3, batch_size=4), save_every=2)
+    runs.mlm(TrainingRun(folder, save_every=2), BLOCKS, encoder, tokenizer(), Mlm(steps=3, batch_size=4))
     return encoder
 
 
@@ -202,14 +203,14 @@ def run_pretrain(folder, device, **given):
     chosen = Pretrain(
         steps=3, batch_size=2, num_candidates=3, refresh_every=2, max_passage=24, max_block=40, masking="tokens"
     )
-    runs.pretrain(folder, BLOCKS, embedder, encoder, tokenizer(), chosen, save_every=2)
+    runs.pretrain(TrainingRun(folder, save_every=2), BLOCKS, embedder, encoder, tokenizer(), chosen)
     return embedder
 
 
 def run_finetune(folder, device, refresh_blocks=False, **given):
     model = open_qa(**NARROW | given).to(device)
     chosen = Finetune(steps=3, batch_size=1, refresh_blocks=refresh_blocks, refresh_every=2)
-    runs.finetune(folder, model, QUESTIONS, chosen, blocks=BLOCKS, dev=[], save_every=2)
+    runs.finetune(TrainingRun(folder, save_every=2), model, QUESTIONS, chosen, blocks=BLOCKS, dev=[])
     return model.reader
 
 

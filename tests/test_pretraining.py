@@ -20,6 +20,7 @@ from realm_min.app import plots
 from realm_min.app.cli import main
 from realm_min.jobs import loop, preparation, runs, warm_start
 from realm_min.jobs.draws import Draws
+from realm_min.jobs.settings import TrainingRun
 from realm_min.learn import masking, pretraining
 from realm_min.model.realm import marginal_loss, marginal_loss_backward
 from realm_min.search.mips import BlockIndex
@@ -250,7 +251,7 @@ def test_texts_know_their_blocks(tokenizer):
 )
 def test_settings_out_of_range_are_named(tmp_path, tokenizer, wrong, message):
     with pytest.raises(ValueError, match=message):
-        runs.pretrain(tmp_path / "run", BLOCKS, *new_models(), tokenizer, SETTINGS._replace(**wrong))
+        runs.pretrain(TrainingRun(tmp_path / "run"), BLOCKS, *new_models(), tokenizer, SETTINGS._replace(**wrong))
     assert not (tmp_path / "run").exists()
 
 
@@ -339,25 +340,23 @@ def test_texts_of_another_corpus_and_an_encoder_alone(tmp_path, tokenizer):
     before = [{key: tensor.clone() for key, tensor in model.state_dict().items()} for model in (embedder, encoder)]
     texts = [pretraining.Text(pretraining.NO_BLOCK, "what is the capital of norway", "Oslo")] * 4
     chosen = SETTINGS._replace(steps=2, encoder_alone=True, masking="salient")
-    runs.pretrain(
-        tmp_path / "run", BLOCKS, embedder, encoder, tokenizer, chosen, texts=texts, find=lambda text: [(0, len(text))]
-    )
+    run = TrainingRun(tmp_path / "run")
+    runs.pretrain(run, BLOCKS, embedder, encoder, tokenizer, chosen, texts=texts, find=lambda text: [(0, len(text))])
     assert all(torch.equal(tensor, before[0][key]) for key, tensor in embedder.state_dict().items())
     assert not torch.equal(
         encoder.state_dict()["cls.predictions.transform.dense.weight"],
         before[1]["cls.predictions.transform.dense.weight"],
     )
     with pytest.raises(ValueError, match="no text has anything to mask"):
-        runs.pretrain(
-            tmp_path / "none", BLOCKS, embedder, encoder, tokenizer, chosen, texts=texts, find=lambda text: []
-        )
+        run = TrainingRun(tmp_path / "none")
+        runs.pretrain(run, BLOCKS, embedder, encoder, tokenizer, chosen, texts=texts, find=lambda text: [])
 
 
 def test_without_a_null_document_all_candidates_are_blocks(tmp_path, tokenizer):
     embedder, encoder = new_models()
     before = {key: tensor.clone() for key, tensor in embedder.state_dict().items()}
     chosen = SETTINGS._replace(steps=2, freeze_documents=True, null_document=False)
-    runs.pretrain(tmp_path / "run", BLOCKS, embedder, encoder, tokenizer, chosen)
+    runs.pretrain(TrainingRun(tmp_path / "run"), BLOCKS, embedder, encoder, tokenizer, chosen)
     log = loop.read_log(tmp_path / "run" / loop.LOG_FILE)
     assert "null_probability" not in log and log["staleness"] == [0, 1]
     assert not torch.equal(embedder.state_dict()["cls.dense.weight"], before["cls.dense.weight"])

@@ -33,12 +33,6 @@ ABOVE_LONGEST_FUNCTION: dict[str, int] = {
     "interface.open_qa:RealmForOpenQA.forward": 54,
     "interface.reader:RealmReader.forward": 54,
     "interface.scorer:RealmScorer.forward": 55,
-    "jobs.loop:train": 93,
-    "jobs.runs:_finetune": 56,
-    "jobs.runs:_pretrain": 77,
-    "jobs.runs:finetune": 57,
-    "jobs.runs:pretrain": 52,
-    "learn.optimizer:AdamW.update": 51,
     "learn.pretraining:pretrain_step": 46,
     "ranks.distributed:join": 47,
     "search.mips:_rescore": 44,
@@ -52,11 +46,6 @@ ABOVE_LONGEST_FUNCTION: dict[str, int] = {
 }
 MOST_PARAMETERS = 8
 ABOVE_MOST_PARAMETERS: dict[str, int] = {
-    "jobs.loop:train": 13,
-    "jobs.loop:train_one": 9,
-    "jobs.runs:_pretrain": 10,
-    "jobs.runs:finetune": 11,
-    "jobs.runs:pretrain": 14,
     "search.mips:_rescore": 9,
     "text.tokenizer:RealmTokenizer.__init__": 11,
     "text.tokenizer:RealmTokenizerFast.__init__": 10,

@@ -174,8 +174,8 @@ def test_steps_complete_while_an_index_builds(tmp_path, tokenizer):
             assert refresher.seconds_waited == 0 or step == 0
         assert not (tmp_path / "index" / "index-50.npy").exists()
         os.kill(refresher._builder.process.pid, signal.SIGCONT)
-        done = [blocks_done for blocks_done, total in waited_for]
-        assert done == sorted(done) and 0 < done[-1] <= len(blocks) and waited_for[0] == (0, len(blocks))
+        done = [blocks_done for _, blocks_done, _ in waited_for]
+        assert done == sorted(done) and 0 < done[-1] <= len(blocks) and waited_for[0] == (0, 0, len(blocks))
         weights_at(embedder, 100)
         assert not torch.equal(refresher.embeddings(100), embeddings)
         assert torch.equal(refresher.embeddings(100), expected_index(50, tokenizer, blocks))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from realm_min import RealmConfig, RealmEmbedder
 from realm_min.jobs import loop
+from realm_min.jobs.settings import TrainingRun, silent
 from realm_min.learn.optimizer import AdamW
 from realm_min.learn.steps import Sum
 
@@ -21,7 +22,7 @@ TINY = dict(
 )  # fmt: skip
 
 
-def job(folder, steps=12, resume=False, hurt_at=None, interrupt_at=None, save_every=5, report=None):
+def job(folder, steps=12, resume=False, hurt_at=None, interrupt_at=None, save_every=5, report=silent):
     """Pull random texts' embeddings to 0, with dropout; returns the trained embedder."""
     embedder = RealmEmbedder(RealmConfig(**TINY), seed=3)
 
@@ -34,11 +35,12 @@ def job(folder, steps=12, resume=False, hurt_at=None, interrupt_at=None, save_ev
         embedder.backward(projected_score=2 * x / x.numel())
         return {"loss": Sum(float("nan") if number == hurt_at else float((x * x).mean()), 1)}
 
-    loop.train(
-        folder, {"embedder": embedder}, AdamW(1e-2, steps, warmup_steps=2), step, settings={"steps": steps}, seed=7,
-        resume=resume, save_every=save_every, evaluate=lambda: {"norm": float(embedder.p["cls.dense.weight"].norm())},
-        evaluate_every=4, report=report or (lambda *given: None),
-    )  # fmt: skip
+    def evaluate():
+        return {"norm": float(embedder.p["cls.dense.weight"].norm())}
+
+    optimizer = AdamW(1e-2, steps, warmup_steps=2)
+    run = TrainingRun(folder, resume, save_every, evaluate, evaluate_every=4, report=report)
+    loop.train(run, loop.Job("Training", {"embedder": embedder}, optimizer, step, settings={"steps": steps}, seed=7))
     return embedder
 
 
@@ -136,7 +138,8 @@ def test_a_frozen_tensor_stays_under_all_of_its_names(tmp_path):
         return {"loss": Sum(1.0, 1)}
 
     optimizer = AdamW(1e-2, 2)
-    loop.train(tmp_path, {"encoder": encoder}, optimizer, step, settings={}, seed=0, frozen=loop.freeze_word_embeddings)
+    job = loop.Job("Training", {"encoder": encoder}, optimizer, step, {}, 0, frozen=loop.freeze_word_embeddings)
+    loop.train(TrainingRun(tmp_path), job)
     for key in ("realm.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"):
         assert torch.equal(encoder.state_dict()[key], before[key])
     changed = "realm.encoder.layer.0.intermediate.dense.weight"
@@ -156,3 +159,7 @@ def test_every_epoch_sees_every_example_once(count, size, seed):
 def test_no_example_is_an_error():
     with pytest.raises(ValueError, match="no example"):
         loop.batch(0, 4, 0, 0)
+
+
+def test_a_run_keeps_its_folder_as_a_path(tmp_path):
+    assert TrainingRun(str(tmp_path)) == TrainingRun(tmp_path)

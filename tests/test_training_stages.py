@@ -17,7 +17,7 @@ from realm_min.app.cli import main
 from realm_min.jobs import loop, preparation, runs, warm_start
 from realm_min.jobs.draws import Draws
 from realm_min.jobs.evaluation import Question, evaluate, means
-from realm_min.jobs.settings import Finetune, Ict, Mlm
+from realm_min.jobs.settings import Finetune, Ict, Mlm, TrainingRun
 from realm_min.learn import finetuning, ict, mlm
 from realm_min.text.corpus import Block, record, split_sentences
 from realm_min.text.questions import TrainingQuestion, read_training_questions
@@ -81,7 +81,7 @@ def test_a_step_of_ict_is_the_books(tokenizer):
 def test_ict_teaches_the_retriever(tmp_path, tokenizer):
     embedder = RealmEmbedder(RealmConfig(**CONFIG), seed=2)
     runs.ict(
-        tmp_path, BLOCKS, embedder, tokenizer,
+        TrainingRun(tmp_path), BLOCKS, embedder, tokenizer,
         Ict(steps=40, batch_size=8, learning_rate=1e-2, title_rate=1.0, freeze_word_embeddings=False),
     )  # fmt: skip
     log = loop.read_log(tmp_path / loop.LOG_FILE)
@@ -97,9 +97,16 @@ def test_ict_teaches_the_retriever(tmp_path, tokenizer):
 def test_a_corpus_without_clozes_is_refused(tmp_path, tokenizer):
     embedder = RealmEmbedder(RealmConfig(**CONFIG))
     with pytest.raises(ValueError, match="two sentences or more"):
-        runs.ict(tmp_path, [Block("a", "One sentence.")] * 4, embedder, tokenizer)
+        runs.ict(TrainingRun(tmp_path), [Block("a", "One sentence.")] * 4, embedder, tokenizer)
     with pytest.raises(ValueError, match="multiple of group=4"):
-        runs.ict(tmp_path, BLOCKS, embedder, tokenizer, Ict(batch_size=6))
+        runs.ict(TrainingRun(tmp_path), BLOCKS, embedder, tokenizer, Ict(batch_size=6))
+
+
+def test_ranks_that_would_have_no_index_to_build_are_refused(tmp_path, tokenizer):
+    run, chosen = TrainingRun(tmp_path / "run", refresh_ranks=1), Ict(batch_size=8)
+    with pytest.raises(ValueError, match="refresh_ranks=1 have nothing to build: leave it at 0"):
+        runs.ict(run, BLOCKS, RealmEmbedder(RealmConfig(**CONFIG)), tokenizer, chosen)
+    assert not run.folder.exists()
 
 
 # ---- masked language modelling
@@ -108,7 +115,7 @@ def test_a_corpus_without_clozes_is_refused(tmp_path, tokenizer):
 def test_mlm_learns_hidden_words(tmp_path, tokenizer):
     encoder = RealmKnowledgeAugEncoder(RealmConfig(**CONFIG), seed=2)
     runs.mlm(
-        tmp_path,
+        TrainingRun(tmp_path),
         BLOCKS,
         encoder,
         tokenizer,
@@ -154,17 +161,18 @@ def test_mlm_learns_with_evidence_and_goes_on(tmp_path, tokenizer):
     """Stopped after half of its steps, a run ends with the weights of one that was not."""
     chosen = Mlm(20, 8, 3e-2, max_wordpieces=24, evidence=40, freeze_word_embeddings=False)
     encoders = [RealmKnowledgeAugEncoder(RealmConfig(**CONFIG), seed=2) for _ in range(3)]
-    runs.mlm(tmp_path / "whole", BLOCKS, encoders[0], tokenizer, chosen)
+    runs.mlm(TrainingRun(tmp_path / "whole"), BLOCKS, encoders[0], tokenizer, chosen)
 
     def stop(stage, done, total, note=""):
         if done == 10:
             raise KeyboardInterrupt
 
+    parts = TrainingRun(tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
-        runs.mlm(tmp_path / "parts", BLOCKS, encoders[1], tokenizer, chosen, save_every=5, report=stop)
-    runs.mlm(tmp_path / "parts", BLOCKS, encoders[2], tokenizer, chosen, resume=True)
-    whole, parts = encoders[0].state_dict(), encoders[2].state_dict()
-    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+        runs.mlm(parts._replace(save_every=5, report=stop), BLOCKS, encoders[1], tokenizer, chosen)
+    runs.mlm(parts._replace(resume=True), BLOCKS, encoders[2], tokenizer, chosen)
+    whole, resumed = encoders[0].state_dict(), encoders[2].state_dict()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     loss = loop.read_log(tmp_path / "whole" / loop.LOG_FILE)["loss"]
     assert np.mean(loss[-3:]) < 0.7 * loss[0]
 
@@ -172,9 +180,9 @@ def test_mlm_learns_with_evidence_and_goes_on(tmp_path, tokenizer):
 def test_evidence_that_cannot_stand_beside_the_text_is_refused(tmp_path, tokenizer):
     encoder = RealmKnowledgeAugEncoder(RealmConfig(**CONFIG))
     with pytest.raises(ValueError, match="evidence=20 cannot hold a text of max_wordpieces=40"):
-        runs.mlm(tmp_path, BLOCKS, encoder, tokenizer, Mlm(max_wordpieces=40, evidence=20))
+        runs.mlm(TrainingRun(tmp_path), BLOCKS, encoder, tokenizer, Mlm(max_wordpieces=40, evidence=20))
     with pytest.raises(ValueError, match="are 129 tokens .* the encoder reads 128: give fewer"):
-        runs.mlm(tmp_path, BLOCKS, encoder, tokenizer, Mlm(max_wordpieces=40, evidence=88))
+        runs.mlm(TrainingRun(tmp_path), BLOCKS, encoder, tokenizer, Mlm(max_wordpieces=40, evidence=88))
 
 
 # ---- fine-tuning
@@ -240,7 +248,7 @@ def test_fine_tuning_learns_to_retrieve_and_to_read(tmp_path, tokenizer, refresh
     before = model.block_emb.clone()
     dev = [Question(question.question, question.answers) for question in QUESTIONS]
     chosen = Finetune(steps=40, batch_size=8, learning_rate=1e-2, refresh_blocks=refresh, refresh_every=15)
-    runs.finetune(tmp_path, model, QUESTIONS, chosen, blocks=BLOCKS, dev=dev, evaluate_every=20)
+    runs.finetune(TrainingRun(tmp_path, evaluate_every=20), model, QUESTIONS, chosen, blocks=BLOCKS, dev=dev)
     measures = loop.read_log(tmp_path / loop.METRICS_FILE)
     assert measures["step"] == [20, 40]
     assert torch.equal(model.block_emb, before) is not refresh
@@ -255,13 +263,13 @@ def test_fine_tuning_learns_to_retrieve_and_to_read(tmp_path, tokenizer, refresh
 def test_questions_that_cannot_be_learned_are_refused(tmp_path, tokenizer):
     model = open_qa()
     with pytest.raises(ValueError, match="no question has an answer of 1 to 10 wordpieces"):
-        runs.finetune(tmp_path, model, [TrainingQuestion("who?", ["a b c d e f g h i j k"])])
+        runs.finetune(TrainingRun(tmp_path), model, [TrainingQuestion("who?", ["a b c d e f g h i j k"])])
     with pytest.raises(ValueError, match="has 2 wordpieces"):
-        runs.finetune(tmp_path, model, [TrainingQuestion("  ", ["a"])])
+        runs.finetune(TrainingRun(tmp_path), model, [TrainingQuestion("  ", ["a"])])
     with pytest.raises(ValueError, match="not those of the model's retriever"):
-        runs.finetune(tmp_path, model, QUESTIONS, blocks=BLOCKS[1:])
+        runs.finetune(TrainingRun(tmp_path), model, QUESTIONS, blocks=BLOCKS[1:])
     with pytest.raises(ValueError, match="refresh_blocks embeds the blocks anew"):
-        runs.finetune(tmp_path, model, QUESTIONS, Finetune(refresh_blocks=True))
+        runs.finetune(TrainingRun(tmp_path), model, QUESTIONS, Finetune(refresh_blocks=True))
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import realm_min
 from realm_min.jobs import runs
-from realm_min.jobs.settings import Pretrain
+from realm_min.jobs.embedding import Report
+from realm_min.jobs.settings import Pretrain, TrainingRun, silent
 from realm_min.text.corpus import Block
 
 CONFIG = dict(
@@ -38,14 +38,15 @@ def new_models(seed: int = 0, **values: float) -> tuple[realm_min.RealmEmbedder,
     return realm_min.RealmEmbedder(config, seed=seed), realm_min.RealmKnowledgeAugEncoder(config, seed=seed + 1)
 
 
-def run(folder: Path, vocabulary: Path, resume: bool = False, **given: Any) -> list[Tensor]:
+def run(folder: Path, vocabulary: Path, resume: bool = False, report: Report = silent) -> list[Tensor]:
     """Train on one thread, with dropout, and a checkpoint every third step; returns all weights."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         models = new_models(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
         tokenizer = realm_min.RealmTokenizerFast(str(vocabulary))
-        runs.pretrain(folder, BLOCKS, *models, tokenizer, SETTINGS, resume=resume, save_every=3, **given)
+        chosen = TrainingRun(folder, resume, save_every=3, report=report)
+        runs.pretrain(chosen, BLOCKS, *models, tokenizer, SETTINGS)
     finally:
         torch.set_num_threads(threads)
     return [tensor.clone() for model in models for tensor in model.state_dict().values()]

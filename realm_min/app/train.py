@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +16,8 @@ import torch
 from ..config import RealmConfig
 from ..interface.open_qa import RealmForOpenQA
 from ..jobs import loop, runs, warm_start
-from ..jobs.embedding import embed_on_ranks
-from ..jobs.settings import Finetune, Ict, Mlm, Pretrain, settings_from
+from ..jobs.embedding import Report, embed_on_ranks
+from ..jobs.settings import Finetune, Ict, Mlm, Pretrain, TrainingRun, settings_from
 from ..ranks.devices import chosen_device
 from ..ranks.distributed import world
 from ..text.corpus import MAX_WORDPIECES, Block, read_documents, record
@@ -52,10 +53,8 @@ def pretrain(given: argparse.Namespace) -> None:
     with progress_report() as report:
         limit = min(given.max_block, embedder.config.max_position_embeddings)
         blocks = read_blocks(given.corpus, tokenizer, limit, report)
-        runs.pretrain(
-            given.out, blocks, embedder, knowledge_encoder, tokenizer, settings_from(given, Pretrain()),
-            resume=given.resume, save_every=given.save_every, refresh_ranks=given.refresh_ranks, report=report,
-        )  # fmt: skip
+        run = replace(run_from(given, report), refresh_ranks=given.refresh_ranks)
+        runs.pretrain(run, blocks, embedder, knowledge_encoder, tokenizer, settings_from(given, Pretrain()))
     if importlib.util.find_spec("matplotlib"):
         drawn = world().on_first(lambda: plot_training(given.out))
         announce(f"The course of the training is drawn in {drawn}")
@@ -81,11 +80,8 @@ def finetune(given: argparse.Namespace) -> None:
             tokenizer = warm_start.tokenizer(given.model)
             blocks = read_blocks(given.corpus, tokenizer, MAX_WORDPIECES, report)
             model = new_model(given.model, blocks, tokenizer, given.seed, report, device, **values)
-        runs.finetune(
-            given.out, model, questions, settings_from(given, Finetune()), blocks=blocks, dev=dev,
-            evaluate_every=given.evaluate_every, resume=given.resume, save_every=given.save_every,
-            refresh_ranks=given.refresh_ranks, report=report,
-        )  # fmt: skip
+        run = replace(run_from(given, report), evaluate_every=given.evaluate_every, refresh_ranks=given.refresh_ranks)
+        runs.finetune(run, model, questions, settings_from(given, Finetune()), blocks=blocks, dev=dev)
     folder = given.out / "model"
 
     def write() -> None:
@@ -148,10 +144,12 @@ def run_warm_up(
     device, tokenizer = chosen_device(given.device), warm_start.tokenizer(given.model)
     with progress_report() as report:
         blocks = read_blocks(given.corpus, tokenizer, max_wordpieces, report)
-        warm_up(
-            given.out, blocks, model.to(device), tokenizer, settings_from(given, defaults), resume=given.resume,
-            save_every=given.save_every, report=report,
-        )  # fmt: skip
+        warm_up(run_from(given, report), blocks, model.to(device), tokenizer, settings_from(given, defaults))
+
+
+def run_from(given: argparse.Namespace, report: Report) -> TrainingRun:
+    """The run that the options of every command that trains say."""
+    return TrainingRun(given.out, resume=given.resume, save_every=given.save_every, report=report)
 
 
 def announce(text: str) -> None:

@@ -13,6 +13,7 @@ from ..jobs.settings import (
     COUNT,
     DROPOUT,
     NATURAL,
+    SAVE_EVERY,
     Finetune,
     Ict,
     Mlm,
@@ -41,8 +42,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "--dropout", type=DROPOUT.read, metavar="RATE", default=0.1, help="of activations and attention (default: 0.1)"
     )
     parser.add_argument(
-        "--save-every", type=COUNT.read, metavar="N", default=100, help="steps between checkpoints (default: 100)"
-    )
+        "--save-every", type=COUNT.read, metavar="N", default=SAVE_EVERY,
+        help=f"steps between checkpoints (default: {SAVE_EVERY})",
+    )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on from FOLDER's last checkpoint")
 
 

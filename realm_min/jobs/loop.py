@@ -24,10 +24,10 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,8 +41,7 @@ from ..learn.optimizer import AdamW
 from ..learn.steps import Sum
 from ..ranks.distributed import world
 from ..ranks.exchange import GradientExchange
-from ..text.corpus import Block, corpus_hash
-from .settings import RUN_FILE, check_new_run
+from .settings import RUN_FILE, TrainingRun, check_new_run, silent
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 LOG_FILE = "log.csv"
@@ -51,141 +50,142 @@ METRICS_FILE = "metrics.csv"
 # step(number) -> sums to log the means of, "loss" among them, whose gradients are left in the models. All add up over
 # the ranks.
 Step = Callable[[int], dict[str, Sum]]
-# Measures of the models by name; None where one has no meaning.
-Evaluate = Callable[[], Mapping[str, float | None]]
 
 
 class DivergedError(ValueError):
     """The loss or a gradient is no longer a number."""
 
 
-def train(
-    folder: str | os.PathLike,
-    models: dict[str, RealmModel],
-    optimizer: AdamW,
-    step: Step,
-    *,
-    settings: dict[str, Any],
-    seed: int,
-    resume: bool = False,
-    frozen: Callable[[str], bool] = lambda name: False,
-    evaluate: Evaluate | None = None,
-    evaluate_every: int = 0,
-    save_every: int = 200,
-    stage: str = "Training",
-    report: Callable[..., None] = lambda stage, done, total, note="": None,
-) -> None:
-    """Run `optimizer.total_steps` updates of `models`, in place.
+class Job(NamedTuple):
+    """What is learnt in a run: all that its result depends on, beside the weights that the models have as it begins."""
+
+    stage: str  # what reports call it
+    # By name, in the order in which a step goes through them, and whose last backward passes come in reverse; a tensor
+    # that two of them share is updated once.
+    models: dict[str, RealmModel]
+    optimizer: AdamW  # and how many steps there are
+    step: Step
+    settings: dict[str, Any]  # all that decides the result, as JSON values: what a resumed run is compared by
+    seed: int  # of dropout, by way of `step_seed`
+    frozen: Callable[[str], bool] = lambda name: False  # the names ("MODEL.KEY") of tensors to leave as they are
+
+
+def new_job(stage: str, models: dict[str, RealmModel], step: Step, settings: Any, identity: dict[str, Any]) -> Job:
+    """A `Job` whose optimizer, seed and frozen tensors are those of its settings.
 
     Args:
-        folder: the run's; made where it is absent.
-        models: by name, in the order in which a step goes through them, and whose last backward passes come in reverse;
-            a tensor that two of them share is updated once.
-        settings: all that decides the result, as JSON values: what a resumed run is compared by.
-        seed: of dropout, by way of `step_seed`.
-        resume: go on from the folder's checkpoint; without one, from the start.
-        frozen: the names ("MODEL.KEY") of tensors to leave as they are.
-        evaluate: measures of the models as they stand, every `evaluate_every` steps and at the end; on every rank.
-        report: called on rank 0 as report(stage, done, total, note).
+        settings: a NamedTuple with steps, learning_rate, warmup, freeze_word_embeddings and seed.
+        identity: what else decides the result, as JSON values: the task, the corpus, the models' configurations.
+    """
+    optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=int(settings.warmup * settings.steps))
+    still = frozen(settings.freeze_word_embeddings)
+    return Job(stage, models, optimizer, step, {**identity, **settings._asdict()}, settings.seed, still)
+
+
+def train(run: TrainingRun, job: Job) -> None:
+    """Run the steps of `job` from where the run stands, updating its models in place.
 
     Raises:
-        FileExistsError: the folder holds a run and `resume` is false.
+        FileExistsError: the folder holds a run that is not to be resumed.
         ValueError: it is a run of other settings, its checkpoint is damaged, or ranks were given different settings.
         RankFailedError: another rank died; the last checkpoint is kept.
         DivergedError: a loss or gradient is not finite; the message names step, seed and the last good checkpoint.
         KeyboardInterrupt: as it came; the step it came in is kept up to.
     """
-    folder = Path(folder)
-    total = optimizer.total_steps
-    everyone = world()
-    if not everyone.is_first:
-        report = lambda stage, done, total, note="": None  # noqa: E731
-    _check_same(settings)
-
-    def begin() -> int:
-        done = _open_run(folder, settings, resume)
-        if done:
-            _restore(folder, models, optimizer)
-        return done
-
-    saved = done = everyone.on_first(begin)
-    take_from_first(models)
-    _take_state_from_first(optimizer, models)
-    exchange = GradientExchange(list(models.values())[::-1], _trainable(models, frozen)[1].values())
-    with _log(folder / LOG_FILE, done) as log, _log(folder / METRICS_FILE, done) as log_metrics:
-        report(stage, done, total)
-        for number in range(done, total):
-            started = time.perf_counter()
-            for model in models.values():
-                seed_model(model, step_seed(seed, number))
-                model.zero_grads()
+    total = job.optimizer.total_steps
+    report = run.report if world().is_first else silent
+    saved = begun = _begin(run, job)
+    exchange = GradientExchange(list(job.models.values())[::-1], _trainable(job.models, job.frozen)[1].values())
+    with _log(run.folder / LOG_FILE, begun) as log, _log(run.folder / METRICS_FILE, begun) as log_metrics:
+        report(job.stage, begun, total)
+        for number in range(begun, total):
+            started, done = time.perf_counter(), number + 1
             try:
-                sums = step(number)
-                exchange.finish()
-                sums = _summed(sums)
-                logged = {name: total / max(count, 1) for name, (total, count) in sums.items()}
+                sums = _gradients(job, number, exchange)
             except KeyboardInterrupt:
-                _save(folder, models, optimizer, number)
+                _save(run.folder, job, number)
                 raise KeyboardInterrupt(
-                    f"{number:,} of {total:,} steps are done and kept in {folder}. "
+                    f"{number:,} of {total:,} steps are done and kept in {run.folder}. "
                     "The same command with --resume goes on."
                 ) from None
-            parameters, grads = _trainable(models, frozen)
             try:
-                if not math.isfinite(logged["loss"]):
-                    raise FloatingPointError(f"the loss is {logged['loss']}")
-                rate, norm = optimizer.rate(), optimizer.update(parameters, grads, max(sums["loss"].count, 1))
+                learnt = _update(job, sums)
             except FloatingPointError as error:
-                checkpoint = f"{folder / CHECKPOINT_FILE} (step {saved})" if saved else "none: it came before the first"
-                raise DivergedError(
-                    f"step {number + 1}, batch seed {step_seed(seed, number)}: {error}. The last good checkpoint is "
-                    f"{checkpoint}; lower the learning rate, or look at this batch"
-                ) from None
-            seconds = time.perf_counter() - started
-            log({"step": number + 1, **logged, "learning_rate": rate, "grad_norm": norm, "seconds": seconds})
+                raise _diverged(run, job, number, saved, error) from None
+            log({"step": done, **learnt, "seconds": time.perf_counter() - started})
             # Evaluated before it is saved: a run killed in between does both once more.
-            if evaluate and ((evaluate_every and (number + 1) % evaluate_every == 0) or number + 1 == total):
-                log_metrics({"step": number + 1, **_evaluated(models, evaluate)})
-            if (number + 1) % save_every == 0 or number + 1 == total:
-                _save(folder, models, optimizer, number + 1)
-                saved = number + 1
-            report(stage, number + 1, total, f"loss {logged['loss']:.3f}")
-    for model in models.values():
+            if run.evaluate and (done == total or (run.evaluate_every and done % run.evaluate_every == 0)):
+                log_metrics({"step": done, **_evaluated(job.models, run.evaluate)})
+            if done == total or done % run.save_every == 0:
+                _save(run.folder, job, done)
+                saved = done
+            report(job.stage, done, total, f"loss {learnt['loss']:.3f}")
+    for model in job.models.values():
         model.zero_grads()
 
 
-def train_one(
-    folder: str | os.PathLike,
-    name: str,
-    model: RealmModel,
-    step: Step,
-    settings: Any,
-    blocks: Sequence[Block],
-    tokenizer: Any,
-    *,
-    task: str,
-    stage: str,
-    **options: Any,
-) -> Path:
-    """A run of `train` for one model, which is then written to FOLDER/NAME, with the tokenizer in FOLDER.
+def _begin(run: TrainingRun, job: Job) -> int:
+    """Open the run, with rank 0's weights and optimizer on every rank; returns how many steps are done."""
+    _check_same(job.settings)
 
-    Args:
-        name: the model's, EMBEDDER or KNOWLEDGE_ENCODER.
-        settings: the job's: a NamedTuple with steps, learning_rate, warmup, freeze_word_embeddings and seed.
-        blocks: the corpus.
-        task, stage: what the run is called in its run.json, and in reports.
-        options: `train`'s own: resume, save_every, evaluate, evaluate_every, report.
+    def begin() -> int:
+        done = _open_run(run, job.settings)
+        if done:
+            _restore(run.folder, job)
+        return done
+
+    done = world().on_first(begin)
+    take_from_first(job.models)
+    _take_state_from_first(job.optimizer, job.models)
+    return done
+
+
+def _gradients(job: Job, number: int, exchange: GradientExchange) -> dict[str, Sum]:
+    """Leave the gradients of a step in the models, added up over the ranks; returns its sums, likewise."""
+    for model in job.models.values():
+        seed_model(model, step_seed(job.seed, number))
+        model.zero_grads()
+    sums = job.step(number)
+    exchange.finish()
+    return _summed(sums)
+
+
+def _update(job: Job, sums: dict[str, Sum]) -> dict[str, float]:
+    """Let the optimizer take its step with the models' gradients; returns what the log has of it.
+
+    Raises:
+        FloatingPointError: the loss or a gradient is not finite; nothing was changed.
     """
-    folder = Path(folder)
-    optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=int(settings.warmup * settings.steps))
-    identity = {"task": task, "corpus": corpus_hash(blocks), "config": model.config.to_dict()}
-    with only_job(folder):
-        train(
-            folder, {name: model.train()}, optimizer, step, settings={**identity, **settings._asdict()},
-            seed=settings.seed, frozen=frozen(settings.freeze_word_embeddings), stage=stage, **options,
-        )  # fmt: skip
-        write_models(folder, {name: model}, tokenizer)
-    return folder
+    logged = {name: total / max(count, 1) for name, (total, count) in sums.items()}
+    if not math.isfinite(logged["loss"]):
+        raise FloatingPointError(f"the loss is {logged['loss']}")
+    rate = job.optimizer.rate()
+    norm = job.optimizer.update(*_trainable(job.models, job.frozen), max(sums["loss"].count, 1))
+    return {**logged, "learning_rate": rate, "grad_norm": norm}
+
+
+def _diverged(run: TrainingRun, job: Job, number: int, saved: int, error: FloatingPointError) -> DivergedError:
+    checkpoint = f"{run.folder / CHECKPOINT_FILE} (step {saved})" if saved else "none: it came before the first"
+    return DivergedError(
+        f"step {number + 1}, batch seed {step_seed(job.seed, number)}: {error}. The last good checkpoint is "
+        f"{checkpoint}; lower the learning rate, or look at this batch"
+    )
+
+
+def train_one(run: TrainingRun, job: Job, tokenizer: Any) -> Path:
+    """`train` a job that searches no index; its models are then written to FOLDER/NAME, the tokenizer to FOLDER.
+
+    Raises:
+        ValueError: ranks are to build indexes; and as `train`.
+    """
+    if run.refresh_ranks:
+        raise ValueError(f"refresh_ranks={run.refresh_ranks} have nothing to build: leave it at 0, no index is used")
+    for model in job.models.values():
+        model.train()
+    with only_job(run.folder):
+        train(run, job)
+        write_models(run.folder, job.models, tokenizer)
+    return run.folder
 
 
 @contextmanager
@@ -328,10 +328,10 @@ def _summed(sums: dict[str, Sum]) -> dict[str, Sum]:
     return dict(zip(sums, itertools.starmap(Sum, values.tolist()), strict=True))
 
 
-def _open_run(folder: Path, settings: dict[str, Any], resume: bool) -> int:
+def _open_run(run: TrainingRun, settings: dict[str, Any]) -> int:
     """Compare or write the settings; returns how many steps are done."""
-    settings = json.loads(json.dumps(settings))
-    check_new_run(folder, resume)
+    settings, folder = json.loads(json.dumps(settings)), run.folder
+    check_new_run(folder, run.resume)
     path = folder / RUN_FILE
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -371,28 +371,30 @@ def _trainable(
     return {key: named[key] for key in grads}, grads
 
 
-def _save(folder: Path, models: dict[str, RealmModel], optimizer: AdamW, done: int) -> None:
+def _save(folder: Path, job: Job, done: int) -> None:
     if not world().is_first:
         return
-    tensors = {f"model.{key}": tensor.contiguous() for key, tensor in _tensors(models).items()}
-    tensors |= {f"optimizer.{key}": tensor.contiguous() for key, tensor in optimizer.state_dict().items()}
+    tensors = {f"model.{key}": tensor.contiguous() for key, tensor in _tensors(job.models).items()}
+    tensors |= {f"optimizer.{key}": tensor.contiguous() for key, tensor in job.optimizer.state_dict().items()}
     with write_atomically(folder / CHECKPOINT_FILE) as temporary:
         save_file(tensors, temporary, metadata={"done": str(done)})
 
 
-def _restore(folder: Path, models: dict[str, RealmModel], optimizer: AdamW) -> None:
+def _restore(folder: Path, job: Job) -> None:
     tensors = load_file(folder / CHECKPOINT_FILE)
-    current = _tensors(models)
+    current = _tensors(job.models)
     saved = {key.removeprefix("model."): tensor for key, tensor in tensors.items() if key.startswith("model.")}
     if saved.keys() != current.keys() or any(saved[key].shape != current[key].shape for key in saved):
         raise ValueError(f"{folder / CHECKPOINT_FILE} is of other models: name another folder")
     for key, tensor in current.items():
         tensor.copy_(saved[key])
     state = {key.removeprefix("optimizer."): tensor for key, tensor in tensors.items() if key.startswith("optimizer.")}
-    optimizer.load_state_dict(_beside_parameters(state, models))
+    job.optimizer.load_state_dict(_beside_parameters(state, job.models))
 
 
-def _evaluated(models: dict[str, RealmModel], evaluate: Evaluate) -> Mapping[str, float | None]:
+def _evaluated(
+    models: dict[str, RealmModel], evaluate: Callable[[], Mapping[str, float | None]]
+) -> Mapping[str, float | None]:
     modes = {name: model.training for name, model in models.items()}
     for model in models.values():
         model.eval()
@@ -438,10 +440,10 @@ def _write_rows(file: Any, columns: list[str], rows: list[dict[str, Any]], heade
 
 
 def frozen(word_embeddings: bool) -> Callable[[str], bool]:
-    """For `train`'s `frozen`: nothing, or the tables of word embeddings and what is tied to them."""
+    """For a job's `frozen`: nothing, or the tables of word embeddings and what is tied to them."""
     return freeze_word_embeddings if word_embeddings else lambda name: False
 
 
 def freeze_word_embeddings(name: str) -> bool:
-    """For `train`'s `frozen`: the tables of word embeddings and what is tied to them."""
+    """For a job's `frozen`: the tables of word embeddings and what is tied to them."""
     return "word_embeddings" in name

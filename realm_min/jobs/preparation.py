@@ -3,18 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..interface.open_qa import MAX_QUESTION_WORDPIECES
 from ..learn.finetuning import Encoded
-from ..learn.masking import passages
+from ..learn.masking import MASKINGS, Passage, SpanFinder, passages, salient_span
 from ..learn.pretraining import Text
 from ..text.corpus import Block, Document, cut_blocks
 from ..text.questions import TrainingQuestion
+from .settings import Pretrain
 
 AT_ONCE = 1024  # texts tokenized in one call
+
+
+class PretrainingCorpus(NamedTuple):
+    """X of REALM section 4.3: texts, and what chooses the wordpieces of one that are hidden."""
+
+    texts: list[Text]
+    choose: Callable[[Passage, np.random.Generator], list[int]]
+
+
+def pretraining_corpus(
+    blocks: list[Block],
+    tokenizer: Any,
+    settings: Pretrain,
+    find: SpanFinder,
+    texts: list[Text] | None,
+    report: Callable[..., None],
+) -> PretrainingCorpus:
+    """X, from the blocks themselves where no texts are given; `find` finds the salient spans.
+
+    Raises:
+        ValueError: no text has anything to mask.
+    """
+    choose = MASKINGS[settings.masking]
+    if choose is salient_span:
+        choose = partial(salient_span, find=find)
+    if texts is None:
+        return PretrainingCorpus(cut_texts(blocks, tokenizer, settings.max_passage, choose, report), choose)
+    texts = with_something_to_mask(texts, tokenizer, choose)
+    if not texts:
+        raise ValueError("no text has anything to mask: give others, or another masking")
+    return PretrainingCorpus(texts, choose)
 
 
 def cut_texts(

@@ -32,7 +32,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +44,15 @@ from torch import Tensor
 from ..config import RealmConfig
 from ..files.atomic import write_atomically
 from ..interface.embedder import RealmEmbedder
-from ..ranks.distributed import World, world
+from ..learn.steps import Sum
+from ..ranks.distributed import World, split, world
 from ..search.mips import BlockIndex
 from ..search.sharded_index import ShardedBlockIndex, read_blocks
 from ..text.corpus import Block, json_lines
 from ..text.tokenizer import RealmTokenizerFast
 from .embedding import embed_blocks, embed_on_ranks
 from .loop import checkpoint_step
+from .settings import TrainingRun
 
 INDEX_FOLDER = "index"  # within a run's folder
 NICENESS = 5  # the builder yields to training
@@ -73,7 +76,8 @@ class IndexRefresher:
         tokenizer: a RealmTokenizerFast.
         every: R, steps between snapshots.
         steps: of the whole run, where they are known: no snapshot is taken whose index none of them would search.
-        waiting: called on rank 0 as waiting(done, total), in blocks, while training waits for an index.
+        waiting: called on rank 0 as waiting(step, done, total) while a step waits for an index, of whose `total` blocks
+            some are done.
         builders: makes what builds the indexes, of the folder `index/` and the device; None: a process of their own.
 
     Nothing is written and no process is started before the first call of `embeddings`. Leave a `with` block, or call
@@ -89,7 +93,7 @@ class IndexRefresher:
         *,
         every: int,
         steps: int | None = None,
-        waiting: Callable[[int, int], None] = lambda done, total: None,
+        waiting: Callable[[int, int, int], None] = lambda step, done, total: None,
         builders: NewBuilder | None = None,
     ) -> None:
         if every < 1:
@@ -104,6 +108,7 @@ class IndexRefresher:
         self._builder: BuilderProcess | BuilderRanks | None = None
         self._requested: set[int] = set()
         self._latest: tuple[int, Tensor] | None = None  # a snapshot, and the embeddings of its index
+        self._searched: tuple[Tensor, BlockIndex | ShardedBlockIndex] | None = None  # embeddings, and an index of them
 
     def __enter__(self) -> IndexRefresher:
         return self
@@ -131,13 +136,24 @@ class IndexRefresher:
                 self._take_snapshot(step)
         snapshot, self.seconds_waited = snapshot_for(step, self.every), 0.0
         if self._latest is None or self._latest[0] != snapshot:
-            everyone.on_first(lambda: self._wait_for(snapshot))
+            everyone.on_first(lambda: self._wait_for(snapshot, step))
             self._latest = snapshot, self._read(snapshot)
         return self._latest[1]
+
+    def index(self, step: int) -> BlockIndex | ShardedBlockIndex:
+        """What searches `embeddings(step)`, on the embedder's device: the same until they change."""
+        embeddings = self.embeddings(step)
+        if self._searched is None or self._searched[0] is not embeddings:
+            self._searched = embeddings, searchable(embeddings, self.embedder.device)
+        return self._searched[1]
 
     def staleness(self, step: int) -> int:
         """How many steps ago the embedder was as the index of `step` has it."""
         return step - snapshot_for(step, self.every)
+
+    def sums(self, step: int) -> dict[str, Sum]:
+        """What the log has of the index of `step`: its `staleness`, and the `seconds_waited` for it."""
+        return {"staleness": Sum(self.staleness(step), 1), "seconds_waited": Sum(self.seconds_waited, 1)}
 
     def close(self, failed: bool = False) -> None:
         """Stop the builder, whatever it is doing; `failed`: since training did."""
@@ -220,11 +236,11 @@ class IndexRefresher:
         self._requested.add(snapshot)
         self._running_builder().request(snapshot)
 
-    def _wait_for(self, snapshot: int) -> None:
+    def _wait_for(self, snapshot: int, step: int) -> None:
         started = time.perf_counter()
         while not self._index_path(snapshot).is_file():
             self._running_builder().check()
-            self.waiting(self._blocks_done(snapshot), len(self.blocks))
+            self.waiting(step, self._blocks_done(snapshot), len(self.blocks))
             time.sleep(POLL_SECONDS)
         self.seconds_waited = time.perf_counter() - started
 
@@ -313,9 +329,23 @@ class BuilderRanks:
 NewBuilder = Callable[[Path, torch.device], BuilderProcess | BuilderRanks]
 
 
-def builders(everyone: World, ranks: int) -> NewBuilder:
-    """For `IndexRefresher`: the last so many ranks of `everyone`, or a process where it is none."""
-    return (lambda folder, device: BuilderRanks(everyone, everyone.size - ranks)) if ranks else BuilderProcess
+@contextmanager
+def builders(
+    run: TrainingRun, blocks: list[Block], embedder: RealmEmbedder, tokenizer: RealmTokenizerFast
+) -> Iterator[NewBuilder | None]:
+    """Part the ranks that train from the `run.refresh_ranks` last ones, which build, until the block ends.
+
+    On those that train, the block has for `IndexRefresher` what builds: the others, or a process where there are none.
+    On the others it has None, when all is built that training asked for.
+    """
+    everyone = world()
+    first = everyone.size - run.refresh_ranks  # of those that build
+    with split(run.refresh_ranks):
+        if everyone.rank >= first:
+            build_on_ranks(run.folder, blocks, embedder, tokenizer, everyone)
+            yield None
+        else:
+            yield (lambda folder, device: BuilderRanks(everyone, first)) if run.refresh_ranks else BuilderProcess
 
 
 def searchable(embeddings: Tensor, device: torch.device) -> BlockIndex | ShardedBlockIndex:

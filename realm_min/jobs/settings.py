@@ -1,15 +1,17 @@
 """The settings of the training jobs: each is declared once, with its default, its range and its meaning.
 
 From a declaration follow the option of the command (`add_options`), the check of its value (`check`) and its place in a
-run's run.json, which holds all of them. No torch is needed to read this file, so that a command line that asks for help
-or names a value out of range is answered at once.
+run's run.json, which holds all of them. Where a run is kept and how it is carried out decides nothing of its result and
+stands in no run.json: `TrainingRun`. No torch is needed to read this file, so that a command line that asks for help or
+names a value out of range is answered at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
@@ -218,6 +220,37 @@ def add_options(parser: argparse.ArgumentParser, defaults: NamedTuple) -> None:
 def settings_from(options: argparse.Namespace, defaults: Settings) -> Settings:
     """The settings that the options say."""
     return defaults._replace(**{name: getattr(options, name) for name in defaults._fields})
+
+
+# ---- a run
+
+SAVE_EVERY = 100
+
+
+def silent(stage: str, done: int, total: int | None, note: str = "") -> None:
+    """A report that says nothing."""
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Where a run is kept and how it is carried out: all that may be another when it goes on.
+
+    `folder` is made where it is absent. `resume`: go on from its checkpoint; without one, from the start.
+    `evaluate` measures the models as they stand, every `evaluate_every` steps and at the end (0: at the end alone), on
+    every rank; None where a measure has no meaning. `refresh_ranks`: so many ranks, the last, do nothing but build
+    indexes; their models are not trained. `report` is called on rank 0 as report(stage, done, total, note).
+    """
+
+    folder: Path
+    resume: bool = False
+    save_every: int = SAVE_EVERY  # steps
+    evaluate: Callable[[], Mapping[str, float | None]] | None = None
+    evaluate_every: int = 0  # steps
+    refresh_ranks: int = 0
+    report: Callable[..., None] = silent
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))  # a string will do, too
 
 
 def check_new_run(folder: Path, resume: bool) -> None:

@@ -8,7 +8,7 @@ place, so that a training step allocates next to nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,43 +63,24 @@ class AdamW:
         Raises:
             FloatingPointError: that norm is not finite; nothing was changed.
         """
-        once = {id(parameters[name]): name for name in reversed(grads)}
-        norms = {}
-        for name, grad in grads.items():
-            if once[id(parameters[name])] == name and not is_constant(grad):
-                norms[name] = self._norm_of_table(name, grad) if is_table(name) else norm_of(grad)
+        norms = self._norms(parameters, grads)
         norm = global_norm(norms.values()) / count
         clip = (min(1.0, self.max_grad_norm / norm) if norm else 1.0) / count
         rate = self.rate()
         self.step += 1
-        first, second = self.betas
-        # Adam's corrections of the averages, which start at 0, folded into the step and into ε.
-        root = math.sqrt(1 - second**self.step)
-        scale = rate * root / (1 - first**self.step)
         for name in norms:
-            parameter, grad = parameters[name], grads[name]
-            if name not in self.mean:
-                if not norms[name]:
-                    continue
-                self.mean[name], self.square[name] = torch.zeros_like(grad), torch.zeros_like(grad)
-            for averages in (self.mean, self.square):
-                if is_transposed(averages[name]) != is_transposed(parameter):  # as a checkpoint holds it
-                    averages[name] = torch.empty_like(grad).copy_(averages[name])
-            decay = 1 - rate * self.weight_decay if decays(name) else 1.0
-            tensors = whole = as_stored(parameter, self.mean[name], self.square[name], grad)
-            rows = self._reached_rows(name)
-            if rows is not None:
-                parameter.mul_(decay)  # which is all that happens to the other rows
-                tensors, decay = [tensor.index_select(0, rows) for tensor in whole], 1.0
-            for piece in ops.pieces(tensors[0]):
-                p, mean, square, g = (tensor[piece] for tensor in tensors)
-                mean.mul_(first).add_(g, alpha=(1 - first) * clip)
-                square.mul_(second).addcmul_(g, g, value=(1 - second) * clip**2)
-                p.mul_(decay).addcdiv_(mean, root_(square.clone()).add_(self.eps * root), value=-scale)
-            if rows is not None:
-                for tensor, some in zip(whole[:3], tensors[:3], strict=True):
-                    tensor.index_copy_(0, rows, some)
+            if name in self.mean or norms[name]:
+                self._update_one(name, parameters[name], grads[name], clip, rate)
         return norm
+
+    def _norms(self, parameters: dict[str, Tensor], grads: dict[str, Tensor]) -> dict[str, float]:
+        """The norm of each gradient but constant ones, under the first name of its parameter."""
+        once = {id(parameters[name]): name for name in reversed(grads)}
+        return {
+            name: self._norm_of_table(name, grad) if is_table(name) else norm_of(grad)
+            for name, grad in grads.items()
+            if once[id(parameters[name])] == name and not is_constant(grad)
+        }
 
     def _norm_of_table(self, name: str, grad: Tensor) -> float:
         """As `norm_of`; which rows the gradient reaches is remembered on the way."""
@@ -107,6 +88,37 @@ class AdamW:
         reached = of_rows != 0
         self._reached[name] = reached.logical_or_(self._reached.get(name, reached))
         return float(torch.linalg.vector_norm(of_rows))
+
+    def _update_one(self, name: str, parameter: Tensor, grad: Tensor, clip: float, rate: float) -> None:
+        """The step of one parameter, with `clip` times its gradient."""
+        for averages in (self.mean, self.square):
+            if name not in averages:
+                averages[name] = torch.zeros_like(grad)
+            if is_transposed(averages[name]) != is_transposed(parameter):  # as a checkpoint holds it
+                averages[name] = torch.empty_like(grad).copy_(averages[name])
+        decay = 1 - rate * self.weight_decay if decays(name) else 1.0
+        tensors = as_stored(parameter, self.mean[name], self.square[name], grad)
+        rows = self._reached_rows(name)
+        if rows is None:
+            self._adam(tensors, clip, rate, decay)
+            return
+        parameter.mul_(decay)  # which is all that happens to the other rows
+        reached = [tensor.index_select(0, rows) for tensor in tensors]
+        self._adam(reached, clip, rate, decay=1.0)
+        for tensor, some in zip(tensors[:3], reached[:3], strict=True):
+            tensor.index_copy_(0, rows, some)
+
+    def _adam(self, tensors: Sequence[Tensor], clip: float, rate: float, decay: float) -> None:
+        """Algorithm 2 on a parameter, its averages and its gradient, of one shape; in place, but for the gradient."""
+        first, second = self.betas
+        # Adam's corrections of the averages, which start at 0, folded into the step and into ε.
+        root = math.sqrt(1 - second**self.step)
+        scale = rate * root / (1 - first**self.step)
+        for piece in ops.pieces(tensors[0]):
+            p, mean, square, g = (tensor[piece] for tensor in tensors)
+            mean.mul_(first).add_(g, alpha=(1 - first) * clip)
+            square.mul_(second).addcmul_(g, g, value=(1 - second) * clip**2)
+            p.mul_(decay).addcdiv_(mean, root_(square.clone()).add_(self.eps * root), value=-scale)
 
     def _reached_rows(self, name: str) -> Tensor | None:
         """The rows of an embedding table that any gradient has reached, if they are the smaller part.
