@@ -19,7 +19,6 @@ ABOVE_BUDGET = {
 LARGEST_FILE = 500
 ABOVE_LARGEST_FILE: dict[str, int] = {
     "kernels.bench": 702,
-    "search.mips": 656,
     "text.tokenizer_base": 592,
     "verify.paths": 530,
 }
@@ -50,8 +49,6 @@ ABOVE_LONGEST_FUNCTION: dict[str, int] = {
     "model.reader:RealmReader.forward": 54,
     "model.scorer:RealmScorer.forward": 55,
     "ranks.distributed:join": 47,
-    "search.mips:_rescore": 44,
-    "search.mips:compress": 41,
     "search.sharded_index:ShardedBlockIndex.__init__": 44,
     "text.retriever:RealmRetriever.__call__": 49,
     "text.retriever:RealmRetriever.block_has_answer": 55,
@@ -70,7 +67,6 @@ ABOVE_MOST_PARAMETERS: dict[str, int] = {
     "jobs.runs:_pretrain": 10,
     "jobs.runs:finetune": 11,
     "jobs.runs:pretrain": 14,
-    "search.mips:_rescore": 9,
     "text.tokenizer:RealmTokenizer.__init__": 11,
     "text.tokenizer:RealmTokenizerFast.__init__": 10,
     "text.tokenizer_base:BaseTokenizer.__call__": 11,

@@ -27,6 +27,7 @@ from torch import Tensor
 from ..files.checkpoint import read_safetensors, read_state_dict
 from ..ranks.distributed import World, world
 from . import mips
+from .bounds import BASE_GROUP
 from .mips import BlockIndex, SearchReport
 
 KEY = "block_emb"  # of the block embeddings in a checkpoint
@@ -87,7 +88,7 @@ class ShardedBlockIndex:
         def build() -> tuple[int, int, torch.dtype]:
             mips.check_blocks(blocks if total is None or len(blocks) else blocks.new_zeros(1, *blocks.shape[1:]))
             number = len(blocks) if total is None else total
-            rows = world.slice_of(number, mips.BASE_GROUP)
+            rows = world.slice_of(number, BASE_GROUP)
             self._range = range(rows.start, rows.stop)
             if total is not None:
                 self._first_row = rows.start
