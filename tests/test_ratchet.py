@@ -49,7 +49,6 @@ ABOVE_LONGEST_FUNCTION: dict[str, int] = {
     "model.reader:RealmReader.forward": 54,
     "model.scorer:RealmScorer.forward": 55,
     "ranks.distributed:join": 47,
-    "search.sharded_index:ShardedBlockIndex.__init__": 44,
     "text.retriever:RealmRetriever.__call__": 49,
     "text.retriever:RealmRetriever.block_has_answer": 55,
     "text.retriever:unpickle_byte_strings": 153,
