@@ -48,7 +48,6 @@ ABOVE_LONGEST_FUNCTION: dict[str, int] = {
     "model.parameters:allocate": 55,
     "model.reader:RealmReader.forward": 54,
     "model.scorer:RealmScorer.forward": 55,
-    "ranks.distributed:join": 47,
     "text.retriever:RealmRetriever.__call__": 49,
     "text.retriever:RealmRetriever.block_has_answer": 55,
     "text.retriever:unpickle_byte_strings": 153,
