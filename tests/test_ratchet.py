@@ -18,7 +18,6 @@ ABOVE_BUDGET = {
 }
 LARGEST_FILE = 500
 ABOVE_LARGEST_FILE: dict[str, int] = {
-    "kernels.bench": 702,
     "text.tokenizer_base": 592,
     "verify.paths": 530,
 }
@@ -195,7 +194,9 @@ def test_budgets():
     for folder in ("model", "learn"):
         found[folder] = sum(lines(path) for name, path in MODULES.items() if name.split(".")[0] == folder)
     found["kernels"] = sum(
-        lines(path) for name, path in MODULES.items() if name.startswith("kernels") and name != "kernels.bench"
+        lines(path)
+        for name, path in MODULES.items()
+        if name.startswith("kernels") and not name.startswith("kernels.bench")
     )
     for name, size in found.items():
         assert_ratchet({name: size}, BUDGETS[name], {k: v for k, v in ABOVE_BUDGET.items() if k == name})
