@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from realm_min.config import RealmConfig
-from realm_min.search.mips import BASE_GROUP, MAXIMA_BYTES, group_size
+from realm_min.search.bounds import BASE_GROUP
+from realm_min.search.mips import MAXIMA_BYTES, group_size
 
 DIMENSIONS = 128
 CODE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # a dimension, as the scan reads it

@@ -1,7 +1,8 @@
 """Exact MIPS top-k on a GPU (REALM, section 3.3): scan for group maxima, certify, rescore. No score is stored.
 
-The algorithm and its error bound stand in `realm_min/search/mips.py`; here are the two steps that touch the blocks. The
-scan is a stream of row tiles through a persistent grid: a tile is one group, so its scores end in one maximum a query.
+The algorithm stands in `realm_min/search/mips.py`, its error bound in `bounds.py` beside it; here are the two steps
+that touch the blocks. The scan is a stream of row tiles through a persistent grid: a tile is one group, so its scores
+end in one maximum a query.
 One query is bound by memory and multiplied on the ordinary cores (`_scan_one`), several, and int8 codes, go to the
 tensor cores (`_scan_many`). Float32 goes there as TF32, which is off by more: the bound says by how much, and the
 groups that it cannot tell apart are rescored. The rescoring (`_rescore`) is the float64 sum of `mips.exact_scores`,
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from realm_min.search import mips
+from realm_min.search import bounds, mips
 
 from .triton_language import knobs, tl, triton
 
@@ -156,10 +157,10 @@ def mips_topk(queries: Tensor, blocks: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     mips.check_blocks(blocks)
     blocks = blocks.contiguous()
-    return search(queries, blocks, mips.Codes(blocks, None, 0, None, None), k)[:2]
+    return search(queries, blocks, bounds.Codes(blocks, None, 0, None, None), k)[:2]
 
 
-def search(queries: Tensor, blocks: Tensor, codes: mips.Codes, k: int) -> tuple[Tensor, Tensor, mips.SearchReport]:
+def search(queries: Tensor, blocks: Tensor, codes: bounds.Codes, k: int) -> tuple[Tensor, Tensor, mips.SearchReport]:
     """Exact top-k of queries [Q, D] over blocks [N, D] scanned through `codes`. -> scores, ids, report."""
     mips.check_search(queries, blocks, k)
     n, d = blocks.shape
@@ -174,28 +175,28 @@ def search(queries: Tensor, blocks: Tensor, codes: mips.Codes, k: int) -> tuple[
     groups = -(-n // group)
     one = queries.shape[0] == 1 and codes.scale is None
     dtype = torch.float32 if one else codes.codes.dtype
-    gamma, rho, eta = mips.rounding(d, stored=2.0**-22)
+    gamma, rho, eta = bounds.rounding(d, stored=2.0**-22)
     if not one and dtype == torch.float32:
         gamma += TF32
-    norm = None if codes.norm is None else mips.widen(codes.norm, group)
-    residual = None if codes.residual is None else mips.widen(codes.residual, group)
+    norm = None if codes.norm is None else bounds.widen(codes.norm, group)
+    residual = None if codes.residual is None else bounds.widen(codes.residual, group)
 
     scores = torch.empty(queries.shape[0], k, device=blocks.device)
     ids = torch.empty(queries.shape[0], k, dtype=torch.int64, device=blocks.device)
     report = mips.SearchReport(group, groups, [], [])
     step = max(1, MAXIMA_BYTES // (4 * groups))
     for start in range(0, queries.shape[0], step):
-        scanned = mips.scan_queries(queries[start : start + step], codes, dtype)
+        scanned = bounds.scan_queries(queries[start : start + step], codes, dtype)
         if one:
             maxima, squares = _launch_one(scanned.codes, codes.codes, group, norm is None)  # [1, groups]
-            norm = mips.finite_norm(blocks, squares) if norm is None else norm
+            norm = bounds.finite_norm(blocks, squares) if norm is None else norm
         else:
             if norm is None:  # several queries are bound by their products: one more pass for the norms costs little
                 nothing = torch.zeros(1, d, device=blocks.device)
-                norm = mips.finite_norm(blocks, _launch_one(nothing, blocks, group, True)[1])
+                norm = bounds.finite_norm(blocks, _launch_one(nothing, blocks, group, True)[1])
             maxima = _launch_many(scanned.codes, codes, group)  # [q, groups]
-        bound = mips.error_bound(scanned, norm, residual, gamma, eta)  # [q, groups]
-        upper, threshold = mips.certify(maxima, scanned.unit, bound, rho, k)  # [q, groups], [q]
+        bound = bounds.error_bound(scanned, norm, residual, gamma, eta)  # [q, groups]
+        upper, threshold = bounds.certify(maxima, scanned.unit, bound, rho, k)  # [q, groups], [q]
         counts = (upper >= threshold[:, None]).sum(1).tolist()
         width = max(counts)
         report.rescored_groups += counts
@@ -259,7 +260,7 @@ def _launch_one(query: Tensor, blocks: Tensor, group: int, with_norm: bool) -> t
     return maxima, norm
 
 
-def _launch_many(queries: Tensor, codes: mips.Codes, group: int) -> Tensor:
+def _launch_many(queries: Tensor, codes: bounds.Codes, group: int) -> Tensor:
     """queries [Q, D] in the type of the codes [N, D] -> group maxima [Q, groups] float32."""
     n, d = codes.codes.shape
     q = queries.shape[0]
@@ -269,7 +270,7 @@ def _launch_many(queries: Tensor, codes: mips.Codes, group: int) -> Tensor:
     block_d = _block_d(d)
     block_q = _block_q(q, block_d)
     int8 = codes.scale is not None
-    constants = dict(INT8=int8, BASE=mips.BASE_GROUP, UNIT=unit, G=group, BLOCK_Q=block_q, BLOCK_D=block_d)
+    constants = dict(INT8=int8, BASE=bounds.BASE_GROUP, UNIT=unit, G=group, BLOCK_Q=block_q, BLOCK_D=block_d)
     grid = (-(-q // block_q), min(groups, _programs(queries)))
     with torch.cuda.device_of(queries):
         _scan_many[grid](
@@ -331,7 +332,7 @@ def compile_variants() -> Iterator[tuple[str, triton.JITFunction, dict[str, str]
         }
         int8 = dtype == torch.int8
         for unit, q in itertools.product(sorted({8, _unit(dtype, d)}), sorted({_block_q(1, d), _block_q(64, d)})):
-            constexprs = sizes | dict(INT8=int8, BASE=mips.BASE_GROUP, BLOCK_Q=q, UNIT=unit)
+            constexprs = sizes | dict(INT8=int8, BASE=bounds.BASE_GROUP, BLOCK_Q=q, UNIT=unit)
             yield f"scan many {name} D<={d} BLOCK_Q={q} UNIT={unit}", _scan_many, signature, constexprs, OPTIONS
         if int8:
             continue

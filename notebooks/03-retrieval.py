@@ -27,7 +27,7 @@ import torch
 
 from realm_min.app.cli import load_model
 from realm_min.model import ops
-from realm_min.search import mips
+from realm_min.search import bounds, mips
 from realm_min.text.corpus import factbook_documents
 
 torch.set_num_threads(2)
@@ -94,7 +94,7 @@ print({k: round(float(mass[:, k - 1].mean()), 3) for k in (1, 5, 100, 1000)})
 
 # %%
 G, k = 32, 5
-maxima = mips.group_max(relevance(query).t(), G)[:, 0]  # [groups]
+maxima = bounds.group_max(relevance(query).t(), G)[:, 0]  # [groups]
 kept_groups = maxima.topk(k).indices
 rows = (kept_groups[:, None] * G + torch.arange(G)).flatten()
 rows = rows[rows < N].sort().values  # ascending, so that equal scores keep the smaller id
@@ -116,7 +116,7 @@ for seed in range(1000):  # draw until no group holds two of the best
     right_ids = set(few_scores.topk(few_k).indices.tolist())
     if len({i // 16 for i in right_ids}) == few_k:
         break
-few_maxima = mips.group_max(few_scores[:, None], 16)[:, 0]
+few_maxima = bounds.group_max(few_scores[:, None], 16)[:, 0]
 
 figure, axes = plt.subplots(1, 2, figsize=(10, 3), sharey=True)
 for ax, count in zip(axes, (few_k, few_k - 1), strict=True):
@@ -150,7 +150,7 @@ shuffled = all_scores[:, torch.randperm(N, generator=torch.Generator().manual_se
 
 
 def recall(scores: torch.Tensor, kept: int) -> float:
-    maxima = mips.group_max(scores.t().contiguous(), G).t()  # [Q, groups]
+    maxima = bounds.group_max(scores.t().contiguous(), G).t()  # [Q, groups]
     kept_groups = maxima.topk(kept).indices  # [Q, kept]
     answer_groups = scores.topk(k).indices // G  # [Q, k]
     return float((answer_groups[:, :, None] == kept_groups[:, None]).any(2).float().mean())
@@ -186,21 +186,21 @@ assert recall(all_scores, k) == recall(shuffled, k) == 1
 
 
 # %%
-def certificate(queries: torch.Tensor, codes: mips.Codes, group: int, k: int) -> tuple:
+def certificate(queries: torch.Tensor, codes: bounds.Codes, group: int, k: int) -> tuple:
     """Scores of the scan, the group maxima, their lower and upper ends [Q, groups], and the threshold [Q]."""
-    coded = mips.scan_queries(queries, codes, torch.float32)
-    scale = 1.0 if codes.scale is None else codes.scale.repeat_interleave(mips.BASE_GROUP)[:N, None]
+    coded = bounds.scan_queries(queries, codes, torch.float32)
+    scale = 1.0 if codes.scale is None else codes.scale.repeat_interleave(bounds.BASE_GROUP)[:N, None]
     scan = (codes.codes.float() @ coded.codes.float().t()) * scale  # [N, Q] in the scan's unit
-    maxima = mips.group_max(scan, group).t().contiguous()
-    gamma, rho, eta = mips.rounding(D, stored=2.0**-22)
-    bound = mips.error_bound(coded, mips.widen(codes.norm, group), mips.widen(codes.residual, group), gamma, eta)
-    upper, threshold = mips.certify(maxima, coded.unit, bound, rho, k)
+    maxima = bounds.group_max(scan, group).t().contiguous()
+    gamma, rho, eta = bounds.rounding(D, stored=2.0**-22)
+    bound = bounds.error_bound(coded, bounds.widen(codes.norm, group), bounds.widen(codes.residual, group), gamma, eta)
+    upper, threshold = bounds.certify(maxima, coded.unit, bound, rho, k)
     true_units = maxima.double() * coded.unit[:, None]
     return scan.t().double() * coded.unit[:, None], true_units, 2 * true_units - upper, upper, threshold
 
 
 k = 5
-codes = mips.compress(blocks, "int8")
+codes = bounds.compress(blocks, "int8")
 scan, maxima, lower, upper, threshold = certificate(query, codes, G, k)
 order = maxima[0].argsort(descending=True)
 answers = set((ids[0] // G).tolist())
@@ -221,10 +221,10 @@ print(f"t = {threshold[0]:.3f}: {count} of {maxima.shape[1]} groups are rescored
 # The bound must hold for every block and may not be far too wide. How far off the scan really is, as a share of b:
 
 # %%
-scan, *_ = certificate(queries, codes, mips.BASE_GROUP, k)
-coded = mips.scan_queries(queries, codes, torch.float32)
-gamma, rho, eta = mips.rounding(D, stored=2.0**-22)
-bound = mips.error_bound(coded, codes.norm, codes.residual, gamma, eta).repeat_interleave(mips.BASE_GROUP, 1)[:, :N]
+scan, *_ = certificate(queries, codes, bounds.BASE_GROUP, k)
+coded = bounds.scan_queries(queries, codes, torch.float32)
+gamma, rho, eta = bounds.rounding(D, stored=2.0**-22)
+bound = bounds.error_bound(coded, codes.norm, codes.residual, gamma, eta).repeat_interleave(bounds.BASE_GROUP, 1)[:, :N]
 share = ((scan - queries.double() @ blocks.double().t()).abs() / bound).flatten()
 assert float(share.max()) < 1
 
@@ -347,11 +347,11 @@ for name, times in curves.items():
 #
 # ```python
 # for levels in (127, 7):
-#     largest = mips.group_max(blocks.abs().amax(1, keepdim=True), 16)
+#     largest = bounds.group_max(blocks.abs().amax(1, keepdim=True), 16)
 #     scale = (largest / levels).repeat_interleave(16, 0)[:N]
 #     code = (blocks / scale).round() * scale
-#     r = mips.group_max((code - blocks).norm(dim=1, keepdim=True), G)[:, 0]
-#     m = mips.group_max((queries @ code.t()).t().contiguous(), G).t()
+#     r = bounds.group_max((code - blocks).norm(dim=1, keepdim=True), G)[:, 0]
+#     m = bounds.group_max((queries @ code.t()).t().contiguous(), G).t()
 #     b = queries.norm(dim=1, keepdim=True) * r
 #     t = (m - b).topk(5).values[:, -1:]
 #     print(levels, float(((m + b) >= t).sum(1).float().mean()), "of", m.shape[1])

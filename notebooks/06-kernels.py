@@ -32,7 +32,7 @@ from realm_min.app.cli import load_model
 from realm_min.interface.inputs import Inputs
 from realm_min.interface.open_qa import block_mask
 from realm_min.model import spans
-from realm_min.search import mips
+from realm_min.search import bounds, mips
 from realm_min.search.mips import BlockIndex
 from realm_min.verify.differences import central_difference
 
@@ -112,7 +112,7 @@ print(naive_ids)
 def grouped(queries: torch.Tensor, blocks: torch.Tensor, k: int, G: int) -> tuple[torch.Tensor, torch.Tensor]:
     maxima = []
     for tile in blocks.split(16 * G):  # the scores of a tile never leave the cache
-        maxima.append(mips.group_max(tile @ queries.t(), G))  # [groups of the tile, Q]
+        maxima.append(bounds.group_max(tile @ queries.t(), G))  # [groups of the tile, Q]
     groups = torch.cat(maxima).topk(k, dim=0).indices  # [k, Q]
     scores, ids = [], []
     for query, chosen in zip(queries, groups.t(), strict=True):

@@ -183,7 +183,7 @@ def interpreted(kernel: Callable) -> Callable:
 
 def unwrapped(value: Any) -> Any:
     """`held`, within data classes too."""
-    if isinstance(value, mips_topk.mips.Codes):
+    if isinstance(value, mips_topk.bounds.Codes):
         return type(value)(*(held(getattr(value, name)) for name in value.__dataclass_fields__))
     if isinstance(value, tuple):
         parts = [unwrapped(part) for part in value]

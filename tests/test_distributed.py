@@ -11,7 +11,7 @@ import ranks
 import torch
 
 from realm_min.files.atomic import only_writer
-from realm_min.ranks import distributed
+from realm_min.ranks import distributed, watcher
 from realm_min.ranks.distributed import World
 
 
@@ -155,7 +155,7 @@ def test_the_others_stop_and_name_the_rank_that_was_killed(exchanging):
 
 
 def work_until_rank_1_fails(how):
-    distributed.GRACE = 1.0
+    watcher.GRACE = 1.0
     if distributed.world().rank == 1:
         raise ValueError("bad block 17")
     while how != "waits":

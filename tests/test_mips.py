@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from realm_min.search import arithmetic, mips
+from realm_min.search import arithmetic, bounds, mips
 from realm_min.search.mips import BlockIndex, mips_topk
 
 # The plain function, an index as it is by torch's and by NumPy's products, and what is read of a compressed one.
@@ -152,7 +152,7 @@ def test_compression_that_fails_costs_time_not_exactness():
 def test_the_bounds_hold_row_by_row(compression, dtype):
     generator = torch.Generator().manual_seed(1)
     blocks = (torch.randn(333, 40, generator=generator) * torch.randn(333, 1, generator=generator).exp()).to(dtype)
-    codes = mips.compress(blocks, compression)
+    codes = bounds.compress(blocks, compression)
     coded = codes.codes.double()
     if codes.scale is not None:
         coded = coded * codes.scale.double().repeat_interleave(16)[:333, None] * 2.0**codes.exponent
@@ -215,11 +215,11 @@ def test_an_index_comes_back_from_its_file(compression, tmp_path):
 
 def test_nbytes_counts_what_is_held():
     blocks = torch.randn(160, 16)
-    bounds = 10 * 8
-    assert BlockIndex(blocks).nbytes == 160 * 16 * 4 + bounds
-    assert BlockIndex(blocks, "bfloat16").nbytes == 160 * 16 * (4 + 2) + 2 * bounds
-    assert BlockIndex(blocks, "int8").nbytes == 160 * 16 * (4 + 1) + 2 * bounds + 10 * 4
-    assert BlockIndex(blocks.bfloat16(), "bfloat16").nbytes == 160 * 16 * 2 + bounds  # the blocks are the codes
+    held = 10 * 8  # of bounds
+    assert BlockIndex(blocks).nbytes == 160 * 16 * 4 + held
+    assert BlockIndex(blocks, "bfloat16").nbytes == 160 * 16 * (4 + 2) + 2 * held
+    assert BlockIndex(blocks, "int8").nbytes == 160 * 16 * (4 + 1) + 2 * held + 10 * 4
+    assert BlockIndex(blocks.bfloat16(), "bfloat16").nbytes == 160 * 16 * 2 + held  # the blocks are the codes
 
 
 def test_damaged_files_are_refused(tmp_path):

@@ -17,8 +17,6 @@ ABOVE_BUDGET: dict[str, int] = {
 }
 LARGEST_FILE = 500
 ABOVE_LARGEST_FILE: dict[str, int] = {
-    "kernels.bench": 702,
-    "search.mips": 656,
     "verify.paths": 529,
 }
 LONGEST_FUNCTION = 40
@@ -34,10 +32,6 @@ ABOVE_LONGEST_FUNCTION: dict[str, int] = {
     "interface.reader:RealmReader.forward": 54,
     "interface.scorer:RealmScorer.forward": 55,
     "learn.pretraining:pretrain_step": 46,
-    "ranks.distributed:join": 47,
-    "search.mips:_rescore": 44,
-    "search.mips:compress": 41,
-    "search.sharded_index:ShardedBlockIndex.__init__": 44,
     "text.tokenizer_base:BaseTokenizer.__call__": 54,
     "verify.report:Report.to_dict": 53,
     "verify.report:plot": 46,
@@ -46,7 +40,6 @@ ABOVE_LONGEST_FUNCTION: dict[str, int] = {
 }
 MOST_PARAMETERS = 8
 ABOVE_MOST_PARAMETERS: dict[str, int] = {
-    "search.mips:_rescore": 9,
     "text.tokenizer:RealmTokenizer.__init__": 11,
     "text.tokenizer:RealmTokenizerFast.__init__": 10,
     "text.tokenizer_base:BaseTokenizer.__call__": 11,
@@ -178,7 +171,9 @@ def test_budgets():
     for folder in ("model", "interface", "learn"):
         found[folder] = sum(lines(path) for name, path in MODULES.items() if name.split(".")[0] == folder)
     found["kernels"] = sum(
-        lines(path) for name, path in MODULES.items() if name.startswith("kernels") and name != "kernels.bench"
+        lines(path)
+        for name, path in MODULES.items()
+        if name.startswith("kernels") and not name.startswith("kernels.bench")
     )
     for name, size in found.items():
         assert_ratchet({name: size}, BUDGETS[name], {k: v for k, v in ABOVE_BUDGET.items() if k == name})

@@ -1,6 +1,7 @@
 """The Inverse Cloze Task, masked language modelling, fine-tuning, and the folders they hand on."""
 
 import json
+from dataclasses import replace
 
 import eight_capitals
 import numpy as np
@@ -169,8 +170,8 @@ def test_mlm_learns_with_evidence_and_goes_on(tmp_path, tokenizer):
 
     parts = TrainingRun(tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
-        runs.mlm(parts._replace(save_every=5, report=stop), BLOCKS, encoders[1], tokenizer, chosen)
-    runs.mlm(parts._replace(resume=True), BLOCKS, encoders[2], tokenizer, chosen)
+        runs.mlm(replace(parts, save_every=5, report=stop), BLOCKS, encoders[1], tokenizer, chosen)
+    runs.mlm(replace(parts, resume=True), BLOCKS, encoders[2], tokenizer, chosen)
     whole, resumed = encoders[0].state_dict(), encoders[2].state_dict()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     loss = loop.read_log(tmp_path / "whole" / loop.LOG_FILE)["loss"]

@@ -15,6 +15,7 @@ from rich.text import Text
 from ..interface.open_qa import Answer, RealmForOpenQA
 from ..ranks import distributed
 from ..ranks.devices import chosen_device
+from ..ranks.watcher import RankFailedError
 from . import plots
 from .cli import load_model, one_line, remark
 
@@ -40,7 +41,7 @@ def answer_all(options: argparse.Namespace, model: RealmForOpenQA) -> None:
     """Answer what is asked, on rank 0; then, or where that fails, let the ranks go that search with it."""
     try:
         answer_questions(options, model)
-    except distributed.RankFailedError:
+    except RankFailedError:
         raise  # nobody is left
     except Exception:
         model.follow()

@@ -9,14 +9,11 @@ Rows are cut into groups of G consecutive blocks and three steps find the answer
    is below t holds none.
 3. Rescore. Rows of the groups left are held to t one by one, and those that pass get their final score.
 
+The bound b is proved, and computed, in `bounds.py`.
+
 The score returned is the float32 nearest to the inner product: products and sums in float64, added in one fixed order
 on every device, rounded once. Hence the answer does not depend on the path, the tile or the batch; equal scores go to
 the smaller id.
-
-The bound. A code ê stands for the row e, with ||e - ê|| <= r and ||ê|| <= n, and q̂ for the query q. By Cauchy-Schwarz
-    |q.e - fl(q̂.ê)| <= ||q|| r + ||q - q̂|| n + gamma ||q̂|| n + rho |fl(q̂.ê)| + eta
-where gamma bounds the rounding of a sum of D products, rho that of storing the result, and eta underflow. Norms of
-differences are computed in float64 from the numbers themselves, so nothing is assumed about the data.
 
 Symbols: Q queries, N blocks, D dimensions, G rows a group.
 """
@@ -24,12 +21,9 @@ Symbols: Q queries, N blocks, D dimensions, G rows a group.
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -37,13 +31,27 @@ from torch import Tensor
 
 from ..files.atomic import write_atomically
 from .arithmetic import faster_scan, group_maxima, library, matmul
+from .bounds import (
+    BASE_GROUP,
+    CHUNK_ELEMENTS,
+    Codes,
+    Rounding,
+    ScanQueries,
+    certify,
+    compress,
+    error_bound,
+    finite_norm,
+    group_max,
+    just_below,
+    rounding,
+    scan_queries,
+    widen,
+)
 
-BASE_GROUP = 16  # rows that share a scale and a bound; a search may join several into one group
 MAX_GROUP = 128
 BLOCK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 COMPRESSIONS = (None, "bfloat16", "int8")
 MAXIMA_BYTES = 16 << 20  # group maxima held at once: queries are searched in chunks that fit
-CHUNK_ELEMENTS = 1 << 24  # elements rescored at once
 SAMPLE_ROWS = 1 << 14  # scanned, to see which scan is the faster
 EXACT_ROWS = 4096  # rows scored in float64 at once, in cache
 TILE_BYTES = 16 << 20  # of codes in a tile of the scan: each is read once, so few tiles cost the fewest calls
@@ -61,33 +69,6 @@ class SearchReport:
     groups: int
     rescored_groups: list[int]
     rescored_rows: list[int]
-
-
-@dataclass
-class Codes:
-    """What the scan reads in place of the blocks, and how far off it is. Bounds are per group of BASE_GROUP rows."""
-
-    codes: Tensor  # [N, D] float32, float16, bfloat16 or int8
-    scale: Tensor | None  # [base groups] float32, int8 only: a row is scale * 2**exponent * codes
-    exponent: int
-    residual: Tensor | None  # [base groups] float64 r >= ||e - ê||; None: the codes are the blocks
-    norm: Tensor | None  # [base groups] float64 n >= ||ê||; None: taken while scanning
-
-
-@dataclass
-class ScanQueries:
-    """Queries as the scan multiplies them, with their share of the error bound. All but `codes` are float64."""
-
-    exact: Tensor  # [Q, D] q
-    codes: Tensor  # [Q, D] q̂ / unit, in the dtype of the product
-    unit: Tensor  # [Q] one in the scan's arithmetic is `unit` in true scores
-    norm: Tensor  # [Q] ||q||
-    code_norm: Tensor  # [Q] ||q̂||
-    delta: Tensor  # [Q] ||q - q̂||
-
-    def select(self, i: int) -> ScanQueries:
-        """Query i alone, still with its axis."""
-        return ScanQueries(*(getattr(self, field.name)[i : i + 1] for field in fields(self)))
 
 
 def mips_topk(queries: Tensor, blocks: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -290,160 +271,6 @@ def check_search(queries: Tensor, blocks: Tensor, k: int, total: int | None = No
         raise ValueError(f"query {int((~finite).nonzero()[0])} holds NaN or infinity: queries must be finite")
 
 
-# ------------------------------------------------------------------------------------------- compression and bounds
-
-
-def compress(blocks: Tensor, compression: str | None, first: int = 0) -> Codes:
-    """Codes of blocks [N, D] with their bounds. Raises ValueError naming the first row, from `first`, not finite."""
-    n, d = blocks.shape
-    groups = -(-n // BASE_GROUP)
-    target = {None: blocks.dtype, "bfloat16": torch.bfloat16, "int8": torch.int8}[compression]
-    same = target == blocks.dtype
-    codes = blocks if same else torch.empty(n, d, dtype=target, device=blocks.device)
-    scale = torch.empty(groups, device=blocks.device) if target == torch.int8 else None
-    residual = None if same else torch.empty(groups, dtype=torch.float64, device=blocks.device)
-    norm = torch.empty(groups, dtype=torch.float64, device=blocks.device)
-
-    step = max(1, CHUNK_ELEMENTS // 4 // (d * BASE_GROUP)) * BASE_GROUP
-    for start in range(0, n, step):
-        rows = blocks[start : start + step]
-        chunk = slice(start // BASE_GROUP, -(-(start + rows.shape[0]) // BASE_GROUP))
-        largest = rows.abs().amax(1).float()  # [rows]
-        if not largest.isfinite().all():
-            refuse_non_finite(rows, first + start)
-        if same:
-            coded = rows.double()
-        elif scale is None:  # bfloat16
-            limit = torch.finfo(torch.bfloat16).max  # a float32 above it would round to infinity
-            codes[start : start + step] = rows.float().clamp(-limit, limit).bfloat16()
-            coded = codes[start : start + step].double()
-        else:
-            # The smallest normal number keeps a group of zeros, or of subnormals, out of 0 / 0.
-            group_scale = (group_max(largest[:, None], BASE_GROUP)[:, 0] / 127).clamp(min=2.0**-126)
-            row_scale = group_scale.repeat_interleave(BASE_GROUP)[: rows.shape[0], None]
-            codes[start : start + step] = (rows.float() / row_scale).round().clamp(-127, 127)
-            coded = codes[start : start + step].double() * row_scale.double()
-            scale[chunk] = group_scale
-        norm[chunk] = _largest_norm(coded)
-        if residual is not None:
-            residual[chunk] = _largest_norm(coded - rows.double())
-
-    exponent = 0
-    if scale is not None:
-        # A common power of two taken out keeps scale * int32 inside float32, however large the blocks are.
-        exponent = math.frexp(float(scale.max()))[1]
-        scale = (scale.double() * 2.0**-exponent).float()
-    return Codes(codes, scale, exponent, residual, norm)
-
-
-def _largest_norm(rows: Tensor) -> Tensor:
-    """Upper bound of the row norms of float64 rows [n, D], for each group of BASE_GROUP rows. -> [groups]"""
-    return group_max((rows * rows).sum(1, keepdim=True).sqrt(), BASE_GROUP)[:, 0] * (1 + 1e-12)
-
-
-def group_max(values: Tensor, group: int) -> Tensor:
-    """Maximum of every `group` consecutive rows of values [n, columns], the last group maybe short. -> [groups, c]"""
-    n, columns = values.shape
-    whole = n // group * group
-    if columns == 1:
-        maxima = values[:whole].view(-1, group).amax(1, keepdim=True)  # torch reduces this shape faster
-    else:
-        maxima = values[:whole].view(-1, group, columns).amax(1)
-    return maxima if whole == n else torch.cat([maxima, values[whole:].amax(0, keepdim=True)])
-
-
-def widen(bounds: Tensor, group: int) -> Tensor:
-    """Bounds of groups of BASE_GROUP rows -> of groups of `group` rows."""
-    return group_max(bounds[:, None], group // BASE_GROUP)[:, 0]
-
-
-def scan_queries(queries: Tensor, codes: Codes, dtype: torch.dtype) -> ScanQueries:
-    """Queries [Q, D] as the scan multiplies them with the codes: in `dtype`, unless the codes are int8."""
-    exact = queries.double()
-    norm = (exact * exact).sum(1).sqrt() * (1 + 1e-12)
-    if codes.scale is not None:
-        step = (exact.abs().amax(1) / 127).clamp(min=1e-300)  # [Q] one unit of the int8 query
-        coded = (exact / step[:, None]).round_()
-        unit = step * 2.0**codes.exponent
-        hat = coded * step[:, None]
-        coded = coded.to(torch.int8)
-    else:
-        # A power of two brings ||q|| under 2**-6: no partial sum of up to 1024 products can overflow.
-        unit = torch.exp2(torch.frexp(norm).exponent.double() + 6)
-        coded = (exact / unit[:, None]).to(dtype)
-        hat = coded.double() * unit[:, None]
-    delta = ((exact - hat) ** 2).sum(1).sqrt() * (1 + 1e-12)
-    code_norm = (hat * hat).sum(1).sqrt() * (1 + 1e-12)
-    return ScanQueries(exact, coded, unit, norm, code_norm, delta)
-
-
-def rounding(d: int, stored: float) -> tuple[float, float, float]:
-    """(gamma, rho, eta): rounding of a sum of d products and of its storing, and underflow, with room to spare.
-
-    Sums of d products in float32, in any order, are off by under d * 2**-24 * ||q̂|| ||ê|| (Higham 2002, section 3.1);
-    matrix units cut where a processor rounds, twice as much, and take subnormals for zero. The error of the final
-    scores in float64 is covered too.
-    """
-    return (4 * d + 16) * 2.0**-24, stored, d * 2.0**-124
-
-
-def error_bound(queries: ScanQueries, norm: Tensor, residual: Tensor | None, gamma: float, eta: float) -> Tensor:
-    """b without its term in the score: norm, residual [groups] float64 -> [Q, groups] float64."""
-    bound = norm * (queries.delta + gamma * queries.code_norm)[:, None] + (eta * queries.unit)[:, None]
-    return bound if residual is None else bound.addcmul_(residual, queries.norm[:, None])
-
-
-def certify(maxima: Tensor, unit: Tensor, bound: Tensor, rho: float, k: int) -> tuple[Tensor, Tensor]:
-    """Step 2. maxima [Q, groups] of the scan, bound [Q, groups] -> (upper ends [Q, groups], threshold [Q]).
-
-    A group whose upper end is below the threshold holds none of the k best.
-    """
-    maxima = maxima.double() * unit[:, None]
-    slack = maxima.abs().mul_(rho).add_(bound)
-    if maxima.shape[1] < k:
-        threshold = torch.full_like(unit, -math.inf)
-    else:
-        threshold = just_below(kth_largest(maxima - slack, k))
-    return maxima.add_(slack), threshold
-
-
-def kth_largest(values: Tensor, k: int) -> Tensor:
-    """values [Q, n] -> [Q]. NumPy's partition takes a tenth of the time of torch's topk on a CPU."""
-    if values.is_cuda:
-        return values.topk(k).values[:, -1]
-    place = values.shape[1] - k
-    return torch.from_numpy(np.partition(values.numpy(), place, axis=1)[:, place].copy())
-
-
-def just_below(scores: Tensor) -> Tensor:
-    """Numbers under every score that rounds to the same float32 as `scores` (float64), or to a larger one."""
-    scores = scores.float()
-    return torch.nextafter(scores, torch.full_like(scores, -math.inf)).double()
-
-
-def finite_norm(blocks: Tensor, norm: Tensor) -> Tensor:
-    """Bound from group norms [groups] taken in float32 while scanning `blocks` [N, D]. -> [groups] float64
-
-    Squares below 2**-149 vanish, hence the addend; where squares overflow, the largest norm there is takes their place.
-    Raises ValueError when they did because a block is not finite.
-    """
-    n, d = blocks.shape
-    if not norm.isfinite().all():
-        step = CHUNK_ELEMENTS // d
-        for start in range(0, n, step):
-            refuse_non_finite(blocks[start : start + step], start)
-    norm = norm.double() * (1 + d * 2.0**-23) + math.sqrt(d) * 2.0**-70
-    return norm.clamp_(max=math.sqrt(d) * torch.finfo(torch.float32).max)
-
-
-def refuse_non_finite(rows: Tensor, start: int) -> None:
-    """Raise ValueError naming the first of rows [n, D], numbered from `start`, that is not finite."""
-    finite = rows.isfinite().all(1)
-    if not finite.all():
-        row = start + int((~finite).nonzero()[0])
-        raise ValueError(f"block {row} holds NaN or infinity: remove or repair it before searching")
-
-
 # ------------------------------------------------------------------------------------------------ the search on CPU
 
 
@@ -454,7 +281,7 @@ def search(queries: Tensor, blocks: Tensor, codes: Codes, k: int) -> tuple[Tenso
     group = group_size(n, k)
     groups = -(-n // group)
     bfloat16 = codes.codes.dtype == torch.bfloat16
-    gamma, rho, eta = rounding(d, stored=2.0**-8 if bfloat16 else 2.0**-22)
+    errors = rounding(d, stored=2.0**-8 if bfloat16 else 2.0**-22)
     report = SearchReport(group, groups, [], [])
     scores = torch.empty(queries.shape[0], k)
     ids = torch.empty(queries.shape[0], k, dtype=torch.int64)
@@ -468,15 +295,11 @@ def search(queries: Tensor, blocks: Tensor, codes: Codes, k: int) -> tuple[Tenso
         wide_residual = None if codes.residual is None else widen(codes.residual, group)
         for i in range(maxima.shape[0]):
             query = chunk.select(i)
-            bound = error_bound(query, wide_norm, wide_residual, gamma, eta)
-            upper, threshold = certify(maxima[i : i + 1], query.unit, bound, rho, k)
+            bound = error_bound(query, wide_norm, wide_residual, errors.gamma, errors.eta)
+            upper, threshold = certify(maxima[i : i + 1], query.unit, bound, errors.rho, k)
             candidates = (upper[0] >= threshold).nonzero()[:, 0]  # ascending
-
-            def row_bound(base: Tensor, query: ScanQueries = query, norm: Tensor = norm) -> Tensor:
-                residual = None if codes.residual is None else codes.residual[base]
-                return error_bound(query, norm[base], residual, gamma, eta)[0]
-
-            best, rows = _rescore(candidates, threshold, blocks, codes, query, row_bound, rho, group, k)
+            scan = _RowScan(query, codes, norm, errors, group)
+            best, rows = _rescore(candidates, threshold, scan, blocks, query.exact[0], k)
             scores[start + i], ids[start + i] = unpack_keys(best)
             report.rescored_groups.append(candidates.shape[0])
             report.rescored_rows.append(rows)
@@ -566,44 +389,50 @@ class _TileProduct:
         return out
 
 
-def _rescore(
-    candidates: Tensor,
-    threshold: Tensor,
-    blocks: Tensor,
-    codes: Codes,
-    query: ScanQueries,
-    row_bound: Callable[[Tensor], Tensor],
-    rho: float,
-    group: int,
-    k: int,
-) -> tuple[Tensor, int]:
-    """Step 3 for one query: the rows of the candidate groups, ascending. -> (keys [k] best first, rows rescored)"""
-    n, d = blocks.shape
-    best = torch.empty(0, dtype=torch.int64)
-    pending, waiting, rescored = [], 0, 0
-    step = max(1, CHUNK_ELEMENTS // (d * group))
-    bases = torch.arange(group // BASE_GROUP)
-    within = torch.arange(BASE_GROUP)
-    last_base = (n - 1) // BASE_GROUP
-    product = _TileProduct(query.codes, step * group)
-    for chunk in candidates.split(step):
-        base = (chunk[:, None] * bases.shape[0] + bases).view(-1)
-        base = base[base <= last_base]
-        rows = (base[:, None] * BASE_GROUP + within).view(-1)
-        # The scan's scores again, now row by row: cheaper than final scores for all.
-        values = product(gather_groups(codes.codes, base)).float().view(-1, BASE_GROUP)
+class _RowScan:
+    """The scan's scores of one query again, now row by row: cheaper than final scores for all.
+
+    norm: [base groups] of the codes, also where it was taken while scanning them.
+    """
+
+    def __init__(self, query: ScanQueries, codes: Codes, norm: Tensor, errors: Rounding, group: int):
+        self.query, self.codes, self.norm, self.errors = query, codes, norm, errors
+        n, d = codes.codes.shape
+        self.last_base = (n - 1) // BASE_GROUP
+        self.bases = torch.arange(group // BASE_GROUP)
+        self.groups_at_once = max(1, CHUNK_ELEMENTS // (d * group))
+        self.product = _TileProduct(query.codes, self.groups_at_once * group)
+
+    def rows_reaching(self, threshold: Tensor, groups: Tensor) -> Tensor:
+        """Those rows of `groups` whose upper end is not below the threshold [1]; both ascend. -> [rows] int64"""
+        codes, (gamma, rho, eta) = self.codes, self.errors
+        base = (groups[:, None] * self.bases.shape[0] + self.bases).view(-1)
+        base = base[base <= self.last_base]
+        values = self.product(gather_groups(codes.codes, base)).float().view(-1, BASE_GROUP)
         if codes.scale is not None:
             values = values * codes.scale[base, None]
+        residual = None if codes.residual is None else codes.residual[base]
         # value + rho |value| + bound >= threshold, solved for the value in the scan's unit
-        least = threshold - row_bound(base)
-        least = just_below(least / (1 + rho * least.sign()) / query.unit).float()
+        least = threshold - error_bound(self.query, self.norm[base], residual, gamma, eta)[0]
+        least = just_below(least / (1 + rho * least.sign()) / self.query.unit).float()
+        rows = (base[:, None] * BASE_GROUP + torch.arange(BASE_GROUP)).view(-1)
         rows = rows[(values >= least[:, None]).view(-1)]
-        rows = rows[rows < n]
+        return rows[rows < codes.codes.shape[0]]
+
+
+def _rescore(
+    candidates: Tensor, threshold: Tensor, scan: _RowScan, blocks: Tensor, query: Tensor, k: int
+) -> tuple[Tensor, int]:
+    """Step 3 for one query [D]: the rows of the candidate groups, ascending. -> (keys [k] best first, rows rescored)"""
+    best = torch.empty(0, dtype=torch.int64)
+    pending, waiting, rescored = [], 0, 0
+    for groups in candidates.split(scan.groups_at_once):
+        rows = scan.rows_reaching(threshold, groups)
         rescored += rows.shape[0]
         for some in rows.split(EXACT_ROWS):
-            pending.append(pack_keys(exact_scores(blocks.index_select(0, some), query.exact[0]), some))
+            pending.append(pack_keys(exact_scores(blocks.index_select(0, some), query), some))
         waiting += rows.shape[0]
-        if waiting >= 2 * k + EXACT_ROWS or chunk[-1] == candidates[-1]:
+        if waiting >= 2 * k + EXACT_ROWS or groups[-1] == candidates[-1]:
             best = torch.cat([best, *pending])
             pending, waiting = [], 0
             if best.shape[0] >= k:

@@ -27,6 +27,7 @@ from torch import Tensor
 from ..files.checkpoint import read_safetensors, read_state_dict
 from ..ranks.distributed import World, world
 from . import mips
+from .bounds import BASE_GROUP
 from .mips import BlockIndex, SearchReport
 
 KEY = "block_emb"  # of the block embeddings in a checkpoint
@@ -83,33 +84,30 @@ class ShardedBlockIndex:
         self._first_row = 0  # of `blocks`
         self._range: range  # of the slice's rows
         self._sample: Tensor  # [0, D], of the slice's dtype and on its device
+        kinds = world.gather_results(lambda: self._take_slice(blocks, total, device))
+        _check_same_kind(kinds)
+        self._total = kinds[0][0]
 
-        def build() -> tuple[int, int, torch.dtype]:
-            mips.check_blocks(blocks if total is None or len(blocks) else blocks.new_zeros(1, *blocks.shape[1:]))
-            number = len(blocks) if total is None else total
-            rows = world.slice_of(number, mips.BASE_GROUP)
-            self._range = range(rows.start, rows.stop)
-            if total is not None:
-                self._first_row = rows.start
-                if len(blocks) != len(self._range):
-                    raise ValueError(
-                        f"rank {world.rank} was given a slice of {len(blocks)} blocks: of {total} it takes "
-                        f"{len(self._range)}, those of world.slice_of({total})"
-                    )
-            mine = blocks[rows.start - self._first_row : rows.stop - self._first_row].to(device or blocks.device)
-            self._sample = mine[:0]
-            if len(mine):
-                self._slice = BlockIndex(mine, compression, first=rows.start)
-            return number, blocks.shape[1], blocks.dtype
-
-        found = world.gather_results(build)
-        for rank, other in enumerate(found):
-            if other != found[0]:
-                described = ["{} x {} {}".format(*one) for one in (found[0], other)]
+    def _take_slice(
+        self, blocks: Tensor, total: int | None, device: str | torch.device | None
+    ) -> tuple[int, int, torch.dtype]:
+        """Index this rank's rows. -> N, D and dtype of all blocks, as this rank sees them"""
+        mips.check_blocks(blocks if total is None or len(blocks) else blocks.new_zeros(1, *blocks.shape[1:]))
+        number = len(blocks) if total is None else total
+        rows = self.world.slice_of(number, BASE_GROUP)
+        self._range = range(rows.start, rows.stop)
+        if total is not None:
+            self._first_row = rows.start
+            if len(blocks) != len(self._range):
                 raise ValueError(
-                    f"rank 0 has {described[0]} blocks, rank {rank} {described[1]}: give all ranks slices of the same"
+                    f"rank {self.world.rank} was given a slice of {len(blocks)} blocks: of {total} it takes "
+                    f"{len(self._range)}, those of world.slice_of({total})"
                 )
-        self._total = found[0][0]
+        mine = blocks[rows.start - self._first_row : rows.stop - self._first_row].to(device or blocks.device)
+        self._sample = mine[:0]
+        if len(mine):
+            self._slice = BlockIndex(mine, self.compression, first=rows.start)
+        return number, blocks.shape[1], blocks.dtype
 
     @classmethod
     def load(
@@ -272,6 +270,16 @@ class ShardedBlockIndex:
             scores, ids = self._slice.search(queries, count)
             keys[:, :count] = mips.pack_keys(scores, ids + self._range.start)
         return keys
+
+
+def _check_same_kind(kinds: list[tuple[int, int, torch.dtype]]) -> None:
+    """Raise ValueError naming the first rank whose blocks are of another number, width or dtype than rank 0's."""
+    for rank, other in enumerate(kinds):
+        if other != kinds[0]:
+            described = ["{} x {} {}".format(*one) for one in (kinds[0], other)]
+            raise ValueError(
+                f"rank 0 has {described[0]} blocks, rank {rank} {described[1]}: give all ranks slices of the same"
+            )
 
 
 class _Disagreement(ValueError):

@@ -1,0 +1,217 @@
+"""What the scan reads in place of the blocks, how far off its scores are, and which groups that rules out.
+
+The scan of exact MIPS (`mips.py`) multiplies codes: of the blocks, which are themselves or a compressed copy, and of
+the queries, in the dtype of the product. Here are these codes, and each term of the bound on the scores they give.
+
+The bound. A code ê stands for the row e, with ||e - ê|| <= r and ||ê|| <= n, and q̂ for the query q. By Cauchy-Schwarz
+    |q.e - fl(q̂.ê)| <= ||q|| r + ||q - q̂|| n + gamma ||q̂|| n + rho |fl(q̂.ê)| + eta
+where gamma bounds the rounding of a sum of D products, rho that of storing the result, and eta underflow. Norms of
+differences are computed in float64 from the numbers themselves, so nothing is assumed about the data.
+
+Symbols: Q queries, N blocks, D dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BASE_GROUP = 16  # rows that share a scale and a bound; a search may join several into one group
+CHUNK_ELEMENTS = 1 << 24  # elements looked through at once; a quarter of them, where they are compressed
+
+
+@dataclass
+class Codes:
+    """What the scan reads in place of the blocks, and how far off it is. Bounds are per group of BASE_GROUP rows."""
+
+    codes: Tensor  # [N, D] float32, float16, bfloat16 or int8
+    scale: Tensor | None  # [base groups] float32, int8 only: a row is scale * 2**exponent * codes
+    exponent: int
+    residual: Tensor | None  # [base groups] float64 r >= ||e - ê||; None: the codes are the blocks
+    norm: Tensor | None  # [base groups] float64 n >= ||ê||; None: taken while scanning
+
+
+@dataclass
+class ScanQueries:
+    """Queries as the scan multiplies them, with their share of the error bound. All but `codes` are float64."""
+
+    exact: Tensor  # [Q, D] q
+    codes: Tensor  # [Q, D] q̂ / unit, in the dtype of the product
+    unit: Tensor  # [Q] one in the scan's arithmetic is `unit` in true scores
+    norm: Tensor  # [Q] ||q||
+    code_norm: Tensor  # [Q] ||q̂||
+    delta: Tensor  # [Q] ||q - q̂||
+
+    def select(self, i: int) -> ScanQueries:
+        """Query i alone, still with its axis."""
+        return ScanQueries(*(getattr(self, field.name)[i : i + 1] for field in fields(self)))
+
+
+def compress(blocks: Tensor, compression: str | None, first: int = 0) -> Codes:
+    """Codes of blocks [N, D] with their bounds. Raises ValueError naming the first row, from `first`, not finite."""
+    n, d = blocks.shape
+    groups = -(-n // BASE_GROUP)
+    target = {None: blocks.dtype, "bfloat16": torch.bfloat16, "int8": torch.int8}[compression]
+    same = target == blocks.dtype
+    codes = blocks if same else torch.empty(n, d, dtype=target, device=blocks.device)
+    scale = torch.empty(groups, device=blocks.device) if target == torch.int8 else None
+    residual = None if same else torch.empty(groups, dtype=torch.float64, device=blocks.device)
+    norm = torch.empty(groups, dtype=torch.float64, device=blocks.device)
+
+    step = max(1, CHUNK_ELEMENTS // 4 // (d * BASE_GROUP)) * BASE_GROUP
+    for start in range(0, n, step):
+        rows = blocks[start : start + step]
+        chunk = slice(start // BASE_GROUP, -(-(start + rows.shape[0]) // BASE_GROUP))
+        largest = rows.abs().amax(1).float()  # [rows]
+        if not largest.isfinite().all():
+            refuse_non_finite(rows, first + start)
+        if same:
+            coded = rows.double()
+        elif scale is None:  # bfloat16
+            limit = torch.finfo(torch.bfloat16).max  # a float32 above it would round to infinity
+            codes[start : start + step] = rows.float().clamp(-limit, limit).bfloat16()
+            coded = codes[start : start + step].double()
+        else:
+            scale[chunk] = _int8_scale(largest)
+            row_scale = scale[chunk].repeat_interleave(BASE_GROUP)[: rows.shape[0], None]
+            codes[start : start + step] = (rows.float() / row_scale).round().clamp(-127, 127)
+            coded = codes[start : start + step].double() * row_scale.double()
+        norm[chunk] = _largest_norm(coded)
+        if residual is not None:
+            residual[chunk] = _largest_norm(coded - rows.double())
+    scale, exponent = (None, 0) if scale is None else _without_exponent(scale)
+    return Codes(codes, scale, exponent, residual, norm)
+
+
+def _int8_scale(largest: Tensor) -> Tensor:
+    """What one in int8 stands for, from the largest magnitude of each row [n]. -> [base groups] float32"""
+    # The smallest normal number keeps a group of zeros, or of subnormals, out of 0 / 0.
+    return (group_max(largest[:, None], BASE_GROUP)[:, 0] / 127).clamp(min=2.0**-126)
+
+
+def _without_exponent(scale: Tensor) -> tuple[Tensor, int]:
+    """scale [base groups] -> (the same divided by 2**exponent, exponent), the largest of them under 1."""
+    # A common power of two taken out keeps scale * int32 inside float32, however large the blocks are.
+    exponent = math.frexp(float(scale.max()))[1]
+    return (scale.double() * 2.0**-exponent).float(), exponent
+
+
+def _largest_norm(rows: Tensor) -> Tensor:
+    """Upper bound of the row norms of float64 rows [n, D], for each group of BASE_GROUP rows. -> [groups]"""
+    return group_max((rows * rows).sum(1, keepdim=True).sqrt(), BASE_GROUP)[:, 0] * (1 + 1e-12)
+
+
+def group_max(values: Tensor, group: int) -> Tensor:
+    """Maximum of every `group` consecutive rows of values [n, columns], the last group maybe short. -> [groups, c]"""
+    n, columns = values.shape
+    whole = n // group * group
+    if columns == 1:
+        maxima = values[:whole].view(-1, group).amax(1, keepdim=True)  # torch reduces this shape faster
+    else:
+        maxima = values[:whole].view(-1, group, columns).amax(1)
+    return maxima if whole == n else torch.cat([maxima, values[whole:].amax(0, keepdim=True)])
+
+
+def widen(bounds: Tensor, group: int) -> Tensor:
+    """Bounds of groups of BASE_GROUP rows -> of groups of `group` rows."""
+    return group_max(bounds[:, None], group // BASE_GROUP)[:, 0]
+
+
+def scan_queries(queries: Tensor, codes: Codes, dtype: torch.dtype) -> ScanQueries:
+    """Queries [Q, D] as the scan multiplies them with the codes: in `dtype`, unless the codes are int8."""
+    exact = queries.double()
+    norm = (exact * exact).sum(1).sqrt() * (1 + 1e-12)
+    if codes.scale is not None:
+        step = (exact.abs().amax(1) / 127).clamp(min=1e-300)  # [Q] one unit of the int8 query
+        coded = (exact / step[:, None]).round_()
+        unit = step * 2.0**codes.exponent
+        hat = coded * step[:, None]
+        coded = coded.to(torch.int8)
+    else:
+        # A power of two brings ||q|| under 2**-6: no partial sum of up to 1024 products can overflow.
+        unit = torch.exp2(torch.frexp(norm).exponent.double() + 6)
+        coded = (exact / unit[:, None]).to(dtype)
+        hat = coded.double() * unit[:, None]
+    delta = ((exact - hat) ** 2).sum(1).sqrt() * (1 + 1e-12)
+    code_norm = (hat * hat).sum(1).sqrt() * (1 + 1e-12)
+    return ScanQueries(exact, coded, unit, norm, code_norm, delta)
+
+
+class Rounding(NamedTuple):
+    """What the scan's arithmetic adds to the bound, whatever is multiplied: see the head of this module."""
+
+    gamma: float
+    rho: float
+    eta: float
+
+
+def rounding(d: int, stored: float) -> Rounding:
+    """(gamma, rho, eta): rounding of a sum of d products and of its storing, and underflow, with room to spare.
+
+    Sums of d products in float32, in any order, are off by under d * 2**-24 * ||q̂|| ||ê|| (Higham 2002, section 3.1);
+    matrix units cut where a processor rounds, twice as much, and take subnormals for zero. The error of the final
+    scores in float64 is covered too.
+    """
+    return Rounding((4 * d + 16) * 2.0**-24, stored, d * 2.0**-124)
+
+
+def error_bound(queries: ScanQueries, norm: Tensor, residual: Tensor | None, gamma: float, eta: float) -> Tensor:
+    """b without its term in the score: norm, residual [groups] float64 -> [Q, groups] float64."""
+    bound = norm * (queries.delta + gamma * queries.code_norm)[:, None] + (eta * queries.unit)[:, None]
+    return bound if residual is None else bound.addcmul_(residual, queries.norm[:, None])
+
+
+def certify(maxima: Tensor, unit: Tensor, bound: Tensor, rho: float, k: int) -> tuple[Tensor, Tensor]:
+    """Step 2. maxima [Q, groups] of the scan, bound [Q, groups] -> (upper ends [Q, groups], threshold [Q]).
+
+    A group whose upper end is below the threshold holds none of the k best.
+    """
+    maxima = maxima.double() * unit[:, None]
+    slack = maxima.abs().mul_(rho).add_(bound)
+    if maxima.shape[1] < k:
+        threshold = torch.full_like(unit, -math.inf)
+    else:
+        threshold = just_below(kth_largest(maxima - slack, k))
+    return maxima.add_(slack), threshold
+
+
+def kth_largest(values: Tensor, k: int) -> Tensor:
+    """values [Q, n] -> [Q]. NumPy's partition takes a tenth of the time of torch's topk on a CPU."""
+    if values.is_cuda:
+        return values.topk(k).values[:, -1]
+    place = values.shape[1] - k
+    return torch.from_numpy(np.partition(values.numpy(), place, axis=1)[:, place].copy())
+
+
+def just_below(scores: Tensor) -> Tensor:
+    """Numbers under every score that rounds to the same float32 as `scores` (float64), or to a larger one."""
+    scores = scores.float()
+    return torch.nextafter(scores, torch.full_like(scores, -math.inf)).double()
+
+
+def finite_norm(blocks: Tensor, norm: Tensor) -> Tensor:
+    """Bound from group norms [groups] taken in float32 while scanning `blocks` [N, D]. -> [groups] float64
+
+    Squares below 2**-149 vanish, hence the addend; where squares overflow, the largest norm there is takes their place.
+    Raises ValueError when they did because a block is not finite.
+    """
+    n, d = blocks.shape
+    if not norm.isfinite().all():
+        step = CHUNK_ELEMENTS // d
+        for start in range(0, n, step):
+            refuse_non_finite(blocks[start : start + step], start)
+    norm = norm.double() * (1 + d * 2.0**-23) + math.sqrt(d) * 2.0**-70
+    return norm.clamp_(max=math.sqrt(d) * torch.finfo(torch.float32).max)
+
+
+def refuse_non_finite(rows: Tensor, start: int) -> None:
+    """Raise ValueError naming the first of rows [n, D], numbered from `start`, that is not finite."""
+    finite = rows.isfinite().all(1)
+    if not finite.all():
+        row = start + int((~finite).nonzero()[0])
+        raise ValueError(f"block {row} holds NaN or infinity: remove or repair it before searching")
