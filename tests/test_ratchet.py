@@ -21,7 +21,6 @@ ABOVE_LARGEST_FILE: dict[str, int] = {
     "kernels.bench": 702,
     "search.mips": 656,
     "text.tokenizer_base": 592,
-    "verify.paths": 530,
 }
 LONGEST_FUNCTION = 40
 ABOVE_LONGEST_FUNCTION: dict[str, int] = {
@@ -75,7 +74,6 @@ ABOVE_MOST_PARAMETERS: dict[str, int] = {
     "text.tokenizer:RealmTokenizerFast.__init__": 10,
     "text.tokenizer_base:BaseTokenizer.__call__": 11,
     "text.tokenizer_base:BaseTokenizer.__init__": 12,
-    "verify.paths:TorchPath.call_reader_losses": 10,
 }
 PRIVATE_READS: dict[str, int] = {}
 LONGEST_COPY = 5  # statements in a row that stand in two places

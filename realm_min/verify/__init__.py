@@ -1,7 +1,8 @@
 """Numerics of a checkpoint, stage by stage, against every reference there is: `realm-min verify CHECKPOINT`.
 
-Read in this order: `stages.py` cuts a model into stages, `paths.py` computes each stage in every way there is,
-`measure.py` says how far apart they are, `report.py` shows it; `known.py` has the published checkpoints' values.
+Read in this order: `stages.py` cuts a model into stages, `paths.py` tells of every way there is to compute them, each
+in a file of its own, `measure.py` says how far apart they are, `report.py` shows it; `known.py` has the published
+checkpoints' values.
 
 Each stage is measured twice. Its accumulated error is that of a path that computed everything from the inputs on. Its
 own error is that of the same path when the stage is given the reference's values to read: it shows a wrong stage among
@@ -32,9 +33,12 @@ from ..text.tokenizer import RealmTokenizer
 from ..textbook import spans
 from .known import compare_known, recognise_known
 from .measure import Error, choice_error, choose, error_of, weight_differences, weight_problems
-from .paths import MeasuredPath, ReferencePath, StateDict, TorchPath, available_paths
+from .measured_path import MeasuredPath
+from .paths import available_paths
+from .reference_path import ReferencePath
 from .report import Answer, Measured, Report, Row, plot, print_report
-from .stages import Stage, inputs_of, recognise, shapes, stages_of
+from .stages import Stage, StateDict, inputs_of, recognise, shapes, stages_of
+from .torch_path import TorchPath
 
 __all__ = ["Report", "compare", "run", "verify"]
 
