@@ -57,10 +57,6 @@ ABOVE_LONGEST_FUNCTION: dict[str, int] = {
     "text.retriever:unpickle_byte_strings": 153,
     "text.tokenizer:RealmTokenizerFast._encode_batch": 41,
     "text.tokenizer_base:BaseTokenizer.__call__": 67,
-    "verify.report:Report.to_dict": 53,
-    "verify.report:plot": 46,
-    "verify:compare": 52,
-    "verify:verify": 56,
 }
 MOST_PARAMETERS = 8
 ABOVE_MOST_PARAMETERS: dict[str, int] = {

@@ -22,8 +22,13 @@ from .transformers_path import TransformersPath
 from .triton_path import TritonPath
 
 
-def available_paths(kind: str, config: RealmConfig, state_dict: StateDict) -> tuple[list[MeasuredPath], dict[str, str]]:
-    """The paths that this machine has, and for each of the others why not."""
+def available_paths(
+    kind: str, config: RealmConfig, state_dict: StateDict, against: StateDict | None = None
+) -> tuple[list[MeasuredPath], dict[str, str]]:
+    """The paths that this machine has, and for each of the others why not.
+
+    The weights of another checkpoint, `against`, are the last path, by torch in float32.
+    """
     paths: list[MeasuredPath] = [
         TorchPath(kind, config, state_dict),
         TorchPath(kind, config, state_dict, torch.float64),
@@ -42,4 +47,6 @@ def available_paths(kind: str, config: RealmConfig, state_dict: StateDict) -> tu
             paths.append(TransformersPath(kind, config, state_dict))
         else:
             left_out["transformers"] = f"{transformers.__version__} is installed; 4.40.2 is what is compared with"
+    if against is not None:
+        paths.append(TorchPath(kind, config, against, name="against"))
     return paths, left_out
