@@ -29,8 +29,6 @@ ABOVE_LONGEST_FUNCTION: dict[str, int] = {
     "files.checkpoint:assign": 46,
     "files.checkpoint:write_folder": 50,
     "files.packed:pack": 66,
-    "files.tensorflow_checkpoint:read_tensorflow": 80,
-    "files.tensorflow_checkpoint:run": 45,
     "jobs.loop:train": 93,
     "jobs.runs:_finetune": 56,
     "jobs.runs:_pretrain": 76,
