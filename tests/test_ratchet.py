@@ -28,7 +28,6 @@ ABOVE_LONGEST_FUNCTION: dict[str, int] = {
     "app.learn:learn": 55,
     "files.checkpoint:assign": 46,
     "files.checkpoint:write_folder": 50,
-    "files.packed:pack": 66,
     "jobs.loop:train": 93,
     "jobs.runs:_finetune": 56,
     "jobs.runs:_pretrain": 76,
