@@ -26,8 +26,6 @@ LONGEST_FUNCTION = 40
 ABOVE_LONGEST_FUNCTION: dict[str, int] = {
     "app.indexing:index": 53,
     "app.learn:learn": 55,
-    "files.checkpoint:assign": 46,
-    "files.checkpoint:write_folder": 50,
     "jobs.loop:train": 93,
     "jobs.runs:_finetune": 56,
     "jobs.runs:_pretrain": 76,
