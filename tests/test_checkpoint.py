@@ -19,7 +19,8 @@ from oracle import transformers
 
 import realm_min
 from realm_min import RealmConfig
-from realm_min.files.checkpoint import assign, combine_crc32, read_state_dict, write_folder
+from realm_min.files.checkpoint import assign, read_state_dict, write_folder
+from realm_min.files.safetensors_file import combine_crc32
 
 MODELS = ["RealmEmbedder", "RealmScorer", "RealmKnowledgeAugEncoder", "RealmReader", "RealmForOpenQA"]
 TINY = {

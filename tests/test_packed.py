@@ -10,17 +10,14 @@ from realm_min.config import RealmConfig
 from realm_min.files.packed import (
     UNREAD,
     _largest_within,
-    dequantize,
-    feedback_factor,
     is_quantized,
     kept_pieces,
     levels_of,
     load_packed,
     pack,
-    quantize,
-    round_with_feedback,
 )
 from realm_min.files.packed import _tokenizer as pruned_tokenizer
+from realm_min.files.quantization import dequantize, feedback_factor, quantize, round_with_feedback
 from realm_min.interface.inputs import Inputs
 from realm_min.interface.open_qa import RealmForOpenQA
 from realm_min.text.corpus import Document, corpus_hash, cut_blocks

@@ -30,9 +30,10 @@ from realm_min.interface.open_qa import RealmForOpenQA
 from realm_min.verify import compare, read_checkpoint, run, verify
 from realm_min.verify.known import KNOWN, compare_known, recognise_known
 from realm_min.verify.measure import Error, choice_error, choose, error_of, weight_problem
-from realm_min.verify.paths import ReferencePath, TorchPath
+from realm_min.verify.reference_path import ReferencePath
 from realm_min.verify.report import print_report
 from realm_min.verify.stages import PARTS, Stage, inputs_of, recognise, stages_of
+from realm_min.verify.torch_path import TorchPath
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*SPECIAL, *"who is the pioneer in modern computer science ? alan mathison turing was a of".split()]

@@ -2,7 +2,8 @@
 
 A folder holds `config.json` and the weights, which are a state dict (dotted key to tensor) in one of two formats,
 whole or cut into shards that an index file lists. Weights are read through memory maps, so that reading costs no
-memory of its own, and written one tensor at a time. Reading runs no pickled code.
+memory of its own, and written one tensor at a time. Reading runs no pickled code. A single file in the safetensors
+format is the affair of `safetensors_file.py`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,7 @@ import json
 import os
 import pickletools
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -26,6 +25,7 @@ from ..config import CONFIG_FILE, RealmConfig
 from ..model.parameters import Shapes
 from ..ranks.distributed import World
 from .atomic import write_atomically
+from .safetensors_file import damaged, read_safetensors, write_safetensors
 
 SAFETENSORS, PICKLED = ("model", ".safetensors"), ("pytorch_model", ".bin")
 _WEIGHT_FILES = re.compile(
@@ -37,20 +37,6 @@ OLD_BUFFERS = re.compile(r"(.*\.)?embeddings\.(position_ids|token_type_ids)")
 
 # What the weights were trained with and no shape tells. Other values of a config.json are options of its user.
 TRAINED_WITH = ("num_attention_heads", "hidden_act", "layer_norm_eps", "reader_layer_norm_eps")
-
-_DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
@@ -86,10 +72,6 @@ def read_state_dict(
     )
 
 
-def _damaged(path: Path, why: object) -> ValueError:
-    return ValueError(f"{path} cannot be read ({why}): it is damaged or not a checkpoint; fetch or write it again")
-
-
 def _read_shards(index: Path, read: Callable[[Path], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -97,7 +79,7 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, torch.Tensor]]) -
         for key, shard in weight_map.items():
             keys_of.setdefault(shard, set()).add(key)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(index, f"no weight_map of keys to files: {type(error).__name__} {error}") from None
+        raise damaged(index, f"no weight_map of keys to files: {type(error).__name__} {error}") from None
     for shard in keys_of:
         if not isinstance(shard, str) or not re.fullmatch(r"[\w-][\w.-]*", shard):
             raise ValueError(f"{index} names the shard {shard!r}: a shard is a plain file name in the same folder")
@@ -115,102 +97,33 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, torch.Tensor]]) -
     return state_dict
 
 
-def read_safetensors(path: Path, sliced: str | None, world: World) -> dict[str, torch.Tensor]:
-    """The tensors of one file; otherwise as `read_state_dict`."""
-    tensors: dict[str, torch.Tensor] = {}
-    stored = None
-
-    def read() -> list[tuple[int, int]]:
-        """CRC-32 and length of what stands before this rank's slice, of the slice, and of what stands after it."""
-        nonlocal stored
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                stored = (file.metadata() or {}).get("crc32")
-                tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-        except Exception as error:  # whatever the parser says of untrusted bytes, the file is at fault
-            raise _damaged(path, str(error).partition("\n")[0]) from None
-        return [] if stored is None else _pieces(tensors, sliced, world)
-
-    pieces = world.gather_results(read)
-    if stored is not None:
-        crc = 0
-        for piece in (pieces[0][0], *(mine for _, mine, _ in pieces), pieces[0][2]):
-            crc = combine_crc32(crc, *piece)
-        if f"{crc:08x}" != stored:
-            raise _damaged(path, f"its checksum is {crc:08x}, not the stored {stored}")
-    return tensors
-
-
-def _pieces(tensors: dict[str, torch.Tensor], sliced: str | None, world: World) -> list[tuple[int, int]]:
-    crcs, lengths = [0, 0, 0], [0, 0, 0]
-    place = 0
-    for key in _stored_order(tensors):
-        tensor, heading = tensors[key], _heading(key, tensors[key])
-        crcs[place], lengths[place] = zlib.crc32(heading, crcs[place]), lengths[place] + len(heading)
-        if key == sliced and tensor.dim():
-            mine = _bytes_of(tensor[world.slice_of(len(tensor))])
-            crcs[1], lengths[1], place = zlib.crc32(mine), len(mine), 2
-        else:
-            crcs[place], lengths[place] = zlib.crc32(_bytes_of(tensor), crcs[place]), lengths[place] + tensor.nbytes
-    return list(zip(crcs, lengths, strict=True))
-
-
-def combine_crc32(first: int, second: int, length: int) -> int:
-    """The CRC-32 of a + b, from those of a and of b, and the length of b in bytes.
-
-    A zero bit at the end of the data is a linear step of the 32 bits of a CRC; squared, it stands for two bits, four, …
-    Moved on by as many zeros as b has bits, a's CRC and b's are added.
-    """
-
-    def times(matrix: list[int], bits: int) -> int:
-        total = 0
-        for i, column in enumerate(matrix):
-            if bits >> i & 1:
-                total ^= column
-        return total
-
-    step = [
-        0xEDB88320,
-        *(1 << i for i in range(31)),
-    ]  # column i: what becomes of bit i; lowest bit first, as zlib has it
-    zeros = 8 * length
-    while zeros:
-        if zeros & 1:
-            first = times(step, first)
-        step = [times(step, column) for column in step]
-        zeros >>= 1
-    return first ^ second
-
-
 def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
     """A `torch.save`d state dict: a zip of one pickle and the tensors' bytes. The pickle is read, never executed."""
     if not zipfile.is_zipfile(path):
-        raise _damaged(
-            path, "it is not the zip that torch.save writes since 1.6; re-save an older file with torch.save"
-        )
+        raise damaged(path, "it is not the zip that torch.save writes since 1.6; re-save an older file with torch.save")
     try:
         with zipfile.ZipFile(path) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise ValueError("torch.save compresses nothing, this archive is compressed")
-            if damaged := archive.testzip():  # torch itself does not look at the checksums
-                raise ValueError(f"the checksum of its part {damaged} is wrong")
+            if part := archive.testzip():  # torch itself does not look at the checksums
+                raise ValueError(f"the checksum of its part {part} is wrong")
         state_dict = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # as above
+    except Exception as error:  # whatever the parser says of untrusted bytes, the file is at fault
         named = re.search(r"GLOBAL (\S+)", str(error))
         if asked := named[1] if named else _foreign_name(path):
-            raise _damaged(path, f"it asks for {asked}, which tensors do not need: nothing was executed") from None
+            raise damaged(path, f"it asks for {asked}, which tensors do not need: nothing was executed") from None
         why = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
         said = why[1] if why else str(error).partition("\n")[0]
-        raise _damaged(path, said.strip() or repr(error)) from None
+        raise damaged(path, said.strip() or repr(error)) from None
     if not isinstance(state_dict, dict):
-        raise _damaged(path, f"it holds a {type(state_dict).__name__}, not a dict of keys and tensors")
+        raise damaged(path, f"it holds a {type(state_dict).__name__}, not a dict of keys and tensors")
     for key, tensor in state_dict.items():
         if not isinstance(key, str):
-            raise _damaged(path, f"its key {key!r} is no string")
+            raise damaged(path, f"its key {key!r} is no string")
         if not isinstance(tensor, torch.Tensor):
-            raise _damaged(path, f"under {key!r} it holds a {type(tensor).__name__}, not a tensor")
+            raise damaged(path, f"under {key!r} it holds a {type(tensor).__name__}, not a tensor")
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-            raise _damaged(path, f"{key!r} is not a dense tensor")
+            raise damaged(path, f"{key!r} is not a dense tensor")
     return {key: tensor.detach() for key, tensor in state_dict.items()}
 
 
@@ -248,7 +161,7 @@ def check_config(folder: str | os.PathLike, config: RealmConfig) -> None:
                 written = json.loads((file.metadata() or {}).get("config", "{}"))
             differing = {name: value for name, value in written.items() if getattr(config, name, None) != value}
         except Exception as error:  # as above
-            raise _damaged(path, str(error).partition("\n")[0]) from None
+            raise damaged(path, str(error).partition("\n")[0]) from None
         for name, value in differing.items():
             raise ValueError(
                 f"{Path(folder) / CONFIG_FILE} says {name}={getattr(config, name, None)!r}, its weights were written "
@@ -310,19 +223,7 @@ def assign(
     Raises:
         ValueError: names every key that is missing, unexpected, of another shape or type, or whose two copies differ.
     """
-    problems = []
-    weights: dict[str, torch.Tensor] = {}
-    for key, tensor in found.items():
-        canonical = aliases.get(key, key)
-        if canonical in weights:
-            first = weights[canonical]
-            if first.shape != tensor.shape or not torch.equal(first, tensor):
-                problems.append(f"differing copies of one weight: {key} and {canonical}")
-        elif canonical in expected:
-            weights[canonical] = tensor
-        elif not ignored.fullmatch(key):
-            problems.append(f"unexpected: {key} {list(tensor.shape)}")
-
+    weights, problems = _by_canonical_key(found, expected, aliases, ignored)
     wanted = {key: tensor for key, tensor in expected.items() if key not in aliases}
     for key, tensor in wanted.items():
         weight = weights.get(key)
@@ -336,6 +237,28 @@ def assign(
         raise _misfit(source, problems)
     for key, tensor in wanted.items():
         tensor.copy_(weights[key])
+
+
+def _by_canonical_key(
+    found: dict[str, torch.Tensor],
+    expected: dict[str, torch.Tensor],
+    aliases: dict[str, str],
+    ignored: re.Pattern[str],
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The tensors that a model expects, each once, and what is wrong with the others; arguments as `assign`."""
+    problems: list[str] = []
+    weights: dict[str, torch.Tensor] = {}
+    for key, tensor in found.items():
+        canonical = aliases.get(key, key)
+        if canonical in weights:
+            first = weights[canonical]
+            if first.shape != tensor.shape or not torch.equal(first, tensor):
+                problems.append(f"differing copies of one weight: {key} and {canonical}")
+        elif canonical in expected:
+            weights[canonical] = tensor
+        elif not ignored.fullmatch(key):
+            problems.append(f"unexpected: {key} {list(tensor.shape)}")
+    return weights, problems
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
@@ -364,33 +287,23 @@ def write_folder(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    stem, suffix = SAFETENSORS if safe_serialization else PICKLED
-    shards = _cut_into_shards(_without_repetitions(state_dict), _parse_size(max_shard_size))
-    if len(shards) == 1:
-        names = [stem + suffix]
+    if safe_serialization:
+        (stem, suffix), write = SAFETENSORS, partial(write_safetensors, metadata=_trained_with(config))
     else:
-        names = [f"{stem}-{i:05d}-of-{len(shards):05d}{suffix}" for i in range(1, len(shards) + 1)]
+        (stem, suffix), write = PICKLED, _write_pickled
+    shards = _cut_into_shards(_without_repetitions(state_dict), _parse_size(max_shard_size))
+    names = _shard_names(stem, suffix, len(shards))
+    index_name = f"{stem}{suffix}.index.json"
 
     with ExitStack() as files:  # renamed last to first: the weights, their index, the configuration
         files.enter_context(write_atomically(folder / CONFIG_FILE)).write_text(config.to_json_string(), "utf-8")
         if len(shards) > 1:
-            index = {
-                "metadata": {"total_size": sum(t.nbytes for shard in shards for t in shard.values())},
-                "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
-            }
-            path = files.enter_context(write_atomically(folder / f"{stem}{suffix}.index.json"))
-            path.write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+            path = files.enter_context(write_atomically(folder / index_name))
+            path.write_text(_index_of(names, shards), "utf-8")
         for name, shard in zip(names, shards, strict=True):
-            path = files.enter_context(write_atomically(folder / name))
-            if safe_serialization:
-                _write_safetensors(path, shard, config)
-            else:
-                _write_pickled(path, shard)
+            write(files.enter_context(write_atomically(folder / name)), shard)
 
-    kept = {*names, f"{stem}{suffix}.index.json"} if len(shards) > 1 else {*names}
-    for path in folder.iterdir():
-        if path.name not in kept and _WEIGHT_FILES.fullmatch(path.name):
-            path.unlink()
+    _remove_weights(folder, but={*names, index_name} if len(shards) > 1 else {*names})
 
 
 def _parse_size(size: int | str) -> int:
@@ -426,56 +339,30 @@ def _cut_into_shards(state_dict: dict[str, torch.Tensor], max_bytes: int) -> lis
     return shards
 
 
-def _stored_order(tensors: dict[str, torch.Tensor]) -> list[str]:
-    """Wide elements first, so that each tensor begins at a multiple of its element's size."""
-    return sorted(tensors, key=lambda key: (-tensors[key].element_size(), key))
+def _shard_names(stem: str, suffix: str, count: int) -> list[str]:
+    if count == 1:
+        return [stem + suffix]
+    return [f"{stem}-{i:05d}-of-{count:05d}{suffix}" for i in range(1, count + 1)]
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+def _index_of(names: list[str], shards: list[dict[str, torch.Tensor]]) -> str:
+    """The text of the file that tells which shard holds a key."""
+    index = {
+        "metadata": {"total_size": sum(t.nbytes for shard in shards for t in shard.values())},
+        "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
+    }
+    return json.dumps(index, indent=2) + "\n"
 
 
-def _heading(key: str, tensor: torch.Tensor) -> bytes:
-    """What stands for a tensor in the checksum, before its bytes."""
-    return f"{key} {tensor.dtype} {list(tensor.shape)}".encode()
+def _trained_with(config: RealmConfig) -> dict[str, str]:
+    """What `check_config` looks for in the weights' metadata."""
+    return {"config": json.dumps({name: getattr(config, name) for name in TRAINED_WITH})}
 
 
-def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor], config: RealmConfig) -> None:
-    """The format: the header's length as 8 bytes, the header as JSON, the tensors' bytes one after another.
-
-    The format has no checksum; one over keys, dtypes, shapes and bytes stands in the metadata, for `read_state_dict`,
-    and what the weights were trained with, for `check_config`.
-    """
-    trained_with = json.dumps({name: getattr(config, name) for name in TRAINED_WITH})
-    entries: dict[str, dict] = {}
-    end = 0
-    for key in _stored_order(tensors):
-        tensor = tensors[key]
-        if tensor.dtype not in _DTYPE_NAMES:
-            raise ValueError(f"{key} is {tensor.dtype}, which safetensors files of this project do not hold: cast it")
-        begin, end = end, end + tensor.nbytes
-        entries[key] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-
-    def header(crc: int) -> bytes:
-        text = json.dumps(
-            {"__metadata__": {"format": "pt", "crc32": f"{crc:08x}", "config": trained_with}, **entries}
-        ).encode()
-        text += b" " * (-len(text) % 8)
-        return struct.pack("<Q", len(text)) + text
-
-    with open(path, "wb") as file:
-        file.write(header(0))
-        crc = 0
-        for key in entries:
-            data = _bytes_of(tensors[key])
-            crc = zlib.crc32(data, zlib.crc32(_heading(key, tensors[key]), crc))
-            file.write(data)
-        file.seek(0)
-        file.write(header(crc))  # of the same length: the checksum always has 8 digits
+def _remove_weights(folder: Path, but: set[str]) -> None:
+    for path in folder.iterdir():
+        if path.name not in but and _WEIGHT_FILES.fullmatch(path.name):
+            path.unlink()
 
 
 def _write_pickled(path: Path, tensors: dict[str, torch.Tensor]) -> None:

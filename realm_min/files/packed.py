@@ -1,15 +1,9 @@
 """A trained model in one small file: pruned vocabulary, quantised weights and block embeddings, no text.
 
-Three steps make it small. Rare wordpieces that the corpus never uses go, and their embeddings with
-them. Matrices are
-rounded to multiples of a step, at the precision that just fits the budget. Then the whole numbers are Huffman-coded: a
-normal variable of deviation σ in steps of Δ has an entropy of log2(√(2πe) σ/Δ) bits, 4.2 at Δ = σ/4.5. Vectors (biases,
-LayerNorms) are kept in float16.
-
-What rounding does to W x matters, not what it does to W. So W is rounded input by input, and each input's error is made
-up for by the inputs after it, as far as they correlate (Frantar et al. 2022, *GPTQ*, section 3). With H = E[x xᵀ] over
-a sample of texts and H⁻¹ = Uᵀ U, input j's error e_j costs (e_j / U_jj)² in the output; steps in proportion to U_jj
-spread the cost evenly.
+Three steps make it small. Rare wordpieces that the corpus never uses go, and their embeddings with them. Matrices are
+rounded to multiples of a step (`quantization.py`), at the precision that just fits the budget. Then the whole numbers
+are Huffman-coded: a normal variable of deviation σ in steps of Δ has an entropy of log2(√(2πe) σ/Δ) bits, 4.2 at
+Δ = σ/4.5. Vectors (biases, LayerNorms) are kept in float16.
 
 The blocks' text is not stored. Its hash is, so that whoever cuts the corpus anew can tell that it is the same.
 
@@ -33,8 +27,9 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +43,7 @@ from ..text.corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_bloc
 from ..text.tokenizer import RealmTokenizerFast
 from ..text.tokenizer_files import SPECIAL_TOKEN_NAMES
 from .atomic import write_atomically
+from .quantization import dequantize, feedback_factor, quantize
 
 MAGIC = b"realm-min packed model, format 1\n"
 LEVELS = [2 ** (i / 32) for i in range(161)]  # 1 to 32 steps a standard deviation, in the trunk
@@ -55,7 +51,6 @@ WORD_LEVELS = 0.6  # times those: a wordpiece's error is not added up over layer
 FINE_LEVELS = 16  # of the block embeddings and the small heads: an error of 1.8 %
 COMMON_PIECES = 14_000  # BERT's vocabulary stands in the order of frequency; what follows is rare
 SAMPLE_BLOCKS, SAMPLE_QUESTIONS, SAMPLE_BATCH = 48, 96, 8  # texts to gather E[x xᵀ] from
-DAMPING = 0.03  # added to the diagonal of E[x xᵀ], times its mean: the sample is small
 
 Bytes = bytes | memoryview
 Checksum = Callable[[Bytes], bytes]
@@ -95,44 +90,41 @@ def pack(
         ValueError: another number of blocks than of embeddings; a tokenizer with added tokens; a weight that is not
             finite; a budget that is too small.
     """
-    limit = min(MAX_WORDPIECES, model.config.max_position_embeddings)
     documents, extra_texts = list(documents), list(extra_texts)
-    blocks = list(cut_blocks(documents, tokenizer, limit))
+    blocks = _indexed_blocks(model, tokenizer, documents)
+    kept, header = _prune(model.config, tokenizer, documents, blocks, extra_texts, common_pieces)
+    weights = _to_store(model, tokenizer, blocks, extra_texts, kept)
+    manifest = _manifest(model.config, blocks, corpus, weights)
+    data = _largest_within(budget, partial(_assemble, header, manifest, weights))
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(data)
+    return split(data, MAGIC, sha256)[0]["manifest"]
+
+
+def _indexed_blocks(model: RealmForOpenQA, tokenizer: RealmTokenizerFast, documents: list[Document]) -> list[Block]:
+    """The blocks whose embeddings the model holds; ValueError if the documents give another number of them."""
+    blocks = list(cut_blocks(documents, tokenizer, _max_wordpieces(model.config)))
     if len(blocks) != model.block_emb.shape[0]:
         raise ValueError(
             f"the documents give {len(blocks)} blocks and the model has {model.block_emb.shape[0]} block embeddings: "
             "give the documents that it was indexed with"
         )
-    texts = (text for block in blocks for text in block)
-    common = [i for piece, i in tokenizer.vocab.items() if i < common_pieces and not piece.startswith("[unused")]
-    kept = kept_pieces(tokenizer, texts, extra_texts, [*common, *_config_tokens(model.config).values()])
-    vocabulary = tokenizer.convert_ids_to_tokens(kept)
-    settings = {name: getattr(tokenizer, name) for name in _TOKENIZER_SETTINGS}
-    if list(cut_blocks(documents, _tokenizer(vocabulary, settings), limit)) != blocks:
-        raise ValueError("the pruned vocabulary cuts the documents into other blocks: give their words as extra_texts")
+    return blocks
 
-    config = model.config.to_dict() | {"vocab_size": len(kept)}
-    config |= {name: kept.index(token) for name, token in _config_tokens(model.config).items()}
-    matrices, vectors, copies = _to_store(model.state_dict(), kept)
-    moments = input_moments(model, tokenizer, blocks, extra_texts)
-    manifest = {
+
+def _max_wordpieces(config: RealmConfig) -> int:
+    """How long blocks are cut, in wordpieces."""
+    return min(MAX_WORDPIECES, config.max_position_embeddings)
+
+
+def _manifest(config: RealmConfig, blocks: list[Block], corpus: str, weights: _Weights) -> dict[str, Any]:
+    return {
         "corpus": corpus_hash(blocks),
         "corpus_name": corpus,
         "blocks": len(blocks),
-        "max_wordpieces": limit,
-        "weights": sum(matrix.size for matrix in matrices.values()),
+        "max_wordpieces": _max_wordpieces(config),
+        "weights": sum(matrix.size for matrix in weights.matrices.values()),
     }
-    header = {"config": config, "tokenizer": settings, "vocabulary": vocabulary, "copies": copies}
-    feedbacks = {key: feedback_factor(moments[key]) for key in matrices if key in moments}
-
-    def packed(levels: float, draft: bool) -> bytes:
-        found = manifest | {"levels": round(levels, 3)}
-        return _assemble(header | {"manifest": found}, matrices, vectors, feedbacks, levels, draft)
-
-    data = _largest_within(budget, packed)
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(data)
-    return split(data, MAGIC, sha256)[0]["manifest"]
 
 
 def _largest_within(budget: int, packed: Callable[[float, bool], bytes]) -> bytes:
@@ -205,6 +197,32 @@ def build(
 # ---- vocabulary
 
 
+def _prune(
+    config: RealmConfig,
+    tokenizer: RealmTokenizerFast,
+    documents: list[Document],
+    blocks: list[Block],
+    extra_texts: list[str],
+    common_pieces: int,
+) -> tuple[list[int], dict[str, Any]]:
+    """Ids of the wordpieces that stay, and what the header says of configuration and tokenizer with these alone.
+
+    Raises:
+        ValueError: the tokenizer has added tokens, or the documents are cut into other blocks with what is left.
+    """
+    texts = (text for block in blocks for text in block)
+    common = [i for piece, i in tokenizer.vocab.items() if i < common_pieces and not piece.startswith("[unused")]
+    tokens = _config_tokens(config)
+    kept = kept_pieces(tokenizer, texts, extra_texts, [*common, *tokens.values()])
+    vocabulary = tokenizer.convert_ids_to_tokens(kept)
+    settings = {name: getattr(tokenizer, name) for name in _TOKENIZER_SETTINGS}
+    if list(cut_blocks(documents, _tokenizer(vocabulary, settings), _max_wordpieces(config))) != blocks:
+        raise ValueError("the pruned vocabulary cuts the documents into other blocks: give their words as extra_texts")
+    pruned = config.to_dict() | {"vocab_size": len(kept)}
+    pruned |= {name: kept.index(token) for name, token in tokens.items()}
+    return kept, {"config": pruned, "tokenizer": settings, "vocabulary": vocabulary}
+
+
 def kept_pieces(
     tokenizer: RealmTokenizerFast, texts: Iterable[str], extra_texts: Iterable[str], ids: Iterable[int]
 ) -> list[int]:
@@ -243,7 +261,30 @@ def _tokenizer(vocabulary: list[str], settings: dict[str, Any]) -> RealmTokenize
 # ---- weights
 
 
+class _Weights(NamedTuple):
+    """A model's weights before they are rounded.
+
+    matrices, vectors: float32, by key. copies: keys that hold the same numbers as an earlier one, with that one.
+    feedbacks: U of `feedback_factor`, by the keys of the matrices that have a sample of their inputs.
+    """
+
+    matrices: dict[str, np.ndarray]
+    vectors: dict[str, np.ndarray]
+    copies: dict[str, str]
+    feedbacks: dict[str, np.ndarray]
+
+
 def _to_store(
+    model: RealmForOpenQA, tokenizer: RealmTokenizerFast, blocks: list[Block], extra_texts: list[str], kept: list[int]
+) -> _Weights:
+    """The weights of what the pruned model reads, and a sample of what its dense layers do."""
+    matrices, vectors, copies = _sorted_by_form(model.state_dict(), kept)
+    moments = input_moments(model, tokenizer, blocks, extra_texts)
+    feedbacks = {key: feedback_factor(moments[key]) for key in matrices if key in moments}
+    return _Weights(matrices, vectors, copies, feedbacks)
+
+
+def _sorted_by_form(
     state_dict: dict[str, Tensor], kept: list[int]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, str]]:
     """Matrices and vectors by key, float32, and keys that hold the same numbers as an earlier one, with that one."""
@@ -274,74 +315,6 @@ def levels_of(key: str, levels: float) -> float:
     if key.endswith(_WORDS):
         return WORD_LEVELS * levels
     return levels if ".realm.encoder." in key or ".position_embeddings." in key else FINE_LEVELS
-
-
-def quantize(
-    matrix: np.ndarray, levels: float, feedback: np.ndarray | None = None, draft: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Round `matrix` [rows, columns] to multiples of steps [rows, columns], each a row's factor times a column's.
-
-    Args:
-        levels: a row's factor is its standard deviation / levels, or as large as its largest entry needs.
-        feedback: U [columns, columns], see `feedback_factor`; None rounds each entry to the nearest multiple.
-        draft: leave the feedback out, not the steps that come with it.
-
-    Returns:
-        Codes [rows, columns] int8, factors [rows] and [columns] float16; their product is the rounded matrix.
-    """
-    rows = np.maximum(matrix.std(1) / levels, np.abs(matrix).max(1) / 127).astype(np.float16)
-    each = np.where(rows > 0, rows, 1).astype(np.float32)  # a row of zeros has no step
-    columns = np.ones(matrix.shape[1], np.float32)
-    if feedback is not None:
-        columns = np.diag(feedback) / np.exp(np.log(np.diag(feedback)).mean())  # geometric mean 1
-        columns = np.maximum(columns, np.abs(matrix / each[:, None]).max(0) / 127)
-    columns = columns.astype(np.float16)
-    steps = columns.astype(np.float32)[:, None] * each  # [columns, rows]: what is rounded together lies together
-    if feedback is None or draft:
-        codes = np.clip(np.rint(matrix.T / steps), -127, 127)
-    else:
-        codes = round_with_feedback(matrix.T, steps, feedback)
-    return codes.T.astype(np.int8), rows, columns
-
-
-def dequantize(codes: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: Tensor | None = None) -> Tensor:
-    """Codes [rows, columns] int8 times factors [rows], [columns] float16 -> float32, in `out` where it is given.
-
-    It is quick where the codes lie in memory in the order of `out`.
-    """
-    row_factors, column_factors = (torch.from_numpy(factors.astype(np.float32)) for factors in (rows, columns))
-    return torch.mul(torch.from_numpy(codes), row_factors[:, None], out=out).mul_(column_factors)
-
-
-def round_with_feedback(weights: np.ndarray, steps: np.ndarray, feedback: np.ndarray, at_once: int = 64) -> np.ndarray:
-    """Round `weights` [inputs, outputs] to multiples of `steps`, input by input; what follows makes up for the errors.
-
-    With e_j the error of input j, the inputs k > j move by -e_j U_jk / U_jj (GPTQ, algorithm 1).
-
-    Args:
-        feedback: U [inputs, inputs] float32, upper triangular.
-        at_once: inputs whose errors reach the later ones in one product.
-
-    Returns:
-        Codes [inputs, outputs] float32, whole numbers from -127 to 127.
-    """
-    rest, codes = weights.copy(), np.empty_like(weights)
-    for start in range(0, len(rest), at_once):
-        stop = min(start + at_once, len(rest))
-        errors = np.empty_like(rest[start:stop])
-        for j in range(start, stop):
-            codes[j] = np.clip(np.rint(rest[j] / steps[j]), -127, 127)
-            errors[j - start] = (rest[j] - codes[j] * steps[j]) / feedback[j, j]
-            rest[j + 1 : stop] -= feedback[j, j + 1 : stop, None] * errors[j - start]
-        rest[stop:] -= feedback[start:stop, stop:].T @ errors
-    return codes
-
-
-def feedback_factor(moment: np.ndarray) -> np.ndarray:
-    """U, upper triangular [inputs, inputs] float32, with Uᵀ U = (H + damping)⁻¹ of H = E[x xᵀ] [inputs, inputs]."""
-    damped = moment.astype(np.float64)
-    damped[np.diag_indices_from(damped)] += DAMPING * np.trace(damped) / len(damped)
-    return np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
 
 
 def input_moments(
@@ -385,27 +358,22 @@ def _dense_inputs(part: Any, inputs: Any) -> Iterator[tuple[str, Tensor]]:
 # ---- the file
 
 
-def _assemble(
-    header: dict[str, Any],
-    matrices: dict[str, np.ndarray],
-    vectors: dict[str, np.ndarray],
-    feedbacks: dict[str, np.ndarray],
-    levels: float,
-    draft: bool,
-) -> bytes:
+def _assemble(header: dict[str, Any], manifest: dict[str, Any], weights: _Weights, levels: float, draft: bool) -> bytes:
+    """The file with the trunk's matrices rounded to `levels` steps a standard deviation."""
     coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)  # the codes repeat nothing worth a match
     codes, steps = [], []
-    for key, matrix in matrices.items():
-        rounded, rows, columns = quantize(matrix, levels_of(key, levels), feedbacks.get(key), draft)
+    for key, matrix in weights.matrices.items():
+        rounded, rows, columns = quantize(matrix, levels_of(key, levels), weights.feedbacks.get(key), draft)
         # The coder adapts its table as it goes: like beside like.
         codes.append(coder.compress(rounded.T[_stored_order(columns)].tobytes()))
         steps += [rows.astype("<f2").tobytes(), columns.astype("<f2").tobytes()]
     streams = [
         b"".join((*codes, coder.flush())),
         b"".join(steps),
-        b"".join(vector.astype("<f2").tobytes() for vector in vectors.values()),
+        b"".join(vector.astype("<f2").tobytes() for vector in weights.vectors.values()),
     ]
-    return join(header, streams, MAGIC, sha256)
+    stated = {"copies": weights.copies, "manifest": manifest | {"levels": round(levels, 3)}}
+    return join(header | stated, streams, MAGIC, sha256)
 
 
 def _stored_order(columns: np.ndarray) -> np.ndarray:

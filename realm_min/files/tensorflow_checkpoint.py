@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -122,6 +122,17 @@ class Conversion:
     remarks: list[str] = field(default_factory=list)
 
 
+_Source = tuple[Checkpoint, str]  # where a variable is: its checkpoint, and its name in it
+
+
+class _Variables(NamedTuple):
+    """The variables of one model: by key where each is, and its shape with the axes of that key; and who has no key."""
+
+    sources: dict[str, _Source]
+    shapes: dict[str, list[int]]
+    unmapped: list[str]
+
+
 def read_tensorflow(
     paths: Sequence[str | os.PathLike],
     kind: str | None = None,
@@ -145,63 +156,90 @@ def read_tensorflow(
     """
     checkpoints = [Checkpoint(path) for path in paths]
     names = [name for checkpoint in checkpoints for name in checkpoint.shapes]
-    weights = [name for name in names if not _OPTIMIZER & set(name.split("/"))]
+    weights = [name for name in names if not _is_optimizers(name)]
     kind = kind or recognise(weights)
+    variables = _map_variables(checkpoints, kind)
+    sources = variables.sources
 
-    sources: dict[str, tuple[Checkpoint, str]] = {}  # key -> where its variable is
-    shapes: dict[str, list[int]] = {}
-    unmapped = []
+    config, remarks = _config(variables.shapes, config_file)
+    expected, aliases = expected_shapes(kind, config)
+    _check_shapes(variables, expected)
+    untaken = [name for key, (_, name) in sources.items() if key not in expected and key not in aliases]
+    tied = _tied_to_words(expected, sources)
+    missing = [key for key in expected if key not in sources and key not in tied]
+    if missing and not initialize_missing:
+        raise _unfilled(kind, missing)
+    fresh = MODELS[kind][0](config, seed=seed).state_dict() if missing else {}
+    state_dict = _fill(expected, sources, tied, fresh)
+    unmapped, optimizer = sorted(variables.unmapped + untaken), len(names) - len(weights)
+    return Conversion(kind, config, state_dict, unmapped, optimizer, missing, sorted(tied), remarks)
+
+
+def _is_optimizers(name: str) -> bool:
+    return bool(_OPTIMIZER & set(name.split("/")))
+
+
+def _map_variables(checkpoints: list[Checkpoint], kind: str) -> _Variables:
+    """Find the key of every variable in the state dict of a model `kind`; those of an optimizer are passed over.
+
+    Raises:
+        ValueError: two variables have the same key.
+    """
+    found = _Variables({}, {}, [])
     for checkpoint in checkpoints:
         for name, shape in sorted(checkpoint.shapes.items()):
-            if _OPTIMIZER & set(name.split("/")):
+            if _is_optimizers(name):
                 continue
             key = state_dict_key(name, kind)
             if key is None:
-                unmapped.append(name)
+                found.unmapped.append(name)
                 continue
-            if key in sources:
+            if key in found.sources:
+                other, twin = found.sources[key]
                 raise ValueError(
-                    f"{sources[key][1]} of {sources[key][0].path} and {name} of {checkpoint.path} both are {key}: "
+                    f"{twin} of {other.path} and {name} of {checkpoint.path} both are {key}: "
                     "give the checkpoints of one model"
                 )
-            sources[key] = checkpoint, name
-            shapes[key] = shape[::-1] if name.endswith("/kernel") else shape
+            found.sources[key] = checkpoint, name
+            found.shapes[key] = shape[::-1] if name.endswith("/kernel") else shape
+    return found
 
-    config, remarks = _config(shapes, config_file)
-    model_class, _ = MODELS[kind]
-    expected, aliases = expected_shapes(kind, config)
-    unmapped += [sources[key][1] for key in shapes if key not in expected and key not in aliases]
+
+def _check_shapes(variables: _Variables, expected: dict[str, tuple[int, ...]]) -> None:
     wrong = [
-        f"{sources[key][1]} is {shapes[key]}, {key} is {list(shape)}"
+        f"{variables.sources[key][1]} is {variables.shapes[key]}, {key} is {list(shape)}"
         for key, shape in expected.items()
-        if key in sources and list(shape) != shapes[key]
+        if key in variables.sources and list(shape) != variables.shapes[key]
     ]
     if wrong:
         raise ValueError("the variables do not fit one model:\n  " + "\n  ".join(wrong))
 
+
+def _tied_to_words(expected: Iterable[str], sources: dict[str, _Source]) -> dict[str, str]:
+    """Decoders of BERT's head that no variable fills, each with the word embeddings that one does."""
     tied = {
         key: key.replace("cls.predictions.decoder", "realm.embeddings.word_embeddings")
         for key in expected
         if key.endswith("cls.predictions.decoder.weight") and key not in sources
     }
-    tied = {key: source for key, source in tied.items() if source in sources}
-    missing = [key for key in expected if key not in sources and key not in tied]
-    if missing and not initialize_missing:
-        raise ValueError(
-            f"nothing fills {len(missing)} parameters of the {kind} model; give the checkpoint that has them too, "
-            "another --kind, or --initialize-missing:\n  " + "\n  ".join(missing)
-        )
-    state_dict = {key: _read_weight(*sources[key]) for key in expected if key in sources}
-    if missing:
-        fresh = model_class(config, seed=seed).state_dict()
-    for key in expected:
-        if key in tied:
-            state_dict[key] = state_dict[tied[key]].clone()
-        elif key not in sources:
-            state_dict[key] = fresh[key]
-    state_dict = {key: state_dict[key] for key in expected}  # in the model's own order
-    optimizer = len(names) - len(weights)
-    return Conversion(kind, config, state_dict, sorted(unmapped), optimizer, missing, sorted(tied), remarks)
+    return {key: words for key, words in tied.items() if words in sources}
+
+
+def _unfilled(kind: str, missing: list[str]) -> ValueError:
+    return ValueError(
+        f"nothing fills {len(missing)} parameters of the {kind} model; give the checkpoint that has them too, "
+        "another --kind, or --initialize-missing:\n  " + "\n  ".join(missing)
+    )
+
+
+def _fill(
+    expected: Iterable[str], sources: dict[str, _Source], tied: dict[str, str], fresh: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The state dict, in the model's own order: what is read, copies of what a key is tied to, `fresh` for the rest."""
+    read = {key: _read_weight(*sources[key]) for key in expected if key in sources}
+    copies = {key: read[words].clone() for key, words in tied.items()}
+    found = fresh | read | copies
+    return {key: found[key] for key in expected}
 
 
 def recognise(names: Iterable[str]) -> str:
@@ -313,20 +351,25 @@ def run(options: argparse.Namespace) -> int:
         tokenizer.save_pretrained(options.out)
         print(f"tokenizer of {len(tokenizer)} wordpieces -> {options.out}")
     if conversion:
-        model_class, _ = MODELS[conversion.kind]
-        config = conversion.config.to_dict() | {"architectures": [model_class.__name__], "torch_dtype": "float32"}
-        write_folder(options.out, RealmConfig.from_dict(config), conversion.state_dict)
-        numbers = sum(tensor.numel() for tensor in conversion.state_dict.values())
-        print(f"{model_class.__name__}, {numbers:,} numbers in {len(conversion.state_dict)} tensors -> {options.out}")
-        for remark in conversion.remarks:
-            print(f"Assumed {remark}")
-        for title, names in (
-            ("variables map to no parameter", conversion.unmapped),
-            ("parameters were filled by nothing and hold initial values", conversion.missing),
-            ("parameters copy the word embeddings, to which BERT ties them", conversion.tied),
-        ):
-            if names:
-                print(f"{len(names)} {title}:\n  " + "\n  ".join(names))
-        if conversion.optimizer:
-            print(f"{conversion.optimizer} variables of the optimizer were left out")
+        write_conversion(conversion, options.out)
     return 0
+
+
+def write_conversion(conversion: Conversion, folder: Path) -> None:
+    """Write configuration and weights into `folder`, and print what became of everything."""
+    model_class, _ = MODELS[conversion.kind]
+    config = conversion.config.to_dict() | {"architectures": [model_class.__name__], "torch_dtype": "float32"}
+    write_folder(folder, RealmConfig.from_dict(config), conversion.state_dict)
+    numbers = sum(tensor.numel() for tensor in conversion.state_dict.values())
+    print(f"{model_class.__name__}, {numbers:,} numbers in {len(conversion.state_dict)} tensors -> {folder}")
+    for remark in conversion.remarks:
+        print(f"Assumed {remark}")
+    for title, names in (
+        ("variables map to no parameter", conversion.unmapped),
+        ("parameters were filled by nothing and hold initial values", conversion.missing),
+        ("parameters copy the word embeddings, to which BERT ties them", conversion.tied),
+    ):
+        if names:
+            print(f"{len(names)} {title}:\n  " + "\n  ".join(names))
+    if conversion.optimizer:
+        print(f"{conversion.optimizer} variables of the optimizer were left out")

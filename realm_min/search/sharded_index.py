@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files.checkpoint import read_safetensors, read_state_dict
+from ..files.checkpoint import read_state_dict
+from ..files.safetensors_file import read_safetensors
 from ..ranks.distributed import World, world
 from . import mips
 from .bounds import BASE_GROUP

@@ -1,7 +1,8 @@
 """Numerics of a checkpoint, stage by stage, against every reference there is: `realm-min verify CHECKPOINT`.
 
-Read in this order: `stages.py` cuts a model into stages, `paths.py` computes each stage in every way there is,
-`measure.py` says how far apart they are, `report.py` shows it; `known.py` has the published checkpoints' values.
+Read in this order: `stages.py` cuts a model into stages, `paths.py` tells of every way there is to compute them, each
+in a file of its own, `measure.py` says how far apart they are, `report.py` shows it; `known.py` has the published
+checkpoints' values.
 
 Each stage is measured twice. Its accumulated error is that of a path that computed everything from the inputs on. Its
 own error is that of the same path when the stage is given the reference's values to read: it shows a wrong stage among
@@ -17,7 +18,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,9 +33,11 @@ from ..text.tokenizer import RealmTokenizer
 from ..textbook import spans
 from .known import compare_known, recognise_known
 from .measure import Error, choice_error, choose, error_of, weight_differences, weight_problems
-from .paths import MeasuredPath, ReferencePath, StateDict, TorchPath, available_paths
+from .measured_path import MeasuredPath
+from .paths import available_paths
+from .reference_path import ReferencePath
 from .report import Answer, Measured, Report, Row, plot, print_report
-from .stages import Stage, inputs_of, recognise, shapes, stages_of
+from .stages import Stage, StateDict, inputs_of, recognise, shapes, stages_of
 
 __all__ = ["Report", "compare", "run", "verify"]
 
@@ -69,35 +72,19 @@ def verify(
     folder = resolve_folder(checkpoint)
     progress("reading the weights")
     kind, config, state_dict = read_checkpoint(folder)
-    paths, left_out = available_paths(kind, config, state_dict)
-    differences = {}
-    if against is not None:
-        other_kind, _, other = read_checkpoint(resolve_folder(against), config)
-        if other_kind != kind:
-            raise ValueError(f"{against} is a {other_kind}, {checkpoint} a {kind}: give two of the same model")
-        differences = weight_differences(state_dict, other)
-        paths.append(TorchPath(kind, config, other, name="against"))
-
-    name = known or recognise_known(str(checkpoint))
-    if known is None and name and kind == "RealmForOpenQA" and not (folder / BLOCK_RECORDS_FILE).is_file():
-        left_out["published values"] = f"{name}'s answer needs {BLOCK_RECORDS_FILE} in the folder"
-        name = None
+    other = None if against is None else read_other(against, config, kind, checkpoint)
+    paths, left_out = available_paths(kind, config, state_dict, other)
     text_ids = None if text is None else RealmTokenizer.from_pretrained(folder)(text)["input_ids"]
     report = compare(
         kind, config, state_dict, paths, inputs_of(kind, config, seed, text_ids),
         blocks=Blocks(folder, text_ids) if text_ids is not None and holds_blocks(folder, kind) else None,
         progress=progress,
     )  # fmt: skip
-    known_values = []
-    if name and report.weights:
-        left_out["published values"] = "the weights are damaged"
-    elif name:
-        progress(f"published values of {name}")
-        known_values = compare_known(name, folder)
-    return replace(
-        report, checkpoint=str(checkpoint), text=text, seed=seed, left_out=left_out, differences=differences,
-        against=None if against is None else str(against), known=name, known_values=known_values,
+    report = replace(
+        report, checkpoint=str(checkpoint), text=text, seed=seed, left_out=left_out,
+        against=None if against is None else str(against), differences=weight_differences(state_dict, other or {}),
     )  # fmt: skip
+    return with_published_values(report, folder, known, progress)
 
 
 def read_checkpoint(folder: Path, config: RealmConfig | None = None) -> tuple[str, RealmConfig, StateDict]:
@@ -115,6 +102,29 @@ def read_checkpoint(folder: Path, config: RealmConfig | None = None) -> tuple[st
     checkpoints.assign(tensors, state_dict, aliases, source=str(folder))  # copies nothing: these have no memory
     once = {aliases.get(key, key): tensor for key, tensor in state_dict.items()}
     return kind, config, {key: once[key] for key in tensors}
+
+
+def read_other(against: str | os.PathLike, config: RealmConfig, kind: str, checkpoint: str | os.PathLike) -> StateDict:
+    """The weights of the checkpoint that `checkpoint`, of this kind and configuration, is verified against."""
+    other_kind, _, other = read_checkpoint(resolve_folder(against), config)
+    if other_kind != kind:
+        raise ValueError(f"{against} is a {other_kind}, {checkpoint} a {kind}: give two of the same model")
+    return other
+
+
+def with_published_values(report: Report, folder: Path, known: str | None, progress: Callable[[str], None]) -> Report:
+    """The report, with the values of the published checkpoint `known`, or of the one that this is called after."""
+    name = known or recognise_known(report.checkpoint)
+    if not name:
+        return report
+    if known is None and report.kind == "RealmForOpenQA" and not holds_blocks(folder, report.kind):
+        name, why = None, f"{name}'s answer needs {BLOCK_RECORDS_FILE} in the folder"
+    elif report.weights:
+        why = "the weights are damaged"
+    else:
+        progress(f"published values of {name}")
+        return replace(report, known=name, known_values=compare_known(name, folder))
+    return replace(report, known=name, left_out=report.left_out | {"published values": why})
 
 
 # --- Comparing --------------------------------------------------------------------------------------------------------
@@ -136,42 +146,40 @@ def compare(
         inputs: what `inputs_of` gives.
         blocks: the evidence to read instead of seeded ids, for a model that answers questions.
     """
-    stages = stages_of(kind, config)
     problems = weight_problems(state_dict)
     progress("NumPy, float64")
-    reference = ReferencePath(kind, config, state_dict)
-    values: Values = dict(inputs)
-    scores: Values = {}
+    stages = stages_of(kind, config)
+    yardstick = run_reference(ReferencePath(kind, config, state_dict), stages, inputs, blocks)
     answer = None
-    with np.errstate(all="ignore"):  # damaged weights overflow; that is reported as what it is
-        for stage in stages:
-            if blocks and stage.name == "reader:layer -1" and values["retrieved"] is not None:
-                read = blocks.reader_inputs(config, values["retrieved"][0])
-                inputs, values = inputs | read, values | read
-            run_reference(reference, stage, values, scores, problems)
-    if blocks and values["reader:answer"] is not None:
-        answer = blocks.answer(config, {name: value for name, value in values.items() if value is not None})
-
+    if blocks and yardstick.values["reader:answer"] is not None:
+        answer = blocks.answer(config, {name: value for name, value in yardstick.values.items() if value is not None})
     rows = [
-        Row(stage, scale_of(reference, stage, values), {key: problems[key] for key in weights_of(stage, problems)})
+        Row(stage, yardstick.scales[stage.name], {key: problems[key] for key in weights_of(stage, problems)})
         for stage in stages
     ]
     for path in paths:
         progress(path.name)
         with np.errstate(all="ignore"):
-            measure_path(path, rows, inputs, values, scores)
+            measure_path(path, rows, yardstick)
     return Report(
         kind=kind,
-        sizes={
-            "layers": config.num_hidden_layers, "hidden": config.hidden_size, "heads": config.num_attention_heads,
-            "vocabulary": config.vocab_size, "weights": sum(tensor.numel() for tensor in state_dict.values()),
-        },
-        inputs={name: list(value.shape) for name, value in inputs.items() if name.endswith("ids")},
+        sizes=sizes_of(config, state_dict),
+        inputs={name: list(value.shape) for name, value in yardstick.inputs.items() if name.endswith("ids")},
         rows=rows,
         tolerances={path.name: path.tolerance for path in paths},
         weights=problems,
         answer=answer,
-    )  # fmt: skip
+    )
+
+
+def sizes_of(config: RealmConfig, state_dict: StateDict) -> dict[str, int]:
+    return {
+        "layers": config.num_hidden_layers,
+        "hidden": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "vocabulary": config.vocab_size,
+        "weights": sum(tensor.numel() for tensor in state_dict.values()),
+    }
 
 
 def read_by(stage: Stage, values: Values) -> list[np.ndarray] | None:
@@ -180,9 +188,35 @@ def read_by(stage: Stage, values: Values) -> list[np.ndarray] | None:
     return found if len(found) == len(stage.reads) else None
 
 
+class Yardstick(NamedTuple):
+    """What the reference computed.
+
+    inputs: what it started from. values: these, and what each stage gave. scores: what each stage chose by, where it
+    chooses. scales: what the errors of each stage are relative to.
+    """
+
+    inputs: dict[str, np.ndarray]
+    values: Values
+    scores: Values
+    scales: dict[str, float]
+
+
 def run_reference(
-    reference: ReferencePath, stage: Stage, values: Values, scores: Values, problems: dict[str, str]
-) -> None:
+    reference: ReferencePath, stages: list[Stage], inputs: dict[str, np.ndarray], blocks: Blocks | None
+) -> Yardstick:
+    """Compute every stage; the reader reads the blocks that were retrieved, where there are `blocks`."""
+    values: Values = dict(inputs)
+    scores: Values = {}
+    with np.errstate(all="ignore"):  # damaged weights overflow; that is reported as what it is
+        for stage in stages:
+            if blocks and stage.name == "reader:layer -1" and values["retrieved"] is not None:
+                read = blocks.reader_inputs(reference.config, values["retrieved"][0])
+                inputs, values = inputs | read, values | read
+            compute_reference(reference, stage, values, scores)
+    return Yardstick(inputs, values, scores, {stage.name: scale_of(reference, stage, values) for stage in stages})
+
+
+def compute_reference(reference: ReferencePath, stage: Stage, values: Values, scores: Values) -> None:
     """Compute one stage into `values`, and where it chooses, into `scores` what it chose by."""
     if stage.repeats:
         values[stage.name], scores[stage.name] = values[stage.repeats], scores.get(stage.repeats)
@@ -202,11 +236,10 @@ def scale_of(reference: ReferencePath, stage: Stage, values: Values) -> float:
     return reference.scale(stage, value, *reads)
 
 
-def measure_path(
-    path: MeasuredPath, rows: list[Row], inputs: Mapping[str, np.ndarray], reference: Values, scores: Values
-) -> None:
+def measure_path(path: MeasuredPath, rows: list[Row], yardstick: Yardstick) -> None:
     """Add the errors of one path to every row."""
-    values: Values = dict(inputs)
+    reference = yardstick.values
+    values: Values = dict(yardstick.inputs)
     for row in rows:
         stage = row.stage
 
@@ -219,7 +252,7 @@ def measure_path(
 
         def error(found: np.ndarray | None, row: Row = row) -> Error:
             if row.stage.choices:
-                return choice_error(scores[row.stage.name], found)
+                return choice_error(yardstick.scores[row.stage.name], found)
             return error_of(row.stage, reference[row.stage.name], found, row.scale)
 
         found = compute(values)

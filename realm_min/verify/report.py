@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -16,8 +16,25 @@ from .known import KNOWN_TOLERANCE, KnownValue
 from .measure import FLOAT32_ROUNDING, Error
 from .stages import Stage
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 # A table this wide shows absolute and relative errors too; a narrower one, units of rounding alone.
 WIDE = 100
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def plain_error(error: Error) -> dict[str, Any]:
+    return {
+        "absolute": finite_or_none(error.absolute),
+        "relative": finite_or_none(error.relative),
+        "float32_roundings": finite_or_none(error.roundings),
+        "differing_choices": error.differing,
+    }
 
 
 @dataclass
@@ -35,6 +52,14 @@ class Measured:
     @property
     def own_passed(self) -> bool:
         return self.own is None or self.own.relative <= self.tolerance
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **plain_error(self.accumulated),
+            "own": None if self.own is None else plain_error(self.own),
+            "tolerance": self.tolerance,
+            "passed": self.passed,
+        }
 
 
 @dataclass
@@ -54,6 +79,18 @@ class Row:
     def at_fault(self) -> bool:
         """Whether the stage itself is wrong, rather than what it was given."""
         return bool(self.weights) or not all(error.own_passed for error in self.errors.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.stage.name,
+            "part": self.stage.part,
+            "label": self.stage.label,
+            "scale": finite_or_none(self.scale),
+            "passed": self.passed,
+            "at_fault": self.at_fault,
+            "weights": self.weights,
+            "errors": {path: found.to_dict() for path, found in self.errors.items()},
+        }
 
 
 @dataclass
@@ -111,18 +148,6 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON. An error that is null is infinite: something was not finite."""
-
-        def number(value: float) -> float | None:
-            return value if math.isfinite(value) else None
-
-        def error(found: Error) -> dict[str, Any]:
-            return {
-                "absolute": number(found.absolute),
-                "relative": number(found.relative),
-                "float32_roundings": number(found.roundings),
-                "differing_choices": found.differing,
-            }
-
         return {
             "checkpoint": self.checkpoint,
             "kind": self.kind,
@@ -135,27 +160,7 @@ class Report:
             "answer": self.answer and vars(self.answer),
             "paths": self.paths,
             "left_out": self.left_out,
-            "stages": [
-                {
-                    "name": row.stage.name,
-                    "part": row.stage.part,
-                    "label": row.stage.label,
-                    "scale": number(row.scale),
-                    "passed": row.passed,
-                    "at_fault": row.at_fault,
-                    "weights": row.weights,
-                    "errors": {
-                        path: {
-                            **error(found.accumulated),
-                            "own": None if found.own is None else error(found.own),
-                            "tolerance": found.tolerance,
-                            "passed": found.passed,
-                        }
-                        for path, found in row.errors.items()
-                    },
-                }
-                for row in self.rows
-            ],
+            "stages": [row.to_dict() for row in self.rows],
             "weights": self.weights,
             "against": self.against,
             "differences": self.differences,
@@ -341,32 +346,8 @@ def plot(report: Report, path: Path) -> None:
         "Own error: this stage alone, given the reference's values",
     )
     for axes, title in zip(panels, titles, strict=True):
-        own = axes is panels[1]
-        for name in report.paths:
-            xs, ys, failed = [], [], []
-            for x, row in enumerate(rows):
-                error = row.errors.get(name)
-                error = error and (error.own if own else error.accumulated)
-                if error is None or error.relative == 0:
-                    continue
-                xs.append(x)
-                ys.append(min(error.relative, 1.0))
-                failed.append(error.relative > row.errors[name].tolerance)
-            colour = COLOURS.get(name)
-            axes.plot(xs, ys, marker="o", markersize=3.5, linewidth=1.2, label=name, color=colour)
-            bad = [(x, y) for x, y, wrong in zip(xs, ys, failed, strict=True) if wrong]
-            if bad:
-                axes.scatter(*zip(*bad, strict=True), s=60, facecolors="none", edgecolors="red", zorder=3)
-        axes.step(range(len(rows)), [row.stage.tolerance for row in rows], where="mid", color="red", linestyle="--",
-                  linewidth=1, label="tolerance in float32")  # fmt: skip
-        axes.axhline(FLOAT32_ROUNDING, color="black", linestyle=":", linewidth=1, label="float32 rounding, 2⁻²⁴")
-        axes.set_yscale("log")
+        draw_errors(axes, report, own=axes is panels[1])
         axes.set_title(title, loc="left", fontsize=10)
-        axes.set_ylabel("relative error")
-        axes.grid(axis="y", alpha=0.3)
-        for x in range(1, len(rows)):
-            if rows[x].stage.part != rows[x - 1].stage.part:
-                axes.axvline(x - 0.5, color="black", linewidth=0.8)
     panels[0].legend(fontsize=8, ncols=3)
     ticks = [f"{row.stage.part + ': ' if row.stage.part else ''}{row.stage.label}" for row in rows]
     panels[1].set_xticks(range(len(rows)), ticks, rotation=90, fontsize=7)
@@ -375,3 +356,32 @@ def plot(report: Report, path: Path) -> None:
     figure.suptitle(f"{report.checkpoint}  ({report.kind}): error by depth against float64", fontsize=11)
     with write_atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
+
+
+def draw_errors(axes: Axes, report: Report, own: bool) -> None:
+    """One panel of `plot`: a line for each path, what is past its tolerance ringed in red, and the bounds."""
+    rows = report.rows
+    for name in report.paths:
+        xs, ys, failed = [], [], []
+        for x, row in enumerate(rows):
+            error = row.errors.get(name)
+            error = error and (error.own if own else error.accumulated)
+            if error is None or error.relative == 0:
+                continue
+            xs.append(x)
+            ys.append(min(error.relative, 1.0))
+            failed.append(error.relative > row.errors[name].tolerance)
+        colour = COLOURS.get(name)
+        axes.plot(xs, ys, marker="o", markersize=3.5, linewidth=1.2, label=name, color=colour)
+        bad = [(x, y) for x, y, wrong in zip(xs, ys, failed, strict=True) if wrong]
+        if bad:
+            axes.scatter(*zip(*bad, strict=True), s=60, facecolors="none", edgecolors="red", zorder=3)
+    axes.step(range(len(rows)), [row.stage.tolerance for row in rows], where="mid", color="red", linestyle="--",
+              linewidth=1, label="tolerance in float32")  # fmt: skip
+    axes.axhline(FLOAT32_ROUNDING, color="black", linestyle=":", linewidth=1, label="float32 rounding, 2⁻²⁴")
+    axes.set_yscale("log")
+    axes.set_ylabel("relative error")
+    axes.grid(axis="y", alpha=0.3)
+    for x in range(1, len(rows)):
+        if rows[x].stage.part != rows[x - 1].stage.part:
+            axes.axvline(x - 0.5, color="black", linewidth=0.8)

@@ -9,10 +9,11 @@ A model is made of parts, each with a trunk of its own: the state dict names the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from ..config import RealmConfig
 from ..interface.base import RealmModel
@@ -20,6 +21,8 @@ from ..interface.embedder import RealmEmbedder
 from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
 from ..interface.reader import RealmReader
 from ..model.parameters import Shapes
+
+StateDict = Mapping[str, Tensor]
 
 # Bounds on the largest error of a stage, relative to the largest number in it.
 TOLERANCE = 2e-6
@@ -102,6 +105,17 @@ def recognise(architectures: Iterable[str] | None, keys: Iterable[str]) -> str:
 
 def prefix_of(part: str) -> str:
     return f"{part}." if part else ""
+
+
+def within(state_dict: StateDict, part: str) -> dict[str, Tensor]:
+    """The tensors of a part, by its own keys."""
+    prefix = prefix_of(part)
+    return {key[len(prefix) :]: tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
+
+
+def tokens_of(spans: int, max_span_width: int) -> int:
+    """Tokens of a sequence that has `spans` spans of at most `max_span_width` <= tokens."""
+    return (spans + max_span_width * (max_span_width - 1) // 2) // max_span_width
 
 
 def shapes(kind: str, config: RealmConfig) -> Shapes:
