@@ -2,7 +2,9 @@
 
 import json
 import math
+import sys
 import time
+from pathlib import Path
 
 import book_models
 import numpy as np
@@ -181,6 +183,28 @@ def test_a_step_is_the_books(tokenizer, marginal, max_positions):
         for key, gradient in model.grads.items():
             if key not in model.aliases():
                 assert_close(gradient, g[name][key], 1e-10, key)
+
+
+def test_a_step_is_read_in_five_files(tokenizer):
+    """Those of learn/ and model/ that it enters, what finds its evidence included."""
+    texts = preparation.cut_texts(BLOCKS, tokenizer, 24, masking.salient_span)[:3]
+    examples = pretraining.hide(texts, tokenizer, masking.salient_span, [np.random.default_rng(0)] * 3)
+    package, entered = Path(realm_min.__file__).parent, set()
+
+    def enter(frame, event, argument):
+        entered.add(Path(frame.f_code.co_filename))
+
+    models = [model.train() for model in new_models(hidden_dropout_prob=0.1)]
+    assert all(model.own_grads for model in models)  # allocated, as the loop has them before its first step
+    sys.setprofile(enter)
+    try:
+        step(models, tokenizer, BlockIndex(torch.randn(len(BLOCKS), 8)), examples, SETTINGS)
+    finally:
+        sys.setprofile(None)
+    found = {path.relative_to(package).as_posix() for path in entered if package in path.parents}
+    assert {file for file in found if file.startswith(("learn/", "model/"))} == {
+        "learn/pretraining.py", "model/realm.py", "model/bert.py", "model/fast.py", "model/ops.py",
+    }  # fmt: skip
 
 
 def test_retrieval_utility_is_what_the_documents_add(tokenizer, monkeypatch):

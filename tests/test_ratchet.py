@@ -12,12 +12,10 @@ ROOT = Path(__file__).parents[1]
 SLACK = 15  # lines by which something may be below its number before the number is to be lowered
 
 # Lines, blank and comment lines included.
-BUDGETS = {"textbook.py": 450, "model": 2000, "interface": 1550, "learn": 1100, "kernels": 800}
-ABOVE_BUDGET: dict[str, int] = {
-}
+BUDGETS = {"textbook.py": 450, "model": 2000, "interface": 1560, "learn": 1100, "kernels": 800}
+ABOVE_BUDGET: dict[str, int] = {}
 LARGEST_FILE = 500
-ABOVE_LARGEST_FILE: dict[str, int] = {
-}
+ABOVE_LARGEST_FILE: dict[str, int] = {}
 LONGEST_FUNCTION = 40
 ABOVE_LONGEST_FUNCTION: dict[str, int] = {
     "app.indexing:index": 44,
@@ -25,7 +23,7 @@ ABOVE_LONGEST_FUNCTION: dict[str, int] = {
     "interface.open_qa:RealmForOpenQA.forward": 54,
     "interface.reader:RealmReader.forward": 54,
     "interface.scorer:RealmScorer.forward": 55,
-    "learn.pretraining:pretrain_step": 46,
+    "learn.pretraining:pretrain_step": 44,
     "text.tokenizer_base:BaseTokenizer.__call__": 54,
 }
 MOST_PARAMETERS = 8

@@ -51,6 +51,7 @@ class RealmModel:
         self.generator = torch.Generator().manual_seed(seed)
         self._grads: Parameters | None = None
         self._last: Call | None = None  # for `backward()`, of what was called last
+        self.passed: Callable[[str], None] | None = None  # see `Run.passed`
         self._checkpoint_layers = False
         self.p = allocate(self.shapes(config), torch.float32, "cpu", unread=self.unread)
         if initialize:
@@ -248,9 +249,13 @@ class RealmModel:
             output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
         )
 
-    def run_to_learn(self, seeds: list[int]) -> Run:
-        """How to read one sequence a seed and keep what the backward takes, dropout on in training mode alone."""
-        return Run(seeds if self.training else None, keep=True, checkpoint_layers=self.checkpoint_layers)
+    def run_to_learn(self, seeds: list[int], *, last: bool = False) -> Run:
+        """How to read one sequence a seed and keep what the backward takes, dropout on in training mode alone.
+
+        `last`: of a step's backward passes through this model, this one's comes last; `passed` hears what is final.
+        """
+        passed = self.passed if last else None
+        return Run(seeds if self.training else None, keep=True, checkpoint_layers=self.checkpoint_layers, passed=passed)
 
     # Gradients
 

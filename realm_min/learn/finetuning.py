@@ -10,7 +10,6 @@ unless `refresh_blocks` re-embeds them as training goes on and lets the gradient
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -61,20 +60,18 @@ def finetune_step(
     model: RealmForOpenQA, questions: list[Encoded], evidence: Evidence, settings: Finetune, draws: Draws
 ) -> dict[str, Sum]:
     """The losses of a batch of questions, added up; the sum's gradients are added to the model's."""
-    embedder, reader = model.embedder, model.reader
+    embedder = model.embedder
     inputs = padded([question.ids for question in questions], model.config.pad_token_id)
     batch = checked_batch(embedder.config, Inputs(*inputs).to(embedder.device))
-    (x, _), kept_x = embed(embedder.p, embedder.config, batch, embedder.run_to_learn(draws.dropout_seeds()))
+    run = embedder.run_to_learn(draws.dropout_seeds(), last=True)
+    (x, _), kept_x = embed(embedder.p, embedder.config, batch, run)  # [batch, proj]
     _, found = model.search(x, min(model.config.searcher_beam_size, len(evidence.pieces)))  # [batch, searcher beam]
     results, dx = [], torch.zeros_like(x)
     for i, question in enumerate(questions):
-        right = torch.tensor([is_evidence(question, block, evidence) for block in found[i].tolist()])
-        block_ids, right = reading_order(found[i], right, model.config.reader_beam_size, settings.read_an_answer)
-        with reader.own_grads.last_pass() if i == len(questions) - 1 else nullcontext():
-            results.append(question_step(model, question, x[i], block_ids, right, evidence, settings, draws.of(i)))
+        last = i == len(questions) - 1
+        results.append(question_step(model, question, x[i], found[i], evidence, settings, draws.of(i), last))
         dx[i] = results[-1].dprojection
-    with embedder.own_grads.last_pass():
-        embed_backward(dx, kept_x, embedder.own_grads)
+    embed_backward(dx, kept_x, embedder.own_grads)
     retriever_loss = sum(result.retriever_loss for result in results)
     reader_loss = sum(result.reader_loss for result in results)
     return {
@@ -89,20 +86,22 @@ def question_step(
     model: RealmForOpenQA,
     question: Encoded,
     x: Tensor,
-    block_ids: Tensor,
-    right: Tensor,
+    found: Tensor,
     evidence: Evidence,
     settings: Finetune,
     draws: Draws,
+    last: bool,
 ) -> Read:
-    """The losses of one question, which reads the first of `block_ids` [searcher beam]; adds the reader's gradients.
+    """The losses of one question, which reads the first blocks of `found` [searcher beam]; adds the reader's gradients.
 
     Args:
         x: Embed_input(x) [proj].
-        right: which blocks hold an answer, [searcher beam].
         draws: this question's alone.
+        last: the reader has no other question to read in this step.
     """
-    config, reader, right = model.config, model.reader, right.to(x.device)
+    config, reader = model.config, model.reader
+    right = torch.tensor([is_evidence(question, block, evidence) for block in found.tolist()], device=x.device)
+    block_ids, right = reading_order(found, right, config.reader_beam_size, settings.read_an_answer)
     beam = min(config.reader_beam_size, len(block_ids))
     embeddings, fresh = model.block_emb[block_ids].to(x), None  # [searcher beam, proj]
     if settings.refresh_blocks:
@@ -112,7 +111,7 @@ def question_step(
     relevance = embeddings @ x  # f(x, z) [searcher beam]
     texts = [evidence.pieces[block] for block in block_ids[:beam].tolist()]
     batch, in_block, correct = pairs_to_read(config, question, texts, right[:beam])
-    run = reader.run_to_learn(draws.dropout_seeds(1, beam))
+    run = reader.run_to_learn(draws.dropout_seeds(1, beam), last=last)
     (scores, _), kept_read = read(reader.p, config, batch, in_block, relevance[:beam], run)  # [beam, spans]
     retriever_loss, drelevance = loss_of_correct(relevance[None], right[None])
     reader_loss, dscores = loss_of_correct(scores.view(1, -1), correct.view(1, -1))

@@ -75,15 +75,14 @@ def ict_step(
         seeds: of their dropout.
     """
     p, c, grads = embedder.p, embedder.config, embedder.own_grads
-    (x, _), kept_x = embed(p, c, sentences, embedder.run_to_learn(seeds[0]))
+    (x, _), kept_x = embed(p, c, sentences, embedder.run_to_learn(seeds[0], last=True))
     (z, _), kept_z = embed(p, c, blocks, embedder.run_to_learn(seeds[1]))
     x, z = of_all(torch.cat([x, z], 1)).chunk(2, 1)  # [own examples, 2 proj] -> [batch, proj] each
     scores = x @ z.t()  # [batch, batch]
     right = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
     _, dscores = loss_of_correct(scores, right)
     embed_backward((dscores.t() @ x)[own], kept_z, grads)
-    with grads.last_pass():
-        embed_backward((dscores @ z)[own], kept_x, grads)
+    embed_backward((dscores @ z)[own], kept_x, grads)
     scores, right = scores[own], right[own]  # [own examples, batch]
     found = right.gather(1, scores.argmax(1)[:, None])  # whether the own block scores best
     loss = float(loss_of_correct(scores, right)[0])

@@ -36,10 +36,9 @@ SHORTEST_STRETCH = 12  # wordpieces of a block that are masked, where its eviden
 
 def mlm_step(encoder: RealmKnowledgeAugEncoder, batch: Batch, labels: Tensor, seeds: list[int]) -> dict[str, Sum]:
     """-Σ log p of the hidden words, batch and labels as `masked_blocks` makes them; the sum's gradients are added."""
-    run = encoder.run_to_learn(seeds)
+    run = encoder.run_to_learn(seeds, last=True)
     log_likelihood, kept = masked_words(encoder.p, encoder.config, batch, labels, run)
-    with encoder.own_grads.last_pass():
-        masked_words_backward(torch.full_like(log_likelihood, -1.0), kept, encoder.own_grads)
+    masked_words_backward(torch.full_like(log_likelihood, -1.0), kept, encoder.own_grads)
     return {"loss": Sum(-float(log_likelihood.sum()), int((labels != IGNORED).sum()))}
 
 

@@ -110,14 +110,14 @@ def pretrain_step(
     """
     embedder, encoder = models
     p, c = embedder.p, embedder.config
-    (x, _), kept_x = embed(p, c, texts, embedder.run_to_learn(seeds))  # [batch, proj]
+    (x, _), kept_x = embed(p, c, texts, embedder.run_to_learn(seeds, last=True))  # [batch, proj]
     candidates, documents, document_seeds, fixed, pairs, pair_seeds, labels = evidence_of(x)
     (z, _), kept_z = embed(p, c, documents, embedder.run_to_learn(document_seeds))  # [documents, proj]
     z = z if fixed is None else torch.cat([z, fixed.to(z)])
     relevance, kept_relevance = relevance_score(x, z[candidates])  # f(x, z) [batch, candidates]
     log_p, kept_words = masked_words(
         encoder.p, encoder.config, pairs, labels.repeat_interleave(candidates.shape[1], 0),  # the same y for each z
-        encoder.run_to_learn(pair_seeds),
+        encoder.run_to_learn(pair_seeds, last=True),
     )  # fmt: skip
     log_likelihood = log_p.view(*candidates.shape, -1)  # [batch, candidates, tokens]
 
@@ -125,15 +125,13 @@ def pretrain_step(
     count = int(masked.sum())  # the loss is the mean of so many
     loss, kept_loss = marginal_loss(log_likelihood, relevance, masked, settings.marginal == "span")
     dlog_likelihood, drelevance = marginal_loss_backward(torch.full_like(loss, count), kept_loss)
-    with encoder.own_grads.last_pass():
-        masked_words_backward(dlog_likelihood.flatten(0, 1), kept_words, encoder.own_grads)
+    masked_words_backward(dlog_likelihood.flatten(0, 1), kept_words, encoder.own_grads)
     dx, dpicked = relevance_score_backward(drelevance, kept_relevance)
     if fixed is None:
         dz = torch.zeros_like(z).index_add_(0, candidates.flatten(), dpicked.flatten(0, 1))
         embed_backward(dz, kept_z, embedder.own_grads)
     if not settings.encoder_alone:
-        with embedder.own_grads.last_pass():
-            embed_backward(dx, kept_x, embedder.own_grads)
+        embed_backward(dx, kept_x, embedder.own_grads)
 
     tokens = sum(int(batch.mask.sum()) for batch in (texts, documents, pairs))
     sums = {"loss": Sum(count * float(loss), count), "tokens": Sum(tokens, len(x))}

@@ -9,7 +9,7 @@ steps that are written otherwise than in the book, for speed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +40,8 @@ class Run(NamedTuple):
     checkpoint_layers: of each layer keep the input alone; `bert_backward` computes the rest again, bit for bit (Chen et
         al. 2016, "Training deep nets with sublinear memory cost").
     head_mask: [layers, heads], factors on the attention probabilities.
+    passed: what the backward calls when it has gone through a part, "realm.encoder.layer.3" say, and so through all
+        that lies behind it; None where other backward passes of the same gradients are to follow.
     """
 
     seeds: list[int] | None = None
@@ -48,6 +50,7 @@ class Run(NamedTuple):
     head_mask: Tensor | None = None
     output_attentions: bool = False
     output_hidden_states: bool = False
+    passed: Callable[[str], None] | None = None
 
 
 PLAIN = Run()
@@ -229,7 +232,7 @@ def bert(p: Parameters, config: RealmConfig, batch: Batch, read: str, run: Run =
         tuple(state.view(shape) for state in hidden_states) if run.output_hidden_states else None,
         tuple(attentions) if run.output_attentions else None,
     )
-    return encoded, (kept_embeddings, kept_layers, rows, shape, read, only) if run.keep else None
+    return encoded, (kept_embeddings, kept_layers, rows, shape, read, only, run.passed) if run.keep else None
 
 
 def dense_inputs(kept: Kept) -> Iterator[tuple[str, Tensor]]:
@@ -252,7 +255,7 @@ def bert_backward(dhidden: Tensor, kept: Kept, grads: Parameters) -> Tensor:
     Returns:
         ∂loss/∂inputs_embeds [batch, tokens, hidden], of the word embeddings where ids were given.
     """
-    kept_embeddings, kept_layers, rows, shape, read, only = kept
+    kept_embeddings, kept_layers, rows, shape, read, only, passed = kept
     if read == "first" and only is None:
         dfirst, dhidden = dhidden, dhidden.new_zeros(shape)
         dhidden[:, 0] = dfirst
@@ -262,7 +265,9 @@ def bert_backward(dhidden: Tensor, kept: Kept, grads: Parameters) -> Tensor:
         if isinstance(kept_layer, LayerAgain):
             _, _, kept_layer = layer(*kept_layer.arguments)
         dx = layer_backward(dx, kept_layer, grads)
-        grads.passed(f"realm.encoder.layer.{number}")
+        if passed is not None:
+            passed(f"realm.encoder.layer.{number}")
     dx = embeddings_backward(dx, kept_embeddings, grads)
-    grads.passed("realm.embeddings")
+    if passed is not None:
+        passed("realm.embeddings")
     return dx

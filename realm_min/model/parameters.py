@@ -8,8 +8,7 @@ all three; the state dict shows its three parts. Both are views: writing to eith
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -30,29 +29,11 @@ QKV = ("query", "key", "value")
 class Parameters(dict[str, Tensor]):
     """State-dict key -> tensor. `qkv` maps an attention's name to its fused weight [hidden, 3 hidden] and bias.
 
-    Gradients lie side by side in one tensor, `flat`, in the order in which a forward meets their parameters. The
-    backward calls `passed(part)` when it has gone through a part, "realm.encoder.layer.3" say, and so through all that
-    lies behind it; within `last_pass` that reaches the `listener`.
+    Gradients lie side by side in one tensor, `flat`, in the order in which a forward meets their parameters.
     """
 
     qkv: dict[str, tuple[Tensor, Tensor]]
     flat: Tensor
-    listener: Callable[[str], None] | None = None
-    _in_last_pass = False
-
-    def passed(self, part: str) -> None:
-        """Say that in this pass nothing more is added to the gradients of `part` and of what lies behind it."""
-        if self._in_last_pass and self.listener is not None:
-            self.listener(part)
-
-    @contextmanager
-    def last_pass(self) -> Iterator[None]:
-        """Around the last of the backward passes that add up: what it has passed is final."""
-        self._in_last_pass = True
-        try:
-            yield
-        finally:
-            self._in_last_pass = False
 
 
 def bert_shapes(config: RealmConfig) -> Shapes:

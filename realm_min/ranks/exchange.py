@@ -1,7 +1,7 @@
 """Gradients summed over the ranks while the backward pass goes on: data-parallel training.
 
 Every rank has the whole models and works on its share of a batch, and its gradients are its share of the sum that one
-rank with the whole batch would have. A backward pass completes a model's gradients from their end (see `Parameters`):
+rank with the whole batch would have. A backward pass completes a model's gradients from their end (see `Run.passed`):
 as soon as a bucket of them is final, its sum starts in the background (Li et al. 2020, "PyTorch Distributed", section
 3.2). All ranks start the same sums in the same order, as they must: model after model, each from its end.
 """
@@ -49,7 +49,7 @@ class GradientExchange:
             self._buckets += [
                 Bucket(number, start, own.flat[start:stop]) for start, stop in buckets(own, wanted, BUCKET)
             ]
-            own.listener = partial(self._passed, number, own)
+            part.passed = partial(self._passed, number, own)
 
     def finish(self) -> None:
         """Sum what the backward passes have not announced, and wait for all sums."""
