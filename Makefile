@@ -40,7 +40,7 @@ test-oldest:
 
 # Every variant of the kernels, compiled for Ampere and Hopper without a GPU; the suite does so for Hopper alone.
 test-kernels: $(STAMPS)/test
-	ARCHITECTURES="80 90" $(RUN) -m pytest tests/test_kernels_compile.py
+	ARCHITECTURES="80 90" $(RUN) -m pytest tests/kernels/test_kernels_compile.py
 
 # Every notebook runs, and prints and draws what is stored.
 test-notebooks: $(STAMPS)/test

@@ -485,7 +485,7 @@ close = np.allclose(by_kernel[measured], by_difference[measured], atol=1e-4)
 print("backward against finite differences, to 1e-4:", close)
 
 # %% [markdown]
-# The same source compiles for a GPU: `tests/test_kernels_compile.py` does so for every variant, without one.
+# The same source compiles for a GPU: `tests/kernels/test_kernels_compile.py` does so for every variant, without one.
 #
 # ## Exercises
 #

@@ -69,6 +69,7 @@ def needs(kernel, signature, constexprs, options, arch) -> dict:
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> list[dict]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.path.dirname(processes.__file__)
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
     commands = [[sys.executable, __file__, shard, SHARDS] for shard in range(SHARDS)]
     written = processes.run(*commands, env=environment, seconds=600)

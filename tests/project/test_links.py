@@ -11,7 +11,7 @@ import pytest
 
 from realm_min.app.cli import parser
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 # What the documents tell readers to write, or what a run leaves: no files of this repository.
 NOT_HERE = {"block_records.npy"}

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SLACK = 15  # lines by which something may be below its number before the number is to be lowered
 
 # Lines, blank and comment lines included.
