@@ -1,7 +1,7 @@
 """The arguments of the commands that do not train, and what is refused of them before torch is imported.
 
 For each command `add_COMMAND` declares its arguments and `check_COMMAND` refuses what no model is needed to refuse. The
-commands that train have theirs in `jobs/options.py`.
+commands that train have theirs in `training_arguments.py`.
 """
 
 from __future__ import annotations

@@ -164,8 +164,10 @@ class _Machine:
         self.stack.append(_Name(full_name))
 
     def push_name_from_stack(self) -> None:
-        attribute = self.stack.pop()
-        self.push_name(f"{self.stack.pop()}.{attribute}")
+        attribute, module = self.stack.pop(), self.stack.pop()
+        if type(attribute) is not str or type(module) is not str:  # a tuple within a tuple, say, however deep
+            raise TypeError
+        self.push_name(f"{module}.{attribute}")
 
     def call(self) -> None:
         arguments = self.stack.pop()
@@ -190,6 +192,8 @@ class _Machine:
         """Give the array its state, in which its records are; the state of its dtype says nothing that is needed."""
         state, built = self.stack.pop(), self.stack.pop()
         if built is _ARRAY:
+            if len(state) != 5:
+                raise TypeError
             _, self.shape, dtype, _, self.records = state
             if dtype is not _OBJECT_DTYPE:
                 raise TypeError
