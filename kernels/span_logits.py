@@ -122,14 +122,14 @@ def _scores_kernel(
                 h += tl.load(end_rows + column + columns, mask=load, other=0.0).to(tl.float32)
                 h = tl.where(h < 0.0, 0.0, h)
                 count = tl.minimum(hidden - column, BLOCK_H).to(tl.float32)
-                share = count / (column + count)
+                fraction = count / (column + count)
                 chunk_mean = tl.sum(h, axis=1) / count
                 centred = tl.where(inside, h - chunk_mean[:, None], 0.0)
                 delta = chunk_mean - mean
                 chunk_u_sum = tl.sum(u)
-                numerator += tl.sum(centred * u, axis=1) + delta * ((1.0 - share) * chunk_u_sum - share * u_sum)
-                squares += tl.sum(centred * centred, axis=1) + delta * delta * (column * share)
-                mean += delta * share
+                numerator += tl.sum(centred * u, axis=1) + delta * ((1.0 - fraction) * chunk_u_sum - fraction * u_sum)
+                squares += tl.sum(centred * centred, axis=1) + delta * delta * (column * fraction)
+                mean += delta * fraction
                 u_sum += chunk_u_sum  # pyright: ignore[reportOperatorIssue] (the sum of one tensor is no tuple)
         inverse_deviation = 1.0 / tl.sqrt(squares / hidden + eps)
         candidates = first + token  # [BLOCK_T] index among the block's spans

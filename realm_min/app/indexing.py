@@ -269,9 +269,9 @@ def _embed_shards(
         world.barrier()
         look_at_others()
     except KeyboardInterrupt:
-        kept = sum(len(shard) for number, shard in enumerate(shards) if _shard_path(partial, number).is_file())
+        done = sum(len(shard) for number, shard in enumerate(shards) if _shard_path(partial, number).is_file())
         raise KeyboardInterrupt(
-            f"{kept:,} of {len(blocks):,} blocks are embedded and kept in {partial}. "
+            f"{done:,} of {len(blocks):,} blocks are embedded and kept in {partial}. "
             "The same command goes on from there."
         ) from None
 

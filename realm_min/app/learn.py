@@ -248,11 +248,11 @@ def warm_up(task: Task, settings: Settings, seed: int) -> RealmKnowledgeAugEncod
             for i, answer in zip(picked, dealt, strict=True)
         ]
         questions = [task.questions[i][rng.integers(len(task.questions[i]))] for i in picked]
-        log_likelihood, cache = encoder.masked_log_likelihood(
+        log_likelihood, kept = encoder.masked_log_likelihood(
             **encoder_inputs(task, questions, evidence, dealt, encoder)
         )
         encoder.zero_grads()
-        encoder.masked_log_likelihood_backward(torch.full_like(log_likelihood, -1 / len(picked)), cache)
+        encoder.masked_log_likelihood_backward(torch.full_like(log_likelihood, -1 / len(picked)), kept)
         optimizer.update(encoder.state_dict(), encoder.grads)
     return encoder
 

@@ -318,13 +318,13 @@ def _parse_size(size: int | str) -> int:
 
 def _without_repetitions(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     seen: set[tuple] = set()
-    kept = {}
+    first = {}
     for key, tensor in state_dict.items():
         memory = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if tensor.numel() == 0 or memory not in seen:
-            kept[key] = tensor
+            first[key] = tensor
         seen.add(memory)
-    return kept
+    return first
 
 
 def _cut_into_shards(state_dict: dict[str, torch.Tensor], max_bytes: int) -> list[dict[str, torch.Tensor]]:

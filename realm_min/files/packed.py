@@ -92,8 +92,8 @@ def pack(
     """
     documents, extra_texts = list(documents), list(extra_texts)
     blocks = _indexed_blocks(model, tokenizer, documents)
-    kept, header = _prune(model.config, tokenizer, documents, blocks, extra_texts, common_pieces)
-    weights = _to_store(model, tokenizer, blocks, extra_texts, kept)
+    stay, header = _prune(model.config, tokenizer, documents, blocks, extra_texts, common_pieces)
+    weights = _to_store(model, tokenizer, blocks, extra_texts, stay)
     manifest = _manifest(model.config, blocks, corpus, weights)
     data = _largest_within(budget, partial(_assemble, header, manifest, weights))
     with write_atomically(path) as temporary:
@@ -213,33 +213,33 @@ def _prune(
     texts = (text for block in blocks for text in block)
     common = [i for piece, i in tokenizer.vocab.items() if i < common_pieces and not piece.startswith("[unused")]
     tokens = _config_tokens(config)
-    kept = kept_pieces(tokenizer, texts, extra_texts, [*common, *tokens.values()])
-    vocabulary = tokenizer.convert_ids_to_tokens(kept)
+    stay = pieces_that_stay(tokenizer, texts, extra_texts, [*common, *tokens.values()])
+    vocabulary = tokenizer.convert_ids_to_tokens(stay)
     settings = {name: getattr(tokenizer, name) for name in _TOKENIZER_SETTINGS}
     if list(cut_blocks(documents, _tokenizer(vocabulary, settings), _max_wordpieces(config))) != blocks:
         raise ValueError("the pruned vocabulary cuts the documents into other blocks: give their words as extra_texts")
-    pruned = config.to_dict() | {"vocab_size": len(kept)}
-    pruned |= {name: kept.index(token) for name, token in tokens.items()}
-    return kept, {"config": pruned, "tokenizer": settings, "vocabulary": vocabulary}
+    pruned = config.to_dict() | {"vocab_size": len(stay)}
+    pruned |= {name: stay.index(token) for name, token in tokens.items()}
+    return stay, {"config": pruned, "tokenizer": settings, "vocabulary": vocabulary}
 
 
-def kept_pieces(
+def pieces_that_stay(
     tokenizer: RealmTokenizerFast, texts: Iterable[str], extra_texts: Iterable[str], ids: Iterable[int]
 ) -> list[int]:
     """Ids that the pruned vocabulary keeps, ascending: those in the texts, `ids`, special tokens, single characters.
 
     Texts are then spelt with the same pieces as before: WordPiece takes the longest piece of the vocabulary each time,
-    and that one is kept, while the longer ones that are gone did not fit before either. Other words are spelt with
+    and that one is stay, while the longer ones that are gone did not fit before either. Other words are spelt with
     shorter pieces, of single characters at the worst.
     """
     special = {getattr(tokenizer, f"{name}_id") for name in SPECIAL_TOKEN_NAMES}
     if added := sorted(set(tokenizer.added_tokens_decoder) - special):
         raise ValueError(f"the tokenizer has added tokens, ids {added}: packed models have none")
-    kept = special | set(ids)
-    kept.update(index for piece, index in tokenizer.vocab.items() if len(piece.removeprefix("##")) == 1)
+    stay = special | set(ids)
+    stay.update(index for piece, index in tokenizer.vocab.items() if len(piece.removeprefix("##")) == 1)
     for encoded in tokenizer([*texts, *extra_texts, ""], add_special_tokens=False)["input_ids"]:
-        kept.update(encoded)
-    return sorted(kept)
+        stay.update(encoded)
+    return sorted(stay)
 
 
 def _config_tokens(config: RealmConfig) -> dict[str, int]:
@@ -275,17 +275,17 @@ class _Weights(NamedTuple):
 
 
 def _to_store(
-    model: RealmForOpenQA, tokenizer: RealmTokenizerFast, blocks: list[Block], extra_texts: list[str], kept: list[int]
+    model: RealmForOpenQA, tokenizer: RealmTokenizerFast, blocks: list[Block], extra_texts: list[str], stay: list[int]
 ) -> _Weights:
     """The weights of what the pruned model reads, and a sample of what its dense layers do."""
-    matrices, vectors, copies = _sorted_by_form(model.state_dict(), kept)
+    matrices, vectors, copies = _sorted_by_form(model.state_dict(), stay)
     moments = input_moments(model, tokenizer, blocks, extra_texts)
     feedbacks = {key: feedback_factor(moments[key]) for key in matrices if key in moments}
     return _Weights(matrices, vectors, copies, feedbacks)
 
 
 def _sorted_by_form(
-    state_dict: dict[str, Tensor], kept: list[int]
+    state_dict: dict[str, Tensor], stay: list[int]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, str]]:
     """Matrices and vectors by key, float32, and keys that hold the same numbers as an earlier one, with that one."""
     matrices: dict[str, np.ndarray] = {}
@@ -297,7 +297,7 @@ def _sorted_by_form(
         array = tensor.detach().float().cpu().numpy()
         if not np.isfinite(array).all():
             raise ValueError(f"{key} holds values that are not finite: nothing was packed")
-        array = np.ascontiguousarray(array[kept] if key.endswith(_WORDS) else array)
+        array = np.ascontiguousarray(array[stay] if key.endswith(_WORDS) else array)
         same = [other for other, matrix in matrices.items() if np.array_equal(matrix, array)]
         if same:
             copies[key] = same[0]

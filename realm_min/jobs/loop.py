@@ -417,9 +417,9 @@ def _log(path: Path, done: int) -> Iterator[Callable[[Mapping[str, float | None]
             reader = csv.DictReader(file)
             columns = list(reader.fieldnames or [])
             # A killed run may have left half a row.
-            kept = [row for row in reader if None not in row.values() and int(row["step"]) <= done]
+            rows = [row for row in reader if None not in row.values() and int(row["step"]) <= done]
         with write_atomically(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-            _write_rows(file, columns, kept, header=True)
+            _write_rows(file, columns, rows, header=True)
     with open(path, "a", encoding="utf-8", newline="") as file:
 
         def write(row: Mapping[str, float | None]) -> None:

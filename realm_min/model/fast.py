@@ -123,8 +123,8 @@ def dropout(x: Tensor, masks: ops.DropoutStreams | None, lengths: list[int]) -> 
     """Dropout of x [rows, hidden], the rows of sequences of `lengths`."""
     if masks is None:
         return x, None
-    kept = masks.mask([length * x.shape[1] for length in lengths]).view(x.shape)
-    return ops.drop(x, kept, masks.probability), (kept, masks.probability)
+    mask = masks.mask([length * x.shape[1] for length in lengths]).view(x.shape)
+    return ops.drop(x, mask, masks.probability), (mask, masks.probability)
 
 
 def dropout_backward(dy: Tensor, kept: Any) -> Tensor:
@@ -181,8 +181,8 @@ def attend(
         softmaxed = probabilities = ops.softmax_(scores)
         if how.masks.attention is not None:
             sequences, heads_here, *plane = scores.shape
-            kept = how.masks.attention.mask([math.prod(plane)] * sequences, part.sequences, portions=heads_here)
-            probabilities = ops.drop(softmaxed, kept.view(scores.shape), how.masks.attention.probability)
+            mask = how.masks.attention.mask([math.prod(plane)] * sequences, part.sequences, portions=heads_here)
+            probabilities = ops.drop(softmaxed, mask.view(scores.shape), how.masks.attention.probability)
         if factors is not None:
             probabilities = probabilities * factors[part.heads, None, None]
         if attentions is not None:

@@ -151,26 +151,26 @@ class DropoutStreams:
                 for stream, count in zip(self.device_streams[sequences], counts, strict=True)
             )
             return torch.cat([drawn >= self.probability for drawn in draws])
-        kept = np.empty(portions * sum(counts), dtype=bool)
+        mask = np.empty(portions * sum(counts), dtype=bool)
         start = 0
         for stream, count in zip(self.cpu_streams[sequences], counts, strict=True):
             # One draw of 64 bits serves four numbers: six times as fast as a draw for each.
             words = (count + 3) // 4
             bits = stream.random_raw(portions * words).view(np.uint16).reshape(portions, 4 * words)[:, :count]
-            of_sequence = kept[start : start + portions * count].reshape(portions, count)
+            of_sequence = mask[start : start + portions * count].reshape(portions, count)
             np.greater_equal(bits, round(self.probability * 2**16), out=of_sequence)
             start += portions * count
-        return torch.from_numpy(kept)
+        return torch.from_numpy(mask)
 
 
-def drop(x: Tensor, kept: Tensor | None, probability: float) -> Tensor:
-    """Dropout (Srivastava et al. 2014): 0 where the bool `kept`, of x's shape, is false, else x / (1 - probability).
+def drop(x: Tensor, mask: Tensor | None, probability: float) -> Tensor:
+    """Dropout (Srivastava et al. 2014): 0 where the bool `mask`, of x's shape, is false, else x / (1 - probability).
 
-    None keeps all. It is its own gradient: dx = drop(dy, kept, probability).
+    None keeps all. It is its own gradient: dx = drop(dy, mask, probability).
     """
-    if kept is None:
+    if mask is None:
         return x
-    factors = kept.view(torch.uint8).to(x.dtype)  # bytes convert seven times as fast as bools
+    factors = mask.view(torch.uint8).to(x.dtype)  # bytes convert seven times as fast as bools
     return factors.mul_(1 / (1 - probability)).mul_(x)
 
 

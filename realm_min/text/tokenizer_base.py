@@ -70,14 +70,14 @@ class BaseTokenizer:
         padding_side: str = "right",
         truncation_side: str = "right",
         model_input_names: Sequence[str] = ("input_ids", "token_type_ids", "attention_mask"),
-        **kept,
+        **without_effect,
     ):
         for name, side in (("padding_side", padding_side), ("truncation_side", truncation_side)):
             if side not in ("right", "left"):
                 raise ValueError(f"{name}={side!r} is unknown: use 'right' or 'left'")
         for name in ("bos_token", "eos_token", "split_special_tokens"):
-            if kept.get(name):
-                raise ValueError(f"{name}={kept[name]!r} is not supported: REALM has no use for it")
+            if without_effect.get(name):
+                raise ValueError(f"{name}={without_effect[name]!r} is not supported: REALM has no use for it")
         self.vocab = vocab
         self.do_lower_case = do_lower_case
         self.tokenize_chinese_chars = tokenize_chinese_chars
@@ -87,7 +87,7 @@ class BaseTokenizer:
         self.padding_side = padding_side
         self.truncation_side = truncation_side
         self.model_input_names = list(model_input_names)
-        self.kept = kept  # arguments without effect here, written back by save_pretrained
+        self.without_effect = without_effect  # arguments without effect here, written back by save_pretrained
         self._set_special_tokens(special_tokens, additional_special_tokens or (), added_tokens_decoder or {})
 
     def _set_special_tokens(self, named: dict, additional: Sequence, added: dict[int, AddedToken]) -> None:
@@ -427,7 +427,7 @@ class BaseTokenizer:
                     special_tokens[name] = fields
         added = {str(index): added_token_fields(token) for index, token in self.added_tokens_decoder.items()}
         config = {
-            **self.kept,
+            **self.without_effect,
             **self._constructor_arguments(),
             **self.special_tokens_map,
             "added_tokens_decoder": added,

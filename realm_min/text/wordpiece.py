@@ -93,12 +93,12 @@ def strip_accents(word: str, places: list[int]) -> tuple[str, list[int]]:
         ordered += sorted(run, key=lambda part: unicodedata.combining(part[0])) if is_run else list(run)  # noqa: B031
     distinct = list(dict.fromkeys(places))
     current = itertools.accumulate(is_first for _, is_first in ordered)
-    kept = [
+    letters = [
         (part, distinct[max(count, 1) - 1])
         for (part, _), count in zip(ordered, current, strict=True)
         if unicodedata.category(part) != "Mn"
     ]
-    return "".join(part for part, _ in kept), [place for _, place in kept]
+    return "".join(part for part, _ in letters), [place for _, place in letters]
 
 
 def split_punctuation(word: str, places: list[int]) -> Iterator[tuple[str, list[int]]]:

@@ -11,10 +11,10 @@ from realm_min.files.packed import (
     UNREAD,
     _largest_within,
     is_quantized,
-    kept_pieces,
     levels_of,
     load_packed,
     pack,
+    pieces_that_stay,
 )
 from realm_min.files.packed import _tokenizer as pruned_tokenizer
 from realm_min.files.quantization import dequantize, feedback_factor, quantize, round_with_feedback
@@ -268,7 +268,7 @@ def test_special_tokens_keep_their_parts(model, tokenizer, loaded):
 def test_any_text_is_spelt_as_before(tokenizer, words):
     text = " ".join(words).encode("utf-8", "ignore").decode()
     pieces = list(tokenizer.vocab)
-    pruned = pruned_tokenizer([pieces[i] for i in kept_pieces(tokenizer, [text], [], [])], {})
+    pruned = pruned_tokenizer([pieces[i] for i in pieces_that_stay(tokenizer, [text], [], [])], {})
     assert pruned.tokenize(text) == tokenizer.tokenize(text)
 
 
