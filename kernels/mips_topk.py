@@ -181,7 +181,7 @@ def search(queries: Tensor, blocks: Tensor, codes: bounds.Codes, k: int) -> tupl
     norm = None if codes.norm is None else bounds.widen(codes.norm, group)
     residual = None if codes.residual is None else bounds.widen(codes.residual, group)
 
-    scores = torch.empty(queries.shape[0], k, device=blocks.device)
+    scores = torch.empty(queries.shape[0], k, dtype=torch.float32, device=blocks.device)
     ids = torch.empty(queries.shape[0], k, dtype=torch.int64, device=blocks.device)
     report = mips.SearchReport(group, groups, [], [])
     step = max(1, MAXIMA_BYTES // (4 * groups))
@@ -192,7 +192,7 @@ def search(queries: Tensor, blocks: Tensor, codes: bounds.Codes, k: int) -> tupl
             norm = bounds.finite_norm(blocks, squares) if norm is None else norm
         else:
             if norm is None:  # several queries are bound by their products: one more pass for the norms costs little
-                nothing = torch.zeros(1, d, device=blocks.device)
+                nothing = torch.zeros(1, d, dtype=torch.float32, device=blocks.device)
                 norm = bounds.finite_norm(blocks, _launch_one(nothing, blocks, group, True)[1])
             maxima = _launch_many(scanned.codes, codes, group)  # [q, groups]
         bound = bounds.error_bound(scanned, norm, residual, gamma, eta)  # [q, groups]
@@ -248,8 +248,8 @@ def _launch_one(query: Tensor, blocks: Tensor, group: int, with_norm: bool) -> t
     """query [1, D] float32 -> group maxima [1, groups] float32, group norms [groups] float32 (unset unless asked)."""
     n, d = blocks.shape
     groups = -(-n // group)
-    maxima = torch.empty(1, groups, device=blocks.device)
-    norm = torch.empty(groups, device=blocks.device)
+    maxima = torch.empty(1, groups, dtype=torch.float32, device=blocks.device)
+    norm = torch.empty(groups, dtype=torch.float32, device=blocks.device)
     unit = _unit(blocks.dtype, d)
     constants = dict(NORM=with_norm, UNIT=unit, G=group, BLOCK_D=_block_d(d), STAGES=_stages(blocks.dtype))
     grid = (min(groups, _programs(blocks)),)
@@ -265,7 +265,7 @@ def _launch_many(queries: Tensor, codes: bounds.Codes, group: int) -> Tensor:
     n, d = codes.codes.shape
     q = queries.shape[0]
     groups = -(-n // group)
-    maxima = torch.empty(q, groups, device=queries.device)
+    maxima = torch.empty(q, groups, dtype=torch.float32, device=queries.device)
     unit = _unit(queries.dtype, d)
     block_d = _block_d(d)
     block_q = _block_q(q, block_d)

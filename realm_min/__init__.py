@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from .interface.open_qa import RealmForOpenQA
     from .interface.reader import RealmReader
     from .interface.scorer import RealmScorer
+    from .text.auto_tokenizer import AutoTokenizer
     from .text.retriever import RealmRetriever
     from .text.tokenizer import RealmTokenizer, RealmTokenizerFast
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutoTokenizer",
     "RealmConfig",
     "RealmEmbedder",
     "RealmForOpenQA",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AutoTokenizer": "text.auto_tokenizer",
     "RealmConfig": "config",
     "RealmEmbedder": "interface.embedder",
     "RealmForOpenQA": "interface.open_qa",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .files.atomic import write_atomically
-from .files.hub import BLOCK_RECORDS_FILE, resolve_folder
+from .files.hub import BLOCK_RECORDS_FILE, resolve_folder, take_hub_options
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "selu", "silu")
 
@@ -77,9 +77,10 @@ class RealmConfig:
             if name not in DEFAULTS and hasattr(RealmConfig, name):
                 raise ValueError(f"{name!r} names a part of RealmConfig itself, no configuration value: leave it out")
         self.__dict__.update(DEFAULTS | values)
-        self._check()
+        self.check()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise the ValueError that names a value which no model can have: values can be set after construction."""
         for name in _POSITIVE_INTEGERS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
@@ -140,7 +141,7 @@ class RealmConfig:
             FileNotFoundError: the folder or its config.json is missing.
             ValueError: it is not JSON, is another model's, or holds impossible values.
         """
-        path = resolve_folder(folder, "config") / CONFIG_FILE
+        path = resolve_folder(folder, "config", **take_hub_options(overrides)) / CONFIG_FILE
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: give the folder of a REALM checkpoint")
         try:

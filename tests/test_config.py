@@ -42,7 +42,7 @@ def test_an_instance_has_every_value_of_its_own():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["to_dict", "from_pretrained", "_check", "__class__", "__annotations__"])
+@pytest.mark.parametrize("name", ["to_dict", "from_pretrained", "check", "__class__", "__annotations__"])
 def test_names_of_the_class_are_no_values(name):
     with pytest.raises(ValueError, match=f"'{name}' names a part of RealmConfig itself"):
         RealmConfig(**{name: 1})

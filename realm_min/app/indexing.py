@@ -280,7 +280,7 @@ def _finish(
     folder: Path, partial: Path, blocks: list[Block], model: RealmForOpenQA, tokenizer: Any, manifest: dict[str, Any]
 ) -> None:
     """Put the shards together and write the ready folder."""
-    embeddings = torch.empty(len(blocks), model.config.retriever_proj_size)
+    embeddings = torch.empty(len(blocks), model.config.retriever_proj_size, dtype=torch.float32)
     for number, rows in enumerate(embeddings.split(embedding.SHARD_SIZE)):
         path = _shard_path(partial, number)
         if not path.is_file():
@@ -382,7 +382,7 @@ def load_unindexed(folder: str | os.PathLike) -> tuple[RealmForOpenQA, RealmToke
     config = RealmConfig.from_pretrained(folder, num_block_records=1)
     model = RealmForOpenQA(config, initialize=False)
     state_dict = checkpoint.read_state_dict(folder)
-    state_dict["block_emb"] = torch.zeros(1, config.retriever_proj_size)
+    state_dict["block_emb"] = torch.zeros(1, config.retriever_proj_size, dtype=torch.float32)
     model.load_state_dict(state_dict)
     return model.eval(), RealmTokenizerFast.from_pretrained(folder)
 

@@ -236,7 +236,7 @@ def assign(
     if problems:
         raise _misfit(source, problems)
     for key, tensor in wanted.items():
-        tensor.copy_(weights[key])
+        tensor.copy_(weights[key].detach())  # one that autograd follows would have it follow the model, too
 
 
 def _by_canonical_key(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 BLOCK_RECORDS_FILE = "block_records.npy"
 
@@ -27,31 +28,56 @@ FILES = {
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def resolve_folder(name_or_folder: str | os.PathLike, *parts: str) -> Path:
+# What transformers' `from_pretrained` takes about the hub, beside `subfolder`: these are passed on to it, and the
+# others ask for nothing that is not so here.
+_PASSED_ON = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+_WITHOUT_EFFECT = ("resume_download", "trust_remote_code")
+
+
+def take_hub_options(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Take from the arguments of a `from_pretrained` those that say where to find the files, for `resolve_folder`.
+
+    They are part of no configuration, and none is ever written to disk: one may be a secret.
+    """
+    if (token := arguments.pop("use_auth_token", None)) is not None:
+        arguments["token"] = token
+    for name in _WITHOUT_EFFECT:
+        arguments.pop(name, None)
+    return {name: arguments.pop(name) for name in (*_PASSED_ON, "subfolder") if name in arguments}
+
+
+def resolve_folder(name_or_folder: str | os.PathLike, *parts: str, subfolder: str = "", **options: Any) -> Path:
     """The folder of a checkpoint: an existing one as it is, a hub name as the local copy of what is needed of it.
 
     Args:
         name_or_folder: a folder, or a hub name "owner/name" as a str. A folder of that name comes first.
         parts: keys of `FILES` to fetch from the hub; none fetches all.
+        subfolder: of the folder or repository, where the files stand.
+        options: revision, token, cache_dir and what else `huggingface_hub.snapshot_download` takes.
 
     Raises:
         FileNotFoundError: no such folder, and it is no hub name, or huggingface_hub is missing, or the download failed.
     """
     folder = find_folder(name_or_folder)
     if folder is not None:
-        return folder
+        if (folder / subfolder).is_dir():
+            return folder / subfolder
+        raise FileNotFoundError(f"there is no folder {subfolder!r} in {folder}: leave subfolder out, or give another")
     from huggingface_hub import snapshot_download
 
     name_or_folder = str(name_or_folder)
     wanted = [FILES[part] for part in parts or FILES]
+
+    def fetch(files: list[str]) -> Path:
+        patterns = [f"{subfolder}/{file}" if subfolder else file for file in files]
+        return Path(snapshot_download(str(name_or_folder), allow_patterns=patterns, **options)) / subfolder
+
     try:
-        found = Path(
-            snapshot_download(name_or_folder, allow_patterns=[file for formats in wanted for file in formats[0]])
-        )
+        found = fetch([file for formats in wanted for file in formats[0]])
         for formats in wanted:
             for files in formats[1:]:
                 if not _holds_any(found, formats[0]):
-                    found = Path(snapshot_download(name_or_folder, allow_patterns=files))
+                    found = fetch(files)
     except (OSError, ValueError) as error:  # the library's errors are of these two, offline and unknown names too
         raise FileNotFoundError(
             f"there is no folder {name_or_folder!r}, and it could not be fetched from the hub "

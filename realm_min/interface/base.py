@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..config import RealmConfig
 from ..files import checkpoint
-from ..files.hub import resolve_folder
+from ..files.hub import resolve_folder, take_hub_options
 from ..model.bert import Kept, Run
 from ..model.parameters import Parameters, Shapes, allocate, allocate_gradients, initialize_
+from ..ranks.devices import plain_arithmetic
 from .inputs import checked_head_mask
 from .outputs import Call, ModelOutput
 
@@ -45,6 +46,7 @@ class RealmModel:
     unread: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: RealmConfig, *, seed: int = 0, initialize: bool = True) -> None:
+        config.check()
         self.config = config
         self.training = True
         self.seed = seed
@@ -152,21 +154,31 @@ class RealmModel:
     # Folders
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike, *, config: RealmConfig | None = None, **arguments: Any) -> Self:
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike,
+        *own_arguments: Any,
+        config: RealmConfig | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        **arguments: Any,
+    ) -> Self:
         """Read a checkpoint folder, written here or by transformers, without running pickled code.
 
         Args:
             folder: config.json beside model.safetensors or pytorch_model.bin, sharded or not; or a hub name.
+            own_arguments: the model's own (`retriever`, `query_embedder`), which can be given by name too.
             config: used instead of the folder's.
-            arguments: the model's own arguments (`retriever=`, `query_embedder=`), and values that replace the
+            torch_dtype: of the weights, float32 where it is left out; "auto" takes the one that they were saved in.
+                `dtype` is another name of it.
+            arguments: where to find the files (`revision`, `token`, `subfolder`, …), and values that replace the
                 configuration's.
 
         Raises:
             FileNotFoundError: a file is missing.
             ValueError: the weights are damaged, or do not fit the configuration.
         """
-        folder = resolve_folder(folder, "config", "weights")
-        own = {name: arguments.pop(name) for name in cls.own_arguments if name in arguments}
+        folder = resolve_folder(folder, "config", "weights", **take_hub_options(arguments))
+        torch_dtype, own = arguments.pop("dtype", torch_dtype), cls._own(own_arguments, arguments)
         state_dict = cls._read_weights(folder, own)
         if config is None:
             config = cls.config_class.from_pretrained(folder)
@@ -179,8 +191,17 @@ class RealmModel:
         checkpoint.check_layers(config, state_dict, source=str(folder))
         checkpoint.check_shapes(cls.all_shapes(config), state_dict, source=str(folder))
         model = cls(config, initialize=False, **own)
+        dtype = chosen_dtype(torch_dtype, config)
         model.load_state_dict(state_dict, source=str(folder))
-        return model.eval()
+        return (model if dtype is None else model.to(dtype)).eval()
+
+    @classmethod
+    def _own(cls, by_place: tuple, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The model's own arguments by name: those given by place, and those taken from `arguments`."""
+        if len(by_place) > len(cls.own_arguments):
+            raise TypeError(f"{cls.__name__} has {len(cls.own_arguments)} arguments of its own: {cls.own_arguments}")
+        own = dict(zip(cls.own_arguments, by_place, strict=False))
+        return own | {name: arguments.pop(name) for name in cls.own_arguments if name in arguments}
 
     @classmethod
     def _read_weights(cls, folder: Path, own: dict[str, Any]) -> dict[str, Tensor]:
@@ -215,7 +236,8 @@ class RealmModel:
             differentiable: names of the outputs that have a gradient, or their shapes where the output has them not.
         """
         self._last = None  # what the call before kept is freed first
-        output, kept = forward(self.training)
+        with plain_arithmetic(self.device.type):
+            output, kept = forward(self.training)
         shapes = differentiable
         if not isinstance(shapes, dict):
             shapes = {name: tuple(output[name].shape) for name in shapes if name in output}
@@ -227,7 +249,7 @@ class RealmModel:
         """What must not change between a call and its backward: modes and weights."""
         models = (self, *self.parts.values())
         modes = tuple(model.training for model in models)
-        return modes, tuple((id(x), None if x.is_inference() else x._version) for m in models for x in m.p.values())
+        return modes, tuple(version(x) for model in models for x in model.p.values())
 
     def run_now(
         self,
@@ -305,9 +327,10 @@ class RealmModel:
             cotangents = {"loss": torch.ones(call.outputs["loss"], dtype=self.dtype, device=self.device)}
         call.check(cotangents)
         kept, call.kept = call.kept, None
-        if kept is None:
-            _, kept = call.forward(True)
-        return self._backward(kept, cotangents)
+        with plain_arithmetic(self.device.type):
+            if kept is None:
+                _, kept = call.forward(True)
+            return self._backward(kept, cotangents)
 
     def _backward(self, kept: Kept, cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -336,3 +359,21 @@ class RealmModel:
         for model in (self, *self.parts.values()):
             if model._grads is not None:
                 model._grads.flat.zero_()
+
+
+def version(tensor: Tensor) -> tuple[int, int | None]:
+    """Another for another tensor, and after a write to it; torch does not count those of inference mode."""
+    return id(tensor), None if tensor.is_inference() else tensor._version
+
+
+def chosen_dtype(dtype: torch.dtype | str | None, config: RealmConfig) -> torch.dtype | None:
+    """The `torch_dtype` of a `from_pretrained`, None for the weights' usual one.
+
+    Raises:
+        ValueError: it is no floating dtype of torch.
+    """
+    given = getattr(config, "torch_dtype", None) if dtype == "auto" else dtype
+    found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
+    if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point) or given and not found:
+        raise ValueError(f'torch_dtype={dtype!r} is no floating dtype: give torch.float16, "float16" or "auto", say')
+    return found

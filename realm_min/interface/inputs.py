@@ -47,6 +47,8 @@ def checked_batch(config: RealmConfig, inputs: Inputs) -> Batch:
         token_type_ids = torch.zeros(shape, dtype=torch.long, device=device)
     if attention_mask is None:
         attention_mask = torch.ones(shape, dtype=torch.long, device=device)
+    if attention_mask.dtype != torch.long and bool(((attention_mask == 0) | (attention_mask == 1)).all()):
+        attention_mask = attention_mask.long()  # as numbers or truth values of any kind
     if tuple(attention_mask.shape) not in ((batch, tokens), (batch, tokens, tokens)):
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}: expected {(batch, tokens)} as the input has"

@@ -20,6 +20,7 @@ from ..model.realm import (
     mlm_logits_backward,
     rows_of_head,
 )
+from ..ranks.devices import plain_arithmetic
 from .base import RealmModel
 from .inputs import Inputs, checked_batch, flatten_candidates
 from .outputs import MaskedLMOutput
@@ -114,11 +115,13 @@ class RealmKnowledgeAugEncoder(RealmModel):
         """`masked_words` of inputs [sequences, tokens] int64, padded on the right."""
         batch = checked_batch(self.config, Inputs(input_ids, attention_mask, token_type_ids))
         run = self.run_now(len(input_ids))._replace(keep=True)
-        return masked_words(self.p, self.config, batch, labels, run)
+        with plain_arithmetic(self.device.type):
+            return masked_words(self.p, self.config, batch, labels, run)
 
     def masked_log_likelihood_backward(self, dlog_likelihood: Tensor, kept: Kept) -> None:
         """Add to `grads` from the gradient of what `masked_log_likelihood` returned, [sequences, tokens]."""
-        masked_words_backward(dlog_likelihood, kept, self.own_grads)
+        with plain_arithmetic(self.device.type):
+            masked_words_backward(dlog_likelihood, kept, self.own_grads)
 
     def _check_labels(
         self, sequences: int, tokens: int, relevance_score: Tensor, labels: Tensor, mlm_mask: Tensor | None

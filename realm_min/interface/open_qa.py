@@ -26,7 +26,7 @@ from ..search.mips import BlockIndex
 from ..search.sharded_index import KEY, ShardedBlockIndex
 from ..text.retriever import RealmRetriever
 from ..text.sequences import pad_to
-from .base import RealmModel
+from .base import RealmModel, version
 from .embedder import RealmEmbedder
 from .inputs import Inputs, checked_batch
 from .outputs import RealmForOpenQAOutput, RealmReaderOutput
@@ -183,17 +183,20 @@ class RealmForOpenQA(RealmModel):
     @property
     def index(self) -> BlockIndex | ShardedBlockIndex:
         """The search index over `block_emb`, built anew when they change; by all ranks together, if it is sharded."""
-        version = (id(self.block_emb), self.block_emb._version, self.device if self.sharded else None)
-        if self._index is None or self._index[0] != version:
+        if self._index is None or self._index[0] != self._indexed():
             blocks = _searchable(self.block_emb)
             index = ShardedBlockIndex(blocks, device=self.device) if self.sharded else BlockIndex(blocks)
-            self._index = (version, index)
+            self._index = (self._indexed(), index)
         return self._index[1]
+
+    def _indexed(self) -> tuple:
+        """What an index is of: it is out of date when this changes."""
+        return version(self.block_emb), self.device if self.sharded else None
 
     @index.setter
     def index(self, index: BlockIndex | ShardedBlockIndex) -> None:
         """Search through `index`, say a compressed one, until `block_emb` changes."""
-        self._index = ((id(self.block_emb), self.block_emb._version, self.device if self.sharded else None), index)
+        self._index = (self._indexed(), index)
 
     def follow(self) -> None:
         """Take part in the other ranks' searches until all ranks follow; at once, if the model is not sharded."""
@@ -380,7 +383,7 @@ class RealmForOpenQA(RealmModel):
     def _embed_questions(self, questions: list[str]) -> Tensor:
         self.check_questions(questions)
         if not questions:
-            return torch.empty(0, self.config.retriever_proj_size, device=self.device)
+            return torch.empty(0, self.config.retriever_proj_size, dtype=self.dtype, device=self.device)
         inputs = self.retriever.tokenizer(questions, padding=True, return_tensors="pt").to(self.device)
         return self.embedder(**inputs, return_dict=True).projected_score
 

@@ -15,6 +15,7 @@ from ..model.bert import PLAIN, Batch, Encoded, Kept, Run
 from ..model.parameters import Parameters, Shapes, bert_shapes, linear_shapes, mlm_head_shapes, norm_shapes
 from ..model.realm import correct_spans, loss_of_correct, read, read_backward
 from ..model.spans import span_candidates
+from ..ranks.devices import plain_arithmetic
 from .base import RealmModel
 from .inputs import Inputs, checked_batch
 from .outputs import RealmReaderOutput
@@ -97,7 +98,8 @@ class RealmReader(RealmModel):
         """The score of every span of every block read, [beam, spans], and what BERT returned; arguments as a call's."""
         batch = checked_batch(self.config, inputs)
         check_blocks(self.config, batch, relevance_score, block_mask)
-        return read(self.p, self.config, batch, block_mask, relevance_score, run)[0]
+        with plain_arithmetic(self.device.type):
+            return read(self.p, self.config, batch, block_mask, relevance_score, run)[0]
 
     def _backward(self, kept: Kept, cotangents: dict[str, Tensor]) -> dict[str, Tensor]:
         drelevance, dembeds = best_span_of_backward(cotangents, kept, self.own_grads)
@@ -157,6 +159,9 @@ class Answers(NamedTuple):
 
 def check_answers(answers: Answers, beam: int) -> None:
     """Raise the ValueError that names what is wrong with the answers of `beam` blocks."""
+    wrong = answers.has_answers[(answers.has_answers != 0) & (answers.has_answers != 1)]
+    if len(wrong):
+        raise ValueError(f"has_answers holds {wrong[0].item()}: expected true or false for each block")
     for name in ("start_positions", "end_positions"):
         value = getattr(answers, name)
         if value.dim() != 2 or value.shape[0] < beam:

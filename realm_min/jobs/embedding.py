@@ -19,6 +19,7 @@ from ..interface.inputs import Inputs, checked_batch
 from ..model.bert import PLAIN
 from ..model.realm import embed as embed_batch
 from ..ranks import distributed
+from ..ranks.devices import plain_arithmetic
 from ..text.corpus import Block
 
 SHARD_SIZE = 256  # blocks: what a stop can cost a rank
@@ -105,11 +106,12 @@ def embed_blocks(
     Within a shard, batches are of similar lengths, so that few of their tokens are padding.
     """
     batch_size = BATCH_SIZE if embedder.device.type == "cpu" else GPU_BATCH_SIZE
-    embeddings = torch.empty(len(blocks), embedder.config.retriever_proj_size)
+    embeddings = torch.empty(len(blocks), embedder.config.retriever_proj_size, dtype=torch.float32)
 
     def embed(inputs: Any) -> Tensor:
         batch = checked_batch(embedder.config, Inputs(**inputs.to(embedder.device)))
-        return embed_batch(embedder.p, embedder.config, batch, PLAIN)[0][0]  # [batch, proj]
+        with plain_arithmetic(embedder.device.type):
+            return embed_batch(embedder.p, embedder.config, batch, PLAIN)[0][0]  # [batch, proj]
 
     with _side_by_side(embedder.device) as apply:
         for number, shard in enumerate(shards_of(blocks)):

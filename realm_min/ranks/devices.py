@@ -1,8 +1,10 @@
-"""Where a command computes: its `--device`."""
+"""Where a command computes, its `--device`; and how, whatever context of torch a caller is in."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a name can be refused without it
@@ -47,3 +49,17 @@ def chosen_device(name: str) -> torch.device:
     if place >= count:
         raise ValueError(f"--device {name}: this machine has cuda:0 to cuda:{count - 1}")
     return torch.device("cuda", place)
+
+
+@contextmanager
+def plain_arithmetic(kind: str) -> Iterator[None]:
+    """Compute in the tensors' own dtypes, without torch's autograd and its automatic casts (`torch.autocast`).
+
+    `kind`: of the device, "cpu" say. What is computed in here has gradients by hand, and bounds that lower
+    products break.
+    """
+    import torch
+
+    plain = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    with torch.no_grad(), plain:
+        yield

@@ -70,7 +70,8 @@ def library(threads: int) -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if threads < cores:
         return "torch"
-    rows, query, out = torch.ones(SAMPLE), torch.ones(SAMPLE[1]), torch.empty(SAMPLE[0])
+    rows, query = (torch.ones(shape, dtype=torch.float32) for shape in (SAMPLE, SAMPLE[1]))
+    out = torch.empty(SAMPLE[0], dtype=torch.float32)
     return faster_scan(
         lambda: torch.mv(rows, query, out=out).view(-1, GROUP).amax(1),
         lambda: group_maxima(rows, query, GROUP),

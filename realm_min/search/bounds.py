@@ -59,7 +59,7 @@ def compress(blocks: Tensor, compression: str | None, first: int = 0) -> Codes:
     target = {None: blocks.dtype, "bfloat16": torch.bfloat16, "int8": torch.int8}[compression]
     same = target == blocks.dtype
     codes = blocks if same else torch.empty(n, d, dtype=target, device=blocks.device)
-    scale = torch.empty(groups, device=blocks.device) if target == torch.int8 else None
+    scale = torch.empty(groups, dtype=torch.float32, device=blocks.device) if target == torch.int8 else None
     residual = None if same else torch.empty(groups, dtype=torch.float64, device=blocks.device)
     norm = torch.empty(groups, dtype=torch.float64, device=blocks.device)
 

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from ..files.atomic import write_atomically
+from ..ranks.devices import plain_arithmetic
 from .arithmetic import faster_scan, group_maxima, library, matmul
 from .bounds import (
     BASE_GROUP,
@@ -274,6 +275,7 @@ def check_search(queries: Tensor, blocks: Tensor, k: int, total: int | None = No
 # ------------------------------------------------------------------------------------------------ the search on CPU
 
 
+@plain_arithmetic("cpu")
 def search(queries: Tensor, blocks: Tensor, codes: Codes, k: int) -> tuple[Tensor, Tensor, SearchReport]:
     """Exact top-k of queries [Q, D] over blocks [N, D] scanned through `codes`. -> scores, ids, report."""
     check_search(queries, blocks, k)
@@ -283,7 +285,7 @@ def search(queries: Tensor, blocks: Tensor, codes: Codes, k: int) -> tuple[Tenso
     bfloat16 = codes.codes.dtype == torch.bfloat16
     errors = rounding(d, stored=2.0**-8 if bfloat16 else 2.0**-22)
     report = SearchReport(group, groups, [], [])
-    scores = torch.empty(queries.shape[0], k)
+    scores = torch.empty(queries.shape[0], k, dtype=torch.float32)
     ids = torch.empty(queries.shape[0], k, dtype=torch.int64)
     norm = codes.norm
     step = max(1, min(64, MAXIMA_BYTES // (4 * groups)))
@@ -324,8 +326,8 @@ def _scan(codes: Codes, queries: Tensor, group: int, with_norm: bool) -> tuple[T
     """Step 1. queries [q, D] coded -> (maxima [q, groups], norms [base groups] where asked for), float32."""
     n, d = codes.codes.shape
     q = queries.shape[0]
-    maxima = torch.empty(-(-n // group), q)
-    norm = torch.empty(-(-n // BASE_GROUP) if with_norm else 0)
+    maxima = torch.empty(-(-n // group), q, dtype=torch.float32)
+    norm = torch.empty(-(-n // BASE_GROUP) if with_norm else 0, dtype=torch.float32)
     row_bytes = d * codes.codes.element_size()
     tile = min((CACHED_TILE_BYTES if with_norm else TILE_BYTES) // row_bytes, SCORES_BYTES // (4 * q))
     tile = max(1, tile // MAX_GROUP) * MAX_GROUP

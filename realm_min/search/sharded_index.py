@@ -230,7 +230,7 @@ class ShardedBlockIndex:
             everything = queries
         else:
             # Of one length for the exchange; float32 holds what is float16 or bfloat16.
-            padded = torch.zeros(max(counts), queries.shape[1], device=self.device)
+            padded = torch.zeros(max(counts), queries.shape[1], dtype=torch.float32, device=self.device)
             padded[: len(queries)] = queries
             gathered = self.world.all_gather(padded)
             everything = torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])

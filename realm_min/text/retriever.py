@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..files.block_records import read_block_records, write_block_records
-from ..files.hub import BLOCK_RECORDS_FILE, resolve_folder
+from ..files.hub import BLOCK_RECORDS_FILE, resolve_folder, take_hub_options
 from .batch_encoding import BatchEncoding
 from .tokenizer import RealmTokenizerFast
 
@@ -154,7 +154,7 @@ class RealmRetriever:
             FileNotFoundError: the folder or one of its files is missing.
             ValueError: a file is damaged or foreign.
         """
-        folder = resolve_folder(folder, "blocks", "tokenizer")
+        folder = resolve_folder(folder, "blocks", "tokenizer", **take_hub_options(tokenizer_options))
         path = folder / BLOCK_RECORDS_FILE
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: give a folder that holds {BLOCK_RECORDS_FILE}")

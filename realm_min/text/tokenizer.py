@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -43,6 +44,9 @@ from realm_min.text.wordpiece import (
 )
 
 SURROGATE = re.compile("[\ud800-\udfff]")
+# Held around each call of the library: it keeps settings from one call to the next, and refuses to change them while
+# another thread reads them.
+ENCODING = threading.Lock()
 
 
 class Piece(NamedTuple):
@@ -274,7 +278,7 @@ class RealmTokenizer(BaseTokenizer):
 
 
 class RealmTokenizerFast(BaseTokenizer):
-    """The same tokenizer on the Rust library `tokenizers`. One instance must not encode in two threads at a time.
+    """The same tokenizer on the Rust library `tokenizers`. Several threads can use one: they encode one after another.
 
     Args:
         vocab_file: text file with one piece a line; or else
@@ -362,7 +366,6 @@ class RealmTokenizerFast(BaseTokenizer):
         truncation: str,
         max_length: int,
     ) -> tuple[dict[str, list], list | None]:
-        self._set_lengths(padding, truncation, max_length)
         # The library counts a lone surrogate as three characters to drop: U+FFFD is one, and dropped as well.
         texts = [
             SURROGATE.sub("\ufffd", first)
@@ -371,7 +374,9 @@ class RealmTokenizerFast(BaseTokenizer):
             for first, second in pairs
         ]
         try:
-            encodings = self.backend_tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+            with ENCODING:
+                self._set_lengths(padding, truncation, max_length)
+                encodings = self.backend_tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
         except Exception as error:  # the library raises no narrower class
             if "Truncation error" not in str(error):
                 raise
@@ -384,7 +389,7 @@ class RealmTokenizerFast(BaseTokenizer):
         return rows, encodings
 
     def _set_lengths(self, padding: str, truncation: str, max_length: int) -> None:
-        """The library keeps these two settings from one call to the next."""
+        """Within `ENCODING`, until it has encoded."""
         tokenizer = self.backend_tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -401,11 +406,13 @@ class RealmTokenizerFast(BaseTokenizer):
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Join pieces to words, and words with spaces."""
-        return self.backend_tokenizer.decoder.decode(tokens)
+        with ENCODING:
+            return self.backend_tokenizer.decoder.decode(tokens)
 
     def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         self.convert_ids_to_tokens(ids)  # the library would pass over ids out of range
-        return self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        with ENCODING:
+            return self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     @classmethod
     def _vocabulary_file(cls, folder: Path) -> dict[str, Path]:
@@ -416,8 +423,10 @@ class RealmTokenizerFast(BaseTokenizer):
     def save_pretrained(self, save_directory: str | os.PathLike) -> tuple[str, ...]:
         """Write a folder that `from_pretrained`, here and in transformers, reads; returns the paths of its files."""
         paths = super().save_pretrained(save_directory)
-        self.backend_tokenizer.no_truncation()
-        self.backend_tokenizer.no_padding()
         path = Path(save_directory) / "tokenizer.json"
-        write_text(path, self.backend_tokenizer.to_str(pretty=True))
+        with ENCODING:
+            self.backend_tokenizer.no_truncation()
+            self.backend_tokenizer.no_padding()
+            content = self.backend_tokenizer.to_str(pretty=True)
+        write_text(path, content)
         return (*paths, str(path))

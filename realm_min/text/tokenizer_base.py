@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from tokenizers import AddedToken
 
-from realm_min.files.hub import resolve_folder
+from realm_min.files.hub import resolve_folder, take_hub_options
 from realm_min.text.batch_encoding import BatchEncoding
 from realm_min.text.tokenizer_files import (
     SPECIAL_TOKEN_NAMES,
@@ -394,7 +394,7 @@ class BaseTokenizer:
         `overrides` are constructor arguments that replace the saved ones. Raises FileNotFoundError for a missing
         folder or vocabulary, ValueError for broken files.
         """
-        folder = resolve_folder(folder, "tokenizer")
+        folder = resolve_folder(folder, "tokenizer", **take_hub_options(overrides))
         config = {**read_constructor_arguments(folder), **overrides}
         if "vocab_file" not in config:
             check_vocabularies(folder)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 SLACK = 15  # lines by which something may be below its number before the number is to be lowered
 
 # Lines, blank and comment lines included.
-BUDGETS = {"textbook.py": 450, "model": 2000, "interface": 1560, "learn": 1100, "kernels": 800}
+BUDGETS = {"textbook.py": 450, "model": 2000, "interface": 1650, "learn": 1100, "kernels": 800}
 ABOVE_BUDGET: dict[str, int] = {}
 LARGEST_FILE = 500
 ABOVE_LARGEST_FILE: dict[str, int] = {}

@@ -1,0 +1,22 @@
+"""`AutoTokenizer`, transformers' name for the tokenizer of a folder."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .tokenizer import RealmTokenizer, RealmTokenizerFast
+
+
+class AutoTokenizer:
+    """Chooses between the two tokenizers: programs that name neither have one line to change, the import."""
+
+    def __init__(self) -> None:
+        raise TypeError("AutoTokenizer is no tokenizer itself: call AutoTokenizer.from_pretrained(folder)")
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike, *, use_fast: bool = True, **options: Any
+    ) -> RealmTokenizer | RealmTokenizerFast:
+        """The `RealmTokenizerFast` of a folder or hub name, or with `use_fast=False` its `RealmTokenizer`."""
+        return (RealmTokenizerFast if use_fast else RealmTokenizer).from_pretrained(folder, **options)

@@ -1,0 +1,234 @@
+"""What programs do around a model with torch, and with transformers' arguments: it computes what it would without."""
+
+import copy
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import eight_capitals
+import pytest
+import torch
+
+import realm_min
+from realm_min.jobs.embedding import embed_blocks
+from realm_min.text.corpus import Block
+
+CONFIG = dict(
+    vocab_size=31, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12,
+    max_position_embeddings=16, retriever_proj_size=4, num_candidates=2,
+)  # fmt: skip
+IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+
+
+def new_embedder(seed=3):
+    return realm_min.RealmEmbedder(realm_min.RealmConfig(**CONFIG), seed=seed).eval()
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """A model that answers, and the questions of all its blocks."""
+    model = eight_capitals.open_qa().eval()
+    return model, [f"What is the capital of {block.title}?" for block in eight_capitals.BLOCKS]
+
+
+@pytest.fixture
+def default_dtype():
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
+
+
+# ---- masks
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.int32, torch.float16, torch.float32, torch.float64])
+def test_masks_of_any_dtype(dtype):
+    expected = new_embedder()(IDS, MASK)
+    for mask in (MASK.to(dtype), MASK[:, None].expand(-1, 4, -1).to(dtype)):
+        assert torch.allclose(new_embedder()(IDS, mask).projected_score, expected.projected_score, atol=1e-6)
+    assert torch.equal(new_embedder()(IDS, MASK.to(dtype)).projected_score, expected.projected_score)
+
+
+def test_masks_of_any_dtype_in_the_other_models():
+    config = realm_min.RealmConfig(**CONFIG | dict(reader_beam_size=2, max_span_width=2))
+    scorer, reader, encoder = (
+        getattr(realm_min, name)(config).eval() for name in ("RealmScorer", "RealmReader", "RealmKnowledgeAugEncoder")
+    )
+    pairs, masks = IDS[:, None].expand(-1, 2, -1), MASK[:, None].expand(-1, 2, -1)
+    relevance, labels = torch.tensor([[0.3, 0.7], [1.0, -1.0]]), torch.tensor([[1, -100, 2, -100]] * 2)
+    block = torch.tensor([[False, True, True, False]] * 2)
+
+    def numbers(dtype):
+        m, n = MASK.to(dtype), masks.to(dtype)
+        return [
+            scorer(IDS, m, candidate_input_ids=pairs, candidate_attention_mask=n).relevance_score,
+            encoder(pairs, n, relevance_score=relevance, labels=labels, mlm_mask=m).loss,
+            reader(IDS, m, relevance_score=relevance[0], block_mask=block.to(dtype)).candidate,
+        ]
+
+    for dtype in (torch.bool, torch.float16, torch.float64):
+        for found, expected in zip(numbers(dtype), numbers(torch.long), strict=True):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("wrong", [[2, 0], [0, -1]])
+def test_has_answers_is_true_or_false(wrong):
+    config = realm_min.RealmConfig(**CONFIG | dict(reader_beam_size=2, max_span_width=2))
+    places = torch.tensor([[1], [1]])
+    with pytest.raises(ValueError, match=f"has_answers holds {next(filter(lambda n: n not in (0, 1), wrong))}"):
+        realm_min.RealmReader(config)(
+            IDS, relevance_score=torch.zeros(2), block_mask=MASK.bool(), start_positions=places, end_positions=places,
+            has_answers=torch.tensor(wrong),
+        )  # fmt: skip
+
+
+# ---- contexts
+
+
+CONTEXTS = [torch.inference_mode(), torch.no_grad(), torch.enable_grad(), torch.autocast("cpu", torch.bfloat16)]
+
+
+@pytest.mark.parametrize("context", CONTEXTS, ids=lambda context: type(context).__name__)
+def test_a_model_computes_the_same_in_any_context(context, asked):
+    model, questions = asked
+    expected, answers = new_embedder()(IDS, MASK).projected_score, model.answer(questions[:2])
+    with context:
+        loaded = new_embedder()
+        found = loaded(IDS, MASK)
+        gradient = loaded.backward(found, projected_score=torch.ones_like(expected))["inputs_embeds"]
+        assert model.answer(questions[:2]) == answers
+        again = copy.deepcopy(model)  # whose weights were made in here
+        assert again.answer(questions[:2]) == answers
+    assert torch.equal(found.projected_score, expected) and found.projected_score.dtype == torch.float32
+    other = new_embedder()
+    output = other(IDS, MASK)
+    assert torch.equal(gradient, other.backward(output, projected_score=torch.ones_like(expected))["inputs_embeds"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_default_dtype_changes_nothing(default_dtype, asked, dtype):
+    model, questions = asked
+    expected, vectors = model.answer(questions), embed_blocks(model.embedder, eight_capitals.tokenizer(), blocks())
+    searched = model.index.search(vectors, 3)
+    default_dtype(dtype)
+    fresh = copy.deepcopy(model)
+    fresh.block_emb = fresh.block_emb.clone()  # its index is built in here
+    assert fresh.answer(questions) == expected
+    assert torch.equal(embed_blocks(model.embedder, eight_capitals.tokenizer(), blocks()), vectors)
+    for found, wanted in zip(fresh.index.search(vectors, 3), searched, strict=True):
+        assert torch.equal(found, wanted) and found.dtype == wanted.dtype
+    assert new_embedder()(IDS).projected_score.dtype == torch.float32
+
+
+def blocks():
+    return [Block("Peru", "Capital: Lima."), Block("Kenya", "Capital: Nairobi.")]
+
+
+def test_inputs_and_weights_that_require_a_gradient():
+    source, model = new_embedder(seed=4), new_embedder()
+    parameters = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in source.state_dict().items()}
+    model.load_state_dict(parameters)
+    embeds = torch.randn(2, 4, 8, requires_grad=True)
+    found = model(inputs_embeds=embeds, attention_mask=MASK)
+    assert torch.equal(
+        found.projected_score, source(inputs_embeds=embeds.detach(), attention_mask=MASK).projected_score
+    )
+    assert not found.projected_score.requires_grad
+    assert not any(tensor.requires_grad for tensor in model.state_dict().values())
+    model.backward(projected_score=torch.ones(2, 4))
+    model.load_state_dict(source.state_dict())  # again, and nothing is left of the first time
+
+
+# ---- transformers' arguments
+
+
+@pytest.mark.parametrize("given", ["float16", "torch.bfloat16", torch.float64])
+@pytest.mark.parametrize("name", ["torch_dtype", "dtype"])
+def test_the_dtype_of_a_loaded_model(tmp_path, given, name):
+    new_embedder().save_pretrained(tmp_path)
+    model = realm_min.RealmEmbedder.from_pretrained(tmp_path, **{name: given})
+    expected = getattr(torch, given.removeprefix("torch.")) if isinstance(given, str) else given
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {expected}
+    assert model(IDS).projected_score.dtype == expected
+    model.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["torch_dtype"] == str(expected)[6:]
+    assert realm_min.RealmEmbedder.from_pretrained(tmp_path / "again", torch_dtype="auto").dtype == expected
+    assert realm_min.RealmEmbedder.from_pretrained(tmp_path / "again").dtype == torch.float32
+
+
+@pytest.mark.parametrize("wrong", ["float17", "int8", torch.int32, 16])
+def test_what_is_no_floating_dtype_is_refused(tmp_path, wrong):
+    new_embedder().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"torch_dtype=.* is no floating dtype: give"):
+        realm_min.RealmEmbedder.from_pretrained(tmp_path, torch_dtype=wrong)
+
+
+def test_a_models_own_arguments_by_place(tmp_path, asked):
+    model, questions = asked
+    model.save_pretrained(tmp_path)
+    loaded = realm_min.RealmForOpenQA.from_pretrained(tmp_path, model.retriever)
+    assert loaded.answer(questions) == model.answer(questions)
+    with pytest.raises(TypeError, match="RealmForOpenQA has 2 arguments of its own"):
+        realm_min.RealmForOpenQA.from_pretrained(tmp_path, model.retriever, False, 1)
+
+
+def test_a_configuration_is_checked_again_when_a_model_is_built():
+    config = realm_min.RealmConfig(**CONFIG)
+    config.position_embedding_type = "relative_key"
+    with pytest.raises(ValueError, match="position_embedding_type='relative_key'"):
+        realm_min.RealmEmbedder(config)
+    config = realm_min.RealmConfig(**CONFIG)
+    config.num_attention_heads = 3
+    with pytest.raises(ValueError, match="not divisible by num_attention_heads=3"):
+        realm_min.RealmReader(config)
+
+
+def test_what_is_meant_for_the_hub_is_never_saved(tmp_path, asked):
+    model, _ = asked
+    folder, secret = tmp_path / "deep" / "model", "hf_SECRET"
+    model.save_pretrained(folder)
+    model.retriever.save_pretrained(folder)
+    options = dict(token=secret, revision="main", cache_dir=str(tmp_path), local_files_only=True, subfolder="model")
+    options |= dict(use_auth_token=secret, trust_remote_code=False)
+    readers = (
+        realm_min.RealmForOpenQA, realm_min.RealmConfig, realm_min.RealmRetriever, realm_min.RealmTokenizer,
+        realm_min.AutoTokenizer,
+    )  # fmt: skip
+    for number, reader in enumerate(readers):
+        found = reader.from_pretrained(tmp_path / "deep", **options)
+        found.save_pretrained(tmp_path / str(number))
+        for file in (tmp_path / str(number)).iterdir():
+            assert secret.encode() not in file.read_bytes() and b"local_files_only" not in file.read_bytes(), file
+    with pytest.raises(FileNotFoundError, match="no folder 'other' in .*: leave subfolder out"):
+        realm_min.RealmConfig.from_pretrained(tmp_path / "deep", subfolder="other")
+
+
+def test_auto_tokenizer(tmp_path):
+    eight_capitals.tokenizer().save_pretrained(tmp_path)
+    assert type(realm_min.AutoTokenizer.from_pretrained(tmp_path)) is realm_min.RealmTokenizerFast
+    by_hand = realm_min.AutoTokenizer.from_pretrained(tmp_path, use_fast=False, do_lower_case=False)
+    assert type(by_hand) is realm_min.RealmTokenizer and by_hand.do_lower_case is False
+    with pytest.raises(TypeError, match="call AutoTokenizer.from_pretrained"):
+        realm_min.AutoTokenizer()
+
+
+# ---- threads
+
+
+def test_threads_share_a_model_and_its_tokenizer(asked):
+    model, questions = asked
+    expected = {question: model.answer([question]) for question in questions}
+    work = questions * 12
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda question: model.answer([question]), work))
+    assert found == [expected[question] for question in work]
+    tokenizer = model.retriever.tokenizer
+    with ThreadPoolExecutor(8) as pool:  # encode and decode at once, of different lengths
+        calls = range(400)
+        lengths = list(
+            pool.map(
+                lambda i: len(tokenizer("one two three", max_length=3 + i % 3, truncation=True)["input_ids"]), calls
+            )
+        )
+        decoded = pool.map(lambda i: tokenizer.decode([5 + i % 7]), calls)
+    assert lengths == [3 + i % 3 for i in calls] and len(list(decoded)) == 400
