@@ -310,6 +310,12 @@ def test_pickled_calls_are_refused_and_never_made(tmp_path, attack, protocol):
         b"\x80\x03" + b"(" * 5000 + b"t" * 5000 + b".",
         b"\x80\x04]\x94h\x00a.",  # a list that holds itself
         b"\x80\x04)" + b"\x85" * 10**5 + b"\x8c\x01a\x93.",  # a name that is a tuple in a tuple in a tuple …
+        # A name that is 2 ** 34 letters, as a tuple of two tuples of two tuples …
+        b"\x80\x04\x8c\xc8"
+        + b"a" * 200
+        + b"\x94"
+        + b"".join(b"h%ch%c\x86\x94" % (i, i) for i in range(34))
+        + b"\x8c\x01x\x93.",
         b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n)R)b.",  # an array without a state
         b"\x80\x03C\x01a.",
         b"\x80\x03.",
