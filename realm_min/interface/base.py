@@ -187,11 +187,11 @@ class RealmModel:
         if unknown:
             raise TypeError(f"{cls.__name__}.from_pretrained has no argument or configuration value {unknown[0]!r}")
         config = cls.config_class.from_dict(config.to_dict() | arguments)
+        dtype = chosen_dtype(torch_dtype, config)
         # Before sizes that may be wrong, and enormous, are allocated.
         checkpoint.check_layers(config, state_dict, source=str(folder))
         checkpoint.check_shapes(cls.all_shapes(config), state_dict, source=str(folder))
         model = cls(config, initialize=False, **own)
-        dtype = chosen_dtype(torch_dtype, config)
         model.load_state_dict(state_dict, source=str(folder))
         return (model if dtype is None else model.to(dtype)).eval()
 
@@ -374,6 +374,8 @@ def chosen_dtype(dtype: torch.dtype | str | None, config: RealmConfig) -> torch.
     """
     given = getattr(config, "torch_dtype", None) if dtype == "auto" else dtype
     found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
-    if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point) or given and not found:
+    if given is None:
+        return None
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f'torch_dtype={dtype!r} is no floating dtype: give torch.float16, "float16" or "auto", say')
     return found
