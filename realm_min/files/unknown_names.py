@@ -1,0 +1,34 @@
+"""Names that nothing reads, in a call or in what a file is overridden with: said, never passed over."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).parents[1])
+
+
+def warn_of_unknown(names: Iterable[str], known: Collection[str], where: str) -> None:
+    """A UserWarning for each name that is not known, at the line of the program that gave it.
+
+    Args:
+        names: as given, misspelt perhaps.
+        known: all that are read or kept with good reason; the nearest of them is named.
+        where: what they were given to, as the program calls it: "RealmConfig".
+    """
+    for name in names:
+        if name not in known:
+            nearest = get_close_matches(name, known, 1)
+            meant = f": did you mean {nearest[0]!r}?" if nearest else ""
+            warnings.warn(f"{where} has no {name!r}, which has no effect{meant}", stacklevel=level_of_the_program())
+
+
+def level_of_the_program() -> int:
+    """The `stacklevel`, for a `warnings.warn` of this function's caller, of the nearest line outside the package."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    return level
