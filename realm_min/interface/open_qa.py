@@ -26,6 +26,7 @@ from ..search.mips import BlockIndex
 from ..search.sharded_index import KEY, ShardedBlockIndex
 from ..text.retriever import RealmRetriever
 from ..text.sequences import pad_to
+from ..text.words import whole_words
 from .base import RealmModel, version
 from .embedder import RealmEmbedder
 from .inputs import Inputs, checked_batch
@@ -48,7 +49,7 @@ class RetrievedBlock:
 
 @dataclass
 class Answer:
-    """The best span, as it stands in its block, widened to whole words as ORQA does.
+    """The best span, as it stands in its block, widened to whole words as ORQA does (`text/words.py`).
 
     `blocks[block_rank].text[start_char:end_char] == text`. `probability` is p(y|x): the share of the softmax over all
     spans of all blocks read that falls on spans of these very wordpieces, wherever they stand.
@@ -409,15 +410,6 @@ def block_mask(inputs: Any) -> Tensor:
 def _searchable(x: Tensor) -> Tensor:
     """The search reads float32 and smaller; a float64 model searches rounded embeddings and scores with its own."""
     return x.float() if x.dtype == torch.float64 else x
-
-
-def whole_words(text: str, first: int, last: int) -> tuple[int, int]:
-    """Widen text[first:last] to the words that it begins and ends in: wordpieces cut words, answers do not."""
-    while 0 < first and text[first - 1].isalnum() and text[first].isalnum():
-        first -= 1
-    while last < len(text) and text[last - 1].isalnum() and text[last].isalnum():
-        last += 1
-    return first, last
 
 
 def spans_equal_to(ids: Tensor, starts: Tensor, ends: Tensor, answer: Tensor) -> Tensor:

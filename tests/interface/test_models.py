@@ -433,12 +433,3 @@ def test_documentation_examples_run_with_only_the_import_changed(name, tmp_path,
         assert found["loss"].isfinite() and isinstance(found["predicted_answer"], str)
     if "tokenized_text" in found:
         assert len(found["tokenized_text"].input_ids) == 2
-
-
-def test_answers_are_whole_words():
-    from realm_min.interface.open_qa import whole_words
-
-    text = "Area: 37,249 sq km (São Tomé)."
-    for part, whole in (("7,24", "37,249"), ("q k", "sq km"), ("(", "("), ("ão", "São"), (text, text), ("sq", "sq")):
-        first, last = whole_words(text, text.index(part), text.index(part) + len(part))
-        assert text[first:last] == whole, part

@@ -1,11 +1,15 @@
 """What RealmForOpenQA does beyond transformers: batches, answers as original text, probabilities, errors."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 import torch
 
 import realm_min
 from realm_min import textbook
+from realm_min.interface.open_qa import spans_equal_to
+from realm_min.jobs.evaluation import exact_match, official_exact_match
 
 CONFIG = realm_min.RealmConfig(
     hidden_size=32, num_attention_heads=4, num_hidden_layers=2, intermediate_size=48, retriever_proj_size=8,
@@ -58,6 +62,36 @@ def test_the_answer_is_the_text_of_the_predicted_wordpieces(model):
         assert "".join(tokenizer.decode(predicted).replace("##", "").split()) in "".join(
             tokenizer.decode(tokenizer(answer.text, add_special_tokens=False).input_ids).split()
         )
+
+
+@pytest.mark.parametrize(
+    "block, tokens, answer",
+    [
+        ("北京是中国的首都。", ["北", "京"], "北京"),
+        ("The capital is Bogota\u0301.", ["bogota"], "Bogota\u0301"),
+        ("Capital: हिन्दी.", ["##न", "##द"], "हिन्दी"),
+        ("It costs $655.957.", ["##5", ".", "95"], "655.957"),
+        ("Oslo's port", ["oslo"], "Oslo"),
+    ],
+)
+def test_the_answer_is_cut_at_the_right_places(model, monkeypatch, block, tokens, answer):
+    """Whatever span is best: its text holds the whole letters of its words, and no more."""
+    wanted = model.retriever.tokenizer.convert_tokens_to_ids(tokens)
+    score_spans = model.score_spans
+
+    def best_is_wanted(question, texts, scores):
+        read = score_spans(question, texts, scores)
+        same = spans_equal_to(read.ids, read.starts, read.ends, torch.tensor(wanted))
+        assert (same & read.in_block[:, read.starts]).any()
+        return read._replace(logits=read.logits + 1e6 * (same & read.in_block[:, read.starts]))
+
+    monkeypatch.setattr(model, "score_spans", best_is_wanted)
+    monkeypatch.setattr(model.retriever, "block_records", [block.encode()])
+    found = model.answer_from("why?", torch.ones(1), torch.tensor([0]))
+    assert found.text == answer == block[found.start_char : found.end_char]
+    tokenize = model.retriever.tokenizer.tokenize
+    assert exact_match(found.text, [unicodedata.normalize("NFC", answer)], tokenize)
+    assert official_exact_match(found.text, [unicodedata.normalize("NFC", answer)])
 
 
 def test_probabilities_are_the_books(model):
