@@ -7,7 +7,7 @@
 #
 # | step | here |
 # | --- | --- |
-# | a corpus to documents | `corpus.read_documents`, `corpus.factbook_documents` |
+# | a corpus to documents | `documents.read_documents`, `corpus.factbook_documents` |
 # | a document to sentences | `corpus.split_sentences` |
 # | sentences to blocks | `corpus.cut_blocks` |
 # | a text to words, words to pieces | `realm_min/text/wordpiece.py`, called by `RealmTokenizer` |

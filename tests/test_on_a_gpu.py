@@ -259,7 +259,9 @@ def test_blocks_are_embedded():
 
 def test_an_index_is_written_and_asked(tmp_path):
     with pretend() as device:
-        indexing.index(map(Document._make, BLOCKS), tmp_path / "ready", open_qa(**NARROW).to(device), tokenizer())
+        indexing.index(
+            (Document(*block) for block in BLOCKS), tmp_path / "ready", open_qa(**NARROW).to(device), tokenizer()
+        )
         retriever = realm_min.RealmRetriever.from_pretrained(tmp_path / "ready")
         model = realm_min.RealmForOpenQA.from_pretrained(tmp_path / "ready", retriever=retriever).to(device)
         asked = [Question(question.question, question.answers) for question in QUESTIONS[:2]]

@@ -17,7 +17,8 @@ from ..files.hub import find_folder
 from ..files.tensorflow_files import check_tensorflow, find_checkpoint
 from ..jobs.settings import COUNT, NATURAL
 from ..ranks.devices import add_device, check_device
-from ..text.corpus import factbook, read_documents
+from ..text.corpus import factbook
+from ..text.documents import read_documents
 from ..text.questions import read_questions
 from .training_arguments import CORPUS_HELP
 

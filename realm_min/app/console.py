@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from ..jobs.embedding import Report
+    from ..text.documents import Skip
+
+NAMED = 20  # of what is skipped for one reason
 
 
 @contextmanager
@@ -32,6 +35,20 @@ def progress_report() -> Iterator[Report]:
             bar.update(tasks[stage], completed=done, description=f"{stage} {note}".rstrip())
 
         yield report
+
+
+@contextmanager
+def skipped_named() -> Iterator[Skip]:
+    """A function to call as skip(why, which) for what is left out; at the end a line for each reason, on rank 0."""
+    from ..ranks.distributed import world
+
+    found: dict[str, list[str]] = {}
+    try:
+        yield lambda why, which: found.setdefault(why, []).append(which)
+    finally:
+        for why, names in found.items() if world().is_first else ():
+            more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+            remark(f"Skipped {len(names):,}: {why}: {', '.join(names[:NAMED])}{more}")
 
 
 def progress_bar() -> Progress:

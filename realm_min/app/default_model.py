@@ -39,7 +39,8 @@ from ..files.atomic import only_writer, remove_temporaries, write_atomically
 from ..interface.open_qa import RealmForOpenQA
 from ..ranks import distributed
 from ..text import corpus
-from ..text.corpus import FACTBOOK, Document, corpus_hash, cut_blocks, read_documents, record
+from ..text.corpus import FACTBOOK, Document, corpus_hash, cut_blocks, record
+from ..text.documents import read_documents
 from ..text.retriever import RealmRetriever
 
 PACKED_FILE = Path(__file__).parents[1] / "assets" / "default-model.realm"

@@ -46,8 +46,8 @@ from ..jobs import embedding
 from ..jobs.embedding import Report, embed_blocks
 from ..ranks import distributed
 from ..ranks.devices import chosen_device
-from ..text import corpus
 from ..text.corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks, from_record, record
+from ..text.documents import read_documents
 from ..text.retriever import RealmRetriever
 from ..text.tokenizer import RealmTokenizerFast
 
@@ -394,15 +394,16 @@ def run(options: argparse.Namespace) -> None:
     """Run `realm-min index`."""
     from . import default_model
     from .cli import remark as say
-    from .console import progress_report
+    from .console import progress_report, skipped_named
 
-    documents, device = corpus.read_documents(options.corpus), chosen_device(options.device)
+    device = chosen_device(options.device)
     if options.model:
         model, tokenizer = load_unindexed(options.model)
     else:
         model, tokenizer, _ = load_packed(default_model.PACKED_FILE)
     model.embedder.to(device)
-    with progress_report() as report:
+    with skipped_named() as skip, progress_report() as report:
+        documents = read_documents(options.corpus, skip)
         index(documents, options.out, model, tokenizer, restart=options.restart, report=report, remark=say)
     if distributed.world().is_first:
         say(f'Ready: realm-min ask --model "{options.out}"')

@@ -20,11 +20,12 @@ from ..jobs.embedding import Report, embed_on_ranks
 from ..jobs.settings import Finetune, Ict, Mlm, Pretrain, TrainingRun, settings_from
 from ..ranks.devices import chosen_device
 from ..ranks.distributed import world
-from ..text.corpus import MAX_WORDPIECES, Block, read_documents, record
+from ..text.corpus import MAX_WORDPIECES, Block, record
+from ..text.documents import read_documents
 from ..text.questions import read_questions, read_training_questions
 from ..text.retriever import RealmRetriever
 from . import indexing
-from .console import progress_report, remark
+from .console import progress_report, remark, skipped_named
 from .plots import plot_training
 from .training_arguments import is_indexed
 
@@ -164,4 +165,5 @@ def read_blocks(corpus: str, tokenizer: Any, max_wordpieces: int, report: Callab
     Raises:
         ValueError: the corpus has no text, or cannot be read.
     """
-    return indexing.blocks_of(read_documents(corpus), tokenizer, max_wordpieces, report)
+    with skipped_named() as skip:
+        return indexing.blocks_of(read_documents(corpus, skip), tokenizer, max_wordpieces, report)

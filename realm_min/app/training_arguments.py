@@ -23,10 +23,11 @@ from ..jobs.settings import (
     settings_from,
 )
 from ..ranks.devices import add_device, check_device
-from ..text.corpus import FACTBOOK, read_documents
+from ..text.corpus import FACTBOOK
+from ..text.documents import read_documents
 from ..text.questions import read_questions, read_training_questions
 
-CORPUS_HELP = f'"{FACTBOOK}", a .jsonl of {{"title", "text"}}, or a folder of .txt files'
+CORPUS_HELP = f'"{FACTBOOK}", or a folder or file of .txt, .md, .html, .jsonl or .tsv (docs/corpora.md lists them)'
 
 
 # ---- arguments

@@ -70,7 +70,7 @@ def cut_texts(
 
     texts, pending = [], []
     number, left = -1, 0  # the block that is being cut, and its letters still to come
-    for cut in cut_blocks(map(Document._make, blocks), tokenizer, max_wordpieces):
+    for cut in cut_blocks((Document(*block) for block in blocks), tokenizer, max_wordpieces):
         while left == 0:
             number += 1
             left = letters(blocks[number].text)

@@ -48,7 +48,8 @@ from ..learn.steps import Sum
 from ..ranks.distributed import World, split, world
 from ..search.mips import BlockIndex
 from ..search.sharded_index import ShardedBlockIndex, read_blocks
-from ..text.corpus import Block, json_lines
+from ..text.corpus import Block
+from ..text.lines import json_lines
 from ..text.tokenizer import RealmTokenizerFast
 from .embedding import embed_blocks, embed_on_ranks
 from .loop import checkpoint_step

@@ -2,19 +2,18 @@
 
 A document is cut on sentence boundaries into blocks of at most 288 wordpieces, its title and the special tokens
 included, as ORQA's preprocessing does (Lee et al. 2019, section 7.3). A block knows the title of its document: the
-embedder reads `[CLS] title [SEP] text [SEP]`, the reader reads the record `title. text`.
+embedder reads `[CLS] title [SEP] text [SEP]`, the reader reads the record `title. text`. Its source says which document
+that is, and where in it the block stands. `documents.py` reads documents from files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import html
-import json
-import os
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from itertools import islice
-from pathlib import Path
+from itertools import islice, pairwise
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -29,6 +28,7 @@ _RECORD_SEPARATOR = ". "
 class Document(NamedTuple):
     title: str
     text: str
+    id: str = ""  # of its corpus: a file's path within its folder, or what a record says
 
 
 class Block(NamedTuple):
@@ -36,14 +36,37 @@ class Block(NamedTuple):
     text: str
 
 
+class Source(NamedTuple):
+    """Where a block comes from: its document, and which characters of the document's text it is.
+
+    A block's white space is single spaces, its document's may be anything. From character `at` of the block on, up to
+    the next of `shifts`, character i is character `start + i + by` of the document.
+    """
+
+    document: str  # its id
+    start: int  # the first character of the document's text that is the block's
+    end: int  # the one after its last
+    shifts: tuple[tuple[int, int], ...] = ()  # (at, by), ascending in `at`
+
+    def place(self, i: int) -> int:
+        """The character of the document's text that is character `i` of the block's."""
+        known = bisect_right(self.shifts, i, key=lambda shift: shift[0])
+        return self.start + i + (self.shifts[known - 1][1] if known else 0)
+
+
 def record(block: Block) -> bytes:
     """The UTF-8 bytes that stand for a block in `block_records.npy`: the title first, since it may be the answer."""
-    return f"{block.title}{_RECORD_SEPARATOR}{block.text}".encode()
+    return (text_start(block.title) + block.text).encode()
+
+
+def text_start(title: str) -> str:
+    """What stands before the text in the record of a block: nothing, where there is no title."""
+    return title and title + _RECORD_SEPARATOR
 
 
 def from_record(data: bytes, title: str) -> Block | None:
     """The block that `record` wrote as `data`, None if its title is another."""
-    text, start = data.decode(), f"{title}{_RECORD_SEPARATOR}"
+    text, start = data.decode(), text_start(title)
     return Block(title, text.removeprefix(start)) if text.startswith(start) else None
 
 
@@ -55,67 +78,6 @@ def corpus_hash(blocks: Iterable[Block]) -> str:
             data = part.encode()
             digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
-
-
-# ---- documents
-
-
-def read_documents(corpus: str | os.PathLike) -> Iterator[Document]:
-    """Documents of a corpus: "factbook", a .jsonl file of {"title", "text"}, or a folder of .txt files.
-
-    Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: it is none of the three, or a line or file of it cannot be read.
-        ModuleNotFoundError: the Factbook is asked for and not installed.
-    """
-    path = Path(corpus)
-    if str(corpus) == FACTBOOK:
-        factbook()  # is it there? The documents are read as they are asked for
-        return factbook_documents()
-    if path.is_dir():
-        return folder_documents(path)
-    if not path.exists():
-        raise FileNotFoundError(f'{path} does not exist: give "{FACTBOOK}", a .jsonl file or a folder of .txt files')
-    if path.suffix != ".jsonl":
-        raise ValueError(f'{path} is no corpus: give "{FACTBOOK}", a .jsonl file or a folder of .txt files')
-    return jsonl_documents(path)
-
-
-def json_lines(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, object) of each line that is not blank; ValueError names the line that is no JSON object."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except (UnicodeDecodeError, json.JSONDecodeError) as error:
-                raise ValueError(f"{path} line {number} is not valid JSON ({error})") from None
-            if not isinstance(value, dict):
-                raise ValueError(f"{path} line {number} is a {type(value).__name__}; each line must be a JSON object")
-            yield number, value
-
-
-def jsonl_documents(path: str | os.PathLike) -> Iterator[Document]:
-    """One document a line: {"title": "...", "text": "..."}; other keys are ignored."""
-    for number, value in json_lines(path):
-        for key in ("title", "text"):
-            if not isinstance(value.get(key), str):
-                raise ValueError(f'{path} line {number} has no string "{key}"; each line needs "title" and "text"')
-        try:
-            (value["title"] + value["text"]).encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{path} line {number} holds half a surrogate pair ({error}): mend the text") from None
-        yield Document(value["title"], value["text"])
-
-
-def folder_documents(folder: str | os.PathLike) -> Iterator[Document]:
-    """One document a .txt file, sub-folders included, in the order of their paths; the file's stem is its title."""
-    for path in sorted(Path(folder).rglob("*.txt")):
-        try:
-            yield Document(path.stem, path.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text ({error}): convert it or take it out") from None
 
 
 # ---- the CIA World Factbook
@@ -152,14 +114,15 @@ def factbook() -> ModuleType:
 def factbook_documents() -> Iterator[Document]:
     """A document for each of the 256 entries and each of its sections, in the order of the entries' codes.
 
-    Each field is a line, "Capital - name: Montevideo."; paragraphs of prose are lines of their own.
+    Its id is "uy/Government". Each field is a line, "Capital - name: Montevideo."; paragraphs of prose are lines of
+    their own.
     """
     package = factbook()
     for code in package.list_countries():
         entry = package.load_country(code).to_dict()
         title = _factbook_title(code, entry)
-        for section in entry.values():
-            yield Document(title, "\n".join(_field_lines(section)))
+        for name, section in entry.items():
+            yield Document(title, "\n".join(_field_lines(section)), f"{code}/{name}")
 
 
 def _factbook_title(code: str, entry: dict[str, Any]) -> str:
@@ -212,6 +175,7 @@ def _plain_lines(text: str) -> list[str]:
 # ---- sentences
 
 
+_WHITE_SPACE = re.compile(r"^\s+|\s\s+")  # that is more than a space between words
 # Written before a name or a number, so a full stop after them ends no sentence.
 _ABBREVIATIONS = frozenset(
     "mr mrs ms dr prof st mt ft gen col lt sgt capt maj adm rev hon sen rep gov pres no nos vs approx ca fig vol pp "
@@ -249,6 +213,13 @@ def split_sentences(text: str) -> list[str]:
 
 
 def cut_blocks(documents: Iterable[Document], tokenizer: Any, max_wordpieces: int = MAX_WORDPIECES) -> Iterator[Block]:
+    """The blocks of `cut_documents`, without their sources."""
+    return (block for block, _ in cut_documents(documents, tokenizer, max_wordpieces))
+
+
+def cut_documents(
+    documents: Iterable[Document], tokenizer: Any, max_wordpieces: int = MAX_WORDPIECES
+) -> Iterator[tuple[Block, Source]]:
     """Cut documents into blocks of whole sentences, each filled as far as it goes.
 
     A sentence too long for any block is cut after a comma or semicolon where it has one, else between words, and a
@@ -268,7 +239,7 @@ def cut_blocks(documents: Iterable[Document], tokenizer: Any, max_wordpieces: in
         texts = [split_sentences(document.text) for document in chunk]
         rooms = [max_wordpieces - 3 - length for length in _lengths(titles, tokenizer)]
         lengths = iter(_lengths([sentence for sentences in texts for sentence in sentences], tokenizer))
-        for title, sentences, room in zip(titles, texts, rooms, strict=True):
+        for document, title, sentences, room in zip(chunk, titles, texts, rooms, strict=True):
             if room < MIN_ROOM:
                 raise ValueError(
                     f"title {title[:60]!r} takes {max_wordpieces - 3 - room} of {max_wordpieces} wordpieces and leaves "
@@ -277,8 +248,45 @@ def cut_blocks(documents: Iterable[Document], tokenizer: Any, max_wordpieces: in
             pieces = [
                 piece for sentence in sentences for piece in _fit_sentence(sentence, next(lengths), room, tokenizer)
             ]
-            for text in _fill(pieces, room):
-                yield Block(title, text)
+            filled = list(_fill(pieces, room))
+            for text, source in zip(filled, _sources(document, filled), strict=True):
+                yield Block(title, text), source
+
+
+def _sources(document: Document, texts: list[str]) -> Iterator[Source]:
+    """Where the texts of a document's blocks stand in it: they are its words, in order, a few of them halved."""
+    words = " ".join(document.text.split())
+    # From character w of `words` on, up to the next, character w + by of the document's text is meant.
+    moved, by = [(0, 0)], 0
+    for run in _WHITE_SPACE.finditer(document.text):
+        by += len(run[0]) - (run.start() > 0)
+        moved.append((run.end() - by, by))
+    whole = Source(document.id, 0, len(document.text), tuple(moved))
+    place = 0  # in `words`
+    for text in texts:
+        found: list[tuple[int, int]] = []
+        for i, first, length in _parts(text, words, place):
+            place = first + length
+            inside = moved[bisect_right(moved, (first, by)) : bisect_right(moved, (place, -1))]
+            found += [
+                (i + w - first, w + by - (i + w - first)) for w, by in [(first, whole.place(first) - first), *inside]
+            ]
+        start = found[0][1]
+        shifts = tuple((at, by - start) for (at, by), (_, before) in pairwise(found[::-1]) if by != before)[::-1]
+        yield Source(document.id, start, whole.place(place - 1) + 1, shifts)
+
+
+def _parts(text: str, words: str, place: int) -> Iterator[tuple[int, int, int]]:
+    """(character of `text`, character of `words`, length) of what stands in both; the next of `words` is at `place`."""
+    place += words.startswith(" ", place)
+    if words.startswith(text, place):
+        yield 0, place, len(text)
+        return
+    i = 0
+    for word in text.split(" "):  # a word was halved
+        place += words.startswith(" ", place)
+        yield i, place, len(word)
+        i, place = i + len(word) + 1, place + len(word)
 
 
 def _lengths(texts: list[str], tokenizer: Any) -> list[int]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from .corpus import json_lines
+from .lines import json_lines
 
 
 class Question(NamedTuple):

@@ -1,6 +1,5 @@
 """Documents to evidence blocks: nothing is lost, nothing is too long, the Factbook reads well."""
 
-import json
 from itertools import islice
 
 import pytest
@@ -14,9 +13,7 @@ from realm_min.text.corpus import (
     corpus_hash,
     cut_blocks,
     factbook_documents,
-    folder_documents,
-    jsonl_documents,
-    read_documents,
+    from_record,
     record,
     split_sentences,
 )
@@ -148,57 +145,13 @@ def test_cutting_streams(tokenizer):
 def test_record_and_hash():
     block = Block("Côte d'Ivoire", "Capital: Yamoussoukro.")
     assert record(block) == "Côte d'Ivoire. Capital: Yamoussoukro.".encode()
+    assert record(Block("", "Capital: Lima.")) == b"Capital: Lima."
+    for each in (block, Block("", ". Lima"), Block("A. B", "c")):
+        assert from_record(record(each), each.title) == each
+    assert from_record(record(block), "Peru") is None
     assert corpus_hash([block]) == corpus_hash(iter([Block(*block)]))
     hashes = {corpus_hash(blocks) for blocks in ([], [block], [block] * 2, [Block("a", "bc")], [Block("ab", "c")])}
     assert len(hashes) == 5
-
-
-# ---- documents
-
-
-def test_jsonl(tmp_path):
-    path = tmp_path / "corpus.jsonl"
-    path.write_text('{"title": "A", "text": "a", "id": 3}\n\n{"title": "Ü", "text": ""}\n', encoding="utf-8")
-    assert list(read_documents(path)) == [Document("A", "a"), Document("Ü", "")]
-
-
-@pytest.mark.parametrize(
-    "line, message",
-    [
-        (b'{"title": "A", "text": ', "line 2 is not valid JSON"),
-        (b"[1]", "line 2 is a list"),
-        (b'{"title": "A"}', 'line 2 has no string "text"'),
-        (b'{"title": 3, "text": "a"}', 'line 2 has no string "title"'),
-        (b'{"title": "A", "text": "\xff"}', "line 2 is not valid JSON"),
-        (b'{"title": "A", "text": "\\ud800"}', "line 2 holds half a surrogate pair"),
-    ],
-)
-def test_malformed_line_is_named(tmp_path, line, message):
-    path = tmp_path / "corpus.jsonl"
-    path.write_bytes(json.dumps({"title": "A", "text": "a"}).encode() + b"\n" + line + b"\n")
-    documents = jsonl_documents(path)
-    assert next(documents) == Document("A", "a")
-    with pytest.raises(ValueError, match=message):
-        next(documents)
-
-
-def test_folder(tmp_path):
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "Rio de la Plata.txt").write_text("river", encoding="utf-8")
-    (tmp_path / "a.txt").write_text("ä", encoding="utf-8")
-    (tmp_path / "ignored.md").write_text("no", encoding="utf-8")
-    assert list(read_documents(tmp_path)) == [Document("a", "ä"), Document("Rio de la Plata", "river")]
-    (tmp_path / "c.txt").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=r"c\.txt is not UTF-8"):
-        list(folder_documents(tmp_path))
-
-
-def test_no_corpus(tmp_path):
-    with pytest.raises(FileNotFoundError, match='"factbook"'):
-        read_documents(tmp_path / "missing.jsonl")
-    (tmp_path / "text.pdf").touch()
-    with pytest.raises(ValueError, match="is no corpus"):
-        read_documents(tmp_path / "text.pdf")
 
 
 # ---- the Factbook

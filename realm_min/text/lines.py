@@ -1,0 +1,67 @@
+"""Text files as people have them, line by line or whole: with a byte order mark or none, UTF-16, gzipped."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+GZIPPED = ".gz"
+
+# The longer ones first: UTF-32's begins with UTF-16's. Each of these codecs takes the mark away.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+
+
+def encoding_of(start: bytes) -> str:
+    """The encoding that a file's first bytes tell by a byte order mark; UTF-8 where there is none."""
+    return next((encoding for mark, encoding in _MARKS if start.startswith(mark)), "utf-8-sig")
+
+
+@contextmanager
+def open_plain(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
+    """A file's bytes, unzipped where its name ends in .gz; ValueError where what is zipped is damaged."""
+    zipped = os.fspath(path).lower().endswith(GZIPPED)
+    try:
+        with open(path, "rb") as file:
+            yield io.BufferedReader(gzip.GzipFile(fileobj=file)) if zipped else file  # pyright: ignore
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{os.fspath(path)} is damaged or not gzipped ({error}): fetch it again") from None
+
+
+def text_lines(path: str | os.PathLike) -> Iterator[bytes]:
+    """The lines of a file in UTF-8, whatever it is written in, without a byte order mark; only \\n ends a line."""
+    with open_plain(path) as file:
+        start = file.peek(4)[:4]
+        encoding = encoding_of(start)
+        if encoding == "utf-8-sig":  # left as it is, so that a line that cannot be decoded is known by its number
+            if start.startswith(codecs.BOM_UTF8):
+                file.read(len(codecs.BOM_UTF8))
+            yield from file
+            return
+        try:
+            yield from (line.encode() for line in io.TextIOWrapper(file, encoding, newline="\n"))
+        except UnicodeError as error:
+            raise ValueError(f"{os.fspath(path)} is not the {encoding} that it begins as ({error})") from None
+
+
+def json_lines(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of each line that is not blank; ValueError names the line that is no JSON object."""
+    for number, line in enumerate(text_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} line {number} is not valid JSON ({error})") from None
+        if not isinstance(value, dict):
+            raise ValueError(f"{path} line {number} is a {type(value).__name__}; each line must be a JSON object")
+        yield number, value
