@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import mmap
 import os
-import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 
-from .atomic import write_atomically
 from .hub import BLOCK_RECORDS_FILE
+from .npy_file import CRC_LENGTH, read_npy_header, stored_crc, write_npy
 from .pickled_bytes import unpickle_byte_strings
 
 
@@ -33,25 +31,7 @@ def write_block_records(path: str | os.PathLike, records: Sequence[bytes] | np.n
         if not isinstance(record, bytes):
             raise ValueError(f"block {i} is a {type(record).__name__}: blocks are bytes, text is made so by .encode()")
         array[i] = bytes(record)
-    with write_atomically(path) as temporary, open(temporary, "wb") as file:
-        checked = _Checked(file)
-        np.save(checked, array)
-        file.write(b"\ncrc32 %08x\n" % checked.crc)
-
-
-class _Checked:
-    """A file to write to, with the CRC-32 of what was written."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.crc = file, 0
-
-    def write(self, data: bytes) -> int:
-        self.crc = zlib.crc32(data, self.crc)
-        return self.file.write(data)
-
-
-_CRC = re.compile(rb"\ncrc32 ([0-9a-f]{8})\n")
-_CRC_LENGTH = 16
+    write_npy(path, array)
 
 
 def read_block_records(path: str | os.PathLike) -> np.ndarray:
@@ -66,7 +46,7 @@ def read_block_records(path: str | os.PathLike) -> np.ndarray:
         raise FileNotFoundError(f"{path} does not exist: give the path of a {BLOCK_RECORDS_FILE}")
     try:
         with open(path, "rb") as file:
-            shape, dtype = _read_npy_header(file)
+            shape, _, dtype = read_npy_header(file)
             if len(shape) != 1 or dtype.kind not in "OS":
                 raise ValueError(f"it is an array of shape {list(shape)} and dtype {dtype}, not a row of byte strings")
             if dtype.kind == "S":
@@ -74,10 +54,10 @@ def read_block_records(path: str | os.PathLike) -> np.ndarray:
                     raise ValueError("its size is not what its header says")
                 return np.fromfile(file, dtype, shape[0]).astype(object)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                stored = _CRC.fullmatch(data[-_CRC_LENGTH:])
-                end = len(data) - _CRC_LENGTH if stored else len(data)
+                stored = stored_crc(data)
+                end = len(data) - CRC_LENGTH if stored else len(data)
                 with memoryview(data) as view, view[:end] as contents:
-                    if stored and b"%08x" % zlib.crc32(contents) != stored[1]:
+                    if stored and b"%08x" % zlib.crc32(contents) != stored:
                         raise ValueError("its checksum is not the stored one")
                 records = unpickle_byte_strings(data, file.tell(), end)
             if len(records) != shape[0]:
@@ -90,13 +70,3 @@ def read_block_records(path: str | os.PathLike) -> np.ndarray:
     array = np.empty(len(records), dtype=object)
     array[:] = records
     return array
-
-
-def _read_npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
-    try:
-        version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, _, dtype = read(file)
-    except Exception as error:  # whatever NumPy's parser says of untrusted bytes, the header is at fault
-        raise ValueError(f"no valid .npy header ({str(error).splitlines()[0] if str(error) else error!r})") from None
-    return shape, dtype

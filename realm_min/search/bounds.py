@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+BLOCK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+COMPRESSIONS = (None, "bfloat16", "int8")
 BASE_GROUP = 16  # rows that share a scale and a bound; a search may join several into one group
 CHUNK_ELEMENTS = 1 << 24  # elements looked through at once; a quarter of them, where they are compressed
 
@@ -52,11 +54,22 @@ class ScanQueries:
         return ScanQueries(*(getattr(self, field.name)[i : i + 1] for field in fields(self)))
 
 
+def check_blocks(blocks: Tensor) -> None:
+    """Raise ValueError, naming what is wrong, for blocks that are not [N, D] of a searchable dtype."""
+    if not isinstance(blocks, Tensor) or blocks.dtype not in BLOCK_DTYPES:
+        kind = blocks.dtype if isinstance(blocks, Tensor) else type(blocks).__name__
+        raise ValueError(f"blocks are {kind}: give a torch tensor of float32, float16 or bfloat16")
+    if blocks.ndim != 2:
+        raise ValueError(f"blocks have shape {tuple(blocks.shape)}: give [blocks, dimensions]")
+    if 0 in blocks.shape:
+        raise ValueError(f"blocks have shape {tuple(blocks.shape)}: an empty index cannot be searched")
+
+
 def compress(blocks: Tensor, compression: str | None, first: int = 0) -> Codes:
     """Codes of blocks [N, D] with their bounds. Raises ValueError naming the first row, from `first`, not finite."""
     n, d = blocks.shape
     groups = -(-n // BASE_GROUP)
-    target = {None: blocks.dtype, "bfloat16": torch.bfloat16, "int8": torch.int8}[compression]
+    target = _stored_dtype(blocks.dtype, compression)
     same = target == blocks.dtype
     codes = blocks if same else torch.empty(n, d, dtype=target, device=blocks.device)
     scale = torch.empty(groups, dtype=torch.float32, device=blocks.device) if target == torch.int8 else None
@@ -86,6 +99,22 @@ def compress(blocks: Tensor, compression: str | None, first: int = 0) -> Codes:
             residual[chunk] = _largest_norm(coded - rows.double())
     scale, exponent = (None, 0) if scale is None else _without_exponent(scale)
     return Codes(codes, scale, exponent, residual, norm)
+
+
+def shapes_of(blocks: Tensor, compression: str | None) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of all that an index of such blocks holds: the blocks, and what `compress` makes of them."""
+    shape, groups = tuple(blocks.shape), (-(-blocks.shape[0] // BASE_GROUP),)
+    found = {"blocks": (shape, blocks.dtype), "norm": (groups, torch.float64)}
+    target = _stored_dtype(blocks.dtype, compression)
+    if target != blocks.dtype:
+        found |= {"codes": (shape, target), "residual": (groups, torch.float64)}
+    if target == torch.int8:
+        found["scale"] = groups, torch.float32
+    return found
+
+
+def _stored_dtype(dtype: torch.dtype, compression: str | None) -> torch.dtype:
+    return {None: dtype, "bfloat16": torch.bfloat16, "int8": torch.int8}[compression]
 
 
 def _int8_scale(largest: Tensor) -> Tensor:

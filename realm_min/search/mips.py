@@ -20,25 +20,24 @@ Symbols: Q queries, N blocks, D dimensions, G rows a group.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..files.atomic import write_atomically
 from ..ranks.devices import plain_arithmetic
 from .arithmetic import faster_scan, group_maxima, library, matmul
 from .bounds import (
     BASE_GROUP,
+    BLOCK_DTYPES,
     CHUNK_ELEMENTS,
+    COMPRESSIONS,
     Codes,
     Rounding,
     ScanQueries,
     certify,
+    check_blocks,
     compress,
     error_bound,
     finite_norm,
@@ -48,17 +47,15 @@ from .bounds import (
     scan_queries,
     widen,
 )
+from .index_file import read_index, write_index
 
 MAX_GROUP = 128
-BLOCK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-COMPRESSIONS = (None, "bfloat16", "int8")
 MAXIMA_BYTES = 16 << 20  # group maxima held at once: queries are searched in chunks that fit
 SAMPLE_ROWS = 1 << 14  # scanned, to see which scan is the faster
 EXACT_ROWS = 4096  # rows scored in float64 at once, in cache
 TILE_BYTES = 16 << 20  # of codes in a tile of the scan: each is read once, so few tiles cost the fewest calls
 CACHED_TILE_BYTES = 2 << 20  # the same where a tile is read twice, for its norms and its scores
 SCORES_BYTES = 2 << 20  # of scores in a tile of the scan: they stay in cache until they are reduced
-FORMAT = "realm-min block index 1"
 SCANS = (None, "codes", "blocks")
 
 
@@ -170,38 +167,17 @@ class BlockIndex:
         return self._restore({name: tensor.to(device) for name, tensor in self._tensors().items()}, self._header())
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the index as one safetensors file, complete or not at all."""
-        tensors = {name: tensor.cpu() for name, tensor in self._tensors().items()}
-        header = self._header() | {"checksums": {name: _checksum(tensor) for name, tensor in tensors.items()}}
-        with write_atomically(path) as temporary:
-            safetensors.torch.save_file(tensors, temporary, metadata={"index": json.dumps(header)})
+        """Write the index as one safetensors file with a checksum, complete or not at all."""
+        write_index(path, self._header(), self._tensors())
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> BlockIndex:
         """The index written by `save`. Raises FileNotFoundError, and ValueError for a file that is not whole."""
-        if not os.path.exists(path):
-            raise FileNotFoundError(f"no block index at {path}")
-        remedy = "build it again with BlockIndex(blocks).save(path)"
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path} is not a whole block index ({error}): {remedy}") from error
-        try:
-            header = json.loads(metadata["index"])
-            checksums = header["checksums"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is a safetensors file but not a block index: {remedy}") from error
-        if header.get("format") != FORMAT:
-            raise ValueError(f"{path} has format {header.get('format')!r}, this version reads {FORMAT!r}: {remedy}")
-        for name, checksum in checksums.items():
-            if name not in tensors or _checksum(tensors[name]) != checksum:
-                raise ValueError(f"{path} is damaged: the checksum of {name!r} does not match; {remedy}")
+        header, tensors = read_index(path)
         return cls._restore({name: tensor.to(device) for name, tensor in tensors.items()}, header)
 
     def _header(self) -> dict:
-        return {"format": FORMAT, "compression": self.compression, "exponent": self._codes.exponent}
+        return {"compression": self.compression, "exponent": self._codes.exponent}
 
     def _tensors(self) -> dict[str, Tensor]:
         codes = self._codes
@@ -227,25 +203,7 @@ class BlockIndex:
         return index
 
 
-def _checksum(tensor: Tensor) -> int:
-    """Sum of the bytes taken as int64: one pass at memory speed, changed by any one flipped bit."""
-    data = tensor.contiguous().view(-1).view(torch.uint8)
-    whole = data.numel() // 8 * 8
-    return int(data[:whole].view(torch.int64).sum()) + int(data[whole:].sum())
-
-
 # ---------------------------------------------------------------------------------------------------- input checks
-
-
-def check_blocks(blocks: Tensor) -> None:
-    """Raise ValueError, naming what is wrong, for blocks that are not [N, D] of a searchable dtype."""
-    if not isinstance(blocks, Tensor) or blocks.dtype not in BLOCK_DTYPES:
-        kind = blocks.dtype if isinstance(blocks, Tensor) else type(blocks).__name__
-        raise ValueError(f"blocks are {kind}: give a torch tensor of float32, float16 or bfloat16")
-    if blocks.ndim != 2:
-        raise ValueError(f"blocks have shape {tuple(blocks.shape)}: give [blocks, dimensions]")
-    if 0 in blocks.shape:
-        raise ValueError(f"blocks have shape {tuple(blocks.shape)}: an empty index cannot be searched")
 
 
 def check_search(queries: Tensor, blocks: Tensor, k: int, total: int | None = None) -> None:

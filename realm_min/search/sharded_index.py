@@ -20,11 +20,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..files.checkpoint import read_state_dict
+from ..files.npy_file import map_npy
 from ..files.safetensors_file import read_safetensors
 from ..ranks.distributed import World, world
 from . import mips
@@ -291,7 +291,7 @@ def read_blocks(path: str | os.PathLike, world: World | None = None) -> Tensor:
     """The block embeddings of a file [N, D], memory-mapped: what is not read costs no memory. See `load`."""
     path, world = Path(path), _joined(world)
     if path.suffix == ".npy":
-        return torch.from_numpy(_read_npy(path))
+        return torch.from_numpy(map_npy(path, world))
     if path.suffix == ".safetensors":
         tensors = read_safetensors(path, KEY, world)
     else:
@@ -299,16 +299,6 @@ def read_blocks(path: str | os.PathLike, world: World | None = None) -> Tensor:
     if KEY not in tensors:
         raise ValueError(f"{path} holds no {KEY!r}: give a model with blocks, made by realm-min index")
     return tensors[KEY]
-
-
-def _read_npy(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: give a .npy file of block embeddings")
-    try:
-        return np.load(path, mmap_mode="c", allow_pickle=False)  # what is written into it changes no file
-    except Exception as error:  # whatever NumPy's parser says of untrusted bytes, the file is at fault
-        why = str(error).partition("\n")[0]
-        raise ValueError(f"{path} cannot be read ({why}): it is damaged or no .npy file; write it again") from None
 
 
 def _joined(given: World | None) -> World:

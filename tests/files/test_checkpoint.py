@@ -20,7 +20,7 @@ from oracle import transformers
 import realm_min
 from realm_min import RealmConfig
 from realm_min.files.checkpoint import assign, read_state_dict, write_folder
-from realm_min.files.safetensors_file import combine_crc32
+from realm_min.files.checksum import combine_crc32
 
 MODELS = ["RealmEmbedder", "RealmScorer", "RealmKnowledgeAugEncoder", "RealmReader", "RealmForOpenQA"]
 TINY = {

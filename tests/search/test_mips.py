@@ -8,7 +8,6 @@ import book_models
 import numpy as np
 import processes
 import pytest
-import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -200,19 +199,6 @@ def test_maxima_of_groups_by_numpy(n, group):
     assert arithmetic.group_maxima(rows, query, group).tolist() == expected
 
 
-@pytest.mark.parametrize("compression", mips.COMPRESSIONS)
-def test_an_index_comes_back_from_its_file(compression, tmp_path):
-    blocks, queries = torch.randn(77, 16), torch.randn(3, 16)
-    index = BlockIndex(blocks, compression)
-    index.save(tmp_path / "index.safetensors")
-    again = BlockIndex.load(tmp_path / "index.safetensors")
-    assert [path.name for path in tmp_path.iterdir()] == ["index.safetensors"]
-    assert (len(again), again.compression, again.nbytes, again.device) == (77, compression, index.nbytes, index.device)
-    for ours, theirs in zip(again.search(queries, 9), index.search(queries, 9), strict=True):
-        assert torch.equal(ours, theirs)
-    assert again.to("cpu") is again
-
-
 def test_nbytes_counts_what_is_held():
     blocks = torch.randn(160, 16)
     held = 10 * 8  # of bounds
@@ -220,28 +206,6 @@ def test_nbytes_counts_what_is_held():
     assert BlockIndex(blocks, "bfloat16").nbytes == 160 * 16 * (4 + 2) + 2 * held
     assert BlockIndex(blocks, "int8").nbytes == 160 * 16 * (4 + 1) + 2 * held + 10 * 4
     assert BlockIndex(blocks.bfloat16(), "bfloat16").nbytes == 160 * 16 * 2 + held  # the blocks are the codes
-
-
-def test_damaged_files_are_refused(tmp_path):
-    path = tmp_path / "index.safetensors"
-    BlockIndex(torch.randn(64, 16), "int8").save(path)
-    whole = path.read_bytes()
-    for damaged in (b"", whole[:7], whole[:100], whole[:-1], b"\xff" * 100):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="not a whole block index"):
-            BlockIndex.load(path)
-    for position in range(len(whole) - 5_000, len(whole), 700):
-        path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
-        with pytest.raises(ValueError, match="damaged: the checksum of"):
-            BlockIndex.load(path)
-    safetensors.torch.save_file({"blocks": torch.zeros(3, 8)}, path)
-    with pytest.raises(ValueError, match="not a block index"):
-        BlockIndex.load(path)
-    safetensors.torch.save_file({}, path, metadata={"index": '{"format": "other", "checksums": {}}'})
-    with pytest.raises(ValueError, match="format 'other'"):
-        BlockIndex.load(path)
-    with pytest.raises(FileNotFoundError, match="no block index"):
-        BlockIndex.load(tmp_path / "absent")
 
 
 @pytest.mark.parametrize(
