@@ -150,7 +150,7 @@ def run_warm_up(
 
 def run_from(given: argparse.Namespace, report: Report) -> TrainingRun:
     """The run that the options of every command that trains say."""
-    return TrainingRun(given.out, resume=given.resume, save_every=given.save_every, report=report)
+    return TrainingRun(given.out, resume=given.resume, save_every=given.save_every, report=report, remark=remark)
 
 
 def announce(text: str) -> None:

@@ -2,9 +2,9 @@
 
 A job's folder holds
 
-    run.json                 its settings; a resumed run must have the same
-    checkpoint.safetensors   weights, the optimizer's state and the step they stand at, replaced atomically
-    log.csv metrics.csv      what each step and each evaluation reported
+    run.json                   its settings; a resumed run must have the same
+    checkpoint….safetensors    weights, the optimizer's state and the step they stand at: `run_checkpoints.py`
+    log.csv metrics.csv        what each step and each evaluation reported
 
 A step is a function of its number, the weights and what lies in the folder; whatever it draws at random comes from
 `step_seed` or a `Draws`. So a run that was killed at any moment and goes on from its checkpoint ends, on a CPU, with
@@ -31,19 +31,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..files.atomic import only_writer, write_atomically
+from ..files.json_file import read_json_object
 from ..interface.base import RealmModel
 from ..learn.optimizer import AdamW
 from ..learn.steps import Sum
 from ..ranks.distributed import world
 from ..ranks.exchange import GradientExchange
+from .run_checkpoints import CHECKPOINT_FILE, read_checkpoint, write_checkpoint
 from .settings import RUN_FILE, TrainingRun, check_new_run, silent
 
-CHECKPOINT_FILE = "checkpoint.safetensors"
 LOG_FILE = "log.csv"
 METRICS_FILE = "metrics.csv"
 
@@ -129,9 +128,12 @@ def _begin(run: TrainingRun, job: Job) -> int:
     _check_same(job.settings)
 
     def begin() -> int:
-        done = _open_run(run, job.settings)
-        if done:
-            _restore(run.folder, job)
+        _open_run(run, job.settings)
+        found = read_checkpoint(run.folder, run.remark)
+        if found is None:
+            return 0
+        done, tensors = found
+        _restore(run.folder, job, tensors)
         return done
 
     done = world().on_first(begin)
@@ -243,22 +245,6 @@ def batch(number: int, size: int, count: int, seed: int) -> list[int]:
     return [int(order[place // count][place % count]) for place in places]
 
 
-def checkpoint_step(folder: str | os.PathLike) -> int | None:
-    """The step that the run's checkpoint stands at, None without one.
-
-    Raises:
-        ValueError: the checkpoint is damaged.
-    """
-    path = Path(folder) / CHECKPOINT_FILE
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            return int(file.metadata()["done"])
-    except (SafetensorError, KeyError, TypeError, ValueError):
-        raise ValueError(f"{path} is damaged: remove {folder} and start the run anew") from None
-
-
 def read_log(path: str | os.PathLike) -> dict[str, list[float]]:
     """Columns of a log.csv or metrics.csv, by name; an empty cell is nan."""
     with open(path, encoding="utf-8", newline="") as file:
@@ -328,24 +314,23 @@ def _summed(sums: dict[str, Sum]) -> dict[str, Sum]:
     return dict(zip(sums, itertools.starmap(Sum, values.tolist()), strict=True))
 
 
-def _open_run(run: TrainingRun, settings: dict[str, Any]) -> int:
-    """Compare or write the settings; returns how many steps are done."""
+def _open_run(run: TrainingRun, settings: dict[str, Any]) -> None:
+    """Compare or write the settings."""
     settings, folder = json.loads(json.dumps(settings)), run.folder
     check_new_run(folder, run.resume)
     path = folder / RUN_FILE
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json_object(path, f"restore it, or remove {folder} and start the run anew")
         for key in sorted(found.keys() | settings.keys()):
             if found.get(key) != settings.get(key):
                 raise ValueError(
                     f"{folder} was begun with {key}={found.get(key)!r}, not {settings.get(key)!r}: resume with the "
                     "same settings, or name another folder"
                 )
-        return checkpoint_step(folder) or 0
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return 0
 
 
 def _named(models: dict[str, RealmModel]) -> dict[str, Tensor]:
@@ -376,12 +361,11 @@ def _save(folder: Path, job: Job, done: int) -> None:
         return
     tensors = {f"model.{key}": tensor.contiguous() for key, tensor in _tensors(job.models).items()}
     tensors |= {f"optimizer.{key}": tensor.contiguous() for key, tensor in job.optimizer.state_dict().items()}
-    with write_atomically(folder / CHECKPOINT_FILE) as temporary:
-        save_file(tensors, temporary, metadata={"done": str(done)})
+    write_checkpoint(folder, tensors, done)
 
 
-def _restore(folder: Path, job: Job) -> None:
-    tensors = load_file(folder / CHECKPOINT_FILE)
+def _restore(folder: Path, job: Job, tensors: dict[str, Tensor]) -> None:
+    """Put what a checkpoint holds into the models and the optimizer."""
     current = _tensors(job.models)
     saved = {key.removeprefix("model."): tensor for key, tensor in tensors.items() if key.startswith("model.")}
     if saved.keys() != current.keys() or any(saved[key].shape != current[key].shape for key in saved):
@@ -413,11 +397,7 @@ def _log(path: Path, done: int) -> Iterator[Callable[[Mapping[str, float | None]
         return
     columns: list[str] = []
     if path.is_file():
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or [])
-            # A killed run may have left half a row.
-            rows = [row for row in reader if None not in row.values() and int(row["step"]) <= done]
+        columns, rows = _rows_until(path, done)
         with write_atomically(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
             _write_rows(file, columns, rows, header=True)
     with open(path, "a", encoding="utf-8", newline="") as file:
@@ -425,11 +405,26 @@ def _log(path: Path, done: int) -> Iterator[Callable[[Mapping[str, float | None]
         def write(row: Mapping[str, float | None]) -> None:
             new = not columns
             columns.extend(row if new else ())
+            if not row.keys() <= set(columns):
+                raise ValueError(f"{path} has other columns than this run's: move it away, and go on with a new one")
             shown = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
             _write_rows(file, columns, [shown], header=new)
             file.flush()
 
         yield write
+
+
+def _rows_until(path: Path, done: int) -> tuple[list[str], list[dict[str, Any]]]:
+    """The columns of a log, and its rows up to a step, without the half one that a killed run may have left."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if None not in row and None not in row.values() and int(row["step"]) <= done]
+            return list(reader.fieldnames or []), rows
+    except (ValueError, KeyError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}): move it away, and the run goes on with a new one"
+        ) from None
 
 
 def _write_rows(file: Any, columns: list[str], rows: list[dict[str, Any]], header: bool) -> None:

@@ -16,8 +16,8 @@ On several ranks, rank 0 takes the snapshots and has a builder; or some ranks do
 What the folder holds, each file complete or absent:
 
     blocks.jsonl, embedder/             what the builder reads: blocks, configuration and tokenizer
-    snapshot-STEP.safetensors           the embedder's weights before that step
-    index-STEP.npy                      their block embeddings, [blocks, proj] float32
+    snapshot-STEP.safetensors           the embedder's weights before that step, with a checksum
+    index-STEP.npy                      their block embeddings, [blocks, proj] float32, with a checksum
     builder.log, progress               what the builder has to complain about; how many blocks it has embedded
 """
 
@@ -38,21 +38,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..config import RealmConfig
 from ..files.atomic import write_atomically
+from ..files.npy_file import map_npy, write_npy
+from ..files.safetensors_file import read_safetensors, write_safetensors
 from ..interface.embedder import RealmEmbedder
 from ..learn.steps import Sum
 from ..ranks.distributed import World, split, world
 from ..search.mips import BlockIndex
-from ..search.sharded_index import ShardedBlockIndex, read_blocks
+from ..search.sharded_index import ShardedBlockIndex
 from ..text.corpus import Block
 from ..text.lines import json_lines
 from ..text.tokenizer import RealmTokenizerFast
 from .embedding import embed_blocks, embed_on_ranks
-from .loop import checkpoint_step
+from .run_checkpoints import checkpoint_steps
 from .settings import TrainingRun
 
 INDEX_FOLDER = "index"  # within a run's folder
@@ -176,11 +177,11 @@ class IndexRefresher:
         self._remove_halves()
         text = "".join(json.dumps(block._asdict()) + "\n" for block in self.blocks)
         path = self.folder / "blocks.jsonl"
-        if path.is_file() and path.read_text(encoding="utf-8") != text:
+        if path.is_file() and path.read_bytes() != text.encode():
             shutil.rmtree(self.folder)  # of other blocks
             self.folder.mkdir()
         with write_atomically(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(text.encode())
         self.embedder.config.save_pretrained(self.folder / "embedder")
         self.tokenizer.save_pretrained(self.folder / "embedder")
 
@@ -201,10 +202,10 @@ class IndexRefresher:
             if key not in aliases
         }
         path = self._snapshot_path(step)
-        if not path.is_file() or not _same(load_file(path), tensors):
+        if not _holds(path, tensors):
             self._index_path(step).unlink(missing_ok=True)
             with write_atomically(path) as temporary:
-                save_file(tensors, temporary)
+                write_safetensors(temporary, tensors, {})
         self._request(step)
         self._remove_old()
 
@@ -214,8 +215,8 @@ class IndexRefresher:
             path.unlink()
 
     def _remove_old(self) -> None:
-        """Remove what no step from the last checkpoint on will use."""
-        oldest = snapshot_for(checkpoint_step(self.run_folder) or 0, self.every)
+        """Remove what no step will use from the checkpoint before the last on, should that one be needed."""
+        oldest = snapshot_for(min(checkpoint_steps(self.run_folder), default=0), self.every)
         for path in [*self.folder.glob("snapshot-*.safetensors"), *self.folder.glob("index-*.npy")]:
             if int(path.stem.split("-")[1]) < oldest:
                 path.unlink()
@@ -229,11 +230,16 @@ class IndexRefresher:
         return self._builder
 
     def _request(self, snapshot: int) -> None:
-        """Ask for the index of a snapshot, unless it is there or asked for already."""
-        if snapshot in self._requested or self._index_path(snapshot).is_file():
+        """Ask for the index of a snapshot, unless it is there, and whole, or asked for already."""
+        if snapshot in self._requested or _is_whole(self._index_path(snapshot)):
             return
+        self._index_path(snapshot).unlink(missing_ok=True)
         if not self._snapshot_path(snapshot).is_file():
             raise FileNotFoundError(f"{self._snapshot_path(snapshot)} is missing: start the run anew in another folder")
+        try:
+            read_safetensors(self._snapshot_path(snapshot))
+        except ValueError as error:
+            raise ValueError(f"{error}; where it cannot be had, start the run anew in another folder") from None
         self._requested.add(snapshot)
         self._running_builder().request(snapshot)
 
@@ -246,10 +252,8 @@ class IndexRefresher:
         self.seconds_waited = time.perf_counter() - started
 
     def _read(self, snapshot: int) -> Tensor:
-        path = self._index_path(snapshot)
-        if world().size > 1:
-            return read_blocks(path)
-        return torch.from_numpy(np.load(path, allow_pickle=False))
+        found = map_npy(self._index_path(snapshot), world())
+        return torch.from_numpy(found if world().size > 1 else np.array(found))  # Windows removes no mapped file
 
     def _blocks_done(self, snapshot: int) -> int:
         """How many blocks the builder has embedded with a snapshot, by its own account."""
@@ -357,8 +361,21 @@ def searchable(embeddings: Tensor, device: torch.device) -> BlockIndex | Sharded
     return BlockIndex(embeddings.to(device))
 
 
-def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+def _holds(snapshot: Path, tensors: dict[str, Tensor]) -> bool:
+    """Whether a snapshot is there, whole, and of these tensors."""
+    try:
+        found = read_safetensors(snapshot) if snapshot.is_file() else {}
+    except ValueError:  # damaged: it is taken anew
+        return False
+    return found.keys() == tensors.keys() and all(torch.equal(found[key], tensors[key]) for key in found)
+
+
+def _is_whole(index: Path) -> bool:
+    try:
+        map_npy(index)
+    except (FileNotFoundError, ValueError):  # absent, or damaged: it is built anew
+        return False
+    return True
 
 
 # ---- on the ranks that build
@@ -384,7 +401,7 @@ def build_on_ranks(
         if step == NO_MORE:
             return
         snapshot = folder / f"snapshot-{step}.safetensors"
-        embedder.load_state_dict(load_file(snapshot), source=str(snapshot))
+        embedder.load_state_dict(read_safetensors(snapshot), source=str(snapshot))
         embeddings = embed_on_ranks(embedder, tokenizer, blocks, _progress(folder, step))
         builders.on_first(lambda step=step, found=embeddings: _write_index(folder, step, found))
 
@@ -404,8 +421,7 @@ def _progress(folder: Path, step: int) -> Callable[[int], None]:
 
 
 def _write_index(folder: Path, step: int, embeddings: Tensor) -> None:
-    with write_atomically(folder / f"index-{step}.npy") as temporary, open(temporary, "wb") as file:
-        np.save(file, embeddings.numpy())
+    write_npy(folder / f"index-{step}.npy", embeddings.numpy())
 
 
 # ---- in the builder's process
@@ -431,7 +447,7 @@ def build(folder: Path, threads: int, device: str) -> None:
         # Training waits for the first index, and works beside the others. An index built anew has the same bits.
         torch.set_num_threads(threads if step == 0 else 1)
         snapshot = folder / f"snapshot-{step}.safetensors"
-        embedder.load_state_dict(load_file(snapshot), source=str(snapshot))
+        embedder.load_state_dict(read_safetensors(snapshot), source=str(snapshot))
         _write_index(folder, step, embed_blocks(embedder, tokenizer, blocks, _progress(folder, step)))
 
 

@@ -227,6 +227,10 @@ def settings_from(options: argparse.Namespace, defaults: Settings) -> Settings:
 SAVE_EVERY = 100
 
 
+def unheard(text: str) -> None:
+    """A remark that nobody hears."""
+
+
 def silent(stage: str, done: int, total: int | None, note: str = "") -> None:
     """A report that says nothing."""
 
@@ -238,7 +242,8 @@ class TrainingRun:
     `folder` is made where it is absent. `resume`: go on from its checkpoint; without one, from the start.
     `evaluate` measures the models as they stand, every `evaluate_every` steps and at the end (0: at the end alone), on
     every rank; None where a measure has no meaning. `refresh_ranks`: so many ranks, the last, do nothing but build
-    indexes; their models are not trained. `report` is called on rank 0 as report(stage, done, total, note).
+    indexes; their models are not trained. `report` is called on rank 0 as report(stage, done, total, note), and
+    `remark` with a sentence on what was found damaged.
     """
 
     folder: Path
@@ -248,6 +253,7 @@ class TrainingRun:
     evaluate_every: int = 0  # steps
     refresh_ranks: int = 0
     report: Callable[..., None] = silent
+    remark: Callable[[str], None] = unheard
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))  # a string will do, too

@@ -140,7 +140,7 @@ def test_no_index_is_built_that_no_step_searches(tmp_path, tokenizer, forked):
     run(tmp_path, new_embedder(), tokenizer, 8, 9, steps=9)  # resumed past a snapshot that was not taken
 
 
-@pytest.mark.parametrize("lost", ["nothing", "indices", "an older snapshot's index"])
+@pytest.mark.parametrize("lost", ["nothing", "indices", "an older snapshot's index", "a bit of each"])
 def test_a_killed_run_finds_or_builds_the_same_index(tmp_path, tokenizer, forked, lost):
     folder = tmp_path
     run(folder, new_embedder(), tokenizer, 0, 11)  # checkpoint at 8, killed at 11
@@ -151,12 +151,37 @@ def test_a_killed_run_finds_or_builds_the_same_index(tmp_path, tokenizer, forked
         np.save(folder / "index" / "index-9.npy", np.zeros((40, 8), np.float32))
         path = folder / "index" / "snapshot-9.safetensors"
         save_file({key: tensor + 1 for key, tensor in load_file(path).items()}, path)
+    if lost == "a bit of each":  # but of the snapshot whose step is past
+        for name in ("index-3.npy", "index-6.npy", "snapshot-9.safetensors"):
+            data = bytearray((folder / "index" / name).read_bytes())
+            data[-30] ^= 1
+            (folder / "index" / name).write_bytes(data)
     (folder / "index" / ".index-9.npy.1.tmp").write_bytes(b"half")
     resumed = run(folder, new_embedder(), tokenizer, 8, 12)
     for step, (embeddings, staleness) in resumed.items():
         assert staleness == {8: 5, 9: 3, 10: 4, 11: 5}[step]
         assert torch.equal(embeddings, expected_index(step - staleness, tokenizer)), step
     assert not list((folder / "index").glob(".*"))
+
+
+def test_a_snapshot_of_a_past_step_is_not_read_damaged(tmp_path, tokenizer, forked):
+    run(tmp_path, new_embedder(), tokenizer, 0, 9)
+    (tmp_path / "index" / "index-3.npy").unlink()
+    path = tmp_path / "index" / "snapshot-3.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(
+        ValueError, match="snapshot-3.safetensors cannot be read .its checksum is .* start the run anew"
+    ):
+        run(tmp_path, new_embedder(), tokenizer, 8, 9)
+
+
+def test_what_a_run_from_the_checkpoint_before_the_last_needs_is_kept(tmp_path, tokenizer, forked):
+    checkpoint(tmp_path, 2)
+    (tmp_path / "checkpoint.safetensors").rename(tmp_path / "checkpoint-previous.safetensors")
+    checkpoint(tmp_path, 14)
+    run(tmp_path, new_embedder(), tokenizer, 0, 13, save_every=100)
+    kept = sorted(int(path.stem.split("-")[1]) for path in (tmp_path / "index").glob("snapshot-*"))
+    assert kept == [0, 3, 6, 9, 12]
 
 
 def test_steps_complete_while_an_index_builds(tmp_path, tokenizer):

@@ -1,5 +1,6 @@
 """The training loop: batches, checkpoints, resumption after a kill, a loss that is no number."""
 
+import shutil
 import signal
 import time
 
@@ -9,10 +10,17 @@ import ranks
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from realm_min import RealmConfig, RealmEmbedder
 from realm_min.jobs import loop
-from realm_min.jobs.settings import TrainingRun, silent
+from realm_min.jobs.run_checkpoints import (
+    CHECKPOINT_FILE,
+    DAMAGED_FILE,
+    PREVIOUS_FILE,
+    checkpoint_steps,
+)
+from realm_min.jobs.settings import RUN_FILE, TrainingRun, silent, unheard
 from realm_min.learn.optimizer import AdamW
 from realm_min.learn.steps import Sum
 
@@ -22,7 +30,7 @@ TINY = dict(
 )  # fmt: skip
 
 
-def job(folder, steps=12, resume=False, hurt_at=None, interrupt_at=None, save_every=5, report=silent):
+def job(folder, steps=12, resume=False, hurt_at=None, interrupt_at=None, save_every=5, report=silent, heard=None):
     """Pull random texts' embeddings to 0, with dropout; returns the trained embedder."""
     embedder = RealmEmbedder(RealmConfig(**TINY), seed=3)
 
@@ -39,7 +47,8 @@ def job(folder, steps=12, resume=False, hurt_at=None, interrupt_at=None, save_ev
         return {"norm": float(embedder.p["cls.dense.weight"].norm())}
 
     optimizer = AdamW(1e-2, steps, warmup_steps=2)
-    run = TrainingRun(folder, resume, save_every, evaluate, evaluate_every=4, report=report)
+    remark = unheard if heard is None else heard.append
+    run = TrainingRun(folder, resume, save_every, evaluate, evaluate_every=4, report=report, remark=remark)
     loop.train(run, loop.Job("Training", {"embedder": embedder}, optimizer, step, settings={"steps": steps}, seed=7))
     return embedder
 
@@ -58,14 +67,14 @@ def test_the_loss_falls_and_the_log_has_a_row_a_step(tmp_path):
     assert log["learning_rate"][:3] == pytest.approx([5e-3, 1e-2, 1e-2])
     assert loop.read_log(tmp_path / "run" / loop.METRICS_FILE)["step"] == [4, 8, 12]
     assert seen == [(done, 12) for done in range(13)]
-    assert loop.checkpoint_step(tmp_path / "run") == 12
+    assert checkpoint_steps(tmp_path / "run") == [12, 10]
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path):
     whole = job(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt, match="7 of 12 steps are done"):
         job(tmp_path / "cut", interrupt_at=7)
-    assert loop.checkpoint_step(tmp_path / "cut") == 7
+    assert checkpoint_steps(tmp_path / "cut") == [7, 5]
     assert same_weights(job(tmp_path / "cut", resume=True), whole)
     for name in (loop.LOG_FILE, loop.METRICS_FILE):
         cut, complete = (loop.read_log(tmp_path / folder / name) for folder in ("cut", "whole"))
@@ -93,9 +102,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, rows):
 def test_nan_stops_the_run_and_names_step_seed_and_checkpoint(tmp_path):
     with pytest.raises(loop.DivergedError) as error:
         job(tmp_path / "run", hurt_at=8)
-    for part in ("step 9", str(loop.step_seed(7, 8)), loop.CHECKPOINT_FILE, "(step 5)", "nan"):
+    for part in ("step 9", str(loop.step_seed(7, 8)), CHECKPOINT_FILE, "(step 5)", "nan"):
         assert part in str(error.value)
-    assert loop.checkpoint_step(tmp_path / "run") == 5
+    assert checkpoint_steps(tmp_path / "run") == [5]
     with pytest.raises(loop.DivergedError, match="none: it came before the first"):
         job(tmp_path / "other", hurt_at=2)
 
@@ -108,12 +117,91 @@ def test_a_run_is_neither_overwritten_nor_resumed_as_another(tmp_path):
         job(tmp_path / "run", steps=13, resume=True)
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    job(tmp_path / "run")
-    path = tmp_path / "run" / loop.CHECKPOINT_FILE
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="checkpoint.safetensors is damaged"):
-        job(tmp_path / "run", resume=True)
+def flip(path, place=-9):
+    """Flip a bit of the tensors' bytes, which stand at the end."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that was stopped at step 11, with checkpoints of steps 11 and 10; and the weights it should end with."""
+    folder = tmp_path_factory.mktemp("stopped")
+    whole = job(folder / "whole")
+    with pytest.raises(KeyboardInterrupt, match="11 of 12 steps"):
+        job(folder / "run", interrupt_at=11)
+    assert checkpoint_steps(folder / "run") == [11, 10]
+    return folder / "run", whole
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "step", "gone"])
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(stopped, tmp_path, damage):
+    run, heard = shutil.copytree(stopped[0], tmp_path / "run"), []
+    path = run / CHECKPOINT_FILE
+    if damage == "flipped":
+        flip(path)
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    elif damage == "step":  # the metadata is under the checksum too
+        path.write_bytes(path.read_bytes().replace(b'"done": "11"', b'"done": "12"'))
+    else:
+        path.unlink()
+    assert same_weights(job(run, resume=True, heard=heard), stopped[1])
+    assert loop.read_log(run / loop.LOG_FILE)["step"] == list(range(1, 13))
+    assert checkpoint_steps(run) == [12, 10]
+    if damage == "gone":  # as a kill between two renamings leaves it
+        assert heard == []
+    else:
+        [sentence] = heard
+        assert sentence.startswith(f"{path} cannot be read (")
+        assert sentence.endswith("; the run goes on from the checkpoint before it, step 10")
+        assert (run / DAMAGED_FILE).is_file()
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(stopped, tmp_path):
+    run = shutil.copytree(stopped[0], tmp_path / "run")
+    flip(run / CHECKPOINT_FILE), flip(run / PREVIOUS_FILE)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(ValueError, match="checkpoint.safetensors cannot be read .* so is the one before it .*previous"):
+        job(run, resume=True)
+    (run / PREVIOUS_FILE).unlink(), before.pop(PREVIOUS_FILE)
+    with pytest.raises(ValueError, match="checkpoint.safetensors cannot be read .* there is no checkpoint before it"):
+        job(run, resume=True)
+    after = {path.name: path.read_bytes() for path in run.iterdir() if not path.name.endswith((".lock", ".owner"))}
+    assert after == before
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read(stopped, tmp_path):
+    """They had no checksum, and none before them."""
+    run = shutil.copytree(stopped[0], tmp_path / "run")
+    (run / PREVIOUS_FILE).unlink()
+    tensors = load_file(run / CHECKPOINT_FILE)
+    save_file(tensors, run / CHECKPOINT_FILE, metadata={"done": "11"})
+    assert same_weights(job(run, resume=True), stopped[1])
+    save_file(tensors, run / CHECKPOINT_FILE)
+    (run / PREVIOUS_FILE).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="does not say how many steps are done"):
+        job(run, resume=True)
+
+
+@pytest.mark.parametrize("content", [b"nul", b"[1]", b"[" * 3_000, b'{"steps": ' + b"[" * 3_000, b"\xff", b""])
+def test_a_damaged_run_file_is_named(stopped, tmp_path, content):
+    run = shutil.copytree(stopped[0], tmp_path / "run")
+    (run / RUN_FILE).write_bytes(content)
+    with pytest.raises(ValueError, match="run.json .*: restore it, or remove"):
+        job(run, resume=True)
+
+
+@pytest.mark.parametrize("content", [b"step,loss\nx,1\n", b"\xff\n", b"loss\n1\n"])
+def test_a_damaged_log_is_named(stopped, tmp_path, content):
+    run = shutil.copytree(stopped[0], tmp_path / "run")
+    (run / loop.LOG_FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=r"log.csv is damaged \(.*: move it away"):
+        job(run, resume=True)
+    (run / loop.LOG_FILE).write_bytes(b"step,lost\n1,2\n")
+    with pytest.raises(ValueError, match="log.csv has other columns than this run's: move it away"):
+        job(run, resume=True)
 
 
 def test_half_a_row_in_the_log_is_dropped(tmp_path):
