@@ -9,6 +9,7 @@ from typing import Any
 
 from .files.atomic import write_atomically
 from .files.hub import BLOCK_RECORDS_FILE, resolve_folder, take_hub_options
+from .files.json_file import read_json_object
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "selu", "silu")
 
@@ -144,12 +145,7 @@ class RealmConfig:
         path = resolve_folder(folder, "config", **take_hub_options(overrides)) / CONFIG_FILE
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: give the folder of a REALM checkpoint")
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not valid JSON ({error}): restore it from the checkpoint's source") from None
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} holds a {type(values).__name__}, not a JSON object of configuration values")
+        values = read_json_object(path, "restore it from the checkpoint's source")
         found = values.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise ValueError(f'{path} describes a model of type {found!r}; a REALM checkpoint has "realm"')

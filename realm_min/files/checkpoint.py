@@ -9,6 +9,7 @@ format is the affair of `safetensors_file.py`.
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickletools
 import re
@@ -37,6 +38,8 @@ OLD_BUFFERS = re.compile(r"(.*\.)?embeddings\.(position_ids|token_type_ids)")
 
 # What the weights were trained with and no shape tells. Other values of a config.json are options of its user.
 TRAINED_WITH = ("num_attention_heads", "hidden_act", "layer_norm_eps", "reader_layer_norm_eps")
+
+FEW = 1 << 24  # numbers that a checkpoint may leave to be drawn, however small it is itself
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
@@ -172,24 +175,38 @@ def check_config(folder: str | os.PathLike, config: RealmConfig) -> None:
 # --- Into a model -----------------------------------------------------------------------------------------------------
 
 
-def check_layers(config: RealmConfig, found: dict[str, torch.Tensor], source: str) -> None:
-    """ValueError if a checkpoint has too few tensors to hold the layers of `config`."""
+def check_fits(
+    shapes_of: Callable[[RealmConfig], Shapes], config: RealmConfig, found: dict[str, torch.Tensor], source: str
+) -> None:
+    """Refuse a configuration of another model than the weights are of, before anything of its sizes is allocated.
+
+    Args:
+        shapes_of: the shapes of the model's tensors, `all_shapes` of its class.
+        found: the weights by key. Those that are absent may be `FEW` numbers, or as many as there are.
+        source: what the error calls the checkpoint, such as its folder.
+
+    Raises:
+        ValueError: too few tensors for the layers, tensors of another shape than the model's, which are all named, or
+            far fewer numbers than the model has.
+    """
     if config.num_hidden_layers > len(found):
         raise ValueError(
             f"{source} does not fit the model: num_hidden_layers={config.num_hidden_layers}, and the weights are "
             f"{len(found)} tensors; take the config.json that they were saved with"
         )
-
-
-def check_shapes(shapes: Shapes, found: dict[str, torch.Tensor], source: str) -> None:
-    """ValueError that names every tensor of another shape than the model's, which need not exist yet."""
+    shapes = {key: shape for key, shape in shapes_of(config).items() if not isinstance(shape, str)}
     problems = [
         _misshaped(key, found[key].shape, shape)
         for key, shape in shapes.items()
-        if key in found and not isinstance(shape, str) and tuple(found[key].shape) != tuple(shape)
+        if key in found and tuple(found[key].shape) != tuple(shape)
     ]
     if problems:
         raise _misfit(source, problems)
+    absent = {key: math.prod(shape) for key, shape in shapes.items() if key not in found}
+    held = sum(tensor.numel() for tensor in found.values())
+    if sum(absent.values()) > max(held, FEW):
+        largest = max(absent, key=absent.__getitem__)
+        raise _misfit(source, [f"missing: {largest} {list(shapes[largest])}, and the weights are {held:,} numbers"])
 
 
 def _misshaped(key: str, found: Sequence[int], expected: Sequence[int]) -> str:

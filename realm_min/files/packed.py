@@ -19,6 +19,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import json
+import math
 import mmap
 import os
 import re
@@ -43,6 +44,7 @@ from ..text.corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_bloc
 from ..text.tokenizer import RealmTokenizerFast
 from ..text.tokenizer_files import SPECIAL_TOKEN_NAMES
 from .atomic import write_atomically
+from .json_file import json_object
 from .quantization import dequantize, feedback_factor, quantize
 
 MAGIC = b"realm-min packed model, format 1\n"
@@ -163,6 +165,8 @@ def read_packed(path: str | os.PathLike) -> tuple[dict[str, Any], tuple[Bytes, B
     with damage_told(path):
         header, (codes, steps, vectors) = split(path.read_bytes(), MAGIC, sha256)
         weights = header["manifest"]["weights"]
+        if not 0 <= weights <= 8 * len(codes):  # Huffman's codes have a bit each, at least
+            raise ValueError(f"it says that it holds {weights:,} weights, in {len(codes):,} bytes")
         return header, (zlib.decompressobj(-15).decompress(codes, weights + 1), steps, vectors)
 
 
@@ -177,7 +181,9 @@ def damage_told(path: Path) -> Iterator[None]:
     """Turn what goes wrong in reading a file's bytes into one ValueError."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error, zlib.error) as error:
+    except (
+        ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, struct.error, zlib.error,
+    ) as error:  # fmt: skip
         raise ValueError(f"{path} cannot be read ({error}): it is damaged or no packed model; fetch it again") from None
 
 
@@ -185,7 +191,9 @@ def build(
     header: dict[str, Any], codes: Bytes, steps: Bytes, vectors: Bytes, **arguments: Any
 ) -> tuple[RealmForOpenQA, RealmTokenizerFast]:
     """The model and the tokenizer of what `read_packed` returns; `arguments` are RealmForOpenQA's own."""
-    model = RealmForOpenQA(RealmConfig.from_dict(header["config"]), initialize=False, **arguments)
+    config = RealmConfig.from_dict(header["config"])
+    _check_sizes(config, header["copies"], codes, steps, vectors)
+    model = RealmForOpenQA(config, initialize=False, **arguments)
     tensors = model.state_dict()
     _fill({key: tensor for key, tensor in tensors.items() if key not in header["copies"]}, codes, steps, vectors)
     for key, source in header["copies"].items():
@@ -400,13 +408,22 @@ def split(data: bytes | mmap.mmap, magic: bytes, checksum: Checksum) -> tuple[di
         raise ValueError("its checksum is wrong")
     (length,) = struct.unpack_from("<I", data, start)
     start += 4
-    header = json.loads(zlib.decompress(view[start : start + length]))
+    header = json_object(_inflated(view[start : start + length]))
     start += length
     streams = []
     for length in header["streams"]:
         streams.append(view[start : start + length])
         start += length
     return header, streams
+
+
+def _inflated(data: Bytes) -> bytes:
+    """A header's text; ValueError if it is longer than such text is, which deflated has a third of its length."""
+    inflater, longest = zlib.decompressobj(), 4096 + 16 * len(data)
+    text = inflater.decompress(data, longest)
+    if not inflater.eof:
+        raise ValueError(f"its header is cut short, or inflates to more than {longest:,} bytes")
+    return text
 
 
 def copy_on_write(tensor: Tensor) -> Tensor:
@@ -420,15 +437,31 @@ def copy_on_write(tensor: Tensor) -> Tensor:
         return tensor.clone()
 
 
+def _check_sizes(config: RealmConfig, copies: dict[str, str], codes: Bytes, steps: Bytes, vectors: Bytes) -> None:
+    """ValueError if the streams are not of the lengths that the configuration asks for; nothing is allocated yet."""
+    if config.num_hidden_layers > len(vectors):
+        raise ValueError(f"its configuration has {config.num_hidden_layers:,} layers, it has {len(vectors):,} bytes")
+    shapes = {key: shape for key, shape in RealmForOpenQA.all_shapes(config).items() if not isinstance(shape, str)}
+    for key, source in copies.items():
+        if shapes[key] != shapes[source] or source in copies:
+            raise ValueError(f"{key} is to be a copy of {source}, and has another shape")
+    stored = {key: shape for key, shape in shapes.items() if key not in copies and not UNREAD.fullmatch(key)}
+    matrices = {key: shape for key, shape in stored.items() if is_quantized(key, shape)}
+    for what, found, asked in (
+        ("weights", len(codes), sum(map(math.prod, matrices.values()))),
+        ("steps", len(steps), 2 * sum(map(sum, matrices.values()))),
+        ("vectors", len(vectors), 2 * sum(math.prod(shape) for key, shape in stored.items() if key not in matrices)),
+    ):
+        if found != asked:
+            raise ValueError(f"it holds {found:,} bytes of {what}, and its configuration asks for {asked:,}")
+
+
 def _fill(tensors: dict[str, Tensor], codes: Bytes, steps: Bytes, vectors: Bytes) -> None:
     """Write the weights into a new model's tensors, in place; those that no output depends on are zeros already."""
     stored = {key: tensor for key, tensor in tensors.items() if not UNREAD.fullmatch(key)}
     matrices = {key for key, tensor in stored.items() if is_quantized(key, tuple(tensor.shape))}
-    total = sum(stored[key].numel() for key in matrices)
     all_codes = np.frombuffer(codes, np.int8)
     all_steps, all_vectors = np.frombuffer(steps, "<f2"), np.frombuffer(vectors, "<f2")
-    if len(all_codes) != total:
-        raise ValueError(f"it holds {len(all_codes):,} weights, and its configuration asks for {total:,}")
     ordered = np.empty(max((stored[key].numel() for key in matrices), default=0), np.int8)
     next_codes, next_steps, next_vector = _taking(all_codes), _taking(all_steps), _taking(all_vectors)
     for key, tensor in stored.items():

@@ -8,7 +8,6 @@ and sizes are mapped here, as transformers' `load_tf_weights_in_realm` maps them
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -30,6 +29,7 @@ from ..text.tokenizer import RealmTokenizer
 from .block_records import write_block_records
 from .checkpoint import write_folder
 from .hub import BLOCK_RECORDS_FILE
+from .json_file import read_json_object
 from .tensorflow_files import Checkpoint, read_blocks
 
 # --- Names ------------------------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def _config(shapes: dict[str, list[int]], file: str | os.PathLike | None) -> tup
     for key, shape in sorted(shapes.items()):
         axes = next((SIZES[end] for end in SIZES if key.endswith(end)), ())
         found = dict(zip(axes, shape, strict=False))
-        if layer := re.search(r"encoder\.layer\.(\d+)\.", key):
+        if layer := re.search(r"encoder\.layer\.(\d{1,9})\.", key):
             found = {**found, "num_hidden_layers": max(int(layer[1]) + 1, sizes.pop("num_hidden_layers", 0))}
         for name, size in found.items():
             if name is not None and sizes.setdefault(name, size) != size:
@@ -297,19 +297,18 @@ def _config(shapes: dict[str, list[int]], file: str | os.PathLike | None) -> tup
             )
         values = {"num_attention_heads": heads}
         remarks.append(f"num_attention_heads={heads}: hidden_size / {_HEAD_WIDTH}, as in BERT; or give --config")
-    return RealmConfig(**values | sizes), remarks
+    config = RealmConfig(**values | sizes)
+    if config.num_hidden_layers > max(len(shapes), RealmConfig.num_hidden_layers):
+        raise ValueError(
+            f"num_hidden_layers={config.num_hidden_layers}, and the checkpoints have {len(shapes)} variables"
+        )
+    return config, remarks
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a config.json or bert_config.json")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): give a config.json or bert_config.json") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}: give a config.json or bert_config.json")
-    return values
+    return read_json_object(path, "give a config.json or bert_config.json")
 
 
 def _read_weight(checkpoint: Checkpoint, name: str) -> torch.Tensor:

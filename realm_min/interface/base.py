@@ -188,9 +188,7 @@ class RealmModel:
             raise TypeError(f"{cls.__name__}.from_pretrained has no argument or configuration value {unknown[0]!r}")
         config = cls.config_class.from_dict(config.to_dict() | arguments)
         dtype = chosen_dtype(torch_dtype, config)
-        # Before sizes that may be wrong, and enormous, are allocated.
-        checkpoint.check_layers(config, state_dict, source=str(folder))
-        checkpoint.check_shapes(cls.all_shapes(config), state_dict, source=str(folder))
+        checkpoint.check_fits(cls.all_shapes, config, state_dict, source=str(folder))
         model = cls(config, initialize=False, **own)
         model.load_state_dict(state_dict, source=str(folder))
         return (model if dtype is None else model.to(dtype)).eval()

@@ -101,6 +101,15 @@ def check_ids(name: str, ids: Tensor, size: int, shape: torch.Size) -> None:
         raise ValueError(f"{name} holds {wrong}, which is out of range: valid ids are 0..{size - 1}")
 
 
+def check_span_width(config: RealmConfig) -> None:
+    """ValueError if the reader, which reads `max_span_width` tokens or more, has no positions for so many."""
+    if config.max_span_width > config.max_position_embeddings:
+        raise ValueError(
+            f"max_span_width={config.max_span_width} is more than the max_position_embeddings="
+            f"{config.max_position_embeddings} tokens that can be read: load the model with a smaller max_span_width"
+        )
+
+
 def checked_head_mask(head_mask: Tensor | None, config: RealmConfig) -> Tensor | None:
     """Head masks of every layer, [layers, heads]."""
     if head_mask is None:

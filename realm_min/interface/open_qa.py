@@ -29,7 +29,7 @@ from ..text.sequences import pad_to
 from ..text.words import whole_words
 from .base import RealmModel, version
 from .embedder import RealmEmbedder
-from .inputs import Inputs, checked_batch
+from .inputs import Inputs, check_span_width, checked_batch
 from .outputs import RealmForOpenQAOutput, RealmReaderOutput
 from .reader import Answers, RealmReader, best_span_of, best_span_of_backward, check_blocks
 
@@ -236,8 +236,8 @@ class RealmForOpenQA(RealmModel):
                 f"answer_ids holds answers of {len(answer_ids)} questions: {input_ids.shape[0]} were given"
             )
         question = checked_batch(self.config, Inputs(input_ids, attention_mask, token_type_ids))
-        of_question = self.embedder.run_now(len(input_ids))
-        of_readers = [self.reader.run_now(self.config.reader_beam_size) for _ in input_ids]
+        of_question, config = self.embedder.run_now(len(input_ids)), self.config
+        of_readers = [self.reader.run_now(min(config.reader_beam_size, self.searcher_beam_size)) for _ in input_ids]
 
         def answer(keep: bool) -> tuple[RealmForOpenQAOutput, Kept]:
             # x: [batch, proj]
@@ -354,6 +354,7 @@ class RealmForOpenQA(RealmModel):
             ValueError: every block is empty.
         """
         config, device = self.config, self.reader.device
+        check_span_width(config)
         inputs = self.retriever.tokenizer(
             [question] * len(texts), texts, padding=True, truncation=True, max_length=config.reader_seq_len,
             return_special_tokens_mask=True, return_offsets_mapping=True, return_tensors="pt",

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..interface.base import RealmModel
 from ..interface.embedder import RealmEmbedder
+from ..interface.inputs import check_span_width
 from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
 from ..interface.open_qa import RealmForOpenQA
 from ..learn.finetuning import Encoded, Evidence, finetune_step
@@ -251,6 +252,7 @@ def finetune(
         FileExistsError, DivergedError, KeyboardInterrupt: as `loop.train`.
     """
     settings.check(run.refresh_ranks)
+    check_span_width(model.config)
     _check_blocks(blocks, model, settings)
     loop.check_batch(settings.batch_size, run.refresh_ranks)
     tokenizer, known_blocks = model.retriever.tokenizer, list(blocks or ())

@@ -6,7 +6,6 @@ OUT/knowledge_encoder beside it; fine-tuning starts its reader from that encoder
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ from torch import Tensor
 from ..config import RealmConfig
 from ..files import checkpoint
 from ..files.hub import resolve_folder
+from ..files.json_file import read_json_object
 from ..interface.base import RealmModel
 from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
 from ..interface.reader import RealmReader
@@ -63,8 +63,10 @@ def load(cls: type[Model], folder: str | os.PathLike | None, part: str, seed: in
         return cls(small_config(**values), seed=seed)
     of_stage = (Path(folder) / part).is_dir()
     folder = Path(folder) / part if of_stage else resolve_folder(folder, "config", "weights")
-    model = cls(_config(folder, values), seed=seed)
     found = _realm_names(checkpoint.read_state_dict(folder))
+    config = _config(folder, values)
+    checkpoint.check_fits(cls.all_shapes, config, found, source=str(folder))
+    model = cls(config, seed=seed)
     if of_stage and part == EMBEDDER and cls is RealmKnowledgeAugEncoder:
         # An embedder has a masked-language-model head in its checkpoint, which no stage has trained or tied.
         found = {key: tensor for key, tensor in found.items() if not key.startswith("cls.predictions.")}
@@ -110,7 +112,7 @@ def _config(folder: Path, values: dict[str, Any]) -> RealmConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: give the folder of a model")
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json_object(path, "restore it from the checkpoint's source")
     if found.get("model_type") == RealmConfig.model_type:
         return RealmConfig.from_pretrained(folder, **values)
     known = RealmConfig().to_dict().keys() - {"model_type", "architectures", "torch_dtype", "transformers_version"}

@@ -81,8 +81,8 @@ _DATE = re.compile(
 # The year of a figure, "23.9% (2025 est.)" or "57% (2023)", tells nothing of the world.
 _YEAR_OF_FIGURE = re.compile(rf"\({_YEAR}(?:[-/]\d{{2,4}})?(?: est\.?)?\)|\b{_YEAR}(?:[-/]\d{{2,4}})? est\b")
 
-# U.S.; Côte, d'Ivoire, Guinea-Bissau; not CO of CO2
-_WORD = re.compile(r"(?<!\w)(?:(?:[^\W\d_]\.){2,}|[^\W\d_]+(?:[-'’][^\W\d_]+)*)(?!\w)")
+# U.S.; Côte, d'Ivoire, Guinea-Bissau; not CO of CO2. Without a limit n initials would take n² steps.
+_WORD = re.compile(r"(?<!\w)(?:(?:[^\W\d_]\.){2,20}|[^\W\d_]+(?:[-'’][^\W\d_]+)*)(?!\w)")
 # Written small inside a name: "Bay of Bengal", "Rio de Janeiro".
 _JOINING = frozenset("of the de del della do dos da di du des la le las los el al bin ibn van von der den".split())
 # A full stop after these ends no sentence: the name goes on.
@@ -116,8 +116,7 @@ def salient_spans(text: str) -> list[Span]:
     dates = []
     for match in _DATE.finditer(text):
         start, end = match.span()
-        inside_figure = any(first <= start and end <= last for first, last in figures)
-        if not inside_figure and not _overlaps_any((start, end), headings):
+        if not _covers(figures, (start, end)) and not _overlaps(headings, (start, end)):
             dates.append((start, end))
     names = []
     for start, end in _gaps(sorted(headings + figures + dates), len(text)):
@@ -168,12 +167,16 @@ def _joined(text: str, word: Span, following: Span) -> bool:
     return between == " " or (between == ". " and (len(first) == 1 or first in _SHORTENED))
 
 
-def _overlaps_any(span: Span, others: list[Span]) -> bool:
-    return any(_overlap(span, other) for other in others)
+def _covers(spans: list[Span], span: Span) -> bool:
+    """Whether one of `spans`, in order and none overlapping, holds all of `span`."""
+    place = bisect_right(spans, span[0], key=lambda other: other[0]) - 1
+    return place >= 0 and span[1] <= spans[place][1]
 
 
-def _overlap(a: Span, b: Span) -> bool:
-    return a[0] < b[1] and b[0] < a[1]
+def _overlaps(spans: list[Span], span: Span) -> bool:
+    """Whether one of `spans`, in order and none overlapping, holds some of `span`."""
+    place = bisect_left(spans, span[1], key=lambda other: other[0]) - 1
+    return place >= 0 and span[0] < spans[place][1]
 
 
 def salient_choices(passage: Passage, find: SpanFinder = salient_spans) -> list[Span]:

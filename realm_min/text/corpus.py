@@ -181,7 +181,8 @@ _ABBREVIATIONS = frozenset(
     "mr mrs ms dr prof st mt ft gen col lt sgt capt maj adm rev hon sen rep gov pres no nos vs approx ca fig vol pp "
     "jan feb mar apr jun jul aug sep sept oct nov dec".split()
 )
-_SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]]* (?=[\"'“‘(\[]*(\w))")
+# It begins where a run of marks does: tried at each of n dots, it would take n² steps over a line that ends in them.
+_SENTENCE_END = re.compile(r"(?<![.!?])[.!?]+[\"'”’)\]]* (?=[\"'“‘(\[]*(\w))")
 _INITIALS = re.compile(r"(?:[^\W\d_]\.)+|\d{1,2}\.")  # "J.", "U.S.", and "1." as it stands before an item of a list
 
 
