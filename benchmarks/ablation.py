@@ -47,7 +47,7 @@ from realm_min.model.bert import bert
 from realm_min.search.mips import BlockIndex
 from realm_min.text.corpus import Block
 from realm_min.text.questions import read_questions
-from realm_min.text.sequences import joint_sequences, pad, sequence
+from realm_min.text.sequences import join, joint_sequences, pad
 
 KS = (1, 5, 20)
 BATCH = 64
@@ -122,7 +122,7 @@ def hidden_facts(count: int, index: BlockIndex, blocks: list[Block], ict: Path) 
     rng, found = np.random.default_rng(demo.SEED), []
     for i in rng.permutation([i for i in range(len(texts)) if i not in learnt]):
         examples = pretraining.hide([texts[i]], tokenizer, choose, [rng])
-        inputs = pad([sequence(tokenizer, examples[0].ids)], embedder)
+        inputs = pad([join(tokenizer, examples[0].ids)], embedder)
         _, (ids,) = index.search(embedder(**inputs, return_dict=True).projected_score, max(KS))
         holds = [
             blocks[z].title == pages[texts[i].title] and has_answer(blocks[z].text, [texts[i].text])

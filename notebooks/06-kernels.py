@@ -454,7 +454,7 @@ projections = torch.cat([few_S, few_E], 2).double().numpy()  # [2, tokens, 2 * s
 
 
 def by_the_book(projections: np.ndarray) -> np.ndarray:
-    return textbook.score_spans(in_float64, model.config, projections, allowed)[0] + relevance[:, None]
+    return textbook.span_logits(in_float64, model.config, projections, allowed)[0] + relevance[:, None]
 
 
 true_logits = by_the_book(projections)  # [2, spans]
@@ -463,7 +463,7 @@ print("logits against the book, to 1e-5:", np.allclose(logits.numpy()[inside], t
 
 score, block, start, end = span_kernels.best_span(few_inputs)
 true_block, true_span = np.unravel_index(true_logits.argmax(), true_logits.shape)
-true_place = [true_block, *textbook.spans(24, model.config.max_span_width)[:, true_span]]
+true_place = [true_block, *textbook.span_candidates(24, model.config.max_span_width)[:, true_span]]
 print(f"best span: block {block}, tokens {start}..{end};", end=" ")
 print("the book's:", [block, start, end] == true_place, abs(float(score) - true_logits.max()) < 1e-5)
 

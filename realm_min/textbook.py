@@ -205,7 +205,7 @@ def layer_backward(dx: Array, kept: Kept, g: Weights) -> Array:
 
 
 def bert(p: Weights, c: RealmConfig, batch: Batch, rng: Rng = None) -> Result:
-    """The hidden states of the last layer, of a batch as `pack` makes it."""
+    """The hidden states of the last layer, of a batch as `join` makes it."""
     ids, mask, types = batch  # [batch, tokens] each
     x = p[WORD][ids] + p[TYPE][types] + p[POSITION][: ids.shape[1]]  # [batch, tokens, hidden]
     x, kept_norm = layer_norm(p, "realm.embeddings.LayerNorm", x, c.layer_norm_eps)
@@ -285,12 +285,12 @@ def masked_words_backward(dy: Array, kept: Kept, g: Weights) -> None:
 
 
 # ---- 6. Text (REALM, section 3.4)
-def words_of(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Words and marks, each by itself. (BERT also takes accents away.)"""
     return "".join(a if a.isalnum() or a.isspace() else f" {a} " for a in text).split()
 
 
-def wordpieces(word: str, vocabulary: dict[str, int]) -> list[int]:
+def wordpiece(word: str, vocabulary: dict[str, int]) -> list[int]:
     """Ids of the longest pieces that the vocabulary has, from left to right; [UNK] if some part has none."""
     ids, start = [], 0
     while start < len(word):
@@ -304,13 +304,13 @@ def wordpieces(word: str, vocabulary: dict[str, int]) -> list[int]:
     return ids
 
 
-def salient(words: list[str]) -> list[int]:
-    """Places of names and numbers, one of which is masked: a plain stand-in for the paper's tagger."""
+def salient_spans(words: list[str]) -> list[int]:
+    """Places of names and numbers, a word each, one of which is masked: a plain stand-in for the paper's tagger."""
     return [i for i, word in enumerate(words) if word[0].isdigit() or (word[0].isupper() and i > 0)]
 
 
-def pack(texts: list[tuple]) -> Batch:
-    """Texts, each a tuple of id lists, to a batch of "[CLS] a [SEP] b [SEP]": ids, mask, types [batch, tokens]."""
+def join(texts: list[tuple]) -> Batch:
+    """join_BERT: texts, tuples of id lists, to a batch of "[CLS] a [SEP] b [SEP]": ids, mask, types [batch, tokens]."""
     rows = [[CLS, *(token for part in text for token in (*part, SEP))] for text in texts]
     kinds = [[0, *(kind for kind, part in enumerate(text) for _ in (*part, SEP))] for text in texts]
     ids, mask, types = np.zeros((3, len(texts), max(map(len, rows))), int)
@@ -359,14 +359,14 @@ def pretrain_step(p: Models, c: RealmConfig, examples: tuple, whole_span: bool =
 
 
 # ---- 8. Questions and answers (ORQA, sections 3 and 6)
-def spans(tokens: int, widest: int) -> Array:
+def span_candidates(tokens: int, widest: int) -> Array:
     """First and last token of each span, the narrow ones first: [2, spans]."""
     return np.array([(first, first + more) for more in range(widest) for first in range(tokens - more)]).T
 
 
-def score_spans(p: Weights, c: RealmConfig, y: Array, in_block: Array) -> Result:
+def span_logits(p: Weights, c: RealmConfig, y: Array, in_block: Array) -> Result:
     """w · LayerNorm(relu(starts_first + ends_last)) of spans in the block, LOWEST of others: [blocks, spans]."""
-    first, last = spans(y.shape[1], c.max_span_width)
+    first, last = span_candidates(y.shape[1], c.max_span_width)
     starts, ends = np.split(y, 2, axis=2)  # [blocks, tokens, span hidden] each
     h = np.maximum(starts[:, first] + ends[:, last], 0)  # [blocks, spans, span hidden]
     n, kept_norm = layer_norm(p, "qa_outputs.layer_normalization", h, c.reader_layer_norm_eps)
@@ -375,7 +375,7 @@ def score_spans(p: Weights, c: RealmConfig, y: Array, in_block: Array) -> Result
     return scores[:, :, 0] + barred, (y.shape, first, last, h, kept_norm, kept_out)
 
 
-def score_spans_backward(dscores: Array, kept: Kept, g: Weights) -> Array:
+def span_logits_backward(dscores: Array, kept: Kept, g: Weights) -> Array:
     shape, first, last, h, kept_norm, kept_out = kept
     dh = layer_norm_backward(linear_backward(dscores[:, :, None], kept_out, g), kept_norm, g) * (h > 0)
     dy = np.zeros(shape, h.dtype)  # [blocks, tokens, 2 * span hidden]
@@ -389,13 +389,13 @@ def read(p: Weights, c: RealmConfig, batch: Batch, in_block: Array, relevance: A
     """S(b, s) = w · LayerNorm(relu(W₁ h_first + W₂ h_last)) + f(x, b), of every span s of every block b."""
     hidden, kept_bert = bert(p, c, batch, rng)  # [blocks, tokens, hidden]
     y, kept_in = linear(p, "qa_outputs.dense_intermediate", hidden)  # [blocks, tokens, 2 * span hidden]
-    scores, kept_spans = score_spans(p, c, y, in_block)  # [blocks, spans]
+    scores, kept_spans = span_logits(p, c, y, in_block)  # [blocks, spans]
     return scores + relevance[:, None], (kept_bert, kept_in, kept_spans)
 
 
 def read_backward(dy: Array, kept: Kept, g: Weights) -> Array:
     kept_bert, kept_in, kept_spans = kept
-    bert_backward(linear_backward(score_spans_backward(dy, kept_spans, g), kept_in, g), kept_bert, g)
+    bert_backward(linear_backward(span_logits_backward(dy, kept_spans, g), kept_in, g), kept_bert, g)
     return dy.sum(1)  # the gradient of the relevance [blocks]
 
 
@@ -422,12 +422,12 @@ def answer(
     p: Models, c: RealmConfig, question: list[int], documents: list[list[int]], index: Array, k: int
 ) -> tuple[Array, int, float]:
     """The best span of the k best documents: its ids, its document's number, and p(y|x) among all spans read."""
-    x, _ = embed(p["embedder"], c, pack([(question,)]))
+    x, _ = embed(p["embedder"], c, join([(question,)]))
     found = search(x, index, k)[0]
-    ids, mask, types = pack([(question, documents[z]) for z in found])
+    ids, mask, types = join([(question, documents[z]) for z in found])
     scores, _ = read(p["reader"], c, (ids, mask, types), (types == 1) & (ids != SEP), index[found] @ x[0])
     block, span = np.unravel_index(scores.argmax(), scores.shape)
-    first, last = spans(ids.shape[1], c.max_span_width)[:, span]
+    first, last = span_candidates(ids.shape[1], c.max_span_width)[:, span]
     return ids[block, first : last + 1], found[block], softmax(scores.ravel()).max()
 
 

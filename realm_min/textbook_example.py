@@ -36,12 +36,12 @@ from .textbook import (
     Weights,
     adamw,
     embed,
-    pack,
+    join,
     pretrain_step,
-    salient,
+    salient_spans,
     search,
-    wordpieces,
-    words_of,
+    split_words,
+    wordpiece,
 )
 
 FACTS, BATCH, CANDIDATES, REFRESH_EVERY = 120, 8, 15, 5
@@ -87,9 +87,9 @@ def facts_of(lines: Sequence[str], rng: np.random.Generator) -> tuple[list[Fact]
     """
     chosen = []
     for i in rng.permutation(len(lines)):
-        words = words_of(lines[int(i)])
-        if len(chosen) < FACTS and 4 <= len(words) <= 12 and salient(words):
-            chosen.append((words, salient(words)))
+        words = split_words(lines[int(i)])
+        if len(chosen) < FACTS and 4 <= len(words) <= 12 and salient_spans(words):
+            chosen.append((words, salient_spans(words)))
     if len(chosen) < 16:
         raise SystemExit(
             f"{len(chosen)} lines of 4 to 12 words have a name or number, and 16 are needed: give another corpus"
@@ -98,7 +98,7 @@ def facts_of(lines: Sequence[str], rng: np.random.Generator) -> tuple[list[Fact]
     vocabulary = {word: FIRST_WORD + i for i, word in enumerate(sorted(vocabulary))}
     facts = []
     for words, places in chosen:
-        z = [piece for word in words for piece in wordpieces(word.lower(), vocabulary)]
+        z = [piece for word in words for piece in wordpiece(word.lower(), vocabulary)]
         facts.append(Fact([z[0], *(z[place] for place in places[:-1]), MASK], z[places[-1]], z))
     return facts, FIRST_WORD + len(vocabulary)
 
@@ -134,17 +134,17 @@ def models(size: int, rng: np.random.Generator) -> tuple[RealmConfig, Models]:
 
 def pairs_and_labels(facts: Sequence[Fact], documents: Sequence[list[int]], candidates: np.ndarray) -> tuple:
     """What the encoder reads: every x with each of its candidates, and y where x is masked."""
-    pairs = pack([(fact.x, documents[z]) for fact, row in zip(facts, candidates, strict=True) for z in row])
+    pairs = join([(fact.x, documents[z]) for fact, row in zip(facts, candidates, strict=True) for z in row])
     of_x = pairs[0][:: candidates.shape[1]]  # [batch, tokens]
     return pairs, np.where(of_x == MASK, np.array([fact.y for fact in facts])[:, None], NO_LABEL)
 
 
 def texts(facts: Sequence[Fact]) -> Batch:
-    return pack([(fact.x,) for fact in facts])
+    return join([(fact.x,) for fact in facts])
 
 
 def documents_of(facts: Sequence[Fact]) -> Batch:
-    return pack([(fact.z,) for fact in facts])
+    return join([(fact.z,) for fact in facts])
 
 
 def update(p: Models, g: Models, count: int, moments: dict, rates: dict[str, float]) -> None:
@@ -191,7 +191,7 @@ def learn_to_retrieve(
         found = search(embed(p["embedder"], c, texts(picked))[0], index, CANDIDATES)
         candidates = np.pad(found, ((0, 0), (0, 1)), constant_values=len(index))
         pairs, labels = pairs_and_labels(picked, documents, candidates)
-        examples = texts(picked), pack([(z,) for z in documents]), candidates, pairs, labels
+        examples = texts(picked), join([(z,) for z in documents]), candidates, pairs, labels
         loss, count, g = pretrain_step(p, c, examples)
         update(p, g, count, moments, schedule(rates, step, steps))
         losses.append(float(loss / count))

@@ -236,7 +236,7 @@ def test_reader_and_its_losses_are_transformers(seed, tokens, answered):
     close(ours.losses[1], output.reader_loss)
     close(ours.drelevance, relevance.grad)
     assert_same_gradients(ours.g, model)
-    first, last = textbook.spans(tokens, c.max_span_width)
+    first, last = textbook.span_candidates(tokens, c.max_span_width)
     block, span = np.unravel_index(ours.scores.argmax(), ours.scores.shape)
     assert (block, first[span], last[span]) == (output.block_idx, *output.start_pos, *output.end_pos)
 
@@ -256,17 +256,17 @@ def test_wordpieces_are_transformers():
     vocabulary = {piece: textbook.UNK + i for i, piece in enumerate(pieces)}
     theirs = transformers.models.bert.tokenization_bert.WordpieceTokenizer(vocabulary, "[UNK]")
     for word in ("unaffable", "norway", "abab", "abcab", "abcd", "d", "nord", "a", "unab"):
-        assert textbook.wordpieces(word, vocabulary) == [vocabulary[piece] for piece in theirs.tokenize(word)]
+        assert textbook.wordpiece(word, vocabulary) == [vocabulary[piece] for piece in theirs.tokenize(word)]
 
 
 def test_text_becomes_a_batch():
-    words = textbook.words_of("In 1814, Oslo was no capital.")
+    words = textbook.split_words("In 1814, Oslo was no capital.")
     assert words == ["In", "1814", ",", "Oslo", "was", "no", "capital", "."]
-    assert textbook.salient(words) == [1, 3] and textbook.salient([]) == []
-    ids, mask, types = textbook.pack([([7, 8], [9]), ([5],)])
+    assert textbook.salient_spans(words) == [1, 3] and textbook.salient_spans([]) == []
+    ids, mask, types = textbook.join([([7, 8], [9]), ([5],)])
     assert ids.tolist() == [[101, 7, 8, 102, 9, 102], [101, 5, 102, 0, 0, 0]]
     assert mask.tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]] and types.tolist() == [[0, 0, 0, 0, 1, 1], [0] * 6]
-    assert textbook.pack([([],)])[0].tolist() == [[101, 102]]  # the null document
+    assert textbook.join([([],)])[0].tolist() == [[101, 102]]  # the null document
 
 
 def test_adamw_is_what_its_formula_says():
@@ -355,7 +355,7 @@ def test_finetune_step(answered):
     p = models(c, rng, EMBEDDER, ("reader", "RealmReader"))
     pairs = draw_batch(rng, 2, 5)
     in_block = np.array([[0, 0, 1, 1, 1], [0, 0, 0, 0, 0]]) > 0  # the second has no token of a block
-    first, last = textbook.spans(5, c.max_span_width)
+    first, last = textbook.span_candidates(5, c.max_span_width)
     correct = np.stack([(first == 3) & (last >= 3), first > 9]) & answered
     has_answer = np.array([True, False, True, False]) & answered
     examples = draw_batch(rng, 1, 4), rng.normal(size=(4, 5)), has_answer, pairs, in_block, correct
@@ -369,19 +369,21 @@ def test_answer_is_the_best_span_of_the_best_documents():
     c, rng = configuration(num_hidden_layers=1), np.random.default_rng(9)
     p = models(c, rng, EMBEDDER, ("reader", "RealmReader"))
     documents = [rng.integers(104, 120, size).tolist() for size in (3, 5, 2, 4)]
-    index, _ = textbook.embed(p["embedder"], c, textbook.pack([(z,) for z in documents]))
+    index, _ = textbook.embed(p["embedder"], c, textbook.join([(z,) for z in documents]))
     question = [110, 111]
     ids, number, probability = textbook.answer(p, c, question, documents, index, 2)
 
-    x, _ = textbook.embed(p["embedder"], c, textbook.pack([(question,)]))
+    x, _ = textbook.embed(p["embedder"], c, textbook.join([(question,)]))
     relevance = index @ x[0]
     spans = []  # (document, ids, exp of the score)
     for z in np.argsort(-relevance)[:2]:
-        batch = textbook.pack([(question, documents[z])])
+        batch = textbook.join([(question, documents[z])])
         in_block = np.arange(batch[0].shape[1])[None] >= 4
         in_block[:, -1] = False
         scores, _ = textbook.read(p["reader"], c, batch, in_block, relevance[z : z + 1])
-        for score, (first, last) in zip(scores[0], textbook.spans(len(batch[0][0]), c.max_span_width).T, strict=True):
+        for score, (first, last) in zip(
+            scores[0], textbook.span_candidates(len(batch[0][0]), c.max_span_width).T, strict=True
+        ):
             if in_block[0, first] and in_block[0, last]:
                 spans.append((int(z), tuple(batch[0][0, first : last + 1]), np.exp(score)))
     best = max(spans, key=lambda span: span[2])

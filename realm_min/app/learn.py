@@ -46,7 +46,7 @@ from ..learn.optimizer import AdamW
 from ..model import ops
 from ..model.realm import IGNORED, marginal_loss, marginal_loss_backward
 from ..text.corpus import Block, factbook_documents
-from ..text.sequences import pad, sequence
+from ..text.sequences import join, pad
 from ..text.tokenizer import RealmTokenizerFast
 
 SHIPPED_VOCABULARY = Path(__file__).parent.parent / "assets" / "vocab.txt"
@@ -205,8 +205,8 @@ def configuration(task: Task, settings: Settings) -> RealmConfig:
 
 def embedder_inputs(task: Task, questions: Sequence[list[int]], model: RealmEmbedder) -> dict[str, Tensor]:
     """The texts and then all documents, "[CLS] x [SEP]" and "[CLS] title [SEP] text [SEP]", as one batch."""
-    of_texts = [sequence(task.tokenizer, question) for question in questions]
-    return pad([*of_texts, *(sequence(task.tokenizer, *document) for document in task.documents)], model)
+    of_texts = [join(task.tokenizer, question) for question in questions]
+    return pad([*of_texts, *(join(task.tokenizer, *document) for document in task.documents)], model)
 
 
 def encoder_inputs(
@@ -215,7 +215,7 @@ def encoder_inputs(
     """What the encoder reads of pairs, "[CLS] x [SEP] z [SEP]", and the labels, [pairs, tokens]."""
     tokenizer = task.tokenizer
     pairs = zip(questions, documents, strict=True)
-    inputs = pad([sequence(tokenizer, question, document) for question, document in pairs], model)
+    inputs = pad([join(tokenizer, question, document) for question, document in pairs], model)
     masked = inputs["input_ids"] == tokenizer.mask_token_id
     labels = torch.where(masked, torch.tensor(answers)[:, None], IGNORED)
     return {**inputs, "labels": labels}

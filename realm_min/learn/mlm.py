@@ -23,7 +23,7 @@ from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
 from ..model.bert import Batch
 from ..model.realm import IGNORED, masked_words, masked_words_backward
 from ..text.corpus import Block
-from ..text.sequences import pad, sequence
+from ..text.sequences import join, pad
 from . import masking
 from .masking import Passage
 from .steps import Sum
@@ -70,7 +70,7 @@ def masked_blocks(
         if evidence:  # more of them, and in a row: what can be looked up need not be guessed from its neighbours
             positions |= {*masking.random_spans(passage, rng)}
         ids, labels = masking.mask(passage.ids, sorted(positions), tokenizer.mask_token_id)
-        sequences.append(sequence(tokenizer, ids[:read], evidence))
+        sequences.append(join(tokenizer, ids[:read], evidence))
         targets.append(labels[:read])
     inputs = pad(sequences, encoder)
     labels = torch.full(inputs["input_ids"].shape, IGNORED)

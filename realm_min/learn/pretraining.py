@@ -39,7 +39,7 @@ from ..model.realm import (
 from ..search.mips import BlockIndex
 from ..search.sharded_index import ShardedBlockIndex
 from ..text.corpus import Block
-from ..text.sequences import document_sequences, joint_sequences, pad, sequence
+from ..text.sequences import document_sequences, join, joint_sequences, pad
 from .masking import mask, passages
 from .steps import Sum
 
@@ -224,7 +224,7 @@ def retrieve(index: BlockIndex | ShardedBlockIndex, queries: Tensor, barred: Ten
 
 def masked_texts(tokenizer: Any, examples: list[Example], embedder: RealmEmbedder) -> Batch:
     """x as the embedder reads it, "[CLS] x [SEP]"."""
-    inputs = pad([sequence(tokenizer, example.ids) for example in examples], embedder)
+    inputs = pad([join(tokenizer, example.ids) for example in examples], embedder)
     return checked_batch(embedder.config, Inputs(**inputs))
 
 

@@ -221,10 +221,10 @@ def attend_backward(dcontext: Tensor, kept: Any, grads: Parameters) -> Tensor:
         )
         k, v, dk, dv = (by_head(of_rows, heads, part, part.key_rows) for of_rows in (key, value, dkey, dvalue))
         dv.copy_(probabilities.transpose(2, 3) @ dc)
-        # With s the softmax and p what dropout and head mask made of it: ds = s (∂loss/∂s - Σ s ∂loss/∂s), where
-        # s ∂loss/∂s = p ∂loss/∂p, and its sum over the keys, Σ p (dc · v), is dc · c.
-        along = (dc * c).sum(-1, keepdim=True)
-        dscores = (dc @ v.transpose(2, 3)).mul_(probabilities).addcmul_(softmaxed, along, value=-1)
+        # With s the softmax and p what dropout and head mask made of it: s ∂loss/∂s = p ∂loss/∂p, and its sum over the
+        # keys, Σ p (dc · v), is dc · c.
+        product = (dc @ v.transpose(2, 3)).mul_(probabilities)
+        dscores = ops.softmax_backward_(product, softmaxed, (dc * c).sum(-1, keepdim=True))
         dq.copy_(dscores @ k)
         dk.copy_(dscores.transpose(2, 3) @ q)
     dquery.mul_((hidden // heads) ** -0.5)  # the forward scaled its queries, and kept them so

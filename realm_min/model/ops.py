@@ -105,6 +105,17 @@ def softmax(scores: Tensor) -> Tensor:
     return softmax_(scores.clone())
 
 
+def softmax_backward_(ydy: Tensor, y: Tensor, sums: Tensor) -> Tensor:
+    """dx = y dy - y Σ y dy, over the last axis.
+
+    Args:
+        ydy: y dy, which is overwritten; dropout behind the softmax changes y and dy, but not their product.
+        y: the softmax.
+        sums: Σ y dy [..., 1], which attention has without a pass over y.
+    """
+    return ydy.addcmul_(y, sums, value=-1)
+
+
 def logsumexp(x: Tensor, dim: int) -> Tensor:
     """log Σ exp(x) along `dim`, exact for any magnitude; a slice of -inf alone gives -inf."""
     largest = x.amax(dim, keepdim=True)
@@ -117,6 +128,11 @@ def log_softmax(x: Tensor, dim: int) -> Tensor:
     """log of the softmax along `dim`: x - logsumexp(x), the maximum taken out of both so that it costs no digits."""
     shifted = x - x.amax(dim, keepdim=True)
     return shifted - shifted.exp().sum(dim, keepdim=True).log_()
+
+
+def log_softmax_backward(dy: Tensor, y: Tensor) -> Tensor:
+    """dx = dy - softmax(x) Σ dy, over the last axis."""
+    return torch.addcmul(dy, y.exp(), dy.sum(-1, keepdim=True), value=-1)
 
 
 class DropoutStreams:
@@ -254,17 +270,16 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> 
     """
     check_targets(targets, logits.shape[1], ignore_index)
     ignored = targets == ignore_index
-    shifted = logits - logits.amax(1, keepdim=True)
-    picked = shifted.gather(1, targets.masked_fill(ignored, 0)[:, None])[:, 0]
-    return (shifted.exp_().sum(1).log_() - picked).masked_fill_(ignored, 0)
+    log_p = log_softmax(logits, 1).gather(1, targets.masked_fill(ignored, 0)[:, None])[:, 0]
+    return (-log_p).masked_fill_(ignored, 0)
 
 
 def cross_entropy_backward(dy: Tensor, logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
     """dlogits = dy (softmax(logits) - [class = target]) [rows, classes], 0 in a row whose target is `ignore_index`."""
     ignored = targets == ignore_index
-    scale = dy.masked_fill(ignored, 0)[:, None]
-    dlogits = softmax(logits).mul_(scale)
-    return dlogits.scatter_add_(1, targets.masked_fill(ignored, 0)[:, None], -scale)
+    dlog_p = torch.zeros_like(logits)
+    dlog_p.scatter_(1, targets.masked_fill(ignored, 0)[:, None], -dy.masked_fill(ignored, 0)[:, None])
+    return log_softmax_backward(dlog_p, log_softmax(logits, 1))
 
 
 def check_targets(targets: Tensor, classes: int, ignore_index: int = -100) -> None:

@@ -14,8 +14,8 @@ from .corpus import Block
 Pieces = list[tuple[int, int]]  # (id, type) of each token
 
 
-def sequence(tokenizer: Any, first: Iterable[int], second: Iterable[int] | None = None) -> Pieces:
-    """(id, type) of "[CLS] first [SEP]" or "[CLS] first [SEP] second [SEP]"."""
+def join(tokenizer: Any, first: Iterable[int], second: Iterable[int] | None = None) -> Pieces:
+    """join_BERT (REALM, section 3.2): (id, type) of "[CLS] first [SEP]" or "[CLS] first [SEP] second [SEP]"."""
     of_first = [(token, 0) for token in (tokenizer.cls_token_id, *first, tokenizer.sep_token_id)]
     return of_first if second is None else [*of_first, *((token, 1) for token in (*second, tokenizer.sep_token_id))]
 
@@ -33,7 +33,7 @@ def pad(sequences: list[Pieces], model: Any) -> dict[str, Tensor]:
 
 def document_sequences(tokenizer: Any, evidence: list[Block], max_wordpieces: int) -> list[Pieces]:
     """What Embed_doc reads, "[CLS] title [SEP] text [SEP]", of the null document "[CLS] [SEP] [SEP]" and each block."""
-    null = sequence(tokenizer, (), ())
+    null = join(tokenizer, (), ())
     if not evidence:
         return [null]
     encoded = tokenizer(
@@ -63,7 +63,7 @@ def joint_sequences(
     encoded = tokenizer([f"{block.title}. {block.text}" for block in evidence], add_special_tokens=False)
     documents = [[], *(ids[: max_block - 3] for ids in encoded["input_ids"])]
     sequences = [
-        sequence(tokenizer, text, documents[candidate])[: positions - 1]
+        join(tokenizer, text, documents[candidate])[: positions - 1]
         for text, row in zip(texts, candidates, strict=True)
         for candidate in row
     ]

@@ -30,7 +30,7 @@ from ..interface.open_qa import block_mask
 from ..text.retriever import BLOCK_RECORDS_FILE, RealmRetriever
 from ..text.sequences import pad_to
 from ..text.tokenizer import RealmTokenizer
-from ..textbook import spans
+from ..textbook import span_candidates
 from .known import compare_known, recognise_known
 from .measure import Error, choice_error, choose, error_of, weight_differences, weight_problems
 from .measured_path import MeasuredPath
@@ -316,7 +316,7 @@ class Blocks:
         """The reference's answer, as text."""
         logits, ids = values["reader:span logits"], values["reader:ids"]
         block, candidate = divmod(int(values["reader:answer"][0, 0]), logits.shape[1])
-        starts, ends = spans(ids.shape[1], config.max_span_width)
+        starts, ends = span_candidates(ids.shape[1], config.max_span_width)
         answer = ids[block, starts[candidate] : ends[candidate] + 1].tolist()
         return Answer(self.retriever.tokenizer.decode(answer), int(values["retrieved"][0, block]))
 

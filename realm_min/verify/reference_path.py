@@ -122,7 +122,7 @@ class ReferencePath:
         return book.linear(p, "qa_outputs.dense_intermediate", x)[0]
 
     def span_logits(self, p: Any, stage: Stage, projections: np.ndarray, block_mask: np.ndarray) -> np.ndarray:
-        return book.score_spans(p, self.config, projections, block_mask.astype(bool))[0]
+        return book.span_logits(p, self.config, projections, block_mask.astype(bool))[0]
 
     def reader_losses(
         self,
@@ -135,7 +135,7 @@ class ReferencePath:
         has_answers: np.ndarray,
     ) -> np.ndarray:
         tokens = tokens_of(logits.shape[1], self.config.max_span_width)
-        first, last = book.spans(tokens, self.config.max_span_width)
+        first, last = book.span_candidates(tokens, self.config.max_span_width)
         correct = ((first == starts[:, :, None]) & (last == ends[:, :, None])).any(1)  # [blocks, spans]
         pairs = (relevance, has_answers.astype(bool)), (logits + relevance[:, None], correct)
         return np.array([book.loss_of_correct(*(each.reshape(1, -1) for each in pair))[0] for pair in pairs])

@@ -13,7 +13,7 @@ import realm_min.interface.open_qa
 import realm_min.text.batch_encoding
 from realm_min.interface.inputs import Inputs, checked_head_mask
 from realm_min.model.bert import Run
-from realm_min.textbook import spans
+from realm_min.textbook import span_candidates
 
 TOLERANCE = 1e-10
 DRAWN = settings(deadline=None, derandomize=True, max_examples=80)
@@ -134,7 +134,7 @@ def test_reader(data, values, seed, scale, extra):
     actual = call(model, inputs, **options)
     expected, logits = call_reader(theirs, inputs, **options)
     assert_fields(actual, expected, [*READER_FIELDS, *(["hidden_states", "attentions"] if options else [])])
-    assert_same_answer(actual, expected, logits, spans(tokens, values["max_span_width"]), TOLERANCE)
+    assert_same_answer(actual, expected, logits, span_candidates(tokens, values["max_span_width"]), TOLERANCE)
 
 
 @DRAWN
@@ -258,6 +258,8 @@ def test_open_qa(data, values, seed, scale, tokens):
     np.testing.assert_array_equal(retrievers[0].block_ids, retrievers[1].block_ids)
     output = actual.reader_output
     assert_fields(output, expected.reader_output, READER_FIELDS)
-    assert_same_answer(output, expected.reader_output, logits, spans(length, values["max_span_width"]), TOLERANCE)
+    assert_same_answer(
+        output, expected.reader_output, logits, span_candidates(length, values["max_span_width"]), TOLERANCE
+    )
     chosen = slice(output.start_pos.item(), output.end_pos.item() + 1)
     np.testing.assert_array_equal(actual.predicted_answer_ids, concat["input_ids"][int(output.block_idx)][chosen])

@@ -110,7 +110,7 @@ def test_probabilities_are_the_books(model):
         parameters = {key: tensor.double().numpy() for key, tensor in model.reader.state_dict().items()}
         batch = (inputs["input_ids"], inputs["attention_mask"], inputs["token_type_ids"])
         logits, _ = textbook.read(parameters, CONFIG, batch, block_mask, scores)
-        starts, ends = textbook.spans(batch[0].shape[1], CONFIG.max_span_width)
+        starts, ends = textbook.span_candidates(batch[0].shape[1], CONFIG.max_span_width)
         shares = np.exp(logits - logits.max())
         best_block, best_span = np.unravel_index(logits.argmax(), logits.shape)
 

@@ -158,16 +158,16 @@ def test_a_step_is_the_books(tokenizer, marginal, max_positions):
 
     p = {name: to_numpy(model.state_dict()) for name, model in zip(("embedder", "encoder"), ours, strict=True)}
     c, longest = ours[0].config, min(40, max_positions)  # max_block is 40
-    x = textbook.pack([(example.ids,) for example in examples])
+    x = textbook.join([(example.ids,) for example in examples])
     queries = textbook.embed(p["embedder"], c, x)[0].astype(np.float32).astype(np.float64)
     barred = np.array([example.block for example in examples])
     found = 1 + textbook.search(queries, index.double().numpy(), 3, barred)  # 0 is the null document
     candidates = np.concatenate([np.zeros((3, 1), int), found], 1)
-    z = textbook.pack([([], [])] + [
+    z = textbook.join([([], [])] + [
         (ids(title), ids(text)[: longest - len(ids(title)) - 3]) for title, text in BLOCKS
     ])  # fmt: skip
     evidence = [[]] + [ids(f"{title}. {text}")[:37] for title, text in BLOCKS]
-    pairs = textbook.pack(
+    pairs = textbook.join(
         [
             (example.ids, evidence[candidate][: max_positions - len(example.ids) - 3])
             for example, row in zip(examples, candidates, strict=True)

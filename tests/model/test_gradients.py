@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import transformers
-from test_models import CONFIGS, fill, ids_and_mask, twins
+from twins import CONFIGS, fill, ids_and_mask, twins
 
 import realm_min
 from realm_min.model import fast, ops, parameters, realm

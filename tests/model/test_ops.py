@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import book_models
 import numpy as np
 import pytest
@@ -203,6 +205,19 @@ def test_log_softmax(seed, dtype, shape, dim, scale, offset):
     x = (scale * torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)) + offset).to(dtype)
     x_ = x.double().numpy()
     check(ops.log_softmax(x, dim), textbook.log_softmax(x_ - x_.max(dim, keepdims=True), dim), dtype, factor=4)
+
+
+@DRAWN
+@given(seed=SEEDS, shape=st.tuples(SIZES, SIZES), scale=SCORE_SCALES)
+def test_softmax_gradients(seed, shape, scale):
+    """Where a softmax is nearly 1, its gradient is a small difference of large numbers: they set the error."""
+    x, dy = np.random.default_rng(seed).standard_normal((2, *shape)) * scale
+    y, log_y = textbook.softmax(x), textbook.log_softmax(x)
+    product, sums = torch.from_numpy(y * dy), torch.from_numpy((y * dy).sum(-1, keepdims=True))
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-14 * shape[1] * np.abs(dy).max())
+    close(ops.softmax_backward_(product, torch.from_numpy(y), sums), textbook.softmax_backward(dy, y))
+    actual = ops.log_softmax_backward(torch.from_numpy(dy), torch.from_numpy(log_y))
+    close(actual, textbook.log_softmax_backward(dy, log_y))
 
 
 @DRAWN

@@ -78,7 +78,7 @@ drawn = st.builds(
 
 
 def of_the_book(arguments, options):
-    """Parameters, configuration, projections [blocks, tokens, 2 * hidden] and mask as `textbook.score_spans` takes."""
+    """Parameters, configuration, projections [blocks, tokens, 2 * hidden] and mask as `textbook.span_logits` takes."""
     start, end, gamma, beta, v, c = (argument.double().numpy() for argument in arguments)
     names = ("layer_normalization.weight", "layer_normalization.bias", "dense_output.weight", "dense_output.bias")
     p = {f"qa_outputs.{name}": array for name, array in zip(names, (gamma, beta, v[None], c), strict=True)}
@@ -102,7 +102,7 @@ def tolerance(arguments, options):
 
 
 def expected_logits(arguments, options):
-    logits, _ = textbook.score_spans(*of_the_book(arguments, options))
+    logits, _ = textbook.span_logits(*of_the_book(arguments, options))
     logits = np.where(logits <= MIN, MIN, logits)  # infinite projections may make a span outside the block so, too
     relevance = options["relevance_score"]
     if relevance is not None:
@@ -194,10 +194,10 @@ def test_gradients_are_the_books(path, shape):
     arguments = [torch.where(argument.isinf(), -5.0, argument) for argument in arguments]
     options |= dict(eps=1e-3, relevance_score=None, block_mask=None)
     p, config, projections, in_block = of_the_book(arguments, options)
-    logits, kept = textbook.score_spans(p, config, projections, in_block)
+    logits, kept = textbook.span_logits(p, config, projections, in_block)
     dlogits = np.random.default_rng(3).standard_normal(logits.shape).astype(np.float32)
     g = {name: np.zeros_like(array) for name, array in p.items()}
-    expected = np.split(textbook.score_spans_backward(dlogits.astype(np.float64), kept, g), 2, axis=2)
+    expected = np.split(textbook.span_logits_backward(dlogits.astype(np.float64), kept, g), 2, axis=2)
     found = path.span_logits_backward(torch.from_numpy(dlogits), SpanInputs(*arguments, **options))
     for name, gradient in zip(ARGUMENTS, (*expected, *g.values()), strict=True):
         gradient = gradient.reshape(found[name].shape)
@@ -299,7 +299,7 @@ def test_float64_keeps_its_precision_on_the_torch_path():
     logits = spans.span_logits(SpanInputs(*arguments, max_span_width=4, eps=1e-3))
     assert logits.dtype == torch.float64
     book = of_the_book(arguments, dict(max_span_width=4, eps=1e-3, block_mask=None))
-    expected, _ = textbook.score_spans(*book)
+    expected, _ = textbook.span_logits(*book)
     np.testing.assert_allclose(logits.numpy(), expected, rtol=1e-12, atol=1e-12)
     with pytest.raises(TypeError, match="float32"):
         kernels.span_logits(SpanInputs(*arguments, **options))
@@ -323,7 +323,7 @@ def test_pieces_of_blocks_join(monkeypatch):
 @given(st.integers(1, 12), st.integers(1, 15))
 def test_candidates_stand_in_the_order_of_widths(tokens, width):
     starts, ends = spans.span_candidates(tokens, width)
-    expected = textbook.spans(tokens, width)
+    expected = textbook.span_candidates(tokens, width)
     assert np.array_equal(starts.numpy(), expected[0]) and np.array_equal(ends.numpy(), expected[1])
     assert len(starts) == spans.span_count(tokens, width)
     assert torch.equal(spans.span_candidate(starts, ends, tokens), torch.arange(len(starts)))

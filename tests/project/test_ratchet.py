@@ -233,3 +233,17 @@ def test_nothing_is_written_twice():
                         seen.setdefault("".join(window), set()).add(f"{module}:{body[start].lineno}")
     copies = [sorted(places) for places in seen.values() if len(places) > 1]
     assert len(copies) <= COPIES, copies
+
+
+def test_every_name_of_the_book_is_met_again():
+    """A function of the book has its twin under the same name, in the wings that the README reads after it."""
+    wings = ("model.", "learn.", "search.", "text.", "interface.open_qa")
+    twins = {
+        node.name.removesuffix("_").lower()  # `softmax_` works in place, `AdamW` is a class
+        for name, tree in TREES.items()
+        if name.startswith(wings)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    names = {node.name for node in TREES["textbook"].body if isinstance(node, ast.FunctionDef)}
+    assert names - twins == set()

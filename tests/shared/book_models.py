@@ -60,7 +60,7 @@ def reader(
     has_answer, starts, ends = answers
     read, g, tokens = len(batch[0]), zeros(p), batch[0].shape[1]
     scores, kept = textbook.read(p, c, batch, in_block[:read], relevance[:read])
-    first, last = textbook.spans(tokens, c.max_span_width)
+    first, last = textbook.span_candidates(tokens, c.max_span_width)
     correct = ((first == starts[:read, :, None]) & (last == ends[:read, :, None])).any(1)  # [blocks, spans]
     retriever_loss, drelevance = textbook.loss_of_correct(relevance[None], has_answer[None])
     reader_loss, dscores = textbook.loss_of_correct(scores.reshape(1, -1), correct.reshape(1, -1))
