@@ -25,13 +25,18 @@ FILES = {
     "blocks": [[BLOCK_RECORDS_FILE]],
 }
 
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+# "owner/name". Of the oldest names, which have no owner, those of BERT alone, which has a vocabulary and weights to
+# start from: another word is taken for a folder that is not there, which is said at once, without asking the hub.
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*|bert-[\w-]+")
 
 
 # What transformers' `from_pretrained` takes about the hub, beside `subfolder`: these are passed on to it, and the
 # others ask for nothing that is not so here.
-_PASSED_ON = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-_WITHOUT_EFFECT = ("resume_download", "trust_remote_code")
+_PASSED_ON = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
+_WITHOUT_EFFECT = (
+    "resume_download", "trust_remote_code", "mirror", "user_agent", "code_revision", "commit_hash", "_commit_hash",
+    "_from_auto", "_from_pipeline",
+)  # fmt: skip
 
 
 def take_hub_options(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -43,14 +48,15 @@ def take_hub_options(arguments: dict[str, Any]) -> dict[str, Any]:
         arguments["token"] = token
     for name in _WITHOUT_EFFECT:
         arguments.pop(name, None)
-    return {name: arguments.pop(name) for name in (*_PASSED_ON, "subfolder") if name in arguments}
+    given = {name: arguments.pop(name, None) for name in (*_PASSED_ON, "subfolder")}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def resolve_folder(name_or_folder: str | os.PathLike, *parts: str, subfolder: str = "", **options: Any) -> Path:
     """The folder of a checkpoint: an existing one as it is, a hub name as the local copy of what is needed of it.
 
     Args:
-        name_or_folder: a folder, or a hub name "owner/name" as a str. A folder of that name comes first.
+        name_or_folder: a folder, or as a str a hub name, "owner/name" or "bert-…". A folder of that name comes first.
         parts: keys of `FILES` to fetch from the hub; none fetches all.
         subfolder: of the folder or repository, where the files stand.
         options: revision, token, cache_dir and what else `huggingface_hub.snapshot_download` takes.
@@ -65,7 +71,7 @@ def resolve_folder(name_or_folder: str | os.PathLike, *parts: str, subfolder: st
         raise FileNotFoundError(f"there is no folder {subfolder!r} in {folder}: leave subfolder out, or give another")
     from huggingface_hub import snapshot_download
 
-    name_or_folder = str(name_or_folder)
+    _refuse_proxies(options)
     wanted = [FILES[part] for part in parts or FILES]
 
     def fetch(files: list[str]) -> Path:
@@ -99,7 +105,7 @@ def find_folder(name_or_folder: str | os.PathLike) -> Path | None:
     if not isinstance(name_or_folder, str) or not _HUB_NAME.fullmatch(name_or_folder):
         raise FileNotFoundError(
             f"there is no folder {str(name_or_folder)!r}: give the folder of a checkpoint, "
-            'or a hub name such as "google/realm-orqa-nq-openqa"'
+            'or a hub name such as "google/realm-orqa-nq-openqa" or "bert-base-uncased"'
         )
     try:
         import huggingface_hub  # noqa: F401
@@ -109,6 +115,12 @@ def find_folder(name_or_folder: str | os.PathLike) -> Path | None:
             "pip install 'realm-min[hub]', or give the folder of a checkpoint"
         ) from None
     return None
+
+
+def _refuse_proxies(options: dict[str, Any]) -> None:
+    """Newer versions of the hub's library have no such argument."""
+    if options.pop("proxies", None):
+        raise ValueError("proxies= is not passed on to the hub: set HTTPS_PROXY, which its library reads")
 
 
 def _holds_any(folder: Path, patterns: list[str]) -> bool:

@@ -15,8 +15,14 @@ class AutoTokenizer:
         raise TypeError("AutoTokenizer is no tokenizer itself: call AutoTokenizer.from_pretrained(folder)")
 
     @classmethod
+    def register(cls, *_: Any, **__: Any) -> None:
+        raise NotImplementedError("AutoTokenizer knows the two tokenizers already: name yours by its own class")
+
+    @classmethod
     def from_pretrained(
-        cls, folder: str | os.PathLike, *, use_fast: bool = True, **options: Any
+        cls, pretrained_model_name_or_path: str | os.PathLike, *, use_fast: bool = True, **options: Any
     ) -> RealmTokenizer | RealmTokenizerFast:
         """The `RealmTokenizerFast` of a folder or hub name, or with `use_fast=False` its `RealmTokenizer`."""
-        return (RealmTokenizerFast if use_fast else RealmTokenizer).from_pretrained(folder, **options)
+        return (RealmTokenizerFast if use_fast else RealmTokenizer).from_pretrained(
+            pretrained_model_name_or_path, **options
+        )

@@ -21,10 +21,10 @@ single empty text without special tokens too.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -32,11 +32,17 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from realm_min.text.tokenizer_base import BaseTokenizer
-from realm_min.text.tokenizer_files import load_vocab, read_tokenizer_json, write_text
+from realm_min.files.unknown_names import warn_of_unknown
+from realm_min.text.calls import CALL, CallOptions, Coded, Pair
+from realm_min.text.special_tokens import Token
+from realm_min.text.tokenizer_files import added_token_fields, as_added_token, load_vocab, read_tokenizer_json
+from realm_min.text.tokenizer_surface import TokenizerSurface
 from realm_min.text.wordpiece import (
     MAX_WORD_CHARACTERS,
+    Sought,
+    find_tokens,
     lower_characters,
+    sought,
     split_punctuation,
     split_words,
     strip_accents,
@@ -47,6 +53,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 # Held around each call of the library: it keeps settings from one call to the next, and refuses to change them while
 # another thread reads them.
 ENCODING = threading.Lock()
+MOST_ADDED = 5000  # tokens that the library takes in within a second
 
 
 class Piece(NamedTuple):
@@ -57,7 +64,7 @@ class Piece(NamedTuple):
     end: int
 
 
-class RealmTokenizer(BaseTokenizer):
+class RealmTokenizer(TokenizerSurface):
     """BERT's basic tokenization and WordPiece, in Python.
 
     Args:
@@ -108,59 +115,87 @@ class RealmTokenizer(BaseTokenizer):
         )
         self.do_basic_tokenize = do_basic_tokenize
         self.never_split = set(never_split or ())
-        self._longest_piece = max(map(len, self.vocab))
-        added = self.added_tokens_decoder.values()
-        if any(token.single_word for token in added):
-            raise ValueError("added tokens with single_word=True need RealmTokenizerFast")
-        protected = self.all_special_tokens + [t.content for t in added if not t.special and t.normalized]
-        self._protected_pattern = re.compile("|".join(map(re.escape, protected)))
-        by_length = sorted(self.added_tokens_encoder, key=len, reverse=True)  # the longest that matches wins
-        self._added_pattern = re.compile("|".join(map(re.escape, by_length)))
+        self._longest_piece = max(map(len, self.pieces))
+        self._unknown = self.unk_token  # of words, whatever unk_token is set to
+        check_words(self.added_tokens_decoder.values())
 
-    def tokenize(self, text: str) -> list[str]:
+    def special_tokens_changed(self) -> None:
+        """The tokens to find in a text are gathered anew before the next one."""
+        self._sought: tuple[Sought, Sought, set[str]] | None = None
+
+    def _gathered(self) -> tuple[Sought, Sought, set[str]]:
+        """What is not lower-cased in a text, the added tokens, and the words that are not split."""
+        if self._sought is not None:
+            return self._sought
+        special, added = self.all_special_tokens, list(self.added_tokens_decoder.values())
+        as_written = [*special, *(token.content for token in added if not token.special and token.normalized)]
+        by_length = sorted(self.added_tokens_encoder, key=len, reverse=True)  # the longest that matches wins
+        self._sought = found = sought(as_written), sought(by_length), self.never_split.union(special)
+        return found
+
+    def add(self, tokens: list[Token], special: bool) -> int:
+        special_ones, before, new = set(self.all_special_tokens), len(self), {}
+        for given in tokens:
+            is_known = isinstance(given, str) and given in special_ones
+            token = as_added_token(given, special=special or is_known)
+            if isinstance(given, str) and given in self.added_tokens_encoder:
+                continue
+            if self.do_lower_case and token.normalized and not token.special:
+                token = as_added_token({**added_token_fields(token), "content": token.content.lower()}, special=False)
+            new[token.content] = token
+        check_words(new.values())
+        for token in new.values():
+            self.keep_added({self.id_of(token.content, len(self)): token})
+        unnamed = [token for token in new.values() if token.special and token.content not in special_ones]
+        self.rename({}, [*self.special_tokens_map_extended.get("additional_special_tokens", ()), *unnamed])
+        return len(self) - before
+
+    def tokenize(self, text: str, **options: Any) -> list[str]:
         """The tokens of a text, without special tokens around them. Raises ValueError if it is not a str."""
         if not isinstance(text, str):
             raise ValueError(f"tokenize() takes one str, not a {type(text).__name__}: {text!r}")
+        warn_of_unknown(options, CALL, "tokenize")
         return [piece.token for piece in self._pieces(text)]
 
     def _pieces(self, text: str) -> list[Piece]:
+        as_written, added, whole_words = self._gathered()
         places: Sequence[int] = range(len(text))
         if self.do_lower_case and self.do_basic_tokenize:
-            text, places = lower_characters(text, self._protected_pattern)
+            text, places = lower_characters(text, as_written)
         pieces = []
-        for start, end, is_added in self._split_added_tokens(text):
+        for start, end, is_added in self._split_added_tokens(text, added):
             if is_added:
                 pieces.append(Piece(text[start:end], places[start], places[end - 1] + 1))
                 continue
-            for word, word_places in self._words(text[start:end], places[start:end]):
+            for word, word_places in self._words(text[start:end], places[start:end], whole_words):
                 whole = [(word, 0, len(word))] if word in self.never_split and self.do_basic_tokenize else None
-                spelled = whole or wordpiece(word, self.vocab, self._longest_piece)
-                for token, first, last in spelled or [(self.unk_token, 0, len(word))]:
+                spelled = whole or wordpiece(word, self.pieces, self._longest_piece)
+                for token, first, last in spelled or [(self._unknown, 0, len(word))]:
                     pieces.append(Piece(token, word_places[first], word_places[last - 1] + 1))
         return pieces
 
-    def _split_added_tokens(self, text: str) -> Iterator[tuple[int, int, bool]]:
+    def _split_added_tokens(self, text: str, added: Sought) -> Iterator[tuple[int, int, bool]]:
         """Start and end of the added tokens (True) in a text, and of what stands between them (False)."""
         start = 0
-        for match in self._added_pattern.finditer(text):
-            token = self.added_tokens_decoder[self.added_tokens_encoder[match.group()]]
-            between = text[start : match.start()]
+        for first, after in find_tokens(text, added):
+            token = self.added_tokens_decoder[self.added_tokens_encoder[text[first:after]]]
+            between = text[start:first]
             yield start, start + len(between.rstrip() if token.lstrip else between), False
-            yield *match.span(), True
-            start = match.end()
+            yield first, after, True
+            start = after
             if token.rstrip:
                 start = len(text) - len(text[start:].lstrip())
         yield start, len(text), False
 
-    def _words(self, text: str, places: Sequence[int]) -> Iterator[tuple[str, Sequence[int]]]:
+    def _words(self, text: str, places: Sequence[int], whole: set[str]) -> Iterator[tuple[str, Sequence[int]]]:
+        """The words of a text with their characters' places; those in `whole` are neither stripped nor split."""
         if not self.do_basic_tokenize:
             for match in re.finditer(r"\S+", text):
                 yield match.group(), places[match.start() : match.end()]
             return
-        # A special token may come to light only now, by the cleaning: "[MA\0SK]".
-        whole = self.never_split.union(self.all_special_tokens)
         strip = self.do_lower_case if self.strip_accents is None else self.strip_accents
         for word, word_places in split_words(text, places, self.tokenize_chinese_chars):
+            # A special token may come to light only now, by the cleaning: "[MA\0SK]".
             if strip and word not in whole:
                 word, word_places = strip_accents(word, word_places)
             if word in whole:
@@ -168,116 +203,43 @@ class RealmTokenizer(BaseTokenizer):
             else:
                 yield from split_punctuation(word, word_places)
 
-    def _encode_batch(
-        self,
-        pairs: list[tuple[str, str | None]],
-        fields: list[str],
-        add_special_tokens: bool,
-        padding: str,
-        truncation: str,
-        max_length: int,
+    def encode_batch(
+        self, pairs: list[Pair], names: list[str], options: CallOptions, batched: bool
     ) -> tuple[dict[str, list], list | None]:
-        rows = [self._encode_pair(*pair, add_special_tokens, truncation, max_length) for pair in pairs]
-        if padding != "do_not_pad":
-            length = max_length if padding == "max_length" else max(len(row["input_ids"]) for row in rows)
-            rows = [self._pad(row, length - len(row["input_ids"])) for row in rows]
-        return {name: [row[name] for row in rows] for name in fields}, None
+        coded = [(self._coded(first), None if second is None else self._coded(second)) for first, second in pairs]
+        rows = self.padded([self.fields(first, second, options) for first, second in coded], options, batched)
+        return {name: [row[name] for row in rows] for name in names}, None
 
-    def _encode_pair(
-        self, first: str, second: str | None, add_special_tokens: bool, truncation: str, max_length: int
-    ) -> dict[str, list]:
-        a = self._pieces(first)
-        b = None if second is None else self._pieces(second)
-        if truncation != "do_not_truncate":
-            special = self.num_special_tokens_to_add(b is not None) if add_special_tokens else 0
-            excess = len(a) + len(b or ()) + special - max_length
-            if excess > 0:
-                a, b = self._truncate(a, b, excess, truncation)
-        ids_a = self.convert_tokens_to_ids([piece.token for piece in a])
-        ids_b = None if b is None else self.convert_tokens_to_ids([piece.token for piece in b])
-        offsets_a, offsets_b = [[(piece.start, piece.end) for piece in side or ()] for side in (a, b)]
-        if add_special_tokens:
-            ids = self.build_inputs_with_special_tokens(ids_a, ids_b)
-            type_ids = self.create_token_type_ids_from_sequences(ids_a, ids_b)
-            special_mask = self.get_special_tokens_mask(ids_a, ids_b)
-            offsets = [(0, 0), *offsets_a, (0, 0)] + ([] if b is None else [*offsets_b, (0, 0)])
-        else:
-            ids = ids_a + (ids_b or [])
-            type_ids = [0] * len(ids)
-            special_mask = [0] * len(ids)
-            offsets = offsets_a + offsets_b
-        return {
-            "input_ids": ids,
-            "token_type_ids": type_ids,
-            "attention_mask": [1] * len(ids),
-            "special_tokens_mask": special_mask,
-            "offset_mapping": offsets,
-        }
-
-    def _truncate(
-        self, a: list[Piece], b: list[Piece] | None, excess: int, strategy: str
-    ) -> tuple[list[Piece], list[Piece] | None]:
-        """Take `excess` pieces from the end of the texts (from the start if `truncation_side` is "left")."""
-        from_a = from_b = 0
-        if strategy == "longest_first" and b is not None:
-            # First from the longer one until both are equally long, then from both in turn.
-            from_longer = min(abs(len(a) - len(b)), excess)
-            rest = excess - from_longer
-            from_a, from_b = rest // 2, rest - rest // 2
-            if len(a) > len(b):
-                from_a += from_longer
-            else:
-                from_b += from_longer
-        elif strategy in ("longest_first", "only_first"):
-            from_a = excess if excess < len(a) else 0
-        elif b is not None:
-            from_b = excess if excess < len(b) else 0
-        if from_a + from_b < excess:
-            warnings.warn(
-                f"truncation={strategy!r} cannot remove {excess} tokens from texts of {len(a)} and {len(b or ())}: "
-                "they stay longer than max_length. Raise max_length or use another strategy",
-                stacklevel=6,
-            )
-
-        def cut(pieces: list[Piece], count: int) -> list[Piece]:
-            return pieces[count:] if self.truncation_side == "left" else pieces[: max(len(pieces) - count, 0)]
-
-        return cut(a, from_a), None if b is None else cut(b, from_b)
-
-    def _pad(self, row: dict[str, list], count: int) -> dict[str, list]:
-        fillers = {
-            "input_ids": self.pad_token_id,
-            "token_type_ids": self.pad_token_type_id,
-            "attention_mask": 0,
-            "special_tokens_mask": 1,
-            "offset_mapping": (0, 0),
-        }
-        if self.padding_side == "left":
-            return {name: [fillers[name]] * count + values for name, values in row.items()}
-        return {name: values + [fillers[name]] * count for name, values in row.items()}
+    def _coded(self, text: Any) -> Coded:
+        """Ids and offsets of a text, of a list of words, or of a list of ids, which has no offsets."""
+        if not isinstance(text, str) and text and isinstance(text[0], int):
+            return [(index, (0, 0)) for index in text]
+        pieces = [piece for part in ([text] if isinstance(text, str) else text) for piece in self._pieces(part)]
+        ids = self.convert_tokens_to_ids([piece.token for piece in pieces])
+        return [(index, (piece.start, piece.end)) for index, piece in zip(ids, pieces, strict=True)]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Join pieces to words, and words with spaces."""
         return " ".join(tokens).replace(" ##", "").strip()
 
-    def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+    def decode_ids(self, ids: list[int], skip_special_tokens: bool, spaces: bool) -> str:
         tokens = self.convert_ids_to_tokens(ids, skip_special_tokens)
         # Added tokens stand apart, so that a piece that follows one is not glued to it.
         apart = self.added_tokens_encoder.keys() - set(self.all_special_tokens)
-        apart |= {token for token in self.additional_special_tokens if token not in self.vocab}
+        apart |= {token for token in self.additional_special_tokens if token not in self.pieces}
         parts = []
         for is_apart, group in groupby(tokens, key=lambda token: token in apart):
             words = list(group)
             parts += words if is_apart else [self.convert_tokens_to_string(words)]
-        return " ".join(parts)
+        return (" " if spaces else "").join(parts)
 
-    def _constructor_arguments(self) -> dict[str, Any]:
+    def constructor_arguments(self) -> dict[str, Any]:
         never_split = sorted(self.never_split) if self.never_split else None
         own = {"do_basic_tokenize": self.do_basic_tokenize, "never_split": never_split}
-        return {**super()._constructor_arguments(), **own}
+        return {**super().constructor_arguments(), **own}
 
 
-class RealmTokenizerFast(BaseTokenizer):
+class RealmTokenizerFast(TokenizerSurface):
     """The same tokenizer on the Rust library `tokenizers`. Several threads can use one: they encode one after another.
 
     Args:
@@ -285,7 +247,8 @@ class RealmTokenizerFast(BaseTokenizer):
         tokenizer_file: the library's own `tokenizer.json`, of which the vocabulary and added tokens are read.
         others: as for `RealmTokenizer`; `never_split` and `do_basic_tokenize` have no effect here.
 
-    Raises FileNotFoundError without a file, ValueError for an empty vocabulary or one without the special tokens.
+    Raises FileNotFoundError without a file, ValueError for an empty vocabulary, one without the special tokens, and
+    more than `MOST_ADDED` added tokens.
     """
 
     is_fast = True
@@ -305,14 +268,14 @@ class RealmTokenizerFast(BaseTokenizer):
         **others,
     ):
         if vocab_file is not None:
-            vocab = load_vocab(vocab_file)
+            pieces = load_vocab(vocab_file)
         elif tokenizer_file is not None:
-            vocab, added = read_tokenizer_json(tokenizer_file)
+            pieces, added = read_tokenizer_json(tokenizer_file)
             others = {"added_tokens_decoder": added, **others}
         else:
             raise ValueError("RealmTokenizerFast needs a vocab_file or a tokenizer_file")
         super().__init__(
-            vocab,
+            pieces,
             do_lower_case=do_lower_case,
             tokenize_chinese_chars=tokenize_chinese_chars,
             strip_accents=strip_accents,
@@ -325,11 +288,21 @@ class RealmTokenizerFast(BaseTokenizer):
             },
             **others,
         )
-        self.backend_tokenizer = self._build()
+        self.backend_tokenizer = with_added_tokens(self._build(), self.added_tokens_decoder)
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        """As `get_vocab`."""
+        return self.get_vocab()
+
+    @property
+    def decoder(self) -> Any:
+        """The library's decoder, which joins pieces."""
+        return self.backend_tokenizer.decoder
 
     def _build(self) -> Tokenizer:
         tokenizer = Tokenizer(
-            models.WordPiece(self.vocab, unk_token=self.unk_token, max_input_chars_per_word=MAX_WORD_CHARACTERS)
+            models.WordPiece(self.pieces, unk_token=self.unk_token, max_input_chars_per_word=MAX_WORD_CHARACTERS)
         )
         # The library's stubs leave out the setters of these four.
         tokenizer.normalizer = normalizers.BertNormalizer(  # pyright: ignore[reportAttributeAccessIssue]
@@ -345,63 +318,60 @@ class RealmTokenizerFast(BaseTokenizer):
             special_tokens=[(self.cls_token, self.cls_token_id), (self.sep_token, self.sep_token_id)],
         )
         tokenizer.decoder = decoders.WordPiece(prefix="##")  # pyright: ignore[reportAttributeAccessIssue]
-        for index, token in self.added_tokens_decoder.items():  # by rising id: the library numbers new ones in order
-            (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
-            if tokenizer.token_to_id(token.content) != index:
-                raise ValueError(f"added token {token.content!r} cannot have id {index}: ids must leave no gap")
         return tokenizer
 
-    def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
-        """The tokens of a text or pair. Raises ValueError if it is not a str."""
-        if not isinstance(text, str):
-            raise ValueError(f"tokenize() takes one str, not a {type(text).__name__}: {text!r}")
-        return self(text, pair, add_special_tokens=add_special_tokens).tokens()
+    def add(self, tokens: list[Token], special: bool) -> int:
+        check_number_of_added(len(self.added_tokens_decoder) + len(tokens))
+        library, checked = self.backend_tokenizer, [as_added_token(token, special) for token in tokens]
+        with ENCODING:
+            number = (library.add_special_tokens if special else library.add_tokens)(checked)
+            self.keep_added(library.get_added_tokens_decoder())
+        return number
 
-    def _encode_batch(
-        self,
-        pairs: list[tuple[str, str | None]],
-        fields: list[str],
-        add_special_tokens: bool,
-        padding: str,
-        truncation: str,
-        max_length: int,
+    def tokenize(self, text: Any, pair: Any = None, add_special_tokens: bool = False, **options: Any) -> list[str]:
+        """The tokens of a text or pair; options as for a call. Raises ValueError if it is not a str."""
+        if not isinstance(text, str) and not options.get("is_split_into_words"):
+            raise ValueError(f"tokenize() takes one str, not a {type(text).__name__}: {text!r}")
+        return self(text, pair, add_special_tokens=add_special_tokens, **options).tokens()
+
+    def encode_batch(
+        self, pairs: list[Pair], names: list[str], options: CallOptions, batched: bool
     ) -> tuple[dict[str, list], list | None]:
-        # The library counts a lone surrogate as three characters to drop: U+FFFD is one, and dropped as well.
-        texts = [
-            SURROGATE.sub("\ufffd", first)
-            if second is None
-            else (SURROGATE.sub("\ufffd", first), SURROGATE.sub("\ufffd", second))
-            for first, second in pairs
-        ]
+        texts = [clean(first) if second is None else (clean(first), clean(second)) for first, second in pairs]
         try:
             with ENCODING:
-                self._set_lengths(padding, truncation, max_length)
-                encodings = self.backend_tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+                self._set_lengths(options)
+                encodings = self.backend_tokenizer.encode_batch(
+                    texts, is_pretokenized=options.is_split_into_words, add_special_tokens=options.add_special_tokens
+                )
         except Exception as error:  # the library raises no narrower class
             if "Truncation error" not in str(error):
                 raise
             raise ValueError(
-                f"truncation={truncation!r} cannot shorten the texts to max_length={max_length}: "
+                f"truncation={options.truncation!r} cannot shorten the texts to max_length={options.max_length}: "
                 "raise max_length or use another strategy"
             ) from error
         attributes = {"input_ids": "ids", "token_type_ids": "type_ids", "offset_mapping": "offsets"}
-        rows = {name: [getattr(e, attributes.get(name, name)) for e in encodings] for name in fields}
+        rows = {name: [getattr(e, attributes.get(name, name)) for e in encodings] for name in names if name != "length"}
+        if "length" in names:
+            rows["length"] = [len(encoding.ids) for encoding in encodings]
         return rows, encodings
 
-    def _set_lengths(self, padding: str, truncation: str, max_length: int) -> None:
+    def _set_lengths(self, options: CallOptions) -> None:
         """Within `ENCODING`, until it has encoded."""
-        tokenizer = self.backend_tokenizer
+        tokenizer, max_length = self.backend_tokenizer, options.max_length
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        if truncation != "do_not_truncate":
-            tokenizer.enable_truncation(max_length, strategy=truncation, direction=self.truncation_side)
-        if padding != "do_not_pad":
+        if options.truncation != "do_not_truncate":
+            tokenizer.enable_truncation(max_length, strategy=str(options.truncation), direction=self.truncation_side)
+        if options.padding != "do_not_pad":
             tokenizer.enable_padding(
-                length=max_length if padding == "max_length" else None,
+                length=max_length if options.padding == "max_length" else None,
                 direction=self.padding_side,
                 pad_id=self.pad_token_id,
                 pad_token=self.pad_token,
                 pad_type_id=self.pad_token_type_id,
+                pad_to_multiple_of=options.pad_to_multiple_of,
             )
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
@@ -409,24 +379,55 @@ class RealmTokenizerFast(BaseTokenizer):
         with ENCODING:
             return self.backend_tokenizer.decoder.decode(tokens)
 
-    def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+    def decode_ids(self, ids: list[int], skip_special_tokens: bool, spaces: bool) -> str:
         self.convert_ids_to_tokens(ids)  # the library would pass over ids out of range
         with ENCODING:
             return self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     @classmethod
-    def _vocabulary_file(cls, folder: Path) -> dict[str, Path]:
+    def vocabulary_file(cls, folder: Path) -> dict[str, Path]:
         if not (folder / "vocab.txt").is_file() and (folder / "tokenizer.json").is_file():
             return {"tokenizer_file": folder / "tokenizer.json"}
-        return super()._vocabulary_file(folder)
+        return super().vocabulary_file(folder)
 
-    def save_pretrained(self, save_directory: str | os.PathLike) -> tuple[str, ...]:
-        """Write a folder that `from_pretrained`, here and in transformers, reads; returns the paths of its files."""
-        paths = super().save_pretrained(save_directory)
-        path = Path(save_directory) / "tokenizer.json"
+    def library_file(self) -> str:
         with ENCODING:
             self.backend_tokenizer.no_truncation()
             self.backend_tokenizer.no_padding()
-            content = self.backend_tokenizer.to_str(pretty=True)
-        write_text(path, content)
-        return (*paths, str(path))
+            return self.backend_tokenizer.to_str(pretty=True)
+
+
+def check_words(added: Iterable[AddedToken]) -> None:
+    """ValueError for a token that is one among whole words alone, which is not done by hand."""
+    if any(token.single_word for token in added):
+        raise ValueError("added tokens with single_word=True need RealmTokenizerFast")
+
+
+def clean(text: str | list[str]) -> Any:
+    """The library counts a lone surrogate as three characters to drop: U+FFFD is one, and dropped as well."""
+    return SURROGATE.sub("\ufffd", text) if isinstance(text, str) else [SURROGATE.sub("\ufffd", word) for word in text]
+
+
+def check_number_of_added(number: int) -> None:
+    """ValueError for so many added tokens that the library would take minutes to take them in."""
+    if number > MOST_ADDED:
+        raise ValueError(
+            f"{number} added tokens: RealmTokenizerFast takes at most {MOST_ADDED}, since its library's time grows "
+            "with the square of their number. Use RealmTokenizer, or write them as lines of vocab.txt"
+        )
+
+
+def with_added_tokens(tokenizer: Tokenizer, added: dict[int, AddedToken]) -> Tokenizer:
+    """The library's tokenizer with these added, by rising id: it numbers new ones in order."""
+    check_number_of_added(len(added))
+    kinds = [token.special for token in added.values()]
+    if len(set(kinds)) == 1:
+        (tokenizer.add_special_tokens if kinds[0] else tokenizer.add_tokens)(list(added.values()))
+    else:  # as one file: one call for each kind in turn would make its tables anew each time
+        fields = [{"id": index, **added_token_fields(token)} for index, token in added.items()]
+        content = tokenizer.to_str().replace('"added_tokens":[]', f'"added_tokens":{json.dumps(fields)}', 1)
+        tokenizer = Tokenizer.from_str(content)
+    for index, token in added.items():
+        if tokenizer.token_to_id(token.content) != index:
+            raise ValueError(f"added token {token.content!r} cannot have id {index}: ids must leave no gap")
+    return tokenizer

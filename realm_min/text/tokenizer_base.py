@@ -1,63 +1,64 @@
-"""What the two tokenizers share: the arguments of a call, special tokens, decoding, and folders on disk.
+"""What the two tokenizers share: the vocabulary, calls and decoding.
 
-The files of a folder, and what may stand in them, are told by `tokenizer_files.py`.
+What a call is given is read by `calls.py`, and special tokens are named in `special_tokens.py`. Reading and writing
+folders is added by `tokenizer_folders.py`, and what else transformers' programs ask of one by `tokenizer_surface.py`.
 """
 
 from __future__ import annotations
 
-import os
+import inspect
+import operator
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 from tokenizers import AddedToken
 
-from realm_min.files.hub import resolve_folder, take_hub_options
+from realm_min.files.hub import take_hub_options
+from realm_min.files.unknown_names import level_of_the_program, warn_of_unknown
 from realm_min.text.batch_encoding import BatchEncoding
-from realm_min.text.tokenizer_files import (
-    SPECIAL_TOKEN_NAMES,
-    added_token_fields,
-    as_added_token,
-    check_vocabularies,
-    read_constructor_arguments,
-    write_json,
-    write_text,
+from realm_min.text.calls import (
+    CALL,
+    ENCODE,
+    LONGEST_KNOWN,
+    NO_LENGTH_LIMIT,
+    CallOptions,
+    Coded,
+    Pair,
+    as_pairs,
+    asked_fields,
+    is_batch,
+    padded_length,
+    read_options,
+    refuse_left_out,
+    settle,
 )
+from realm_min.text.fitting import cut, pad_row, to_remove
+from realm_min.text.special_tokens import SpecialTokens
+from realm_min.text.tokenizer_files import SPECIAL_TOKEN_NAMES, as_added_token, special_token
 
-if TYPE_CHECKING:
-    from typing_extensions import Self  # of the standard library from Python 3.11 on
+# Arguments of transformers' constructors that ask for nothing here, and names that its folders hold.
+WITHOUT_EFFECT = """
+auto_map config do_basic_tokenize init_inputs max_len name_or_path never_split processor_class special_tokens_map_file
+tokenizer_class tokenizer_file tokenizer_type use_fast verbose
+""".split()
+DECODING = ("spaces_between_special_tokens", "use_source_tokenizer")
 
-NO_LENGTH_LIMIT = int(1e30)  # model_max_length when none is known, the value transformers writes to its folders
 
-PADDINGS = ("longest", "max_length", "do_not_pad")
-TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
+class BaseTokenizer(SpecialTokens):
+    """Vocabulary, calls and decoding. The subclasses turn text into tokens.
 
-
-class BaseTokenizer:
-    """Arguments of a call, special tokens, decoding and folders. The subclasses turn text into tokens.
-
-    Attributes beside those below: `additional_special_tokens`, `all_special_tokens`, `all_special_ids`, `vocab`,
-    `vocab_size` (without added tokens), `model_max_length` (tokens), `do_lower_case`, `strip_accents`,
-    `tokenize_chinese_chars`, `clean_up_tokenization_spaces`, `padding_side`, `truncation_side`.
+    Attributes beside those of `SpecialTokens`: `pieces` (of the vocabulary, without added tokens), `vocab_size` (how
+    many), `added_tokens_decoder`, `added_tokens_encoder`, `model_max_length` (tokens), `do_lower_case`,
+    `strip_accents`, `tokenize_chinese_chars`, `clean_up_tokenization_spaces`, `padding_side`, `truncation_side`,
+    `model_input_names`, `name_or_path`.
     """
 
     is_fast: bool
-    unk_token: str
-    unk_token_id: int
-    sep_token: str
-    sep_token_id: int
-    pad_token: str
-    pad_token_id: int
-    pad_token_type_id = 0
-    cls_token: str
-    cls_token_id: int
-    mask_token: str
-    mask_token_id: int
 
     def __init__(
         self,
-        vocab: dict[str, int],
+        pieces: dict[str, int],
         *,
         do_lower_case: bool,
         tokenize_chinese_chars: bool,
@@ -70,15 +71,18 @@ class BaseTokenizer:
         padding_side: str = "right",
         truncation_side: str = "right",
         model_input_names: Sequence[str] = ("input_ids", "token_type_ids", "attention_mask"),
-        **without_effect,
+        **others,
     ):
         for name, side in (("padding_side", padding_side), ("truncation_side", truncation_side)):
             if side not in ("right", "left"):
                 raise ValueError(f"{name}={side!r} is unknown: use 'right' or 'left'")
-        for name in ("bos_token", "eos_token", "split_special_tokens"):
-            if without_effect.get(name):
-                raise ValueError(f"{name}={without_effect[name]!r} is not supported: REALM has no use for it")
-        self.vocab = vocab
+        where = type(self).__name__
+        take_hub_options(others)  # where files are found is said to from_pretrained; one may be a secret
+        refuse_left_out(where, others)
+        named = {name: others.pop(name, None) for name in ("bos_token", "eos_token")} | special_tokens
+        model_max_length = others.pop("max_len", None) if model_max_length is None else model_max_length
+        warn_of_unknown(set(others) - set(WITHOUT_EFFECT), type(self).argument_names(), where)
+        self.pieces = pieces
         self.do_lower_case = do_lower_case
         self.tokenize_chinese_chars = tokenize_chinese_chars
         self.strip_accents = strip_accents
@@ -87,40 +91,47 @@ class BaseTokenizer:
         self.padding_side = padding_side
         self.truncation_side = truncation_side
         self.model_input_names = list(model_input_names)
-        self.without_effect = without_effect  # arguments without effect here, written back by save_pretrained
-        self._set_special_tokens(special_tokens, additional_special_tokens or (), added_tokens_decoder or {})
+        self.name_or_path = str(others.pop("name_or_path", ""))
+        self.without_effect = others  # arguments without effect here, written back by save_pretrained
+        named = {name: token if token is None else special_token(token) for name, token in named.items()}
+        super().__init__(named, [special_token(token) for token in additional_special_tokens or ()])
+        self._add_special_tokens(named, added_tokens_decoder or {})
 
-    def _set_special_tokens(self, named: dict, additional: Sequence, added: dict[int, AddedToken]) -> None:
+    def _add_special_tokens(self, named: dict[str, Any], saved: dict[int, AddedToken]) -> None:
         """Give every special token its id: the saved one, else the vocabulary's, else the next free one."""
-        self.added_tokens_decoder = {int(i): as_added_token(token, special=False) for i, token in added.items()}
-        self.added_tokens_encoder = {token.content: i for i, token in self.added_tokens_decoder.items()}
-        known = self.get_vocab()
+        self.added_tokens_decoder: dict[int, AddedToken] = {}
+        self.added_tokens_encoder: dict[str, int] = {}
+        self._ids_to_tokens = {index: piece for piece, index in self.pieces.items()}
+        self.keep_added({int(index): as_added_token(token, special=False) for index, token in saved.items()})
         for name, token in named.items():
-            if token is None or as_added_token(token, special=True).content not in known:
+            required = name in SPECIAL_TOKEN_NAMES or token is not None
+            if required and (token is None or self.id_of(as_added_token(token, special=True).content, None) is None):
                 raise ValueError(f"the vocabulary lacks {name}={token!r}: add a line for it, or name one of its pieces")
-        tokens = [as_added_token(token, special=True) for token in (*named.values(), *additional)]
-        for token in tokens:
+        for token in [as_added_token(token, special=True) for token in self.all_special_tokens_extended]:
             if token.content not in self.added_tokens_encoder:
-                index = self.vocab.get(token.content, len(self.get_vocab()))
-                self.added_tokens_decoder[index] = token
-                self.added_tokens_encoder[token.content] = index
+                self.keep_added({self.pieces.get(token.content, len(self)): token})
         self.added_tokens_decoder = dict(sorted(self.added_tokens_decoder.items()))
 
-        contents = [token.content for token in tokens]
-        for name, content in zip(named, contents, strict=False):
-            setattr(self, name, content)
-            setattr(self, name + "_id", self.added_tokens_encoder[content])
-        self.additional_special_tokens = contents[len(named) :]
-        self.all_special_tokens = list(dict.fromkeys(contents))
-        self.all_special_ids = [self.added_tokens_encoder[token] for token in self.all_special_tokens]
-        self._ids_to_tokens = {index: token for token, index in self.get_vocab().items()}
+    def keep_added(self, tokens: dict[int, AddedToken]) -> None:
+        """Keep added tokens under their ids, beside those that there are."""
+        for index, token in tokens.items():
+            self.added_tokens_decoder[index] = token
+            self.added_tokens_encoder[token.content] = index
+            self._ids_to_tokens[index] = token.content
+
+    @classmethod
+    def argument_names(cls) -> set[str]:
+        """Every argument of the constructor."""
+        both = (inspect.signature(cls.__init__), inspect.signature(BaseTokenizer.__init__))
+        own = {name for signature in both for name in signature.parameters} - {"self", "pieces", "special_tokens"}
+        return own - {"others"} | {"bos_token", "eos_token", "max_len", "split_special_tokens"}
 
     # Vocabulary
 
     @property
     def vocab_size(self) -> int:
         """Pieces in the vocabulary file, without added tokens."""
-        return len(self.vocab)
+        return len(self.pieces)
 
     def __len__(self) -> int:
         """Pieces in the vocabulary file and added tokens."""
@@ -131,25 +142,25 @@ class BaseTokenizer:
 
     def get_vocab(self) -> dict[str, int]:
         """Token to id, added tokens included."""
-        return {**self.vocab, **self.added_tokens_encoder}
-
-    @property
-    def special_tokens_map(self) -> dict[str, Any]:
-        """Name of each special token to its text."""
-        names = (*SPECIAL_TOKEN_NAMES, "additional_special_tokens")
-        return {name: getattr(self, name) for name in names if getattr(self, name)}
+        return {**self.pieces, **self.added_tokens_encoder}
 
     @overload
     def convert_tokens_to_ids(self, tokens: str) -> int: ...
     @overload
     def convert_tokens_to_ids(self, tokens: Sequence[str]) -> list[int]: ...
-    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
+    @overload
+    def convert_tokens_to_ids(self, tokens: None) -> None: ...
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str] | None) -> int | list[int] | None:
         """The id of a token, or of each in a list; the unknown token's for those the vocabulary lacks."""
+        if tokens is None:
+            return None
         if not isinstance(tokens, str):
-            return [self.convert_tokens_to_ids(token) for token in tokens]
-        if tokens in self.added_tokens_encoder:
-            return self.added_tokens_encoder[tokens]
-        return self.vocab.get(tokens, self.unk_token_id)
+            unknown = self.id_of(self.unk_token, None)
+            return [self.id_of(token, unknown) for token in tokens]
+        return self.id_of(tokens, self.id_of(self.unk_token, None))
+
+    def id_of(self, token: Any, otherwise: Any) -> Any:
+        return self.added_tokens_encoder.get(token, self.pieces.get(token, otherwise))
 
     @overload
     def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = False) -> str: ...
@@ -159,40 +170,46 @@ class BaseTokenizer:
         """The token of an id, or of each in a list, array or tensor. Raises ValueError for an id out of range."""
         ids = ids.tolist() if hasattr(ids, "tolist") else ids
         if isinstance(ids, int):
-            if ids not in self._ids_to_tokens:
-                raise ValueError(f"token id {ids} is out of range: the vocabulary has {len(self)} tokens")
-            return self._ids_to_tokens[ids]
-        return [self.convert_ids_to_tokens(i) for i in ids if not (skip_special_tokens and i in self.all_special_ids)]
+            return self._token_of(ids)
+        skipped = set(self.all_special_ids) if skip_special_tokens else ()
+        return [self._token_of(i) for i in map(operator.index, ids) if i not in skipped]
+
+    def _token_of(self, index: int) -> str:
+        if index not in self._ids_to_tokens:
+            raise ValueError(f"token id {index} is out of range: the vocabulary has {len(self)} tokens")
+        return self._ids_to_tokens[index]
 
     # Encoding
 
     def __call__(
         self,
-        text: str | Sequence[str] | Sequence[tuple[str, str]],
-        text_pair: str | Sequence[str] | None = None,
-        *,
-        add_special_tokens: bool = True,
-        padding: bool | str | None = None,
-        truncation: bool | str | None = None,
-        max_length: int | None = None,
-        return_tensors: str | None = None,
-        return_token_type_ids: bool | None = None,
-        return_attention_mask: bool | None = None,
-        return_special_tokens_mask: bool = False,
-        return_offsets_mapping: bool = False,
+        text: Any = None,
+        text_pair: Any = None,
+        text_target: Any = None,
+        text_pair_target: Any = None,
+        *by_place: Any,
+        **options: Any,
     ) -> BatchEncoding:
         """Encode a text, a pair of texts, or a batch of either.
 
         Args:
             text, text_pair: one str each, or lists of equal length; `text` may also be a list of pairs.
+            text_target, text_pair_target: encoded as `text` is; their `input_ids` are the `labels`.
             add_special_tokens: [CLS] text [SEP], and pair [SEP].
             padding: False; True or "longest" (of the batch); "max_length" (`max_length`, else `model_max_length`).
-                None is False, but "longest" for a batch that is to become tensors.
+                Left out it is False, but "longest" for a batch that is to become tensors.
             truncation: True or "longest_first" shortens the longer text of a pair; "only_first"; "only_second"; False.
-                None is False, but "longest_first" if `max_length` is given without padding.
+                Left out it is False, but "longest_first" if `max_length` is given without padding.
             max_length: tokens, special tokens included.
+            is_split_into_words: a text is a list of words, and offsets count within a word.
+            pad_to_multiple_of: tokens; padding goes on to the next multiple.
             return_tensors: "pt", "np", or None for lists.
+            return_token_type_ids, return_attention_mask: left out, as `model_input_names` says.
+            return_special_tokens_mask, return_length: further fields, as transformers has them.
             return_offsets_mapping: start and end of each token in its text, in characters; (0, 0) for special tokens.
+            verbose: False warns of no length without effect.
+
+        Options can be given by place too, in transformers' order (`calls.CALL`).
 
         Returns `input_ids`, `token_type_ids` (0 first text, 1 pair), `attention_mask` (1 token, 0 padding) and on
         request `special_tokens_mask` (1 special token or padding) and `offset_mapping`: a list of ints for one text,
@@ -201,124 +218,164 @@ class BaseTokenizer:
         Raises ValueError for anything that is not text, an empty batch, batches of different lengths, unknown
         paddings or truncations, a `max_length` without room for the special tokens, tensors of ragged texts.
         """
-        batched = not isinstance(text, str)
-        if self.is_fast and not batched and text_pair == "":
-            text_pair = None
-        pairs = as_pairs(text, text_pair)
-        batch_to_tensors = batched and return_tensors is not None
-        padding, truncation, max_length = self._lengths(padding, truncation, max_length, batch_to_tensors)
-        if truncation != "do_not_truncate":
-            self._check_room(max_length, pairs, add_special_tokens)
-        fields = self._fields(
-            add_special_tokens,
-            return_token_type_ids,
-            return_attention_mask,
-            return_special_tokens_mask,
-            return_offsets_mapping,
-        )
-        rows, encodings = self._encode_batch(pairs, fields, add_special_tokens, padding, truncation, max_length)
-        if not batched and return_tensors is None:
-            rows = {name: row for name, (row,) in rows.items()}
-        return BatchEncoding(rows, encodings, return_tensors)
+        read = read_options(type(self).__name__, by_place, options, CALL)
+        if text is None and text_target is not None:
+            return self._encode_texts(text_target, text_pair_target, read)
+        encoded = self._encode_texts(text, text_pair, read)
+        if text_target is not None:
+            encoded["labels"] = self._encode_texts(text_target, text_pair_target, read)["input_ids"]
+        return encoded
 
-    def _encode_batch(
-        self,
-        pairs: list[tuple[str, str | None]],
-        fields: list[str],
-        add_special_tokens: bool,
-        padding: str,
-        truncation: str,
-        max_length: int,
+    def _encode_texts(self, text: Any, text_pair: Any, options: CallOptions) -> BatchEncoding:
+        words = options.is_split_into_words
+        batched = is_batch(text, words)
+        if self.is_fast and not batched and isinstance(text_pair, (str, list)) and not text_pair:
+            text_pair = None
+        return self.encode_pairs(as_pairs(text, text_pair, words), batched, options)
+
+    def encode_pairs(self, pairs: list[Pair], batched: bool, options: CallOptions) -> BatchEncoding:
+        """Encode texts that were checked, each with its second or None; not `batched`, it is one text."""
+        options = settle(options, self.model_max_length, batched and options.return_tensors is not None)
+        self.check(options, pairs)
+        names = asked_fields(options, self.model_input_names)
+        rows, encodings = self.encode_batch(pairs, names, options, batched)
+        if not batched and options.return_tensors is None:
+            # The library's twin leaves the length in its list, as transformers' does.
+            rows = {name: row if name == "length" and self.is_fast else row[0] for name, row in rows.items()}
+        return BatchEncoding(rows, encodings, options.return_tensors)
+
+    def encode_batch(
+        self, pairs: list[Pair], names: list[str], options: CallOptions, batched: bool
     ) -> tuple[dict[str, list], list | None]:
-        """Field name -> one list for each pair; and the library's encodings or None."""
+        """Field name -> one list for each pair; and the library's encodings or None. The options are settled."""
         raise NotImplementedError
 
-    def _lengths(
-        self, padding: Any, truncation: Any, max_length: int | None, batch_to_tensors: bool
-    ) -> tuple[str, str, int]:
-        """The strategies by name, and the length they work towards: none does, where it is `NO_LENGTH_LIMIT`."""
-        if truncation is None:
-            truncation = max_length is not None and not padding
-        if padding is None:
-            padding = batch_to_tensors
-        truncation = {True: "longest_first", False: "do_not_truncate"}.get(truncation, truncation)
-        padding = {True: "longest", False: "do_not_pad"}.get(padding, padding)
-        if padding not in PADDINGS:
-            raise ValueError(f"padding={padding!r} is unknown: use True, False or one of {PADDINGS}")
-        if truncation not in TRUNCATIONS:
-            raise ValueError(f"truncation={truncation!r} is unknown: use True, False or one of {TRUNCATIONS}")
-        if max_length is not None and max_length < 1:
-            raise ValueError(f"max_length={max_length} must be at least 1")
-        if max_length is None:
-            max_length = self.model_max_length
-        if max_length >= NO_LENGTH_LIMIT:
-            if padding == "max_length":
-                warnings.warn("padding='max_length' without max_length or model_max_length pads nothing", stacklevel=3)
-                padding = "do_not_pad"
-            truncation = "do_not_truncate"  # there is no limit to truncate to
-        # Plain strings from here on: callers may pass members of string enumerations.
-        return PADDINGS[PADDINGS.index(padding)], TRUNCATIONS[TRUNCATIONS.index(truncation)], max_length
-
-    def _check_room(self, max_length: int, pairs: list[tuple[str, str | None]], add_special_tokens: bool) -> None:
-        """ValueError if texts cut to `max_length` tokens cannot have their special tokens."""
-        has_pair = any(second is not None for _, second in pairs)
-        special = self.num_special_tokens_to_add(has_pair) if add_special_tokens else 0
-        if max_length < special:
-            raise ValueError(f"max_length={max_length} leaves no room for the {special} special tokens: raise it")
-
-    def _fields(
-        self,
-        add_special_tokens: bool,
-        return_token_type_ids: bool | None,
-        return_attention_mask: bool | None,
-        return_special_tokens_mask: bool,
-        return_offsets_mapping: bool,
-    ) -> list[str]:
-        """The names of the fields that a call asks for; None asks for what the model reads."""
-        if return_token_type_ids is None:
-            return_token_type_ids = "token_type_ids" in self.model_input_names
-        elif return_token_type_ids and not add_special_tokens and not self.is_fast:
-            raise ValueError("return_token_type_ids=True needs add_special_tokens=True")
-        if return_attention_mask is None:
-            return_attention_mask = "attention_mask" in self.model_input_names
-        wanted = {
-            "input_ids": True,
-            "token_type_ids": return_token_type_ids,
-            "attention_mask": return_attention_mask,
-            "special_tokens_mask": return_special_tokens_mask,
-            "offset_mapping": return_offsets_mapping,
+    def fields(self, a: Coded, b: Coded | None, options: CallOptions) -> dict[str, Any]:
+        """Every field of one text or pair, cut and with its special tokens, but not padded. The options are settled."""
+        if options.truncation != "do_not_truncate":
+            a, b = self._cut(a, b, options)
+        ids_a, ids_b = [index for index, _ in a], None if b is None else [index for index, _ in b]
+        offsets_a, offsets_b = [place for _, place in a], [place for _, place in b or ()]
+        if options.add_special_tokens:
+            ids = self.build_inputs_with_special_tokens(ids_a, ids_b)
+            type_ids = self.create_token_type_ids_from_sequences(ids_a, ids_b)
+            special_mask = self.get_special_tokens_mask(ids_a, ids_b)
+            offsets = [(0, 0), *offsets_a, (0, 0)] + ([] if b is None else [*offsets_b, (0, 0)])
+        else:
+            ids = ids_a + (ids_b or [])
+            type_ids = [0] * len(ids)
+            special_mask = [0] * len(ids)
+            offsets = offsets_a + offsets_b
+        return {
+            "input_ids": ids,
+            "token_type_ids": type_ids,
+            "attention_mask": [1] * len(ids),
+            "special_tokens_mask": special_mask,
+            "offset_mapping": offsets,
+            "length": len(ids),
         }
-        return [name for name, is_wanted in wanted.items() if is_wanted]
 
-    def encode(self, text: str, text_pair: str | None = None, **options) -> list[int]:
-        """The `input_ids` of one text or pair; options as for a call."""
-        if not isinstance(text, str):
-            raise ValueError(f"encode() takes one str, not a {type(text).__name__}: call the tokenizer for a batch")
-        return self(text, text_pair, **options)["input_ids"]
+    def _cut(self, a: Coded, b: Coded | None, options: CallOptions) -> tuple[Coded, Coded | None]:
+        """Both cut to `max_length` together with their special tokens, with a warning where that cannot be."""
+        special = self.num_special_tokens_to_add(b is not None) if options.add_special_tokens else 0
+        excess = len(a) + len(b or ()) + special - (options.max_length or 0)
+        if excess <= 0:
+            return a, b
+        from_a, from_b = to_remove(len(a), None if b is None else len(b), excess, str(options.truncation))
+        if from_a + from_b < excess and options.verbose:
+            warnings.warn(
+                f"truncation={options.truncation!r} cannot remove {excess} tokens from texts of {len(a)} and "
+                f"{len(b or ())}: they stay longer than max_length. Raise max_length or use another strategy",
+                stacklevel=level_of_the_program(),
+            )
+        return cut(a, from_a, self.truncation_side), None if b is None else cut(b, from_b, self.truncation_side)
+
+    def padded(self, rows: list[dict[str, Any]], options: CallOptions, batched: bool) -> list[dict[str, Any]]:
+        """What `fields` gave for each text, padded. `length` counts the padding of a single text, not of a batch."""
+        if options.padding != "do_not_pad":
+            length = padded_length(options, max(len(row["input_ids"]) for row in rows))
+            fillers = self.fillers()
+            rows = [pad_row(row, length, fillers, self.padding_side) for row in rows]
+        return rows if batched else [{**row, "length": len(row["input_ids"])} for row in rows]
+
+    def fillers(self) -> dict[str, Any]:
+        """What pads each field."""
+        return {
+            "input_ids": self.pad_token_id,
+            "token_type_ids": self.pad_token_type_id,
+            "attention_mask": 0,
+            "special_tokens_mask": 1,
+            "offset_mapping": (0, 0),
+        }
+
+    def check(self, options: CallOptions, pairs: list[Pair]) -> None:
+        """ValueError for settled options that ask for what cannot be: room for special tokens, say, in none."""
+        if options.padding != "do_not_pad" and self.pad_token is None:
+            raise ValueError('padding needs a pad_token, and it is None: set tokenizer.pad_token = "[PAD]"')
+        if options.return_token_type_ids and not options.add_special_tokens and not self.is_fast:
+            raise ValueError("return_token_type_ids=True needs add_special_tokens=True")
+        has_pair = any(second is not None for _, second in pairs)
+        special = self.num_special_tokens_to_add(has_pair) if options.add_special_tokens else 0
+        if options.truncation != "do_not_truncate" and (options.max_length or 0) < special:
+            raise ValueError(
+                f"max_length={options.max_length} leaves no room for the {special} special tokens: raise it"
+            )
+
+    def encode(self, text: Any, text_pair: Any = None, *by_place: Any, **options: Any) -> list[int]:
+        """The `input_ids` of one text or pair; options as for a call, by place in the order `calls.ENCODE`."""
+        return self.encode_one("encode", text, text_pair, read_options("encode", by_place, options, ENCODE))[
+            "input_ids"
+        ]
+
+    def encode_one(self, where: str, text: Any, text_pair: Any, options: CallOptions) -> BatchEncoding:
+        """One text or pair; by hand either may be a list of tokens or of ids too. Raises ValueError for a batch."""
+        if self.is_fast and isinstance(text_pair, (str, list)) and not text_pair:
+            text_pair = None
+        return self.encode_pairs([self.checked_pair(where, text, text_pair, options)], False, options)
+
+    def checked_pair(self, where: str, text: Any, text_pair: Any, options: CallOptions) -> Pair:
+        """Both as `encode_batch` takes them. Raises ValueError for another form."""
+        second = None if text_pair is None else self._one_text(where, text_pair, options)
+        return self._one_text(where, text, options), second
+
+    def _one_text(self, where: str, text: Any, options: CallOptions) -> Any:
+        """A str, a list of words where they are split, or by hand the ids of a list of tokens or ids."""
+        if isinstance(text, str) and not options.is_split_into_words:
+            return text
+        is_list = isinstance(text, (list, tuple)) and (len(text) > 0 or self.is_fast)
+        if is_list and all(isinstance(part, str) for part in text):
+            if options.is_split_into_words:
+                return list(text)
+            if not self.is_fast:
+                return self.convert_tokens_to_ids(text)
+        if is_list and not self.is_fast and not options.is_split_into_words:
+            if all(isinstance(part, int) for part in text):
+                return list(text)
+        form = "a list of words" if options.is_split_into_words else "one str"
+        more = "" if self.is_fast or options.is_split_into_words else ", a list of tokens or of ids"
+        raise ValueError(f"{where}() takes {form}{more}, not a {type(text).__name__}: call the tokenizer for a batch")
 
     def batch_encode_candidates(
-        self,
-        text: Sequence[Sequence[str]],
-        text_pair: Sequence[Sequence[str]] | None = None,
-        *,
-        return_tensors: str | None = None,
-        **options,
+        self, text: Sequence[Any], text_pair: Sequence[Any] | None = None, **options: Any
     ) -> BatchEncoding:
         """Encode several candidates for each example, all padded to `max_length`, so that they stack.
 
         Args:
-            text, text_pair: `[batch][candidates]` texts.
+            text, text_pair: `[batch][candidates]` texts; or `[batch]` texts, one candidate each.
             options: as for a call; `padding` is always "max_length".
 
-        Returns `input_ids`, `token_type_ids`, `attention_mask`, `[batch, candidates, max_length]` int64 as tensors.
+        Returns `input_ids`, `token_type_ids`, `attention_mask`, `[batch, candidates, max_length]` int64 as tensors,
+        `[batch, max_length]` for one candidate each.
+
         Raises ValueError if neither `max_length` nor `model_max_length` is known.
         """
-        if options.get("max_length") is None and self.model_max_length >= NO_LENGTH_LIMIT:
+        if options.get("max_length") is None and self.model_max_length > LONGEST_KNOWN:
             raise ValueError("batch_encode_candidates needs max_length, the length that all candidates are padded to")
-        if isinstance(text, str) or any(isinstance(candidates, str) for candidates in text):
-            raise ValueError("batch_encode_candidates takes a list of candidates for each example, not single texts")
+        if isinstance(text, str) or isinstance(text_pair, str):
+            raise ValueError("batch_encode_candidates takes a list of candidates for each example, not a single text")
         if text_pair is not None and len(text_pair) != len(text):
             raise ValueError(f"text holds {len(text)} examples and text_pair {len(text_pair)}")
+        return_tensors = options.pop("return_tensors", None)
         options["padding"] = "max_length"
         encoded = [
             self(candidates, None if text_pair is None else text_pair[i], **options)
@@ -363,124 +420,39 @@ class BaseTokenizer:
     # Decoding
 
     def decode(
-        self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **options: Any,
     ) -> str:
         """Token ids (an int, list, array or tensor `[tokens]`) back to text: pieces joined, words between spaces.
 
-        `clean_up_tokenization_spaces` closes the space before punctuation and English contractions; None takes the
-        tokenizer's own setting.
+        Args:
+            clean_up_tokenization_spaces: close the space before punctuation and English contractions; None takes the
+                tokenizer's own setting.
+            spaces_between_special_tokens: False leaves them out around added tokens; by hand alone.
         """
+        warn_of_unknown(options, DECODING, "decode")
         ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
-        text = self._decode([ids] if isinstance(ids, int) else list(ids), skip_special_tokens)
+        spaces = options.get("spaces_between_special_tokens", True)
+        text = self.decode_ids([ids] if isinstance(ids, int) else list(ids), skip_special_tokens, spaces)
         if clean_up_tokenization_spaces is None:
             clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
         return clean_up_spaces(text) if clean_up_tokenization_spaces else text
 
-    def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+    def decode_ids(self, ids: list[int], skip_special_tokens: bool, spaces: bool) -> str:
         raise NotImplementedError
 
     def batch_decode(
-        self, sequences: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **options: Any,
     ) -> list[str]:
         """`decode` of each row."""
-        return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in sequences]
-
-    # Folders
-
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike, **overrides) -> Self:
-        """Read a folder that `save_pretrained`, here or in transformers, wrote, or a hub name; `vocab.txt` is enough.
-
-        `overrides` are constructor arguments that replace the saved ones. Raises FileNotFoundError for a missing
-        folder or vocabulary, ValueError for broken files.
-        """
-        folder = resolve_folder(folder, "tokenizer", **take_hub_options(overrides))
-        config = {**read_constructor_arguments(folder), **overrides}
-        if "vocab_file" not in config:
-            check_vocabularies(folder)
-            config.update(cls._vocabulary_file(folder))
-        return cls(**config)
-
-    @classmethod
-    def _vocabulary_file(cls, folder: Path) -> dict[str, Path]:
-        return {"vocab_file": folder / "vocab.txt"}
-
-    def save_vocabulary(self, save_directory: str | os.PathLike, filename_prefix: str | None = None) -> tuple[str]:
-        """Write `vocab.txt` to a folder and return its path."""
-        if not os.path.isdir(save_directory):
-            raise FileNotFoundError(f"no folder at {str(save_directory)!r}: create it first")
-        path = Path(save_directory) / ((filename_prefix + "-" if filename_prefix else "") + "vocab.txt")
-        write_text(path, "".join(piece + "\n" for piece in self.vocab))
-        return (str(path),)
-
-    def save_pretrained(self, save_directory: str | os.PathLike) -> tuple[str, ...]:
-        """Write a folder that `from_pretrained`, here and in transformers, reads; returns the paths of its files."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        special_tokens: dict[str, Any] = dict(self.special_tokens_map)
-        for name in SPECIAL_TOKEN_NAMES:
-            if name in special_tokens:
-                token = self.added_tokens_decoder[self.added_tokens_encoder[special_tokens[name]]]
-                if token.lstrip or token.rstrip or token.single_word or token.normalized:
-                    fields = added_token_fields(token)
-                    fields.pop("special")
-                    special_tokens[name] = fields
-        added = {str(index): added_token_fields(token) for index, token in self.added_tokens_decoder.items()}
-        config = {
-            **self.without_effect,
-            **self._constructor_arguments(),
-            **self.special_tokens_map,
-            "added_tokens_decoder": added,
-            "tokenizer_class": "RealmTokenizer",
-        }
-        paths = [folder / "tokenizer_config.json", folder / "special_tokens_map.json"]
-        write_json(paths[0], config)
-        write_json(paths[1], special_tokens)
-        new = {token: index for token, index in self.added_tokens_encoder.items() if index >= self.vocab_size}
-        if new:
-            paths.append(folder / "added_tokens.json")
-            write_json(paths[-1], new)
-        return (*map(str, paths), *self.save_vocabulary(folder))
-
-    def _constructor_arguments(self) -> dict[str, Any]:
-        arguments = {
-            "do_lower_case": self.do_lower_case,
-            "strip_accents": self.strip_accents,
-            "tokenize_chinese_chars": self.tokenize_chinese_chars,
-            "model_max_length": self.model_max_length,
-            "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
-        }
-        defaults = {
-            "padding_side": "right",
-            "truncation_side": "right",
-            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
-        }
-        changed = {name: getattr(self, name) for name, value in defaults.items() if getattr(self, name) != value}
-        return {**arguments, **changed}
-
-
-def as_pairs(text: Any, text_pair: Any) -> list[tuple[str, str | None]]:
-    """The texts of a call as a list of pairs, the second None where there is none. Raises ValueError for non-text."""
-    if isinstance(text, str):
-        if text_pair is not None and not isinstance(text_pair, str):
-            raise ValueError(f"text is one str and text_pair a {type(text_pair).__name__}: pass one str, or two lists")
-        return [(text, text_pair)]
-    if not isinstance(text, (list, tuple)):
-        raise ValueError(f"text must be a str or a list of str, not a {type(text).__name__}: {text!r}")
-    if len(text) == 0:
-        raise ValueError("text is an empty list: pass at least one text")
-    if text_pair is not None:
-        if not isinstance(text_pair, (list, tuple)) or len(text_pair) != len(text):
-            size = f"{len(text_pair)} texts" if isinstance(text_pair, (list, tuple)) else type(text_pair).__name__
-            raise ValueError(f"text holds {len(text)} texts and text_pair {size}: they must correspond")
-        pairs: list[tuple[Any, Any]] = list(zip(text, text_pair, strict=True))
-    else:
-        pairs = [(t[0], t[1]) if isinstance(t, (list, tuple)) and len(t) == 2 else (t, None) for t in text]
-    for i, (first, second) in enumerate(pairs):
-        for value in (first,) if second is None else (first, second):
-            if not isinstance(value, str):
-                raise ValueError(f"text {i} of the batch must be a str, not a {type(value).__name__}: {value!r}")
-    return pairs
+        return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces, **options) for row in sequences]
 
 
 def clean_up_spaces(text: str) -> str:

@@ -17,6 +17,7 @@ from tokenizers import AddedToken
 from realm_min.files.atomic import write_atomically
 
 SPECIAL_TOKEN_NAMES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+NAMED_TOKENS = ("bos_token", "eos_token", *SPECIAL_TOKEN_NAMES)
 
 
 def read_constructor_arguments(folder: Path) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def read_older_special_tokens(folder: Path) -> dict[str, Any]:
         arguments.update(read_json(special_tokens_file))
     added: dict[int, AddedToken] = {}
     if added_tokens_file.is_file():
-        named = [arguments[name] for name in SPECIAL_TOKEN_NAMES if name in arguments]
+        named = [arguments[name] for name in NAMED_TOKENS if arguments.get(name)]
         special = {as_added_token(t, True).content for t in [*named, *arguments.get("additional_special_tokens", [])]}
         for content, index in read_json(added_tokens_file).items():
             added[index] = as_added_token(content, special=content in special)
@@ -150,6 +151,11 @@ def as_added_token(token: str | dict | AddedToken, special: bool) -> AddedToken:
             + ", ".join(sorted(ADDED_TOKEN_FLAGS))
         )
     return AddedToken(**{**fields, "special": special or fields.get("special", False)})
+
+
+def special_token(token: str | dict | AddedToken) -> str | AddedToken:
+    """A special token as it was given, but of a file's fields an AddedToken. ValueError if it is none."""
+    return token if isinstance(token, str) else as_added_token(token, special=True)
 
 
 def added_token_fields(token: AddedToken) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 MAX_WORD_CHARACTERS = 100  # longer words become [UNK]
 
@@ -40,14 +40,42 @@ def character_kind(char: str) -> str:
     return "letter"
 
 
-def lower_characters(text: str, keep: re.Pattern | None) -> tuple[str, Sequence[int]]:
-    """Lower-case character by character (so that sigma never takes its final form), except what `keep` matches."""
+class Sought(NamedTuple):
+    """Tokens to find in texts: each with its place in their order, and their lengths by first character."""
+
+    rank: dict[str, int]
+    lengths: dict[str, set[int]]
+
+
+def sought(tokens: Iterable[str]) -> Sought:
+    """For `find_tokens`; of the tokens that begin at one place of a text, it finds the first of these."""
+    rank = {token: place for place, token in reversed(list(enumerate(tokens)))}
+    lengths: dict[str, set[int]] = {}
+    for token in rank:
+        lengths.setdefault(token[0], set()).add(len(token))
+    return Sought(rank, lengths)
+
+
+def find_tokens(text: str, tokens: Sought) -> Iterator[tuple[int, int]]:
+    """Start and end of each token in a text, from the left; the time does not grow with how many are sought."""
+    end = 0
+    for start in [place for place, char in enumerate(text) if char in tokens.lengths]:
+        if start < end:
+            continue
+        here = {text[start : start + length] for length in tokens.lengths[text[start]]} & tokens.rank.keys()
+        if here:
+            end = start + len(min(here, key=tokens.rank.__getitem__))
+            yield start, end
+
+
+def lower_characters(text: str, keep: Sought | None) -> tuple[str, Sequence[int]]:
+    """Lower-case character by character (so that sigma never takes its final form), except the tokens of `keep`."""
     parts: list[str] = []
     end = 0
-    for match in keep.finditer(text) if keep else ():
-        parts += [char.lower() for char in text[end : match.start()]]
-        parts += match.group()
-        end = match.end()
+    for start, after in find_tokens(text, keep) if keep else ():
+        parts += [char.lower() for char in text[end:start]]
+        parts += text[start:after]
+        end = after
     parts += [char.lower() for char in text[end:]]
     lowered = "".join(parts)
     if len(lowered) == len(text):  # nearly always; İ is one that becomes two characters

@@ -10,7 +10,7 @@ import huggingface_hub.errors
 import pytest
 import torch
 
-from realm_min import RealmConfig, RealmEmbedder, RealmRetriever, RealmTokenizer, RealmTokenizerFast
+from realm_min import AutoTokenizer, RealmConfig, RealmEmbedder, RealmRetriever, RealmTokenizer, RealmTokenizerFast
 from realm_min.files.hub import FILES, find_folder, resolve_folder
 from realm_min.jobs import warm_start
 
@@ -107,6 +107,22 @@ def test_tokenizer_and_retriever_from_a_hub_name(hub, tokenizer_class, vocabular
     assert tokenizer_class.from_pretrained(NAME).tokenize("Hello World") == ["hello", "world"]
     assert "block_records.npy" not in hub.fetched
     assert list(RealmRetriever.from_pretrained(NAME).block_records) == [b"one block", b"another"]
+
+
+def test_names_of_bert_have_no_owner(tmp_path, monkeypatch, vocabulary):
+    """Of the names without one these alone are asked for: "none" is a folder that is not there."""
+    (tmp_path / "vocab.txt").write_bytes(vocabulary.read_bytes())
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **options: asked.append((name, options)) or str(tmp_path)
+    )
+    for reader in (RealmTokenizer, RealmTokenizerFast, AutoTokenizer):
+        tokenizer = reader.from_pretrained("bert-base-uncased", revision="main", token="hf_SECRET", proxies={})
+        assert len(tokenizer) == 30522 and tokenizer.name_or_path == "bert-base-uncased"
+    wanted = {"allow_patterns": FILES["tokenizer"][0], "revision": "main", "token": "hf_SECRET"}
+    assert asked == [("bert-base-uncased", wanted)] * 3
+    with pytest.raises(ValueError, match="proxies= is not passed on to the hub: set HTTPS_PROXY"):
+        RealmConfig.from_pretrained("bert-base-uncased", proxies={"https": "https://proxy"})
 
 
 @pytest.mark.parametrize("name", ["", "realm", "a/b/c", "../x", "google/", "/no/such/folder", "google/realm x"])
