@@ -39,7 +39,7 @@ from realm_min.files.atomic import write_atomically
 from realm_min.files.packed import load_packed
 from realm_min.interface.inputs import Inputs, checked_batch
 from realm_min.jobs import loop, preparation, warm_start
-from realm_min.jobs.evaluation import Question, has_answer, official_exact_match
+from realm_min.jobs.evaluation import Question, has_answer_words, official_exact_match
 from realm_min.learn import pretraining
 from realm_min.learn.masking import salient_span
 from realm_min.learn.pretraining import Example
@@ -125,7 +125,7 @@ def hidden_facts(count: int, index: BlockIndex, blocks: list[Block], ict: Path) 
         inputs = pad([join(tokenizer, examples[0].ids)], embedder)
         _, (ids,) = index.search(embedder(**inputs, return_dict=True).projected_score, max(KS))
         holds = [
-            blocks[z].title == pages[texts[i].title] and has_answer(blocks[z].text, [texts[i].text])
+            blocks[z].title == pages[texts[i].title] and has_answer_words(blocks[z].text, [texts[i].text])
             for z in ids.tolist()
         ]
         held, others = (ids[torch.tensor(holds) == wanted].tolist() for wanted in (True, False))
@@ -165,7 +165,7 @@ def measure(
     scores, ids = retrieve([question.question for question in questions])
     hits = torch.tensor(
         [
-            [has_answer(f"{blocks[i].title}. {blocks[i].text}", question.answers) for i in row]
+            [has_answer_words(f"{blocks[i].title}. {blocks[i].text}", question.answers) for i in row]
             for question, row in zip(questions, ids.tolist(), strict=True)
         ]
     )

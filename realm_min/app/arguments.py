@@ -15,11 +15,12 @@ from ..config import check_indexed, check_open_qa
 from ..files.atomic import refuse_existing
 from ..files.hub import find_folder
 from ..files.tensorflow_files import check_tensorflow, find_checkpoint
+from ..jobs.ranking import read_judgements
 from ..jobs.settings import COUNT, NATURAL
 from ..ranks.devices import add_device, check_device
 from ..text.corpus import factbook
 from ..text.documents import read_documents
-from ..text.questions import read_questions
+from ..text.questions import rows_to_ask
 from .training_arguments import CORPUS_HELP
 
 KINDS = ("embedder", "scorer", "encoder", "reader", "openqa")  # of model that `convert` makes
@@ -101,11 +102,14 @@ def check_ask(options: argparse.Namespace) -> None:
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """The arguments of `realm-min evaluate`."""
     parser.add_argument(
-        "questions", type=Path, metavar="QUESTIONS.jsonl", help='each line {"question": "…", "answer": ["…", …]}'
-    )
+        "questions", type=Path, metavar="QUESTIONS",
+        help='each line {"question": "…", "answer": ["…", …]}; or DPR\'s .tsv, .csv or .json, or BEIR\'s queries',
+    )  # fmt: skip
     add_model(parser, "the one that ships, over the CIA World Factbook")
     add_device(parser)
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="write a JSON line for each question")
+    parser.add_argument("--run", type=Path, metavar="FILE", help="write the documents found, as a run of TREC's")
+    parser.add_argument("--qrels", type=Path, metavar="FILE", help="measure the documents found by these judgements")
     parser.add_argument("--regex", action="store_true", help="answers are regular expressions, as CuratedTrec's are")
     parser.add_argument("--limit", type=COUNT.read, metavar="N", help="only the first N questions")
     parser.add_argument("--json", action="store_true", help="print the measures as one JSON object")
@@ -114,11 +118,18 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 def check_evaluate(options: argparse.Namespace) -> None:
     """As `check_index`, of `realm-min evaluate`."""
     check_device(options.device)
-    # All of them are read: a malformed last line should not cost the answers to all the others.
-    if not sum(1 for _ in islice(read_questions(options.questions), options.limit)):
+    if options.qrels:
+        read_judgements(options.qrels)
+    rows = list(islice(rows_to_ask(options.questions, bool(options.run or options.qrels)), options.limit))
+    if not rows:
         raise ValueError(f"{options.questions} holds no question")
-    if options.predictions:
-        check_writable("--predictions", options.predictions)
+    if not any(row.question for row in rows):
+        raise ValueError(f"{options.questions} holds no question to ask: line {rows[0].line} {rows[0].reason}")
+    for option, path in (("--predictions", options.predictions), ("--run", options.run)):
+        if path:
+            check_writable(option, path)
+    if options.run and options.run == options.predictions:
+        raise ValueError(f"--predictions and --run are both {options.run}: name two files")
     _check_indexed_model(options.model)
 
 

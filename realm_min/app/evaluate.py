@@ -1,57 +1,194 @@
-"""`realm-min evaluate`: measure the answers to questions whose answers are known."""
+"""`realm-min evaluate`: measure the answers to questions whose answers, or whose documents, are known.
+
+A question that cannot be asked or answered costs itself alone: it is named by its line and counted. What is answered is
+kept in FILE.partial beside the first file to be written, and the same command goes on from there.
+"""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import ExitStack, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from ..files.atomic import write_atomically
-from ..jobs.evaluation import compiled, evaluate, means
+import torch
+
+from ..files.atomic import only_writer, write_atomically
+from ..jobs import ranking
+from ..jobs.evaluation import Result, compiled, evaluate, summary
+from ..jobs.journal import journal_rows, json_line, open_journal
 from ..ranks.devices import chosen_device
 from ..ranks.distributed import world
-from ..text.questions import read_questions
+from ..text.questions import Row, rows_to_ask
 from .cli import load_model
-from .console import progress_bar, remark
+from .console import progress_bar, remark, skipped_named
+
+BATCH = 8  # questions at once
+RUN_DEPTH = 1000  # blocks that a ranking of documents is made of
+
+Judged = ranking.Judgements | None
 
 
 def run(options: argparse.Namespace) -> None:
     """Run `realm-min evaluate`."""
     ranks, device = world(), chosen_device(options.device)
-    questions = list(islice(read_questions(options.questions), options.limit))
-    for pattern in [pattern for question in questions for pattern in question.answers] if options.regex else ():
-        if compiled(pattern) is None and ranks.is_first:
-            remark(f"The pattern {pattern!r} does not compile and matches nothing.")
+    judged = ranking.read_judgements(options.qrels) if options.qrels else None
+    rows = list(islice(rows_to_ask(options.questions, bool(options.run or options.qrels)), options.limit))
+    if options.regex and ranks.is_first:
+        name_bad_patterns(rows)
     model = load_model(options.model).to(device)
-    measures = []
-    with progress_bar() as bar, writing(options.predictions if ranks.is_first else None) as write:
-        results = evaluate(model, questions, options.regex, world=ranks)
-        for result in bar.track(results, len(questions), description="Answering questions"):
-            measures.append(result.measures)
-            write({"question": result.question.question, "prediction": result.prediction, **result.measures})
-    summary = {"questions": len(questions), **means(measures)}
-    if not ranks.is_first:
-        return
-    if options.json:
-        print(json.dumps(summary))
-    else:
-        print_measures(summary)
+    first = options.predictions or options.run
+    journal = first and first.with_name(first.name + ".partial")
+    with ExitStack() as held:
+        done = ranks.on_first(lambda: begin(journal, held, model, rows, options))
+        values = answer_all(model, rows, done, journal, options)
+        found = ranks.on_first(lambda: finish(options, journal, values, judged))
+    if ranks.is_first:
+        if options.json:
+            print(json.dumps(found))
+        else:
+            print_measures(found)
 
 
-@contextmanager
-def writing(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that writes an object as a line of `path`, which appears when all are written; None writes nothing."""
-    with write_atomically(path) if path else nullcontext(os.devnull) as temporary:
-        with open(temporary, "w", encoding="utf-8") as file:
-            yield lambda value: print(json.dumps(value, ensure_ascii=False), file=file)
+def begin(journal: Path | None, held: ExitStack, model: Any, rows: list[Row], options: argparse.Namespace) -> int:
+    """Open the journal, as its only writer while `held` is open; returns how many rows it holds."""
+    if journal is None:
+        return 0
+    held.enter_context(only_writer(journal.with_suffix("")))
+    identity = {
+        "questions": hashlib.sha256(repr(rows).encode(errors="surrogatepass")).hexdigest(),
+        "model": model_digest(model),
+        "regex": options.regex,
+        "documents": bool(options.run or options.qrels),
+    }
+    return open_journal(journal, identity, BATCH)
 
 
-def print_measures(summary: dict[str, float | None]) -> None:
-    for name, value in summary.items():
-        shown = "–" if value is None else f"{value:,}" if name == "questions" else f"{100 * value:.1f} %"
-        print(f"{name:<20} {shown:>8}")
+def answer_all(
+    model: Any, rows: list[Row], done: int, journal: Path | None, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Answer the rows from `done` on, into the journal on rank 0; without one, what is found is returned."""
+    ranks, values = world(), []
+    depth = RUN_DEPTH if options.run or options.qrels else 0
+    results = evaluate(model, rows[done:], options.regex, batch_size=BATCH, world=ranks, depth=depth)
+    with progress_bar() as bar, open(journal, "ab") if journal and ranks.is_first else nullcontext() as file:
+        try:
+            for result in bar.track(results, len(rows) - done, description="Answering questions"):
+                value = value_of(model, result, depth > 0)
+                done += 1
+                if file is not None:
+                    file.write(json_line(value))
+                    file.flush()
+                elif ranks.is_first:
+                    values.append(value)
+        except KeyboardInterrupt:
+            kept = f"are answered and kept in {journal}. The same command goes on from there"
+            lost = "were answered; with --predictions FILE they are kept"
+            raise KeyboardInterrupt(f"{done:,} of {len(rows):,} questions {kept if journal else lost}.") from None
+    return values
+
+
+def value_of(model: Any, result: Result, ranked: bool) -> dict[str, Any]:
+    """What is kept of a result."""
+    row, answer = result.row, result.answer
+    value: dict[str, Any] = {"line": row.line, "id": row.id, "question": row.question.question if row.question else ""}
+    value["prediction"] = result.prediction
+    if answer is None:
+        return value | {"skipped": result.reason}
+    block = answer.blocks[answer.block_rank].id
+    value |= {"probability": answer.probability, "document": document_of(model, block), "block": block}
+    value |= {"start_char": answer.start_char, "end_char": answer.end_char}
+    value["measures"] = result.measures
+    if ranked:
+        named = ((document_of(model, block), score) for block, score in result.retrieved)
+        value["ranking"] = list(ranking.distinct(named))
+    return value
+
+
+def document_of(model: Any, block: int) -> str:
+    """The id of the document that a block is of: the block's number, where it is not known."""
+    return str(block)
+
+
+def finish(
+    options: argparse.Namespace, journal: Path | None, values: Iterable[dict[str, Any]], judged: Judged
+) -> dict[str, Any]:
+    """Write what was asked for, forget the journal, name what was skipped, and return the summary.
+
+    Raises:
+        ValueError: no question was answered.
+    """
+    measures, skipped = [], []
+    with skipped_named() as skip, ExitStack() as held:
+        predictions, run_file = (opened(path, held) for path in (options.predictions, options.run))
+        for value in journal_rows(journal) if journal else values:
+            documents = value.pop("ranking", [])
+            if "skipped" in value:
+                skipped.append(f"line {value['line']} {value['skipped']}")
+                skip(value["skipped"], f"line {value['line']}")
+            else:
+                found = value.pop("measures")
+                if judged is not None:
+                    names = [name for name, _ in documents]
+                    found |= ranking.measures(names, judged.get(ranking.one_word(value["id"]), {}))
+                measures.append(found)
+                value |= found
+            if predictions:
+                predictions.write(json_line(value))
+            if run_file:
+                lines = ranking.run_lines(value["id"], documents)
+                run_file.writelines(line.encode(errors="backslashreplace") for line in lines)
+        if not measures:
+            forget(journal)
+            raise ValueError(f"no question of {options.questions} could be answered: {skipped[0]}")
+    forget(journal)
+    counts = {"questions": len(measures) + len(skipped), "answered": len(measures), "skipped": len(skipped)}
+    return counts | summary(measures)
+
+
+def forget(journal: Path | None) -> None:
+    if journal:
+        journal.unlink()
+
+
+def opened(path: Path | None, held: ExitStack) -> BinaryIO | None:
+    """A file to write that becomes `path` when `held` closes, None for none."""
+    return held.enter_context(open(held.enter_context(write_atomically(path)), "wb")) if path else None
+
+
+def print_measures(found: dict[str, Any]) -> None:
+    """The counts, and of each measure the mean, its 95 % interval and how many questions it is of."""
+    counts, intervals = found["n"], found["interval_95"]
+    for name in ("questions", "answered", "skipped"):
+        print(f"{name:<21} {found[name]:>8,}")
+    print(f"{'':<21} {'mean':>8}   {'95 % interval':<18} n")
+    for name in counts:
+        if found[name] is None:
+            print(f"{name:<21} {'–':>8}")
+            continue
+        low, high = intervals[name]
+        print(f"{name:<21} {100 * found[name]:>6.1f} %   {100 * low:5.1f} to {100 * high:5.1f} %   {counts[name]:,}")
+
+
+def name_bad_patterns(rows: list[Row]) -> None:
+    for row in rows:
+        for pattern in row.question.answers if row.question else ():
+            if compiled(pattern) is None:
+                remark(f"The pattern {pattern!r} does not compile and matches nothing.")
+
+
+def model_digest(model: Any) -> str:
+    """sha256 (hexadecimal) of what answers: configuration, vocabulary, weights, and of the blocks a thousand."""
+    retriever, digest = model.retriever, hashlib.sha256(model.config.to_json_string().encode())
+    digest.update(json.dumps(retriever.tokenizer.get_vocab(), sort_keys=True).encode())
+    every = len(retriever.block_records) // 1000 + 1
+    tensors = [tensor for part in model.parts.values() for _, tensor in sorted(part.state_dict().items())]
+    for tensor in (*tensors, model.block_emb[::every]):
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for record in retriever.block_records[::every]:
+        digest.update(bytes(record))
+    return digest.hexdigest()

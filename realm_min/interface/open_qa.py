@@ -24,6 +24,7 @@ from ..model.spans import span_candidates
 from ..ranks.distributed import World, world
 from ..search.mips import BlockIndex
 from ..search.sharded_index import KEY, ShardedBlockIndex
+from ..text.questions import listed
 from ..text.retriever import RealmRetriever
 from ..text.sequences import pad_to
 from ..text.words import whole_words
@@ -33,7 +34,7 @@ from .inputs import Inputs, check_span_width, checked_batch
 from .outputs import RealmForOpenQAOutput, RealmReaderOutput
 from .reader import Answers, RealmReader, best_span_of, best_span_of_backward, check_blocks
 
-# ORQA's query_seq_len: the wordpieces of a question, special tokens included.
+# ORQA's query_seq_len: the wordpieces of a question in training, special tokens included.
 MAX_QUESTION_WORDPIECES = 64
 
 
@@ -297,8 +298,8 @@ class RealmForOpenQA(RealmModel):
         read_ids = inputs.input_ids[output.block_idx.cpu()]
         return output, read_ids[output.start_pos.item() : output.end_pos.item() + 1].to(device), kept
 
-    def retrieve(self, questions: list[str], k: int) -> tuple[Tensor, Tensor]:
-        """Find the `k` most relevant blocks of each question.
+    def retrieve(self, questions: str | list[str], k: int) -> tuple[Tensor, Tensor]:
+        """Find the `k` most relevant blocks of each question; one alone is a list of one.
 
         Returns:
             f(x, z) [questions, k] float32, descending, and block numbers [questions, k] int64.
@@ -307,18 +308,20 @@ class RealmForOpenQA(RealmModel):
             ValueError: an empty or overlong question; k below 1 or above the number of blocks.
         """
         self._check_searchable(k)
-        return self.search(self._embed_questions(questions), k)
+        return self.search(self._embed_questions(listed(questions)), k)
 
-    def answer(self, questions: list[str], num_blocks: int | None = None) -> list[Answer]:
+    def answer(self, questions: str | list[str], num_blocks: int | None = None) -> list[Answer]:
         """Answer questions given as text.
 
         Args:
+            questions: one alone is a list of one, and so are its answers. As long as the embedder reads; of a question
+                and a block that are too long together the reader reads the longer one cut, as transformers has it.
             num_blocks: blocks to read for each; None reads `config.reader_beam_size`.
 
         Raises:
             ValueError: an empty or overlong question; more blocks asked for than there are.
         """
-        num_blocks = self.config.reader_beam_size if num_blocks is None else num_blocks
+        questions, num_blocks = listed(questions), self.config.reader_beam_size if num_blocks is None else num_blocks
         scores, block_ids = self.retrieve(questions, num_blocks)
         return [self.answer_from(*found) for found in zip(questions, scores, block_ids, strict=True)]
 
@@ -353,7 +356,7 @@ class RealmForOpenQA(RealmModel):
         Raises:
             ValueError: every block is empty.
         """
-        config, device = self.config, self.reader.device
+        config, device, texts = self.config, self.reader.device, listed(texts)
         check_span_width(config)
         inputs = self.retriever.tokenizer(
             [question] * len(texts), texts, padding=True, truncation=True, max_length=config.reader_seq_len,
@@ -371,16 +374,20 @@ class RealmForOpenQA(RealmModel):
         starts, ends = span_candidates(ids.shape[1], config.max_span_width, device)
         return SpanScores(ids, inputs.offset_mapping, in_block, starts, ends, logits, encoded.attentions or ())
 
-    def check_questions(self, questions: list[str]) -> None:
+    def fault_of(self, question: str) -> str:
+        """Why a question cannot be answered, "" where it can be."""
+        length = len(self.retriever.tokenizer(question).input_ids)
+        if length <= 2:  # [CLS] and [SEP]
+            return "the question is empty: ask something"
+        limit = self.config.max_position_embeddings
+        start = f"{question[:60]!r} …"
+        return f"the question has {length} wordpieces, the limit is {limit}: shorten {start}" if length > limit else ""
+
+    def check_questions(self, questions: str | list[str]) -> None:
         """Raise ValueError for a question that is empty or overlong."""
-        for question in questions:
-            if not question.strip():
-                raise ValueError("the question is empty: ask something")
-        lengths = [len(ids) for ids in self.retriever.tokenizer(questions).input_ids] if questions else []
-        limit = min(MAX_QUESTION_WORDPIECES, self.config.max_position_embeddings)
-        for question, length in zip(questions, lengths, strict=True):
-            if length > limit:
-                raise ValueError(f"the question has {length} wordpieces, the limit is {limit}: shorten {question!r}")
+        for question in listed(questions):
+            if fault := self.fault_of(question):
+                raise ValueError(fault)
 
     def _embed_questions(self, questions: list[str]) -> Tensor:
         self.check_questions(questions)

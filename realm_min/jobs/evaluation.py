@@ -1,12 +1,19 @@
-"""How good are the answers: the measures of ORQA (Lee et al. 2019, section 7) and SQuAD's token F1.
+"""How good are the answers: the measures of ORQA (Lee et al. 2019, section 7), SQuAD's token F1, and our own.
 
-Measures differ in what counts as equal. Wordpieces decide `exact_match` and `reader_oracle`, because the reader
-chooses among spans of wordpieces; normalised strings decide `official_exact_match`, `f1` and `top_k_match`. Reference
-answers of CuratedTrec are regular expressions: those decide by a match, and have no F1.
+Measures differ in what counts as equal, and a block "holds" an answer in three senses, each under its own name:
+
+    top_k_match       its text holds the reference as it is written: ORQA's measure, as its published code has it
+    top_k_word_match  its normalised words hold those of the normalised reference, as whole words
+    top_k_span_match  its wordpieces hold those of the reference, as a span that the reader may choose
+
+`reader_oracle` is of the third sense, in the part of the blocks that the reader sees: it is to be compared with
+`top_k_span_match`. docs/evaluation.md says more. Reference answers of CuratedTrec are regular expressions: those decide
+by a match, and have no F1.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import string
 import unicodedata
@@ -16,8 +23,11 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from ..interface.open_qa import Answer
 from ..ranks.distributed import World
-from ..text.questions import Question
+from ..text.questions import Question, Row, listed
 
 TOP_K = (1, 5, 10, 20, 50, 100)
 
@@ -26,11 +36,24 @@ _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 
 
 class Result(NamedTuple):
-    """A question, its prediction, and every measure by name: 0.0 to 1.0, or None where it has no meaning."""
+    """A question, its answer, and every measure by name: 0.0 to 1.0, or None where it has no meaning.
 
-    question: Question
-    prediction: str
+    Where it could not be answered, `reason` says why, and there are neither answer nor measures.
+    """
+
+    row: Row
+    answer: Answer | None
+    retrieved: list[tuple[int, float]]  # (block, f(x, z)) of those retrieved, best first
     measures: dict[str, float | None]
+    reason: str = ""
+
+    @property
+    def question(self) -> Question | None:
+        return self.row.question
+
+    @property
+    def prediction(self) -> str:
+        return "" if self.answer is None else self.answer.text
 
 
 # ---- one prediction against its references
@@ -48,18 +71,20 @@ def official_exact_match(prediction: str, answers: Sequence[str], regex: bool = 
     A pattern that does not compile matches nothing, as in ORQA's evaluation of CuratedTrec.
     """
     if regex:
-        return any(pattern.match(prediction) for pattern in map(compiled, answers) if pattern)
-    return normalize_answer(prediction) in map(normalize_answer, answers)
+        return any(pattern.match(prediction) for pattern in map(compiled, listed(answers)) if pattern)
+    return normalize_answer(prediction) in map(normalize_answer, listed(answers))
 
 
 def exact_match(prediction: str, answers: Sequence[str], tokenize: Callable[[str], list[str]]) -> bool:
-    """Whether prediction and a reference are the same wordpieces: the predicted span is a gold span."""
+    """Whether prediction and a reference are the same wordpieces, whether their accents are composed or not."""
+    prediction, *answers = (unicodedata.normalize("NFC", text) for text in (prediction, *listed(answers)))
     return tokenize(prediction) in map(tokenize, answers)
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
     """SQuAD's F1 of normalised words, against the reference that gives most; two empty bags of words are equal."""
-    return max(_f1(normalize_answer(prediction).split(), normalize_answer(answer).split()) for answer in answers)
+    words = normalize_answer(prediction).split()
+    return max(_f1(words, normalize_answer(answer).split()) for answer in listed(answers))
 
 
 def _f1(predicted: list[str], gold: list[str]) -> float:
@@ -82,14 +107,23 @@ def compiled(source: str) -> re.Pattern | None:
 
 
 def has_answer(block: str, answers: Sequence[str], regex: bool = False) -> bool:
-    """Whether whole words of the normalised block are a normalised reference, or a pattern is found in the block.
+    """Whether the block's text holds a reference as it is written, or, with `regex`, a pattern is found in it.
+
+    ORQA's measure: a plain substring, upper and lower case apart, inside a word or not (`HasAnswerOp` of orqa_ops.cc in
+    google-research/language). Only an empty reference is in no block here, and in every block there.
+    """
+    if regex:
+        return any(pattern.search(block) for pattern in map(compiled, listed(answers)) if pattern)
+    return any(answer in block for answer in listed(answers) if answer)
+
+
+def has_answer_words(block: str, answers: Sequence[str]) -> bool:
+    """Whether whole words of the normalised block are a normalised reference.
 
     A reference of which nothing is left (an article, a punctuation mark) is in no block.
     """
-    if regex:
-        return any(pattern.search(block) for pattern in map(compiled, answers) if pattern)
     words = f" {_normalize_block(block)} "
-    return any(f" {answer} " in words for answer in map(normalize_answer, answers) if answer)
+    return any(f" {answer} " in words for answer in map(normalize_answer, listed(answers)) if answer)
 
 
 @lru_cache(maxsize=20_000)
@@ -97,21 +131,21 @@ def _normalize_block(block: str) -> str:
     return normalize_answer(block)
 
 
-def has_answer_span(block: Sequence[str], answers: Iterable[Sequence[str]], max_span_width: int) -> bool:
+def has_answer_span(block: Sequence, answers: Iterable[Sequence], max_span_width: int) -> bool:
     """Whether some span of at most `max_span_width` wordpieces of the block is a reference's wordpieces."""
-    block = list(block)
-    return any(
-        list(answer) == block[start : start + len(answer)]
-        for answer in answers
-        if 0 < len(answer) <= max_span_width
-        for start in range(len(block) - len(answer) + 1)
-    )
+    text = spelled(block)
+    return any(spelled(answer) in text for answer in answers if 0 < len(answer) <= max_span_width)
 
 
-def top_k_match(hits: Sequence[bool], ks: Iterable[int]) -> dict[str, float]:
+def spelled(wordpieces: Sequence) -> str:
+    """Wordpieces or their ids as text in which the text of a part is found."""
+    return "".join(f" {wordpiece} " for wordpiece in wordpieces)
+
+
+def top_k_match(hits: Sequence[bool], ks: Iterable[int], name: str = "match") -> dict[str, float]:
     """{"top_k_match": 1.0 if one of the first k retrieved blocks holds an answer} for each k; hits are best first."""
     first = hits.index(True) if True in hits else len(hits)
-    return {f"top_{k}_match": float(first < min(k, len(hits))) for k in ks}
+    return {f"top_{k}_{name}": float(first < min(k, len(hits))) for k in ks}
 
 
 # ---- many questions
@@ -119,13 +153,14 @@ def top_k_match(hits: Sequence[bool], ks: Iterable[int]) -> dict[str, float]:
 
 def evaluate(
     model: Any,
-    questions: Iterable[Question],
+    questions: Iterable[Question | Row],
     regex: bool = False,
     ks: Sequence[int] = TOP_K,
     batch_size: int = 8,
     world: World | None = None,
+    depth: int = 0,
 ) -> Iterator[Result]:
-    """Answer questions and measure each answer, batch by batch.
+    """Answer questions and measure each answer, batch by batch; what cannot be answered costs itself alone.
 
     Args:
         model: a RealmForOpenQA with its retriever.
@@ -134,31 +169,78 @@ def evaluate(
         world: ranks that share the work: all call this with the same questions, each answers every so many batches, and
             all get all results, in order. The batches, and so the results, are those of one process. None: this process
             answers them all.
+        depth: blocks to retrieve for each question, where that is more than the measures and the reader need.
+
+    Raises:
+        ValueError: there are fewer blocks than the reader is to read; `questions` are none.
     """
     world = World() if world is None else world
-    num_blocks = len(model.retriever.block_records)
+    num_blocks, beam = len(model.retriever.block_records), model.config.reader_beam_size
     ks = [k for k in ks if k <= num_blocks]
-    questions = iter(questions)
-    while batches := [batch for _ in range(world.size) if (batch := list(islice(questions, batch_size)))]:
-        if world.size > 1:  # every rank sees a question that one cannot answer
-            model.check_questions([question.question for batch in batches for question in batch])
+    wordpieces = lru_cache(maxsize=20_000)(lambda block: _wordpieces(model, [model.retriever.text(block)])[0])
+    task = Task(model, regex, ks, max(beam, min(num_blocks, max([depth, *ks]))), wordpieces)
+    rows = (as_row(number, question) for number, question in enumerate(questions, start=1))
+    while batches := [batch for _ in range(world.size) if (batch := list(islice(rows, batch_size)))]:
         mine = batches[world.rank] if world.rank < len(batches) else []
-        for results in world.gather_objects(_evaluate_batch(model, mine, regex, ks)):
+        for results in world.gather_objects(_evaluate_batch(task, mine)):
             yield from results
 
 
-def _evaluate_batch(model: Any, batch: list[Question], regex: bool, ks: Sequence[int]) -> list[Result]:
-    texts = [question.question for question in batch]
-    answers = model.answer(texts)
-    _, retrieved = model.retrieve(texts, max(ks))  # [batch, max(ks)]
-    results = []
-    for question, answer, block_ids in zip(batch, answers, retrieved.tolist(), strict=True):
-        records = [_record_text(model, block_id) for block_id in block_ids]
-        hits = [has_answer(text, question.answers, regex) for text in records]
-        read = [block.text for block in answer.blocks]
-        measures = measure(model, question, answer.text, read, regex) | top_k_match(hits, ks)
-        results.append(Result(question, answer.text, measures))
-    return results
+class Task(NamedTuple):
+    """What is asked of every question of an evaluation."""
+
+    model: Any
+    regex: bool
+    ks: list[int]
+    depth: int  # blocks to retrieve
+    wordpieces: Callable[[int], list[int]]  # of a block
+
+
+def _evaluate_batch(task: Task, batch: list[Row]) -> list[Result]:
+    faults = [task.model.fault_of(row.question.question) if row.question else row.reason for row in batch]
+    asked = [row.question.question for row, fault in zip(batch, faults, strict=True) if row.question and not fault]
+    found = zip(*task.model.retrieve(asked, task.depth), strict=True)  # every rank searches, whatever it asks
+    return [
+        _result(task, row, row.question, *next(found))
+        if row.question and not fault
+        else Result(row, None, [], {}, fault)
+        for row, fault in zip(batch, faults, strict=True)
+    ]
+
+
+def _result(task: Task, row: Row, question: Question, scores: Tensor, blocks: Tensor) -> Result:
+    model, beam = task.model, task.model.config.reader_beam_size
+    measures: dict[str, float | None] = {}
+    try:
+        answer = model.answer_from(question.question, scores[:beam], blocks[:beam])
+        if question.answers:
+            read = [block.text for block in answer.blocks]
+            measures = measure(model, question, answer.text, read, task.regex) | _hits(task, question, blocks.tolist())
+    except ValueError as error:  # every block is empty, say, or one is no text
+        return Result(row, None, [], {}, str(error))
+    return Result(row, answer, list(zip(blocks.tolist(), scores.tolist(), strict=True)), measures)
+
+
+def _hits(task: Task, question: Question, blocks: list[int]) -> dict[str, float]:
+    """Whether one of the first k blocks holds an answer, for each k, in every sense."""
+    model, answers, blocks = task.model, question.answers, blocks[: max(task.ks)]
+    texts = [model.retriever.text(block) for block in blocks]
+    found = top_k_match([has_answer(text, answers, task.regex) for text in texts], task.ks)
+    if task.regex:
+        return found
+    gold, widest = _wordpieces(model, answers), model.config.max_span_width
+    in_span = [has_answer_span(task.wordpieces(block), gold, widest) for block in blocks]
+    found |= top_k_match([has_answer_words(text, answers) for text in texts], task.ks, "word_match")
+    return found | top_k_match(in_span, task.ks, "span_match")
+
+
+def as_row(number: int, question: Question | Row) -> Row:
+    """A question as the row of a file of questions; ValueError for what is none, a letter of a text say."""
+    if isinstance(question, Row):
+        return question
+    if isinstance(question, Question):
+        return Row(number, question)
+    raise ValueError(f"{question!r} is no Question: give a list of Question(question, answers)")
 
 
 def measure(
@@ -169,31 +251,57 @@ def measure(
     if regex:
         oracle = any(has_answer(text, question.answers, regex) for text in read)
         return {"exact_match": official, "official_exact_match": official, "f1": None, "reader_oracle": float(oracle)}
-    tokenize = model.retriever.tokenizer.tokenize
+    tokenizer, config = model.retriever.tokenizer, model.config
     # [CLS] question [SEP] block [SEP]: what does not fit in reader_seq_len the reader does not see.
-    room = max(model.config.reader_seq_len - 3 - len(tokenize(question.question)), 0)
-    gold = [tokenize(answer) for answer in question.answers]
-    oracle = any(has_answer_span(tokenize(text)[:room], gold, model.config.max_span_width) for text in read)
+    inputs = tokenizer(
+        [question.question] * len(read), list(read), padding=True, truncation=True, max_length=config.reader_seq_len
+    )
+    gold = [ids for ids in _wordpieces(model, question.answers) if 0 < len(ids) <= config.max_span_width]
+    oracle = any(model.retriever.block_has_answer(inputs, gold)[0])
     return {
-        "exact_match": float(exact_match(prediction, question.answers, tokenize)),
+        "exact_match": float(exact_match(prediction, question.answers, tokenizer.tokenize)),
         "official_exact_match": official,
         "f1": token_f1(prediction, question.answers),
         "reader_oracle": float(oracle),
     }
 
 
-def _record_text(model: Any, block_id: int) -> str:
-    return bytes(model.retriever.block_records[block_id]).decode()
+def _wordpieces(model: Any, texts: list[str]) -> list[list[int]]:
+    """The ids of each text, without special tokens."""
+    return model.retriever.tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+# ---- all questions together
 
 
 def means(results: Iterable[dict[str, float | None]]) -> dict[str, float | None]:
-    """Mean of each measure over the questions; None where the measure has no meaning for them."""
-    columns: dict[str, list[float | None]] = {}
+    """Mean of each measure over the questions that it has a meaning for; None where that is none of them."""
+    return {name: sum(values) / len(values) if values else None for name, values in _columns(results).items()}
+
+
+def summary(results: Sequence[dict[str, float | None]]) -> dict[str, Any]:
+    """`means`; "n", the questions that each is the mean of; and "interval_95", the low and high end of `wilson`."""
+    found, counts = means(results), {name: len(values) for name, values in _columns(results).items()}
+    intervals = {name: wilson(mean, counts[name]) for name, mean in found.items() if mean is not None}
+    return {**found, "n": counts, "interval_95": intervals}
+
+
+def _columns(results: Iterable[dict[str, float | None]]) -> dict[str, list[float]]:
+    columns: dict[str, list[float]] = {}
     for measures in results:
         for name, value in measures.items():
-            columns.setdefault(name, []).append(value)
-    found: dict[str, float | None] = {}
-    for name, column in columns.items():
-        values = [value for value in column if value is not None]
-        found[name] = sum(values) / len(values) if len(values) == len(column) else None
-    return found
+            column = columns.setdefault(name, [])
+            if value is not None:
+                column.append(value)
+    return columns
+
+
+def wilson(mean: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share: how far the mean of all such questions may be from that of these `n`.
+
+    (Wilson 1927.) For values between 0 and 1, as F1's, it is rather too wide: their variance is below mean (1 - mean).
+    """
+    z = 1.959963984540054  # 97.5 % of a normal distribution lie below it
+    centre, scale = mean + z * z / (2 * n), 1 + z * z / n
+    half = z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)

@@ -59,9 +59,23 @@ def json_lines(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} line {number} is not valid JSON ({error})") from None
-        if not isinstance(value, dict):
-            raise ValueError(f"{path} line {number} is a {type(value).__name__}; each line must be a JSON object")
+            value = json_object(line)
+        except ValueError as error:
+            raise ValueError(f"{path} line {number} {error}") from None
         yield number, value
+
+
+def json_object(line: bytes) -> dict[str, Any]:
+    """The JSON object that a line is; ValueError says what it is instead, to follow the line's name."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not valid JSON ({error})") from None
+    return checked_object(value)
+
+
+def checked_object(value: Any) -> dict[str, Any]:
+    """A JSON value, if it is an object; ValueError as `json_object`."""
+    if not isinstance(value, dict):
+        raise ValueError(f"is a {type(value).__name__}; each line must be a JSON object")
+    return value

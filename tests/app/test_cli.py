@@ -19,7 +19,6 @@ from realm_min.config import RealmConfig
 from realm_min.files.packed import load_packed, pack
 from realm_min.interface.open_qa import RealmForOpenQA
 from realm_min.jobs import embedding, warm_start
-from realm_min.jobs.evaluation import normalize_answer
 from realm_min.text.corpus import Block, Document, cut_blocks, record
 from realm_min.text.retriever import RealmRetriever
 
@@ -277,7 +276,7 @@ def test_prompt_on_a_terminal(folder):
     environment = {**os.environ, "TERM": "xterm-256color"}
     process = processes.start(command, stdin=there, stdout=there, stderr=there, env=environment)
     os.close(there)
-    os.write(here, b"What is the capital of Peru?\n" + b"why " * 100 + b"\n\n")
+    os.write(here, b"What is the capital of Peru?\n" + b"why " * 200 + b"\n\n")
     shown = b""
 
     def is_closed():
@@ -294,7 +293,7 @@ def test_prompt_on_a_terminal(folder):
     processes.until(is_closed, [process.pid], "the terminal is closed")
     assert processes.finish(process) == 0
     assert b"p(y|x)" in shown and b"[[" not in shown and b"\x1b[1;30;42m" in shown  # the span is in colour
-    assert b"the limit is 64" in shown
+    assert b"the limit is 512" in shown
 
 
 # ---- evaluate
@@ -303,21 +302,116 @@ def test_prompt_on_a_terminal(folder):
 def test_evaluate(folder, tmp_path, capsys):
     questions = [f"What is the capital of {country}?" for country in CAPITALS]
     main(["ask", *questions, "--model", str(folder), "--json"])
-    answers = [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()]
-    rows = [{"question": q, "answer": ["zzz", a]} for q, a in zip(questions, answers, strict=True)]
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    rows = [{"question": q, "answer": ["zzz", a["answer"]]} for q, a in zip(questions, answers, strict=True)]
     rows[0]["answer"] = ["zzz"]
     path = write_jsonl(tmp_path / "questions.jsonl", rows)
     predictions = tmp_path / "predictions.jsonl"
     assert main(["evaluate", str(path), "--model", str(folder), "--predictions", str(predictions), "--json"]) == 0
     measures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert measures["questions"] == 5
-    for name in ("exact_match", "official_exact_match", "f1", "reader_oracle", "top_5_match", "top_20_match"):
+    assert (measures["questions"], measures["answered"], measures["skipped"]) == (5, 5, 0)
+    senses = [f"top_{k}_{sense}match" for k in (5, 20) for sense in ("", "word_", "span_")]
+    for name in ("exact_match", "official_exact_match", "f1", "reader_oracle", *senses):
         assert measures[name] == 0.8, name
+        assert measures["n"][name] == 5
+        assert measures["interval_95"][name] == pytest.approx((0.3755, 0.9638), abs=5e-5)
     assert measures["top_1_match"] <= 0.8
     assert "top_100_match" not in measures  # there are fewer blocks
     written = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
-    assert [row["prediction"] for row in written] == answers
     assert [row["exact_match"] for row in written] == [0, 1, 1, 1, 1]
+    for number, (row, answer) in enumerate(zip(written, answers, strict=True), start=1):
+        assert (row["line"], row["id"], row["question"]) == (number, str(number), answer["question"])
+        assert (row["prediction"], row["block"]) == (answer["answer"], answer["blocks"][answer["block_rank"]]["id"])
+        assert (row["start_char"], row["end_char"]) == (answer["start_char"], answer["end_char"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["predictions.jsonl", "questions.jsonl"]
+
+
+def test_evaluate_loses_one_question_where_one_is_bad(folder, tmp_path, capsys):
+    """Twenty good ones, one of 227 wordpieces, one of 1,802, one that is no JSON."""
+    rows = [{"question": "capital?", "answer": ["Lima"]} for _ in range(22)]
+    rows[20]["question"], rows[21]["question"] = "why " * 75, "why " * 600
+    path = write_jsonl(tmp_path / "q.jsonl", rows)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("{half\n")
+    predictions = tmp_path / "p.jsonl"
+    assert main(["evaluate", str(path), "--model", str(folder), "--predictions", str(predictions), "--json"]) == 0
+    captured = capsys.readouterr()
+    measures = json.loads(captured.out)
+    assert (measures["questions"], measures["answered"], measures["skipped"]) == (23, 21, 2)
+    assert measures["n"]["exact_match"] == 21
+    written = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
+    assert [row["line"] for row in written if "skipped" not in row] == list(range(1, 22))
+    assert "1802 wordpieces, the limit is 512" in written[21]["skipped"] and written[21]["prediction"] == ""
+    assert "is not valid JSON" in written[22]["skipped"]
+    assert "Skipped 1: the question has 1802 wordpieces" in captured.err and ": line 22" in captured.err
+    assert "Skipped 1: is not valid JSON" in captured.err and ": line 23" in captured.err
+
+
+def test_evaluate_judged_documents(folder, tmp_path, capsys):
+    """Queries without answers, as BEIR has them; judgements of what is found first and of what is not there."""
+    queries = write_jsonl(tmp_path / "queries.jsonl", [{"_id": f"q{i}", "text": f"Field {i}?"} for i in range(3)])
+    run, qrels = tmp_path / "run.txt", tmp_path / "qrels.tsv"
+    assert main(["evaluate", str(queries), "--model", str(folder), "--run", str(run)]) == 0
+    found = [line.split() for line in run.read_text().splitlines()]
+    blocks = RealmForOpenQA.from_pretrained(folder).config.num_block_records
+    assert [row[:2] + row[3:4] + row[5:] for row in found] == [
+        [f"q{i}", "Q0", str(rank), "realm-min"] for i in range(3) for rank in range(1, blocks + 1)
+    ]
+    for i in range(3):
+        own = [row for row in found if row[0] == f"q{i}"]
+        assert len({row[2] for row in own}) == blocks
+        scores = [float(row[4]) for row in own]
+        assert scores == sorted(scores, reverse=True)
+    first = {row[0]: row[2] for row in found if row[3] == "1"}
+    qrels.write_text(f"query-id\tcorpus-id\tscore\nq0\t{first['q0']}\t1\nq1\tnowhere\t2\nq9\tx\t1\n")
+    capsys.readouterr()
+    judged = ["evaluate", str(queries), "--model", str(folder), "--qrels", str(qrels)]
+    assert main([*judged, "--json"]) == 0
+    measures = json.loads(capsys.readouterr().out)
+    assert measures["mrr"] == measures["ndcg@10"] == measures["recall@1"] == measures["recall@100"] == 0.5
+    assert measures["n"] == {name: 2 for name in measures["n"]} and "exact_match" not in measures
+    assert main(judged) == 0
+    assert "ndcg@10                 50.0 %     9.5 to  90.5 %   2\n" in capsys.readouterr().out
+
+
+def test_evaluate_goes_on_where_it_was_interrupted(folder, tmp_path, monkeypatch, capsys):
+    rows = [{"question": f"What of {country} {i}?", "answer": ["Lima"]} for country in CAPITALS for i in range(5)]
+    path, whole = write_jsonl(tmp_path / "q.jsonl", rows), tmp_path / "whole.jsonl"
+    command = ["evaluate", str(path), "--model", str(folder), "--json", "--predictions"]
+    assert main([*command, str(whole), "--run", str(tmp_path / "whole.run")]) == 0
+    expected, asked = capsys.readouterr().out, []
+    answer_from = RealmForOpenQA.answer_from
+
+    def stop_at(limit):
+        def answer(self, question, scores, block_ids):
+            if len(asked) == limit:
+                raise KeyboardInterrupt
+            asked.append(question)
+            return answer_from(self, question, scores, block_ids)
+
+        monkeypatch.setattr(RealmForOpenQA, "answer_from", answer)
+
+    out, run, partial = (tmp_path / name for name in ("out.jsonl", "out.run", "out.jsonl.partial"))
+    stop_at(20)
+    assert main([*command, str(out), "--run", str(run)]) == 130
+    assert f"16 of 25 questions are answered and kept in {partial}. The same command" in capsys.readouterr().err
+    assert not out.exists() and not run.exists()
+    with open(partial, "ab") as file:  # a killed process leaves a batch, and a line, half-written
+        file.write(partial.read_bytes().splitlines(keepends=True)[-1] + b'{"line": 18')
+    asked.clear()
+    stop_at(99)
+    assert main([*command, str(out), "--run", str(run)]) == 0
+    assert asked == [row["question"] for row in rows[16:]]
+    assert capsys.readouterr().out == expected
+    assert out.read_bytes() == whole.read_bytes() and run.read_bytes() == (tmp_path / "whole.run").read_bytes()
+    assert not partial.exists() and not list(tmp_path.glob("*.lock"))
+    stop_at(len(asked) + 9)
+    assert main([*command, str(out)]) == 130
+    assert "begun with another questions" in fails(capsys, *command, out, "--limit", 3)
+    assert out.read_bytes() == whole.read_bytes()  # the old file stays until there is a new one
+    stop_at(len(asked))
+    assert main(command[:-1]) == 130
+    assert "0 of 25 questions were answered; with --predictions FILE they are kept." in capsys.readouterr().err
 
 
 def test_evaluate_regex_and_limit(folder, tmp_path, capsys):
@@ -329,15 +423,17 @@ def test_evaluate_regex_and_limit(folder, tmp_path, capsys):
     assert measures["questions"] == 3 and measures["f1"] is None
     assert measures["exact_match"] == measures["reader_oracle"] == measures["top_1_match"] == 1
     assert main(["evaluate", str(path), "--model", str(folder), "--limit", "1"]) == 0
-    out = capsys.readouterr().out
-    assert [line.split()[0] for line in out.splitlines()][:5] == [
-        "questions",
-        "exact_match",
-        "official_exact_match",
-        "f1",
-        "reader_oracle",
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:8] == [
+        "questions                    1",
+        "answered                     1",
+        "skipped                      0",
+        "                          mean   95 % interval      n",
+        "exact_match              0.0 %     0.0 to  79.3 %   1",
+        "official_exact_match     0.0 %     0.0 to  79.3 %   1",
+        "f1                       0.0 %     0.0 to  79.3 %   1",
+        "reader_oracle          100.0 %    20.7 to 100.0 %   1",
     ]
-    assert normalize_answer(".") == "" and "0.0 %" in out
 
 
 # ---- bad input
@@ -355,7 +451,7 @@ def fails(capsys, *arguments):
 
 def test_bad_questions(folder, capsys):
     assert "the question is empty" in fails(capsys, "ask", " ", "--model", folder)
-    assert "wordpieces, the limit is 64" in fails(capsys, "ask", "why " * 63, "--model", folder)
+    assert "wordpieces, the limit is 512" in fails(capsys, "ask", "why " * 511, "--model", folder)
     assert "99 blocks were asked for, and there are" in fails(capsys, "ask", "why?", "-k", 99, "--model", folder)
 
 
@@ -416,10 +512,11 @@ def test_bad_question_files(folder, tmp_path, capsys):
     path = tmp_path / "q.jsonl"
     path.write_text("\n")
     assert "holds no question" in fails(capsys, "evaluate", path, *evaluate)
-    path.write_text('{"question": "why?", "answer": ["a"]}\n\n{"question": "why?"}\n')
-    assert 'q.jsonl line 3 has no "answer"' in fails(capsys, "evaluate", path, *evaluate)
-    write_jsonl(path, [{"question": "why?", "answer": ["a"]}] * 9 + [{"question": "why " * 90, "answer": ["a"]}])
-    assert "the limit is 64" in fails(capsys, "evaluate", path, *evaluate)
+    path.write_text('\n\n{"question": "why?"}\n{}')
+    assert 'q.jsonl holds no question to ask: line 3 has no "answer"' in fails(capsys, "evaluate", path, *evaluate)
+    write_jsonl(path, [{"question": "why " * 600, "answer": ["a"]}])
+    assert "q.jsonl could be answered: line 1 the question has 1802" in fails(capsys, "evaluate", path, *evaluate)
+    assert f"--run are both {predictions}" in fails(capsys, "evaluate", path, *evaluate, "--run", predictions)
     assert {p.name for p in tmp_path.iterdir()} == {"q.jsonl"}  # no half-written predictions
 
 

@@ -53,6 +53,7 @@ def here(tmp_path):
     (tmp_path / "q.jsonl").write_text('{"question": "capital?", "answer": ["Lima"]}\n')
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "bad.jsonl").write_text('{"question": "capital?", "answer": ["Lima"]}\n{"question": "why?"}\n')
+    (tmp_path / "worse.jsonl").write_text('{"question": "why?"}\n')
     (tmp_path / "title.jsonl").write_text('{"question": "capital?", "answer": ["Lima"], "title": 3}\n')
     for folder in ("taken", "run", "embedder", "unindexed", "indexed", "nothing"):
         (tmp_path / folder).mkdir()
@@ -132,7 +133,9 @@ REFUSED = {
     "evaluate q.jsonl --predictions taken": "--predictions taken is a folder: name a file",
     "evaluate none.jsonl": "none.jsonl: No such file or directory",
     "evaluate empty.jsonl": "empty.jsonl holds no question",
-    "evaluate bad.jsonl": 'bad.jsonl line 2 has no "answer"',
+    "evaluate worse.jsonl": 'worse.jsonl holds no question to ask: line 1 has no "answer"',
+    "evaluate q.jsonl --qrels bad.jsonl": "bad.jsonl line 1 is",
+    "evaluate q.jsonl --run none/r": "--run none/r: there is no folder none",
     "finetune none.jsonl c.jsonl --out o": "none.jsonl: No such file or directory",
     "finetune title.jsonl c.jsonl --out o": '"title" is 3, not a string',
     "finetune q.jsonl c.jsonl --out o --dev bad.jsonl": 'bad.jsonl line 2 has no "answer"',

@@ -68,9 +68,7 @@ def part_of(tensors, reader):
         return tensors
     part = "reader." if reader == "finetune --model" else "embedder."
     taken = {key[len(part) :]: tensor for key, tensor in tensors.items() if key.startswith(part)}
-    untied = (
-        ("cls.predictions.decoder",) if reader == "mlm --model" else ("no key",)
-    )  # another in the encoder
+    untied = ("cls.predictions.decoder",) if reader == "mlm --model" else ("no key",)  # another in the encoder
     return {key: tensor for key, tensor in taken.items() if not key.startswith(untied)}
 
 

@@ -152,7 +152,11 @@ def test_the_index_follows_the_block_embeddings(model):
     [
         ([""], None, "the question is empty"),
         (["fine?", " \n"], None, "the question is empty"),
-        (["why " * 70], None, "72 wordpieces, the limit is 64"),
+        (["why " * 511], None, "513 wordpieces, the limit is 512: shorten 'why why"),
+        (["\u200b"], None, "the question is empty"),
+        ("", None, "the question is empty"),
+        (["fine?", 3], None, "3 is a int, not a text: give a str, or a list of them"),
+        (b"fine?", None, "b'fine\\?' is a bytes, not a text"),
         (["fine?"], 0, "0 blocks were asked for, and there are 8"),
         (["fine?"], 9, "9 blocks were asked for, and there are 8"),
     ],
@@ -160,6 +164,23 @@ def test_the_index_follows_the_block_embeddings(model):
 def test_bad_questions_are_named(model, questions, blocks, message):
     with pytest.raises(ValueError, match=message):
         model.answer(questions, num_blocks=blocks)
+
+
+def test_a_question_as_long_as_the_model_reads_is_answered(model):
+    """As transformers answers it: of question and block the longer is cut to what the reader takes, here 48 tokens."""
+    question = "why " * 510
+    (answer,) = model.answer([question])
+    predicted = model(**model.retriever.tokenizer([question], return_tensors="pt")).predicted_answer_ids
+    assert model.retriever.tokenizer.decode(predicted).replace(" ", "") in answer.text.lower().replace(" ", "")
+
+
+def test_a_question_alone_is_a_list_of_one(model):
+    (alone,), (listed,) = model.answer(QUESTIONS[0]), model.answer(QUESTIONS[:1])
+    assert alone == listed and alone.question == QUESTIONS[0]
+    for one, other in zip(model.retrieve(QUESTIONS[0], 3), model.retrieve(QUESTIONS[:1], 3), strict=True):
+        assert torch.equal(one, other)
+    assert model.score_spans("why?", TEXTS[0], torch.ones(1)).ids.shape[0] == 1
+    assert model.answer([]) == [] and model.answer(iter(QUESTIONS[:1])) == [listed]
 
 
 def test_without_a_retriever_there_is_nothing_to_read():

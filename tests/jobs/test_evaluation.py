@@ -1,30 +1,39 @@
 """ORQA's measures on answers whose measure is known, and their properties."""
 
-import json
 import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from realm_min import RealmRetriever, RealmTokenizerFast
 from realm_min.jobs.evaluation import (
     Question,
+    Row,
     evaluate,
     exact_match,
     has_answer,
     has_answer_span,
+    has_answer_words,
     means,
     measure,
     normalize_answer,
     official_exact_match,
+    summary,
     token_f1,
     top_k_match,
+    wilson,
 )
-from realm_min.text.questions import read_questions
 
 texts = st.text(st.sampled_from("aAnN the.,-é\u0301 1中\n"), max_size=30)
 check = settings(deadline=None, derandomize=True, max_examples=200)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(vocabulary):
+    return RealmTokenizerFast(vocabulary)
 
 
 def tokenize(text):
@@ -81,12 +90,49 @@ def test_token_f1():
     assert token_f1("the", ["Rome"]) == 0
 
 
-def test_has_answer_is_of_whole_words():
+@pytest.mark.parametrize(
+    "block, answer, as_written, as_words, as_span",
+    [
+        ("1912-06-23", "1912", True, False, True),
+        ("Oslo's port", "Oslo", True, False, True),
+        ("the education", "cat", True, False, False),
+        ("in oslo.", "Oslo", False, True, True),
+        ("in the u.s.a.", "USA", False, True, False),
+        ("Sa\u0303o Paulo", "São Paulo", False, True, True),
+        ("北京是中国的首都", "北京", True, False, True),
+        ("a port", "", False, False, False),
+        ("a port", "the", False, False, False),
+    ],
+)
+def test_what_a_block_holds_depends_on_the_sense(tokenizer, block, answer, as_written, as_words, as_span):
+    """ORQA's substring, our words, the reader's spans; a reference alone is a list of one, never its letters."""
+    for answers in ([answer], ["nowhere", answer], answer):
+        assert has_answer(block, answers) == as_written
+        assert has_answer_words(block, answers) == as_words
+    assert has_answer_span(tokenizer.tokenize(block), [tokenizer.tokenize(answer)], 10) == as_span
+
+
+def test_a_reference_alone_is_no_list_of_letters():
+    assert official_exact_match("Oslo", "oslo") and not official_exact_match("o", "oslo")
+    assert exact_match("Oslo", "oslo", tokenize) and not exact_match("o", "oslo", tokenize)
+    assert token_f1("o", "oslo") == 0
+    with pytest.raises(ValueError, match="3 is a int, not a text: give a str, or a list of them"):
+        has_answer("block", [3])
+
+
+def test_has_answer_words():
     block = "Uruguay. Capital - name: Montevideo (the port)."
-    assert has_answer(block, ["montevideo"])
-    assert has_answer(block, ["Rome", "capital name"])
-    assert not has_answer(block, ["video"])
-    assert not has_answer(block, ["the", "-", ""])
+    assert has_answer_words(block, ["montevideo"])
+    assert has_answer_words(block, ["Rome", "capital name"])
+    assert not has_answer_words(block, ["video"])
+    assert not has_answer_words(block, ["the", "-", ""])
+
+
+def test_composed_and_decomposed_accents_match(vocabulary):
+    cased = RealmTokenizerFast(vocabulary, do_lower_case=False).tokenize
+    for left, right in (("são", "sa\u0303o"), ("각", "\u1100\u1161\u11a8")):
+        assert exact_match(left, [right], cased) and exact_match(right, [left], cased)
+        assert official_exact_match(left, [right]) and token_f1(left, [right]) == 1
 
 
 def test_has_answer_span():
@@ -109,7 +155,27 @@ def test_top_k_match():
 
 def test_means():
     assert means([{"a": 1.0, "f1": None}, {"a": 0.0, "f1": None}]) == {"a": 0.5, "f1": None}
+    assert means([{"a": 1.0}, {}, {"a": None}, {"a": 0.5}]) == {"a": 0.75}
     assert means([]) == {}
+
+
+def test_summary_says_of_how_many_and_how_surely():
+    found = summary([{"a": 1.0, "f1": None}, {"a": 0.0, "f1": None}, {}])
+    assert found == {"a": 0.5, "f1": None, "n": {"a": 2, "f1": 0}, "interval_95": {"a": wilson(0.5, 2)}}
+
+
+@pytest.mark.parametrize(
+    "right, n, low, high",
+    [
+        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, table I, method 3
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (29, 29, 0.8830, 1.0),
+    ],
+)
+def test_wilson(right, n, low, high):
+    assert wilson(right / n, n) == pytest.approx((low, high), abs=5e-5)
 
 
 # ---- properties
@@ -139,7 +205,8 @@ def test_measures_agree(prediction, answers):
 @check
 @given(texts, texts, texts)
 def test_a_block_has_what_was_put_into_it(before, answer, after):
-    assert has_answer(f"{before} {answer} {after}", [answer]) == (normalize_answer(answer) != "")
+    assert has_answer(f"{before}{answer}{after}", [answer]) == (answer != "")
+    assert has_answer_words(f"{before} {answer} {after}", [answer]) == (normalize_answer(answer) != "")
 
 
 @check
@@ -155,87 +222,104 @@ def test_spans_are_found_like_substrings(block, answers):
 def test_top_k_match_counts_the_first_k(hits):
     ks = range(1, len(hits) + 3)
     assert top_k_match(hits, ks) == {f"top_{k}_match": float(any(hits[:k])) for k in ks}
+    assert top_k_match(hits, [1], "word_match") == {"top_1_word_match": float(hits[0])}
 
 
-# ---- questions and the loop over them
-
-
-def test_read_questions(tmp_path):
-    path = tmp_path / "questions.jsonl"
-    path.write_text('{"question": "who?", "answer": ["A", "b"]}\n', encoding="utf-8")
-    assert list(read_questions(path)) == [Question("who?", ["A", "b"])]
-
-
-@pytest.mark.parametrize(
-    "value, message",
-    [
-        ({"answer": ["a"]}, 'line 2 has no "question"'),
-        ({"question": "  ", "answer": ["a"]}, 'line 2 has no "question"'),
-        ({"question": "who?"}, 'line 2 has no "answer"'),
-        ({"question": "who?", "answer": []}, 'line 2 has no "answer"'),
-        ({"question": "who?", "answer": "a"}, 'line 2 has no "answer"'),
-        ({"question": "who?", "answer": [1]}, 'line 2 has no "answer"'),
-    ],
-)
-def test_malformed_question_is_named(tmp_path, value, message):
-    path = tmp_path / "questions.jsonl"
-    path.write_text('{"question": "who?", "answer": ["A"]}\n' + json.dumps(value), encoding="utf-8")
-    questions = read_questions(path)
-    next(questions)
-    with pytest.raises(ValueError, match=message):
-        next(questions)
+# ---- the loop over questions
 
 
 class ScriptedModel:
-    """Answers and retrieves as told: the loop is tested, not the model."""
+    """Retrieves as told and answers Paris: the loop is tested, not the model."""
 
-    def __init__(self):
-        self.config = SimpleNamespace(reader_seq_len=11, max_span_width=2)
-        records = [b"France. Capital: Paris", b"Italy. Capital: Rome", b"Spain. Capital: Madrid"]
-        self.retriever = SimpleNamespace(block_records=records, tokenizer=SimpleNamespace(tokenize=tokenize))
+    config = SimpleNamespace(reader_seq_len=12, max_span_width=2, reader_beam_size=2)
 
-    def answer(self, questions):
-        blocks = [SimpleNamespace(text=record.decode()) for record in self.retriever.block_records[:2]]
-        return [SimpleNamespace(text="Paris", blocks=blocks) for _ in questions]
+    def __init__(self, tokenizer, records=("France. Capital: Paris", "Italy. Capital: Rome", "Spain. Capital: Madrid")):
+        self.retriever = RealmRetriever([record.encode() for record in records], tokenizer)
+
+    def fault_of(self, question):
+        return "the question is too long" if len(question) > 30 else ""
 
     def retrieve(self, questions, k):
-        import torch
+        return torch.zeros(len(questions), k), torch.arange(k).expand(len(questions), k)
 
-        ids = torch.tensor([[0, 1, 2][:k]] * len(questions))
-        return torch.zeros(ids.shape), ids
+    def answer_from(self, question, scores, block_ids):
+        if "unreadable" in question:
+            raise ValueError("every block is empty")
+        blocks = [SimpleNamespace(text=self.retriever.text(i)) for i in block_ids.tolist()]
+        return SimpleNamespace(text="Paris", blocks=blocks)
 
 
-def test_evaluate():
+@pytest.fixture
+def scripted(tokenizer):
+    return ScriptedModel(tokenizer)
+
+
+def test_evaluate(scripted):
     questions = [
-        Question("capital of France", ["paris"]),
-        Question("capital of Italy", ["Rome"]),
+        Question("capital of France", ["Paris"]),
+        Question("capital of Italy", ["rome"]),
         Question("capital of Spain", ["Madrid"]),
     ]
-    results = list(evaluate(ScriptedModel(), iter(questions), ks=(1, 2, 3, 5), batch_size=2))
+    results = list(evaluate(scripted, iter(questions), ks=(1, 2, 3, 5), batch_size=2))
     assert [result.question for result in results] == questions
-    assert [result.measures["top_2_match"] for result in results] == [1, 1, 0]
+    assert [result.prediction for result in results] == ["Paris"] * 3
+    assert [result.measures["top_2_match"] for result in results] == [1, 0, 0]
+    assert [result.retrieved for result in results] == [[(0, 0.0), (1, 0.0), (2, 0.0)]] * 3
     assert means(result.measures for result in results) == {
         "exact_match": 1 / 3,
         "official_exact_match": 1 / 3,
         "f1": 1 / 3,
         "reader_oracle": 2 / 3,
-        "top_1_match": 1 / 3,
-        "top_2_match": 2 / 3,
-        "top_3_match": 1.0,
+        **{"top_1_match": 1 / 3, "top_2_match": 1 / 3, "top_3_match": 2 / 3},  # "rome" is not written so
+        **{"top_1_word_match": 1 / 3, "top_2_word_match": 2 / 3, "top_3_word_match": 1},
+        **{"top_1_span_match": 1 / 3, "top_2_span_match": 2 / 3, "top_3_span_match": 1},
     }
 
 
-def test_reader_oracle_sees_only_what_the_reader_sees():
-    model = ScriptedModel()  # 11 - 3 - 3 = 5 wordpieces of the block: "france . capital: paris"
-    question = Question("capital of France", ["Paris"])
-    assert measure(model, question, "x", ["France. Capital: Paris"])["reader_oracle"] == 1
-    assert measure(model, question, "x", ["France. The old capital: Paris"])["reader_oracle"] == 0
-    assert measure(model, question, "x", ["Paris"] * 2)["reader_oracle"] == 1
+def test_what_cannot_be_answered_costs_itself_alone(scripted):
+    rows = [
+        Row(1, Question("capital of France", ["Paris"])),
+        Row(3, None, "x", "is not valid JSON"),
+        Row(4, Question("why " * 20, ["Paris"])),
+        Row(5, Question("unreadable", ["Paris"])),
+        Row(6, Question("capital of France", [])),
+        Row(7, Question("capital of France", ["Paris"])),
+    ]
+    alone = list(evaluate(scripted, [rows[0]]))[0].measures
+    for batch_size in (1, 4, 8):
+        results = list(evaluate(scripted, rows, batch_size=batch_size))
+        assert [result.row for result in results] == rows
+        assert [result.reason for result in results] == [
+            "", "is not valid JSON", "the question is too long", "every block is empty", "", "",
+        ]  # fmt: skip
+        assert [result.measures for result in results] == [alone, {}, {}, {}, {}, alone]
+        assert [result.answer is None for result in results] == [False, True, True, True, False, False]
+    with pytest.raises(ValueError, match="'c' is no Question"):
+        list(evaluate(scripted, "capital?"))
 
 
-def test_evaluate_regex():
+def test_the_oracle_is_of_the_sense_of_span_match(tokenizer):
+    """Where the blocks read are those retrieved and nothing is cut, they are the same; a substring is another."""
+    model = ScriptedModel(tokenizer, ["Born: 1912-06-23", "Oslo's port"])
+    for answer, expected in (("1912", 1), ("Oslo", 1), ("oslo", 1), ("port", 1), ("slo", 0)):
+        (result,) = evaluate(model, [Question("which one?", [answer])], ks=(2,))
+        assert result.measures["reader_oracle"] == result.measures["top_2_span_match"] == expected, answer
+        assert result.measures["top_2_match"] == (answer != "oslo")
+
+
+def test_reader_oracle_sees_only_what_the_reader_sees(scripted):
+    question = Question("capital of France", ["Paris"])  # 12 - 3 - 3 = 6 wordpieces of the block
+    assert measure(scripted, question, "x", ["France. Old capital: Paris"])["reader_oracle"] == 1
+    assert measure(scripted, question, "x", ["France. The old capital: Paris"])["reader_oracle"] == 0
+    assert measure(scripted, question, "x", ["Paris"] * 2)["reader_oracle"] == 1
+    long = Question("why " * 30, ["Paris"])  # both are cut to the same length: the block has 4 wordpieces left
+    assert measure(scripted, long, "x", ["to be in Paris, once or twice"])["reader_oracle"] == 1
+    assert measure(scripted, long, "x", ["how to be in Paris, once or twice"])["reader_oracle"] == 0
+
+
+def test_evaluate_regex(scripted):
     questions = [Question("capital of France", ["par.s$"]), Question("of Spain", ["madr(id"])]
-    results = list(evaluate(ScriptedModel(), questions, regex=True, ks=(1,)))
+    results = list(evaluate(scripted, questions, regex=True, ks=(1,)))
     assert results[0].measures == {
         "exact_match": 1.0,
         "official_exact_match": 1.0,

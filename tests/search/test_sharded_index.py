@@ -357,7 +357,7 @@ def test_ask_and_evaluate_print_what_one_process_prints(ready, tmp_path):
 
 
 def test_ask_on_a_terminal_and_ask_with_a_plot(ready, tmp_path):
-    typed = f"{QUESTIONS[4]}\n{'why ' * 100}\n{QUESTIONS[5]}\n\n"  # the second is refused, the third is answered
+    typed = f"{QUESTIONS[4]}\n{'why ' * 600}\n{QUESTIONS[5]}\n\n"  # the second is refused, the third is answered
     alone, both = (ranks.run(run_commands, size, [["ask", "--model", str(ready)]], typed)[0] for size in (1, 2))
     assert both == alone and both[0].count("p(y|x)") == 2
     pictures = [tmp_path / f"{size}.png" for size in (1, 2)]
@@ -368,11 +368,11 @@ def test_ask_on_a_terminal_and_ask_with_a_plot(ready, tmp_path):
 
 def test_bad_questions_are_named_once(ready, tmp_path):
     path = tmp_path / "questions.jsonl"
-    rows = [{"question": "where?", "answer": ["a"]}] * 9 + [{"question": "why " * 90, "answer": ["a"]}]
+    rows = [{"question": "why " * 600, "answer": ["a"]}] * 9
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for command, message in {
         ("ask", "why?", "-k", "151"): "151 blocks were asked for, and there are 150",
-        ("evaluate", str(path)): "the limit is 64",
+        ("evaluate", str(path)): "could be answered: line 1 the question has 602 wordpieces",
     }.items():
         outcomes = ranks.finish(ranks.start(run_commands, 2, [[*command, "--model", str(ready)]]))
         assert message in outcomes[0].error
