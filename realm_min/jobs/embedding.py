@@ -150,4 +150,6 @@ def _lengths(blocks: list[Block], tokenizer: Any) -> list[int]:
 
 
 def _pairs(blocks: list[Block]) -> tuple[list[str], list[str]]:
+    if any(isinstance(block, str) for block in blocks):
+        raise ValueError("blocks are a title and a text each: give a list of Block(title, text), not text")
     return [block.title for block in blocks], [block.text for block in blocks]

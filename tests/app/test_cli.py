@@ -127,6 +127,9 @@ def test_embed_blocks_does_not_depend_on_company(tiny):
     alone = torch.cat([embedding.embed_blocks(model.embedder, tokenizer, [block]) for block in blocks])
     assert sum(counts) == len(blocks)
     assert (together - alone).abs().max() < 1e-5
+    for text in ("Capital.", ["Capital."]):  # not a block for each letter
+        with pytest.raises(ValueError, match=r"give a list of Block\(title, text\), not text"):
+            embedding.embed_blocks(model.embedder, tokenizer, text)
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 9, 30])
