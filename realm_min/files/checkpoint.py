@@ -11,9 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickletools
 import re
-import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -26,6 +24,7 @@ from ..config import CONFIG_FILE, RealmConfig
 from ..model.parameters import Shapes
 from ..ranks.distributed import World
 from .atomic import write_atomically
+from .pickled_tensors import unpickle_tensors
 from .safetensors_file import damaged, read_safetensors, write_safetensors
 
 SAFETENSORS, PICKLED = ("model", ".safetensors"), ("pytorch_model", ".bin")
@@ -101,51 +100,19 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, torch.Tensor]]) -
 
 
 def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
-    """A `torch.save`d state dict: a zip of one pickle and the tensors' bytes. The pickle is read, never executed."""
-    if not zipfile.is_zipfile(path):
-        raise damaged(path, "it is not the zip that torch.save writes since 1.6; re-save an older file with torch.save")
+    """A `torch.save`d state dict. The pickle in it is read, never executed."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise ValueError("torch.save compresses nothing, this archive is compressed")
-            if part := archive.testzip():  # torch itself does not look at the checksums
-                raise ValueError(f"the checksum of its part {part} is wrong")
-        state_dict = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever the parser says of untrusted bytes, the file is at fault
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        if asked := named[1] if named else _foreign_name(path):
-            raise damaged(path, f"it asks for {asked}, which tensors do not need: nothing was executed") from None
-        why = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
-        said = why[1] if why else str(error).partition("\n")[0]
-        raise damaged(path, said.strip() or repr(error)) from None
+        state_dict = unpickle_tensors(path)
+    except ValueError as error:
+        raise damaged(path, error) from None
     if not isinstance(state_dict, dict):
         raise damaged(path, f"it holds a {type(state_dict).__name__}, not a dict of keys and tensors")
     for key, tensor in state_dict.items():
         if not isinstance(key, str):
             raise damaged(path, f"its key {key!r} is no string")
         if not isinstance(tensor, torch.Tensor):
-            raise damaged(path, f"under {key!r} it holds a {type(tensor).__name__}, not a tensor")
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-            raise damaged(path, f"{key!r} is not a dense tensor")
-    return {key: tensor.detach() for key, tensor in state_dict.items()}
-
-
-def _foreign_name(path: Path) -> str | None:
-    """The first name in a refused pickle that is not torch's: torch itself names none in the protocols 3 to 5."""
-    texts: list[str] = []
-    try:
-        with zipfile.ZipFile(path) as archive:
-            program = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            for instruction, argument, _ in pickletools.genops(archive.read(program)):
-                if instruction.name in ("GLOBAL", "STACK_GLOBAL"):
-                    name = argument.replace(" ", ".") if argument else ".".join(texts[-2:])
-                    if not name.startswith(("torch.", "collections.OrderedDict")):
-                        return name
-                elif isinstance(argument, str):
-                    texts.append(argument)
-    except Exception:  # it cannot be read so far, and there is another error to report
-        return None
-    return None
+            raise damaged(path, f"under {key[:200]!r} it holds a {type(tensor).__name__}, not a tensor")
+    return state_dict
 
 
 def check_config(folder: str | os.PathLike, config: RealmConfig) -> None:
