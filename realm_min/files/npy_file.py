@@ -135,7 +135,7 @@ def read_npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _bytes_of(rows: np.ndarray) -> memoryview:
-    return memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
 
 
 def _damaged(path: Path, why: object) -> ValueError:
