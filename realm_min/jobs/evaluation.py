@@ -223,7 +223,7 @@ def _result(task: Task, row: Row, question: Question, scores: Tensor, blocks: Te
 
 def _hits(task: Task, question: Question, blocks: list[int]) -> dict[str, float]:
     """Whether one of the first k blocks holds an answer, for each k, in every sense."""
-    model, answers, blocks = task.model, question.answers, blocks[: max(task.ks)]
+    model, answers, blocks = task.model, question.answers, blocks[: max(task.ks, default=0)]
     texts = [model.retriever.text(block) for block in blocks]
     found = top_k_match([has_answer(text, answers, task.regex) for text in texts], task.ks)
     if task.regex:

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..files.atomic import write_atomically
+from ..text.lines import json_lines, json_object
+
 
 def open_journal(path: Path, identity: dict[str, Any], batch: int = 1) -> int:
     """Begin a journal, or go on with one; returns how many objects it holds.
@@ -24,7 +27,7 @@ def open_journal(path: Path, identity: dict[str, Any], batch: int = 1) -> int:
         return 0
     whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
     try:
-        begun = json.loads(whole[0]) if whole else identity
+        begun = json_object(whole[0]) if whole else identity
     except ValueError:
         begun = {}
     differing = [key for key in identity if begun.get(key) != identity[key]]
@@ -33,16 +36,14 @@ def open_journal(path: Path, identity: dict[str, Any], batch: int = 1) -> int:
             f"{path} was begun with another {', '.join(differing)}: remove it to start anew, or name another file"
         )
     held = (len(whole) - 1) // batch * batch if whole else 0
-    path.write_bytes(b"".join(whole[: held + 1]) or json_line(identity))
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(b"".join(whole[: held + 1]) or json_line(identity))
     return held
 
 
 def journal_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a journal, in order."""
-    with open(path, "rb") as file:
-        next(file)
-        for line in file:
-            yield json.loads(line)
+    """The objects of a journal, in order. Raises ValueError, naming the line, where it is damaged."""
+    yield from (value for number, value in json_lines(path) if number > 1)
 
 
 def json_line(value: dict[str, Any]) -> bytes:

@@ -294,6 +294,8 @@ def test_what_cannot_be_answered_costs_itself_alone(scripted):
         ]  # fmt: skip
         assert [result.measures for result in results] == [alone, {}, {}, {}, {}, alone]
         assert [result.answer is None for result in results] == [False, True, True, True, False, False]
+    (without_depths,) = evaluate(scripted, [rows[0]], ks=())
+    assert without_depths.measures == {name: alone[name] for name in list(alone)[:4]}
     with pytest.raises(ValueError, match="'c' is no Question"):
         list(evaluate(scripted, "capital?"))
 

@@ -1,0 +1,34 @@
+"""A journal of what a job has found: what is whole is kept, another job's is refused."""
+
+import pytest
+
+from realm_min.jobs.journal import journal_rows, json_line, open_journal
+
+JOB = {"questions": "a", "model": "b"}
+
+
+def test_whole_batches_are_kept(tmp_path):
+    path = tmp_path / "out.partial"
+    assert open_journal(path, JOB, 2) == 0
+    rows = [{"i": i, "text": "é\ud800\u2028"} for i in range(5)]  # half a surrogate pair, a line separator
+    with open(path, "ab") as file:
+        file.writelines(map(json_line, rows))
+        file.write(b'{"i": 5')  # where it was killed
+    assert open_journal(path, JOB, 2) == 4
+    assert list(journal_rows(path)) == rows[:4]
+    assert open_journal(path, JOB, 2) == 4 and open_journal(path, JOB, 8) == 0
+    assert list(journal_rows(path)) == [] and [found.name for found in tmp_path.iterdir()] == ["out.partial"]
+
+
+def test_a_journal_cut_before_its_first_line_begins_anew(tmp_path):
+    (tmp_path / "j").write_bytes(json_line(JOB)[:5])
+    assert open_journal(tmp_path / "j", JOB) == 0
+    assert (tmp_path / "j").read_bytes() == json_line(JOB)
+
+
+@pytest.mark.parametrize("data", [json_line({**JOB, "model": "c"}), b"my own\nnotes\n", b"[1]\n", b"\xff\n"])
+def test_another_file_is_refused_and_stays(tmp_path, data):
+    (tmp_path / "j").write_bytes(data)
+    with pytest.raises(ValueError, match="j was begun with another (questions, )?model: remove it to start anew"):
+        open_journal(tmp_path / "j", JOB)
+    assert (tmp_path / "j").read_bytes() == data
