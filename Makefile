@@ -9,7 +9,7 @@ STAMPS := $(VENV)/stamps
 unexport PYTHONDONTWRITEBYTECODE
 PINS    = $(shell test -e $(STAMPS)/oracle && echo constraints-oracle.txt || echo constraints.txt)
 
-.PHONY: demo learn test test-newest test-oldest test-kernels test-notebooks test-tf test-weights lint types format check-install lock notebooks \
+.PHONY: demo learn test test-newest test-oldest test-kernels test-notebooks test-tf test-weights test-faults lint types format check-install lock notebooks \
     notebooks-run bench bench-model bench-train bench-scale verify-base train-demo ablation sdist clean
 
 demo: $(STAMPS)/demo
@@ -52,6 +52,11 @@ test-tf: $(STAMPS)/test $(STAMPS)/tf
 
 test-weights: $(STAMPS)/test $(STAMPS)/weights
 	$(RUN) -m pytest -s tests/heavy/test_weights.py
+
+# Drawn damage to every kind of file, ten times as much as in the suite.
+MUTATIONS ?= 2000
+test-faults: $(STAMPS)/test
+	MUTATIONS=$(MUTATIONS) $(RUN) -m pytest tests/files/test_mutated_files.py
 
 notebooks: $(STAMPS)/notebooks
 	$(VENV)/bin/jupyter lab notebooks

@@ -57,23 +57,25 @@ def read_with_metadata(
                 tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
         except Exception as error:  # whatever the parser says of untrusted bytes, the file is at fault
             raise damaged(path, str(error).partition("\n")[0]) from None
-        return _pieces(tensors, sliced, world, _heading_of_all(metadata)) if _stored(metadata) else []
+        return _pieces(tensors, sliced, world) if metadata.keys() & {CHECKSUM, EARLIER_CHECKSUM} else []
 
     pieces = world.gather_results(read)
-    if (stored := _stored(metadata)) is not None:
-        crc = 0
+    if pieces[0]:
+        crc = length = 0
         for piece in (pieces[0][0], *(mine for _, mine, _ in pieces), pieces[0][2]):
-            crc = combine_crc32(crc, *piece)
-        if f"{crc:08x}" != stored:
-            raise damaged(path, f"its checksum is {crc:08x}, not the stored {stored}")
+            crc, length = combine_crc32(crc, *piece), length + piece[1]
+        found = {EARLIER_CHECKSUM: crc, CHECKSUM: combine_crc32(_crc_of_metadata(metadata), crc, length)}
+        for name, number in found.items():
+            if metadata.get(name, f"{number:08x}") != f"{number:08x}":
+                raise damaged(path, f"its checksum is {number:08x}, not the stored {metadata[name]}")
     return tensors, {name: value for name, value in metadata.items() if name not in _OWN}
 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """The format: the header's length as 8 bytes, the header as JSON, the tensors' bytes one after another.
 
-    The format has no checksum; one over `metadata`, keys, dtypes, shapes and bytes stands beside the other metadata,
-    for `read_safetensors`.
+    The format has no checksum; one over keys, dtypes, shapes and bytes, and one over these and `metadata`, stand beside
+    the other metadata, for `read_safetensors`. There are two, so that damage to a name of theirs does not hide them.
 
     Raises:
         ValueError: a tensor has a dtype that the format lacks.
@@ -91,20 +93,21 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: di
             "data_offsets": [begin, end],
         }
 
-    def header(crc: int) -> bytes:
-        text = json.dumps({"__metadata__": {"format": "pt", CHECKSUM: f"{crc:08x}", **metadata}, **entries}).encode()
+    def header(tensors: int, all_of_it: int) -> bytes:
+        own = {"format": "pt", EARLIER_CHECKSUM: f"{tensors:08x}", CHECKSUM: f"{all_of_it:08x}"}
+        text = json.dumps({"__metadata__": {**own, **metadata}, **entries}).encode()
         text += b" " * (-len(text) % 8)
         return struct.pack("<Q", len(text)) + text
 
     with open(path, "wb") as file:
-        file.write(header(0))
-        crc = zlib.crc32(_heading_of_all({**metadata, CHECKSUM: ""}))
+        file.write(header(0, 0))
+        crc = length = 0
         for key in entries:
-            data = _bytes_of(tensors[key])
-            crc = zlib.crc32(data, zlib.crc32(_heading(key, tensors[key]), crc))
+            heading, data = _heading(key, tensors[key]), _bytes_of(tensors[key])
+            crc, length = zlib.crc32(data, zlib.crc32(heading, crc)), length + len(heading) + len(data)
             file.write(data)
         file.seek(0)
-        file.write(header(crc))  # of the same length: the checksum always has 8 digits
+        file.write(header(crc, combine_crc32(_crc_of_metadata(metadata), crc, length)))  # as long: 8 digits each
 
 
 # --- The checksum -----------------------------------------------------------------------------------------------------
@@ -119,15 +122,9 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _stored(metadata: dict[str, str]) -> str | None:
-    """The checksum of a file, 8 digits; None in a file of others."""
-    return metadata.get(CHECKSUM, metadata.get(EARLIER_CHECKSUM))
-
-
-def _heading_of_all(metadata: dict[str, str]) -> bytes:
-    """What stands for the metadata in the checksum, before the tensors."""
+def _crc_of_metadata(metadata: dict[str, str]) -> int:
     given = {name: value for name, value in metadata.items() if name not in _OWN}
-    return json.dumps(given, sort_keys=True).encode() if CHECKSUM in metadata else b""
+    return zlib.crc32(json.dumps(given, sort_keys=True).encode())
 
 
 def _heading(key: str, tensor: torch.Tensor) -> bytes:
@@ -135,8 +132,8 @@ def _heading(key: str, tensor: torch.Tensor) -> bytes:
     return f"{key} {tensor.dtype} {list(tensor.shape)}".encode()
 
 
-def _pieces(tensors: dict[str, torch.Tensor], sliced: str | None, world: World, start: bytes) -> list[tuple[int, int]]:
-    crcs, lengths = [zlib.crc32(start), 0, 0], [len(start), 0, 0]
+def _pieces(tensors: dict[str, torch.Tensor], sliced: str | None, world: World) -> list[tuple[int, int]]:
+    crcs, lengths = [0, 0, 0], [0, 0, 0]
     place = 0
     for key in _stored_order(tensors):
         tensor, heading = tensors[key], _heading(key, tensors[key])

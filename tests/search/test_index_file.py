@@ -66,6 +66,16 @@ def test_what_has_changed_places_is_seen(saved):
             BlockIndex.load(path)
 
 
+def test_a_checksum_whose_name_is_damaged_hides_nothing(saved):
+    path, _ = saved
+    whole = path.read_bytes()
+    for name in (b'"crc32"', b'"metadata_and_tensors_crc32"'):
+        assert whole.count(name) == 1
+        path.write_bytes(whole[:-1].replace(name, name.replace(b"crc", b"crd")) + bytes([whole[-1] ^ 1]))
+        with pytest.raises(ValueError, match="its checksum is"):
+            BlockIndex.load(path)
+
+
 @pytest.mark.parametrize(
     ("header", "message"),
     [
