@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 
 from ..config import check_indexed, check_open_qa
-from ..files.atomic import refuse_existing
 from ..files.hub import find_folder
+from ..files.output import check_file, check_folder, refuse_existing
 from ..files.tensorflow_files import check_tensorflow, find_checkpoint
 from ..jobs.ranking import read_judgements
 from ..jobs.settings import COUNT, NATURAL
@@ -59,6 +59,7 @@ def check_index(options: argparse.Namespace) -> None:
     """
     check_device(options.device)
     read_documents(options.corpus)
+    check_folder(options.out)
     refuse_existing(options.out)
     folder = options.model and find_folder(options.model)
     if folder:
@@ -127,7 +128,7 @@ def check_evaluate(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.questions} holds no question to ask: line {rows[0].line} {rows[0].reason}")
     for option, path in (("--predictions", options.predictions), ("--run", options.run)):
         if path:
-            check_writable(option, path)
+            check_file(option, path)
     if options.run and options.run == options.predictions:
         raise ValueError(f"--predictions and --run are both {options.run}: name two files")
     _check_indexed_model(options.model)
@@ -189,6 +190,7 @@ def check_convert(options: argparse.Namespace) -> None:
     for option, path in (("--config", options.config), ("--blocks", options.blocks), ("--vocab", options.vocab)):
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"{option} {path} does not exist: give a file, or leave it out")
+    check_folder(options.out)
     check_tensorflow()
 
 
@@ -199,17 +201,9 @@ def check_plot(path: Path) -> None:
     """Refuse a --plot that cannot be drawn."""
     if path.suffix.lower() != ".png":
         raise ValueError(f"--plot writes a PNG: {path} should end in .png")
-    check_writable("--plot", path)
+    check_file("--plot", path)
     if find_spec("matplotlib") is None:
         raise ModuleNotFoundError("--plot needs matplotlib: pip install 'realm-min[plot]'")
-
-
-def check_writable(option: str, path: Path) -> None:
-    """Refuse a file that has no folder to be written to, or is a folder itself."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{option} {path}: there is no folder {path.parent}; make it, or name another file")
-    if path.is_dir():
-        raise IsADirectoryError(f"{option} {path} is a folder: name a file")
 
 
 def _check_indexed_model(name: str | None) -> None:

@@ -9,8 +9,9 @@ The folder is what `RealmForOpenQA.from_pretrained(folder, retriever=RealmRetrie
     block_titles.txt                    the title alone, a line a block
     manifest.json                       hashes of the corpus and of the model that embedded it
 
-Work goes on in `FOLDER.partial/`, in shards of a few hundred blocks, which the ranks of `distributed.world()` share. A
-run that was stopped goes on with the shards that are not there yet, with as many ranks as it then has.
+Work goes on in `FOLDER.partial/` (in `FOLDER/.partial/` where FOLDER is there, empty), in shards of a few hundred
+blocks, which the ranks of `distributed.world()` share. A run that was stopped goes on with the shards that are not
+there yet, with as many ranks as it then has.
 
 The folder's bits are the same for any number of ranks and threads, and however often the job was stopped: no batch
 crosses a shard, and one thread computes a batch from end to end. (Several threads that share a product may add it up
@@ -35,11 +36,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import RealmConfig, check_open_qa
+from ..config import CONFIG_FILE, RealmConfig, check_open_qa
 from ..files import checkpoint
-from ..files.atomic import only_writer, refuse_existing, write_atomically
+from ..files.atomic import only_writer, write_atomically
 from ..files.block_records import read_block_records
 from ..files.hub import BLOCK_RECORDS_FILE, resolve_folder
+from ..files.output import READY, check_folder, check_room, is_empty, put_in_place, refuse_existing, workplace
 from ..files.packed import load_packed
 from ..interface.open_qa import RealmForOpenQA
 from ..jobs import embedding
@@ -55,6 +57,7 @@ CHECKSUM_SIZE = 32  # bytes, at the end of a shard's file
 
 MANIFEST_FILE = "manifest.json"
 BLOCK_TITLES_FILE = "block_titles.txt"
+LAST = (MANIFEST_FILE, CONFIG_FILE)  # of the folder's files to appear: without them it is no model's
 
 
 def index(
@@ -73,7 +76,7 @@ def index(
     All ranks of `distributed.world()` call it with the same documents and model; each embeds its part of the blocks.
 
     Args:
-        folder: to be made; it appears when all is written. Every rank must see it.
+        folder: to be made, or empty; what it holds appears when all is written. Every rank must see it.
         model: its `embedder` embeds the blocks, and its weights go into the folder; its `block_emb` is not read.
         tokenizer: a RealmTokenizerFast; it is saved too.
         restart: forget what an earlier job left in `folder.partial`.
@@ -83,21 +86,21 @@ def index(
     Raises:
         ValueError: the corpus has no text, or `folder.partial` is of another corpus, model or setting; the ranks do
             not have the same corpus or model.
-        FileExistsError: `folder` holds something already, or another job writes it.
+        FileExistsError, OSError: `folder` holds something, another job writes it, or it cannot be written.
         FileNotFoundError: what a rank has written is not to be seen on rank 0.
         KeyboardInterrupt: as it came, with a message that says what is kept.
     """
     folder, world = Path(folder), distributed.world()
-    partial = folder.with_name(folder.name + ".partial")
     if not world.is_first:
         report = lambda stage, done, total: None  # noqa: E731
     with ExitStack() as held:
-        world.on_first(lambda: _reserve(folder, held))
+        partial = world.on_first(lambda: _reserve(folder, held))
         limit = min(max_wordpieces, model.config.max_position_embeddings)
         blocks = blocks_of(documents, tokenizer, limit, report)
         manifest = {**_manifest(blocks, model, tokenizer, limit), "shard_size": embedding.SHARD_SIZE}
         _check_agreement(blocks, manifest)
         complete = world.on_first(lambda: _open_partial(partial, manifest, restart, remark))
+        world.on_first(lambda: check_room(folder, _size_of(model, len(blocks))))
         _embed_shards(blocks, partial, complete, model, tokenizer, report)
         world.on_first(lambda: _finish(folder, partial, blocks, model, tokenizer, manifest))
     return folder
@@ -122,14 +125,8 @@ def write_ready(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     _write_ready(partial, blocks, embeddings, model, tokenizer, manifest)
-    _put_in_place(partial, folder)
+    put_in_place(partial, folder, LAST)
     return folder
-
-
-def _put_in_place(ready: Path, folder: Path) -> None:
-    if folder.is_dir():
-        folder.rmdir()  # it is empty, or an error; Windows renames a folder onto nothing
-    os.replace(ready, folder)
 
 
 def read_blocks(folder: str | os.PathLike) -> list[Block]:
@@ -166,11 +163,26 @@ def blocks_of(documents: Iterable[Document], tokenizer: Any, max_wordpieces: int
     return blocks
 
 
-def _reserve(folder: Path, held: ExitStack) -> None:
-    """Make sure that nothing is in the way, and that no other job writes `folder` while `held` is open."""
+def _reserve(folder: Path, held: ExitStack) -> Path:
+    """Make sure that nothing is in the way, and that no other job writes `folder` while `held` is open.
+
+    Returns:
+        Where to work.
+    """
+    check_folder(folder)
     refuse_existing(folder)
     held.enter_context(only_writer(folder))
     refuse_existing(folder)  # another job may have just finished it
+    partial = workplace(folder)
+    if partial.exists() and not (partial / MANIFEST_FILE).is_file() and not is_empty(partial):
+        raise ValueError(f"{partial} is in the way and no indexing job's: remove it or name another folder")
+    return partial
+
+
+def _size_of(model: RealmForOpenQA, blocks: int) -> int:
+    """The least that a ready folder of so many blocks takes, in bytes: the model's weights with their embeddings."""
+    parts = {id(tensor): tensor.nbytes for part in model.parts.values() for tensor in part.state_dict().values()}
+    return sum(parts.values()) + 4 * blocks * model.config.retriever_proj_size
 
 
 def _check_agreement(blocks: list[Block], manifest: dict[str, Any]) -> None:
@@ -221,8 +233,6 @@ def _open_partial(partial: Path, manifest: dict[str, Any], restart: bool, remark
                 f"{partial} was begun with another {', '.join(differing)}: start anew with --restart, "
                 "or name another folder"
             )
-    elif partial.exists() and not (partial.is_dir() and not any(partial.iterdir())):
-        raise ValueError(f"{partial} is in the way and no indexing job's: remove it or name another folder")
     partial.mkdir(parents=True, exist_ok=True)
     _write_json(path, manifest)
     for half in partial.glob(".*.tmp"):  # what a killed rank was writing
@@ -289,10 +299,10 @@ def _finish(
                 "command again, which computes what is missing"
             )
         rows.copy_(torch.from_numpy(_read_shard(path)))
-    ready = partial / "ready"
+    ready = partial / READY
     shutil.rmtree(ready, ignore_errors=True)
     _write_ready(ready, blocks, embeddings, model, tokenizer, manifest)
-    _put_in_place(ready, folder)
+    put_in_place(ready, folder, LAST)
     shutil.rmtree(partial)
 
 
@@ -396,8 +406,8 @@ def load_unindexed(folder: str | os.PathLike) -> tuple[RealmForOpenQA, RealmToke
 def run(options: argparse.Namespace) -> None:
     """Run `realm-min index`."""
     from . import default_model
-    from .cli import remark as say
     from .console import progress_report, skipped_named
+    from .printable import remark
 
     device = chosen_device(options.device)
     if options.model:
@@ -407,6 +417,6 @@ def run(options: argparse.Namespace) -> None:
     model.embedder.to(device)
     with skipped_named() as skip, progress_report() as report:
         documents = read_documents(options.corpus, skip)
-        index(documents, options.out, model, tokenizer, restart=options.restart, report=report, remark=say)
+        index(documents, options.out, model, tokenizer, restart=options.restart, report=report, remark=remark)
     if distributed.world().is_first:
-        say(f'Ready: realm-min ask --model "{options.out}"')
+        remark(f'Ready: realm-min ask --model "{options.out}"')

@@ -33,8 +33,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files.atomic import only_writer, write_atomically
+from ..files.atomic import naming, only_writer, remove_temporaries, write_atomically
 from ..files.json_file import read_json_object
+from ..files.output import check_room
 from ..interface.base import RealmModel
 from ..learn.optimizer import AdamW
 from ..learn.steps import Sum
@@ -130,6 +131,8 @@ def _begin(run: TrainingRun, job: Job) -> int:
     def begin() -> int:
         _open_run(run, job.settings)
         found = read_checkpoint(run.folder, run.remark)
+        size = _checkpoint_size(job)
+        check_room(run.folder, size if found else 2 * size)  # of the two that are kept, one is replaced
         if found is None:
             return 0
         done, tensors = found
@@ -198,8 +201,14 @@ def only_job(folder: str | os.PathLike) -> Iterator[None]:
         FileExistsError: another job does.
     """
     with ExitStack() as held:
-        world().on_first(lambda: held.enter_context(only_writer(folder)))
+        world().on_first(lambda: _take(Path(folder), held))
         yield
+
+
+def _take(folder: Path, held: ExitStack) -> None:
+    held.enter_context(only_writer(folder))
+    if folder.is_dir():
+        remove_temporaries(folder)
 
 
 def write_models(folder: Path, models: dict[str, RealmModel], tokenizer: Any) -> None:
@@ -333,6 +342,12 @@ def _open_run(run: TrainingRun, settings: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def _checkpoint_size(job: Job) -> int:
+    """Of the weights and the optimizer's two averages of those that are trained, in bytes."""
+    tensors = _tensors(job.models)
+    return sum(tensor.nbytes * (1 if job.frozen(key) else 3) for key, tensor in tensors.items())
+
+
 def _named(models: dict[str, RealmModel]) -> dict[str, Tensor]:
     """The models' tensors as "MODEL.KEY", one that is shared under each of its names."""
     return {f"{name}.{key}": tensor for name, model in models.items() for key, tensor in model.state_dict().items()}
@@ -408,8 +423,9 @@ def _log(path: Path, done: int) -> Iterator[Callable[[Mapping[str, float | None]
             if not row.keys() <= set(columns):
                 raise ValueError(f"{path} has other columns than this run's: move it away, and go on with a new one")
             shown = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
-            _write_rows(file, columns, [shown], header=new)
-            file.flush()
+            with naming(path):
+                _write_rows(file, columns, [shown], header=new)
+                file.flush()
 
         yield write
 

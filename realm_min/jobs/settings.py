@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
+from ..files.output import check_folder
 from ..text.corpus import MAX_WORDPIECES
 
 RUN_FILE = "run.json"
@@ -260,8 +261,11 @@ class TrainingRun:
 
 
 def check_new_run(folder: Path, resume: bool) -> None:
-    """FileExistsError if `folder` cannot be a new run's: it holds one, which is not to be resumed, or is a file."""
+    """Refuse a folder that cannot be a new run's: it holds one, which is not to be resumed, or cannot be written.
+
+    Raises:
+        FileExistsError, OSError: as said, and as `check_folder`.
+    """
     if not resume and (folder / RUN_FILE).is_file():
         raise FileExistsError(f"{folder} holds a run already: go on with --resume, or name another folder")
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file: name a folder")
+    check_folder(folder)

@@ -1,0 +1,81 @@
+r"""What a terminal is sent: the text of others is only text there, its control characters are shown as escapes.
+
+Documents, titles, questions, paths, names of tensors come from anybody. Sent to a terminal as they are, an escape
+sequence rewrites the screen or the window's title, a bidirectional override lets a line read as another, and a tag is
+seen by nobody. Here ESC is shown as \x1b. What is written to files stays as it is.
+
+Nothing else in this package prints: every line goes through `say`, `remark`, `say_json` and `read_line`, or through
+`console.py`, which has the same for tables and progress bars.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Tags and variation selectors: nothing of them is seen, whatever their category.
+_UNSEEN = re.compile("[\U000e0000-\U000e0fff]")
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""`text` with each character that is not shown as what it is in the place of an escape, "\x1b" say.
+
+    These are Unicode's "other" ones (control, format, surrogate, private, unassigned: Cc, Cf, Cs, Co, Cn), the
+    separators of lines and paragraphs, and the tags. All spaces stay.
+
+    Args:
+        keep: characters to leave as they are: line ends, where the layout has several lines.
+    """
+    if text.isprintable() and not _UNSEEN.search(text):
+        return text
+    return "".join(c if c in keep or _is_shown(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_shown(character: str) -> bool:
+    if _UNSEEN.match(character):
+        return False
+    return character.isprintable() or unicodedata.category(character) == "Zs"
+
+
+def say(text: str = "") -> None:
+    """A line on the standard output."""
+    print(printable(text), flush=True)
+
+
+def remark(text: str = "") -> None:
+    """A line on the standard error."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def say_json(value: Any, indent: int | None = None) -> None:
+    """A value as JSON on the standard output, in one line or indented; what `printable` escapes, JSON's escapes say."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    print("".join(c if c == "\n" or _is_shown(c) else json.dumps(c)[1:-1] for c in text), flush=True)
+
+
+def read_line(prompt: str) -> str:
+    """A line of the standard input, without the spaces around it; "" at its end."""
+    try:
+        return input(printable(prompt)).strip()
+    except EOFError:
+        say()
+        return ""
+
+
+@contextmanager
+def warnings_remarked() -> Iterator[None]:
+    """Let Python's warnings be `remark`s until the block ends."""
+
+    def show(message: Any, category: Any, filename: Any, lineno: Any, file: Any = None, line: Any = None) -> None:
+        for shown in warnings.formatwarning(message, category, filename, lineno, line).rstrip("\n").split("\n"):
+            remark(shown)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
