@@ -23,8 +23,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress
+
+from realm_min.app.console import Console, Progress, Text, progress_bar
+from realm_min.files.atomic import only_writer
+from realm_min.files.output import check_folder
 
 from .bench_clock import Clock, Row, measure_device
 from .bench_report import plot, show, summary, write_csv
@@ -120,6 +122,12 @@ def measure(options: argparse.Namespace, clock: Clock, measured: dict[str, float
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark; see the head of this module."""
     options = parse(arguments)
+    check_folder(options.out)
+    with only_writer(options.out):
+        measure_and_write(options)
+
+
+def measure_and_write(options: argparse.Namespace) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=150)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
@@ -134,9 +142,9 @@ def main(arguments: list[str] | None = None) -> None:
     measured = measure_device(clock)
     heading = describe(device, measured, options)
     for name, value in heading.items():
-        console.print(f"[bold]{name}[/bold]: {value}", highlight=False)
+        console.print(Text.assemble((name, "bold"), f": {value}"))
     start = time.perf_counter()
-    with Progress(console=console, transient=True) as progress:
+    with progress_bar(console, transient=True) as progress:
         rows = measure(options, clock, measured, progress)
     show(rows, console)
     for line in summary(rows):
@@ -144,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     if cuda and not any(row["contender"] == "faiss" for row in rows):
         console.print("this FAISS has no GPU part: not measured")
     stem = f"kernels-{'cpu' if not cuda else torch.cuda.get_device_name(device).lower().replace(' ', '-')}"
-    options.out.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(exist_ok=True)
     heading["seconds in all"] = f"{time.perf_counter() - start:.0f}"
     write_csv(rows, heading, options.out / f"{stem}.csv")
     paths = [options.out / f"{stem}.csv", *plot(rows, heading, options.out, stem)]

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from realm_min.app.console import Console
 from realm_min.files.atomic import write_atomically
 
 from .bench_clock import NEED, Row

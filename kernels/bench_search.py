@@ -9,9 +9,9 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
+from realm_min.app.console import Progress
 from realm_min.search.mips import COMPRESSIONS, BlockIndex, mips_topk
 
 from .bench_clock import NEED, Clock, Row, extra_memory, figures, ratio

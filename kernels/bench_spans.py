@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
+from realm_min.app.console import Progress
 from realm_min.model import spans
 
 from .bench_clock import NEED, Clock, Row, figures

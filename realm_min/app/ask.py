@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import textwrap
 from dataclasses import asdict
 
-from rich.console import Console
 from rich.padding import Padding
-from rich.text import Text
 
 from ..interface.open_qa import Answer, RealmForOpenQA
 from ..ranks import distributed
 from ..ranks.devices import chosen_device
 from ..ranks.watcher import RankFailedError
 from . import plots
-from .cli import load_model, one_line, remark
+from .cli import load_model, one_line
+from .console import Console, Text
+from .printable import printable, read_line, remark, say_json
 
 EXAMPLES = (
     "What is the capital of Uruguay?",
@@ -67,25 +66,17 @@ def answer_questions(options: argparse.Namespace, model: RealmForOpenQA) -> None
             remark(f"realm-min: {one_line(error)}")
 
 
-def read_line(prompt: str) -> str:
-    try:
-        return input(prompt).strip()
-    except EOFError:
-        print()
-        return ""
-
-
 def print_json(answer: Answer) -> None:
     values = asdict(answer)
     values = {"question": values.pop("question"), "answer": values.pop("text"), **values}
-    print(json.dumps(values, ensure_ascii=False), flush=True)
+    say_json(values)
 
 
 def print_answer(answer: Answer) -> None:
     """The answer, then each block that was read, the answer's whole and its span highlighted, of others the start."""
-    console = Console(highlight=False)
-    console.print(Text(answer.question, style="bold"))
-    console.print(Text.assemble((answer.text, "bold green"), f"   p(y|x) {answer.probability:.3g}"))
+    console = Console()
+    console.print(Text(printable(answer.question), style="bold"))
+    console.print(Text.assemble((printable(answer.text), "bold green"), f"   p(y|x) {answer.probability:.3g}"))
     for rank, block in enumerate(answer.blocks):
         heading = f"{rank + 1}. block {block.id}   score {block.score:.3f}   p(z|x) {block.probability:.3g}"
         console.print(Text(heading, style="cyan"))

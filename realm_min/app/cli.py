@@ -1,7 +1,7 @@
 """The command line, `realm-min` or `python -m realm_min`: index documents, ask questions, evaluate answers, train.
 
 Results go to the standard output, all else (progress, remarks, errors) to the standard error. Exit status: 0 when
-done, 1 if `verify` found an error, 2 for bad input, 130 after Ctrl-C.
+done, 1 if `verify` found an error, 2 for bad input and for what the machine lacks, 130 after Ctrl-C.
 
 torch takes seconds to import, so nothing here does: help, usage and what is refused are answered without it, and a
 command's module is imported when the command runs.
@@ -14,19 +14,21 @@ import difflib
 import gc
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from itertools import takewhile
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from .. import __version__
 from ..config import check_indexed
+from ..files.causes import machine_error
 from ..files.hub import resolve_folder
 from . import arguments
 from . import training_arguments as training
-from .console import progress_report, remark
+from .printable import printable, remark, warnings_remarked
 
 if TYPE_CHECKING:
     from ..interface.open_qa import RealmForOpenQA
@@ -73,7 +75,7 @@ COMMANDS = {
         arguments.add_verify, arguments.check_verify,
     ),
     "convert": Command(
-        "files.tensorflow_checkpoint.run", "Make a folder for --model from the TensorFlow files that Google released.",
+        "app.convert.run", "Make a folder for --model from the TensorFlow files that Google released.",
         arguments.add_convert, arguments.check_convert,
     ),
 }  # fmt: skip
@@ -128,29 +130,39 @@ def ranks() -> AbstractContextManager[object]:
         return nullcontext()
     from ..ranks.distributed import join
 
-    return join()
+    return join(say=remark)
 
 
 def status_of(run: Callable[[], int | None]) -> int:
-    """Run a program; returns its exit status. Bad input and Ctrl-C end it in one line, not in a traceback."""
+    """Run a program; returns its exit status. Bad input, want of memory and Ctrl-C end it in one line.
+
+    What it raises beside these is a mistake of ours: the traceback is shown, as Python would.
+    """
     try:
-        return run() or 0
+        with warnings_remarked():
+            return run() or 0
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        remark(f"realm-min: {one_line(error)}")
-        return 2
     except KeyboardInterrupt as interrupt:
         if os.environ.get("RANK", "0") == "0":  # torchrun interrupts all ranks
-            remark(f"\nInterrupted. {interrupt}".rstrip())
+            remark()
+            remark(f"Interrupted. {interrupt}".rstrip())
         return 130
+    except Exception as error:
+        if machine_error(error) is None and not isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
+            for line in "".join(traceback.format_exception(error)).rstrip("\n").split("\n"):
+                remark(line)
+            return 1
+        remark(f"realm-min: {one_line(error)}")
+        return 2
     return 0
 
 
 def one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    lines = [line.strip() for line in str(error).splitlines()]
+    error = machine_error(error) or error
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    lines = [line.strip() for line in str(error).strip().split("\n")]
     return " ".join(lines) if len(lines) <= 3 else f"{' '.join(lines[:3])} … and {len(lines) - 3} more"
 
 
@@ -194,6 +206,9 @@ class Parser(argparse.ArgumentParser):
             self.error(f"there is nothing to do with {' '.join(unknown)}: see {self.prog} --help")
         return options, unknown
 
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
     def _check_option(self, word: str) -> None:
         known = [option for action in self._actions for option in action.option_strings]
         if word not in known:
@@ -217,6 +232,7 @@ def load_model(name: str | None, texts: bool = True) -> RealmForOpenQA:
     """
     if name is None:
         from . import default_model
+        from .console import progress_report
 
         return default_model.load(texts=texts, sharded=True, remark=remark, progress=progress_report)
     from ..interface.open_qa import RealmForOpenQA

@@ -24,7 +24,6 @@ import mmap
 import os
 import re
 import shutil
-import sys
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -42,6 +41,7 @@ from ..text import corpus
 from ..text.corpus import FACTBOOK, Document, corpus_hash, cut_blocks, record
 from ..text.documents import read_documents
 from ..text.retriever import RealmRetriever
+from .printable import remark
 
 PACKED_FILE = Path(__file__).parents[1] / "assets" / "default-model.realm"
 MAGIC = b"realm-min unpacked model, format 1\n"
@@ -49,10 +49,6 @@ EARLIER_FOLDER = re.compile(r"factbook-[0-9a-f]{16}(\.partial)?")  # where earli
 
 Report = Callable[..., None]  # as `indexing.Report`
 Content = tuple[dict[str, Any], list[memoryview]]  # the file's header and its streams
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _no_progress() -> AbstractContextManager[Report]:
@@ -63,7 +59,7 @@ def load(
     *,
     texts: bool = True,
     sharded: bool = False,
-    remark: Callable[[str], None] = _say,
+    remark: Callable[[str], None] = remark,
     progress: Callable[[], AbstractContextManager[Report]] = _no_progress,
 ) -> RealmForOpenQA:
     """The default model with its retriever, in evaluation mode; weights that no output depends on are zeros.

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from ..files.atomic import only_writer, write_atomically
+from ..files.atomic import naming, only_writer, write_atomically
 from ..jobs import ranking
 from ..jobs.evaluation import Result, compiled, evaluate, summary
 from ..jobs.journal import journal_rows, json_line, open_journal
@@ -25,7 +25,8 @@ from ..ranks.devices import chosen_device
 from ..ranks.distributed import world
 from ..text.questions import Row, rows_to_ask
 from .cli import load_model
-from .console import progress_bar, remark, skipped_named
+from .console import progress_bar, skipped_named
+from .printable import remark, say, say_json
 
 BATCH = 8  # questions at once
 RUN_DEPTH = 1000  # blocks that a ranking of documents is made of
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
         found = ranks.on_first(lambda: finish(options, journal, values, judged))
     if ranks.is_first:
         if options.json:
-            print(json.dumps(found))
+            say_json(found)
         else:
             print_measures(found)
 
@@ -81,8 +82,9 @@ def answer_all(
                 value = value_of(model, result, depth > 0)
                 done += 1
                 if file is not None:
-                    file.write(json_line(value))
-                    file.flush()
+                    with naming(file.name):
+                        file.write(json_line(value))
+                        file.flush()
                 elif ranks.is_first:
                     values.append(value)
         except KeyboardInterrupt:
@@ -164,14 +166,14 @@ def print_measures(found: dict[str, Any]) -> None:
     """The counts, and of each measure the mean, its 95 % interval and how many questions it is of."""
     counts, intervals = found["n"], found["interval_95"]
     for name in ("questions", "answered", "skipped"):
-        print(f"{name:<21} {found[name]:>8,}")
-    print(f"{'':<21} {'mean':>8}   {'95 % interval':<18} n")
+        say(f"{name:<21} {found[name]:>8,}")
+    say(f"{'':<21} {'mean':>8}   {'95 % interval':<18} n")
     for name in counts:
         if found[name] is None:
-            print(f"{name:<21} {'–':>8}")
+            say(f"{name:<21} {'–':>8}")
             continue
         low, high = intervals[name]
-        print(f"{name:<21} {100 * found[name]:>6.1f} %   {100 * low:5.1f} to {100 * high:5.1f} %   {counts[name]:,}")
+        say(f"{name:<21} {100 * found[name]:>6.1f} %   {100 * low:5.1f} to {100 * high:5.1f} %   {counts[name]:,}")
 
 
 def name_bad_patterns(rows: list[Row]) -> None:

@@ -38,7 +38,8 @@ import torch
 from torch import Tensor
 
 from ..config import RealmConfig
-from ..files.atomic import write_atomically
+from ..files.atomic import only_writer, write_atomically
+from ..files.output import check_folder
 from ..interface.embedder import RealmEmbedder
 from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
 from ..jobs import loop
@@ -48,6 +49,9 @@ from ..model.realm import IGNORED, marginal_loss, marginal_loss_backward
 from ..text.corpus import Block, factbook_documents
 from ..text.sequences import join, pad
 from ..text.tokenizer import RealmTokenizerFast
+from .console import Console, progress_bar
+from .figures import save_figure
+from .printable import say
 
 SHIPPED_VOCABULARY = Path(__file__).parent.parent / "assets" / "vocab.txt"
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -134,7 +138,7 @@ class Record(NamedTuple):
 def facts_by_country() -> dict[str, dict[str, Fact]]:
     """The facts of every country of a one-word name that states all of them."""
     found: dict[str, dict[str, Fact]] = {}
-    for title, text in factbook_documents():
+    for title, text, _ in factbook_documents():
         for line in text.split("\n") if title.isalpha() else ():
             for field, (pattern, _) in FIELDS.items():
                 if match := re.fullmatch(pattern, line):
@@ -434,14 +438,12 @@ def plot(runs: Runs, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylim(0)
     figure.axes[1].legend(frameon=False, fontsize=8)
-    with write_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def show(runs: Runs) -> None:
     """Print the first and the last record of every run."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title="The retriever before and after, by masked words alone", box=box.SIMPLE)
@@ -459,8 +461,7 @@ def show(runs: Runs) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    description = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m realm_min.app.learn", description=description)
+    parser = argparse.ArgumentParser(prog="python -m realm_min.app.learn", description=str(__doc__).split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=DEFAULTS.steps, help="updates a run (default %(default)s)")
     parser.add_argument(
@@ -468,13 +469,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("."), help="where learn.csv and learn.png go")
     options = parser.parse_args(arguments)
+    check_folder(options.out)
+    with only_writer(options.out):
+        learn_and_write(options)
 
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    settings = DEFAULTS._replace(steps=options.steps, countries=options.countries)
+def learn_and_write(options: argparse.Namespace) -> None:
     runs: Runs = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress:
+    settings = DEFAULTS._replace(steps=options.steps, countries=options.countries)
+    with progress_bar(Console()) as progress:
         bar = progress.add_task("runs, two at a time", total=2 * len(set(options.seeds)))
         for seed, with_gradient, records in experiment(sorted(set(options.seeds)), settings):
             runs[seed, with_gradient] = records
@@ -485,10 +488,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             progress.advance(bar)
     show(runs)
-    options.out.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(exist_ok=True)
     write_csv(runs, options.out / "learn.csv")
     plot(runs, options.out / "learn.png")
-    print(f"Written: {options.out / 'learn.csv'} and {options.out / 'learn.png'}")
+    say(f"Written: {options.out / 'learn.csv'} and {options.out / 'learn.png'}")
 
 
 if __name__ == "__main__":

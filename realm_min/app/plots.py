@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import os
 import textwrap
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..files.atomic import write_atomically
 from ..interface.open_qa import Answer, RealmForOpenQA
 from ..jobs import loop
+from .figures import drawable, save_figure
 
 BARS = 20  # blocks drawn at most, best first
 NEIGHBOURS = 9  # tokens on either side of the answer, in the close-up
@@ -43,7 +42,7 @@ def plot_answer(model: RealmForOpenQA, answer: Answer, path: Path) -> None:
     scores = span_table(read)
     attention = read.attentions[-1][0, :, start : end + 1].mean(1).cpu().numpy()  # [heads, tokens]
     tokenizer = model.retriever.tokenizer
-    tokens = [token.replace("$", r"\$") for token in tokenizer.convert_ids_to_tokens(read.ids[0].tolist())]
+    tokens = list(map(drawable, tokenizer.convert_ids_to_tokens(read.ids[0].tolist())))
     words = ~np.isin(read.ids[0].cpu().numpy(), (tokenizer.cls_token_id, tokenizer.sep_token_id))
     lines = laid_out(tokens)
 
@@ -58,13 +57,13 @@ def plot_answer(model: RealmForOpenQA, answer: Answer, path: Path) -> None:
     draw_all_spans(whole, scores, start, end)
     draw_heads(figure.add_subplot(rows[2], sharex=whole), attention, words, start, end)
     draw_text(figure.add_subplot(rows[3]), tokens, lines, attention.mean(0), words, start, end)
-    asked = textwrap.shorten(answer.question, 110, placeholder=" …").replace("$", r"\$")
-    said = textwrap.shorten(answer.text, 80, placeholder=" …").replace("$", r"\$")
+    asked, said = (drawable(shortened(text, width)) for text, width in ((answer.question, 110), (answer.text, 80)))
     figure.suptitle(f"{asked}\n{said}   p(y|x) = {answer.probability:.3g}", fontsize=13, x=0.01, ha="left")
-    with write_atomically(path) as temporary, warnings.catch_warnings():
-        # A character that matplotlib's own font lacks is drawn as a box.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(temporary, format="png", dpi=110)
+    save_figure(figure, path, dpi=110)
+
+
+def shortened(text: str, width: int) -> str:
+    return textwrap.shorten(text, width, placeholder=" …")
 
 
 def span_table(read: Any) -> np.ndarray:
@@ -105,11 +104,8 @@ def draw_retrieval(axes: Any, answer: Answer) -> None:
     colours = [ANSWER if rank == answer.block_rank else OTHER for rank in ranks]
     places = range(len(ranks))
     axes.barh(places, [block.probability for block in blocks], color=colours)
-    labels = [
-        f"{rank + 1}. {textwrap.shorten(block.text, 40, placeholder=' …')}"
-        for rank, block in zip(ranks, blocks, strict=True)
-    ]
-    axes.set_yticks(places, [label.replace("$", r"\$") for label in labels], fontsize=8 if len(ranks) <= 12 else 6)
+    labels = [f"{rank + 1}. {shortened(block.text, 40)}" for rank, block in zip(ranks, blocks, strict=True)]
+    axes.set_yticks(places, list(map(drawable, labels)), fontsize=8 if len(ranks) <= 12 else 6)
     axes.invert_yaxis()
     for place, block in zip(places, blocks, strict=True):
         axes.annotate(f"{block.probability:.3g}", (block.probability, place), xytext=(3, 0),
@@ -249,6 +245,5 @@ def plot_training(folder: str | os.PathLike) -> Path:
     axes[0].set_title(f"Pre-training; bold: mean of {width} steps" if width > 1 else "Pre-training")
     axes[-1].set_xlabel("step")
     path = Path(folder) / PLOT_FILE
-    with write_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_figure(figure, path, dpi=120)
     return path

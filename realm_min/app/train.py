@@ -25,8 +25,9 @@ from ..text.documents import read_documents
 from ..text.questions import read_questions, read_training_questions
 from ..text.retriever import RealmRetriever
 from . import indexing
-from .console import progress_report, remark, skipped_named
+from .console import progress_report, skipped_named
 from .plots import plot_training
+from .printable import remark
 from .training_arguments import is_indexed
 
 

@@ -1,4 +1,4 @@
-"""Google's original files in, Hugging Face folders out: `realm-min convert`.
+"""Google's original files in, Hugging Face folders out, for `realm-min convert`.
 
 The release of REALM and ORQA holds TensorFlow checkpoints (variables by name), `encoded.ckpt` (the block embeddings, a
 checkpoint of one variable) and `blocks.tfr` (the blocks' texts as TFRecords), which `tensorflow_files.py` reads. Names
@@ -7,7 +7,6 @@ and sizes are mapped here, as transformers' `load_tf_weights_in_realm` maps them
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -25,12 +24,8 @@ from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
 from ..interface.open_qa import RealmForOpenQA
 from ..interface.reader import RealmReader
 from ..interface.scorer import RealmScorer
-from ..text.tokenizer import RealmTokenizer
-from .block_records import write_block_records
-from .checkpoint import write_folder
-from .hub import BLOCK_RECORDS_FILE
 from .json_file import read_json_object
-from .tensorflow_files import Checkpoint, read_blocks
+from .tensorflow_files import Checkpoint
 
 # --- Names ------------------------------------------------------------------------------------------------------------
 
@@ -317,58 +312,3 @@ def _read_weight(checkpoint: Checkpoint, name: str) -> torch.Tensor:
         raise ValueError(f"{name} of {checkpoint.path} is {array.dtype}: weights are floating-point numbers")
     array = array.T if name.endswith("/kernel") else array
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-
-
-# --- Command ----------------------------------------------------------------------------------------------------------
-
-
-def run(options: argparse.Namespace) -> int:
-    """Write what `options` name as a Hugging Face folder, everything read and checked first."""
-    conversion = None
-    if options.checkpoints:
-        conversion = read_tensorflow(
-            options.checkpoints, options.kind, options.config, options.initialize_missing, options.seed
-        )
-    blocks = read_blocks(options.blocks) if options.blocks else None
-    tokenizer = RealmTokenizer(options.vocab) if options.vocab else None
-    if conversion and blocks and conversion.kind == "openqa" and len(blocks) != conversion.config.num_block_records:
-        raise ValueError(
-            f"{options.blocks} holds {len(blocks)} blocks, block_emb {conversion.config.num_block_records}: "
-            "give the two that belong together"
-        )
-    if conversion and tokenizer and len(tokenizer) != conversion.config.vocab_size:
-        raise ValueError(
-            f"{options.vocab} holds {len(tokenizer)} wordpieces, the model {conversion.config.vocab_size}: "
-            "give the vocabulary that it was trained with"
-        )
-
-    options.out.mkdir(parents=True, exist_ok=True)
-    if blocks:
-        write_block_records(options.out / BLOCK_RECORDS_FILE, blocks)
-        print(f"{len(blocks)} blocks -> {options.out / BLOCK_RECORDS_FILE}")
-    if tokenizer:
-        tokenizer.save_pretrained(options.out)
-        print(f"tokenizer of {len(tokenizer)} wordpieces -> {options.out}")
-    if conversion:
-        write_conversion(conversion, options.out)
-    return 0
-
-
-def write_conversion(conversion: Conversion, folder: Path) -> None:
-    """Write configuration and weights into `folder`, and print what became of everything."""
-    model_class, _ = MODELS[conversion.kind]
-    config = conversion.config.to_dict() | {"architectures": [model_class.__name__], "torch_dtype": "float32"}
-    write_folder(folder, RealmConfig.from_dict(config), conversion.state_dict)
-    numbers = sum(tensor.numel() for tensor in conversion.state_dict.values())
-    print(f"{model_class.__name__}, {numbers:,} numbers in {len(conversion.state_dict)} tensors -> {folder}")
-    for remark in conversion.remarks:
-        print(f"Assumed {remark}")
-    for title, names in (
-        ("variables map to no parameter", conversion.unmapped),
-        ("parameters were filled by nothing and hold initial values", conversion.missing),
-        ("parameters copy the word embeddings, to which BERT ties them", conversion.tied),
-    ):
-        if names:
-            print(f"{len(names)} {title}:\n  " + "\n  ".join(names))
-    if conversion.optimizer:
-        print(f"{conversion.optimizer} variables of the optimizer were left out")

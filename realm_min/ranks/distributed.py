@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -239,11 +240,12 @@ def split(last: int) -> Iterator[World]:
 
 
 @contextmanager
-def join(patience: float = PATIENCE) -> Iterator[World]:
+def join(patience: float = PATIENCE, say: Callable[[str], None] = warnings.warn) -> Iterator[World]:
     """Join the ranks that torchrun started, until the block ends; without torchrun, a world of one.
 
     Args:
         patience: seconds of silence after which a rank is held for dead.
+        say: is told of a rank's failure where this one is stuck in a collective and cannot raise it.
 
     Raises:
         OSError: there are several, on a platform that lacks what they need of POSIX.
@@ -261,7 +263,7 @@ def join(patience: float = PATIENCE) -> Iterator[World]:
             "torch.distributed: start one process, without torchrun"
         )
     store, rank, size = _connect(int(os.environ["RANK"]), size)
-    watcher = Watcher(store, rank, size, patience)
+    watcher = Watcher(store, rank, size, patience, say)
     _world = World(rank, size, watcher=watcher)
     try:
         with watcher:

@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,9 @@ class RankFailedError(ConnectionError):
 class Watcher:
     """Counts upwards for this rank and watches the others' counts; see the head of this module."""
 
-    def __init__(self, store: Any, rank: int, size: int, patience: float) -> None:
+    def __init__(self, store: Any, rank: int, size: int, patience: float, say: Callable[[str], None]) -> None:
         self._store, self._rank, self._size, self._patience = store.clone(), rank, size, patience
+        self._say_last = say  # before a process ends that cannot raise its error
         self._names = self._exchange_names(store)
         stats = [Path(f"/proc/{name.split()[1]}/stat") for name in self._names]
         here = socket.gethostname()
@@ -206,9 +207,11 @@ class Watcher:
             self._set(f"left/{self._rank}", "")
         signal.pthread_kill(self._main, signal.SIGUSR1)
         if not self._closing.wait(GRACE):  # stuck in a collective that does not notice
-            if not self._error.said_by_first:
-                print(f"realm-min: {self._error}", file=sys.stderr, flush=True)
-            os._exit(2)
+            try:
+                if not self._error.said_by_first:
+                    self._say_last(f"realm-min: {self._error}")
+            finally:
+                os._exit(2)
 
     def _raise(self, *_: Any) -> None:
         if self._error is not None and not self._raised:

@@ -12,9 +12,7 @@ right ones, and a right stage behind a wrong one.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ..app.console import doing
+from ..app.printable import remark, say_json
 from ..config import RealmConfig
 from ..files import checkpoint as checkpoints
 from ..files.hub import resolve_folder
@@ -326,18 +326,16 @@ class Blocks:
 
 def run(options: argparse.Namespace) -> int:
     """Run `realm-min verify`; returns 0 if every stage is within its tolerance, else 1."""
-    from rich.console import Console
-
-    with Console(stderr=True).status("verify") as status:
+    with doing("verify") as progress:
         report = verify(
             options.checkpoint, text=options.text, against=options.against, known=options.known, seed=options.seed,
-            progress=lambda doing: status.update(f"verify: {doing}"),
+            progress=progress,
         )  # fmt: skip
     if options.json:
-        print(json.dumps(report.to_dict(), allow_nan=False, indent=2))
+        say_json(report.to_dict(), indent=2)
     else:
         print_report(report)
     if options.plot:
         plot(report, options.plot)
-        print(f"The error by depth is drawn in {options.plot}", file=sys.stderr)
+        remark(f"The error by depth is drawn in {options.plot}")
     return 0 if report.passed else 1

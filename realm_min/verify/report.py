@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from ..files.atomic import write_atomically
+from ..app.console import Console, Text
+from ..app.figures import drawable, save_figure
+from ..app.printable import printable
 from .known import KNOWN_TOLERANCE, KnownValue
 from .measure import FLOAT32_ROUNDING, Error
 from .stages import Stage
@@ -174,13 +174,13 @@ class Report:
 
 def print_report(report: Report, console: Console | None = None) -> None:
     """Print the table of stages, how to read it, and the verdict."""
-    console = console or Console(highlight=False)
+    console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, 160)
     sizes = report.sizes
     console.print(
         Text.assemble(
-            (report.checkpoint, "bold"),
+            (printable(report.checkpoint), "bold"),
             f"   {report.kind}, {sizes['layers']} layers, hidden size {sizes['hidden']}, {sizes['weights']:,} weights",
         )
     )
@@ -191,16 +191,17 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console.print()
     console.print(stage_table(report, wide=console.width >= WIDE))
     if report.answer:
-        console.print(f"answer: {report.answer.text!r}, from block {report.answer.block}", markup=False)
+        console.print(f"answer: {report.answer.text!r}, from block {report.answer.block}")
     print_legend(report, console)
     for title, found in (
         ("Weights that no training makes", report.weights),
         (f"Weights that differ from {report.against}", report.differences),
     ):
         if found:
-            console.print(Text(f"\n{title}", style="bold red"))
+            console.print()
+            console.print(Text(printable(title), style="bold red"))
             for key, what in found.items():
-                console.print(f"  {key}: {what}", markup=False)
+                console.print(printable(f"  {key}: {what}"))
     if report.known_values:
         console.print(Text(f"\nPublished values of {report.known}, to {KNOWN_TOLERANCE:g}", style="bold"))
         console.print(known_table(report))
@@ -299,7 +300,7 @@ def verdict(report: Report) -> Text:
             + (", and the published values agree" if report.known_values else ""),
             style="bold green",
         )
-    lines = ["\nFAILED"]
+    lines = ["", "FAILED"]
     for path in report.paths:
         if row := report.first_of(path):
             found = row.errors[path]
@@ -316,7 +317,7 @@ def verdict(report: Report) -> Text:
     wrong = [value.name for value in report.known_values if not value.passed]
     if wrong:
         lines.append(f"  published values of {report.known}: {', '.join(wrong)}")
-    return Text("\n".join(lines), style="bold red")
+    return Text("\n".join(map(printable, lines)), style="bold red")
 
 
 def where(row: Row) -> str:
@@ -353,9 +354,8 @@ def plot(report: Report, path: Path) -> None:
     panels[1].set_xticks(range(len(rows)), ticks, rotation=90, fontsize=7)
     panels[1].set_xlim(-0.7, len(rows) - 0.3)
     figure.supxlabel("Exact zeros are not drawn. Errors above 1, and what is not finite, are drawn at 1.", fontsize=8)
-    figure.suptitle(f"{report.checkpoint}  ({report.kind}): error by depth against float64", fontsize=11)
-    with write_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    figure.suptitle(f"{drawable(report.checkpoint)}  ({report.kind}): error by depth against float64", fontsize=11)
+    save_figure(figure, path, dpi=120)
 
 
 def draw_errors(axes: Axes, report: Report, own: bool) -> None:

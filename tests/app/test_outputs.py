@@ -1,0 +1,230 @@
+"""Where commands write: what will not do is said before the work, an empty folder is filled, a kill costs nothing."""
+
+import errno
+import json
+import os
+from collections import namedtuple
+
+import eight_capitals
+import pytest
+from eight_capitals import BLOCKS, CONFIG, QUESTIONS
+
+from realm_min import RealmConfig, RealmForOpenQA
+from realm_min.app import indexing
+from realm_min.app.cli import main
+from realm_min.files import output
+from realm_min.files.atomic import only_writer
+from realm_min.jobs import embedding, loop
+from realm_min.text.corpus import Document
+
+DOCUMENTS = [Document(*block) for block in BLOCKS]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return RealmForOpenQA(RealmConfig(**CONFIG, num_block_records=1), seed=1).eval(), eight_capitals.tokenizer()
+
+
+@pytest.fixture(scope="module")
+def ready(model, tmp_path_factory):
+    return indexing.index(DOCUMENTS, tmp_path_factory.mktemp("outputs") / "ready", *model)
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(embedding, "SHARD_SIZE", 2)
+
+
+@pytest.fixture
+def here(tmp_path, ready, monkeypatch):
+    """A corpus, questions and what stands in the way of results."""
+    rows = {
+        "c": [d._asdict() for d in DOCUMENTS],
+        "q": [{"question": q.question, "answer": q.answers} for q in QUESTIONS],
+    }
+    for name, values in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(value) + "\n" for value in values))
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "dangling").symlink_to("nothing")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def stop_at(count):
+    def report(stage, done, total):
+        if total is not None and done >= count:
+            raise KeyboardInterrupt
+
+    return report
+
+
+# ---- an empty folder that is there
+
+
+def test_an_empty_folder_is_filled_and_never_replaced(tmp_path, model, ready, small_shards, monkeypatch):
+    """As a mount point must be: it stays the same folder; a job that was stopped goes on in it."""
+    whole = files_of(indexing.index(DOCUMENTS, tmp_path / "whole", *model))
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "link").symlink_to(out)
+    before = out.stat().st_ino
+    with pytest.raises(KeyboardInterrupt, match=r"^2 of 8 blocks are embedded and kept in .*link/\.partial\."):
+        indexing.index(DOCUMENTS, tmp_path / "link", *model, report=stop_at(4))
+    assert os.listdir(out) == [".partial"]
+    with pytest.raises(FileNotFoundError):
+        RealmForOpenQA.from_pretrained(out)
+    seen = []
+    report = lambda stage, done, total: seen.append((stage, done))  # noqa: E731
+
+    def stop(source, target):
+        if os.path.basename(target) == "config.json" and target.parent == tmp_path / "link":
+            raise KeyboardInterrupt
+        os.rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output.os, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            indexing.index(DOCUMENTS, tmp_path / "link", *model, report=report)
+    assert (
+        ("Embedding blocks", 2) in seen and ("Embedding blocks", 0) not in seen and "manifest.json" in os.listdir(out)
+    )
+    with pytest.raises(FileNotFoundError):
+        RealmForOpenQA.from_pretrained(out)
+    assert files_of(indexing.index(DOCUMENTS, out, *model)) == whole
+    assert out.stat().st_ino == before and sorted(os.listdir(tmp_path)) == ["link", "out", "whole"]
+    with pytest.raises(FileExistsError, match="out exists already"):
+        indexing.index(DOCUMENTS, out, *model)
+
+
+def test_the_current_folder(tmp_path, model, ready, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["index", str(here_corpus(tmp_path.parent)), "--out", ".", "--model", str(ready)]) == 0
+    assert (tmp_path / "config.json").is_file()
+
+
+def here_corpus(folder):
+    path = folder / "current-folder.jsonl"
+    path.write_text(json.dumps({"title": "Norway", "text": "Capital: Oslo."}) + "\n")
+    return path
+
+
+def test_a_kill_before_the_first_file_does_not_block(tmp_path, model):
+    """What a killed writer has left under a temporary name is nobody's work."""
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / f".manifest.json.{'0' * 16}.tmp").write_text("{")
+    indexing.index(DOCUMENTS, tmp_path / "out", *model)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+# ---- refused before the work
+
+
+def commands(out):
+    """Every command that fills a folder."""
+    yield ["index", "c.jsonl", "--out", out]
+    for stage in ("ict", "mlm", "pretrain"):
+        yield [stage, "c.jsonl", "--out", out]
+    yield ["finetune", "q.jsonl", "c.jsonl", "--out", out]
+    yield ["convert", "none", "--out", out]
+
+
+def nobody_works(monkeypatch):
+    def fail(*given, **options):
+        raise AssertionError("work has begun")
+
+    monkeypatch.setattr("realm_min.app.cli.imported", fail)
+
+
+@pytest.mark.parametrize(
+    "out, message",
+    [
+        ("file", "file is a file: name a folder"),
+        ("dangling", "dangling is a link to nothing, which is not there: make that, or name another folder"),
+        ("file/within", "file: Not a directory"),
+        ("n" * 300, "n: File name too long"),
+    ],
+)
+def test_folders_are_refused_first(here, monkeypatch, capsys, out, message):
+    nobody_works(monkeypatch)
+    monkeypatch.setattr("realm_min.app.arguments.find_checkpoint", lambda path: path)
+    before = sorted(os.listdir(here))
+    for command in commands(out):
+        assert main(command) == 2
+        err = capsys.readouterr().err
+        assert message in err and err.startswith("realm-min: ") and err.count("\n") == 1, (command, err)
+    assert sorted(os.listdir(here)) == before
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_disks_are_refused_first(here, monkeypatch, capsys, number):
+    nobody_works(monkeypatch)
+    monkeypatch.setattr("realm_min.app.arguments.find_checkpoint", lambda path: path)
+
+    def fail(handle):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(output.os, "fsync", fail)
+    lines = [*commands("new"), ["evaluate", "q.jsonl", "--predictions", "p"], ["ask", "why?", "--plot", "p.png"]]
+    for command in [*lines, ["verify", "embedder", "--plot", "p.png"]]:
+        monkeypatch.setattr("realm_min.app.arguments.find_folder", lambda name: None)
+        assert main(command) == 2
+        assert capsys.readouterr().err == f"realm-min: {here}: {os.strerror(number)}\n", command
+
+
+def test_a_disk_without_room_is_refused_before_the_first_block(here, model, ready, monkeypatch, capsys):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 9999, 9999))
+    monkeypatch.setattr(embedding, "embed_blocks", None)
+    monkeypatch.setattr(indexing, "embed_blocks", None)
+    for command in (["index", "c.jsonl", "--model", str(ready)], ["finetune", "q.jsonl", str(ready), "--steps", "1"]):
+        assert main([*command, "--out", "new"]) == 2
+        err = capsys.readouterr().err.strip().split("\n")[-1]
+        assert err.startswith("realm-min: new: No space left on device: ") and err.endswith(" and 9,999 are free")
+
+
+# ---- one writer
+
+
+def test_a_second_command_is_refused_in_one_line(here, ready, capsys, monkeypatch):
+    monkeypatch.setattr("realm_min.app.convert.read_tensorflow", lambda *given: None)
+    for name, command in {
+        "i": ["index", "c.jsonl", "--model", str(ready)],
+        "f": ["finetune", "q.jsonl", str(ready), "--steps", "1"],
+    }.items():
+        with only_writer(name):
+            assert main([*command, "--out", name]) == 2
+        last = capsys.readouterr().err.strip().split("\n")[-1]
+        assert last.startswith(f"realm-min: {name} is being written by process {os.getpid()} on "), last
+        assert not os.path.exists(name) or not os.listdir(name)
+
+
+def test_a_runs_temporaries_are_removed_by_the_next(tmp_path, monkeypatch):
+    """Each killed save leaves one, of another name."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (f".checkpoint.safetensors.{'a' * 16}.tmp", ".checkpoint.safetensors.17.tmp", "log.csv", ".notes"):
+        (run / name).write_text("x")
+    with loop.only_job(run):
+        assert sorted(os.listdir(run)) == [".notes", "log.csv"]
+
+
+def test_a_full_disk_while_training_is_named(here, ready, monkeypatch, capsys):
+    """The log is not written through a temporary file."""
+    written = loop._write_rows
+
+    def full(file, columns, rows, header):
+        if columns and "loss" in columns:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written(file, columns, rows, header)
+
+    monkeypatch.setattr(loop, "_write_rows", full)
+    assert main(["finetune", "q.jsonl", str(ready), "--out", "run", "--steps", "1"]) == 2
+    last = capsys.readouterr().err.strip().split("\n")[-1]
+    assert last == f"realm-min: run{os.sep}log.csv: No space left on device"
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert main(["finetune", "q.jsonl", str(ready), "--out", "run", "--steps", "1", "--resume"]) == 0
