@@ -1,5 +1,6 @@
 """What is built to be given away: the source distribution is complete, and the page of the package has no dead link."""
 
+import configparser
 import email
 import os
 import re
@@ -45,6 +46,14 @@ def archive(tmp_path_factory):
 def test_the_source_distribution_holds_every_file(archive):
     left_out = [str(name) for name in files() if not (archive / name).is_file() and name.name != ".gitignore"]
     assert left_out == []
+
+
+def test_every_wing_is_installed():
+    """What a wheel holds is named in setup.cfg."""
+    listed = configparser.ConfigParser()
+    listed.read(ROOT / "setup.cfg", encoding="utf-8")
+    wings = {f"realm_min.{path.parent.name}" for path in (ROOT / "realm_min").glob("*/__init__.py")}
+    assert set(listed["options"]["packages"].split()) == {"realm_min", "realm_min.kernels", *wings}
 
 
 def test_the_page_of_the_package(archive):
