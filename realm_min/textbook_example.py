@@ -74,7 +74,7 @@ def lines_of(corpus: str | None) -> list[str]:
         if corpus:
             files = sorted(Path(corpus).rglob("*.txt")) if Path(corpus).is_dir() else [Path(corpus)]
             return [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-        return [f"{title}. {line}" for title, text in factbook_documents() for line in text.splitlines()]
+        return [f"{title}. {line}" for title, text, _ in factbook_documents() for line in text.splitlines()]
     except (OSError, UnicodeDecodeError, ModuleNotFoundError) as error:
         raise SystemExit(f"{corpus}: {error}: give a file of UTF-8 text" if corpus else str(error)) from None
 
