@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .files.atomic import write_atomically
+from .files.causes import check_readable
 from .files.hub import BLOCK_RECORDS_FILE, resolve_folder, take_hub_options
 from .files.json_file import read_json_object
 
@@ -143,8 +144,7 @@ class RealmConfig:
             ValueError: it is not JSON, is another model's, or holds impossible values.
         """
         path = resolve_folder(folder, "config", **take_hub_options(overrides)) / CONFIG_FILE
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist: give the folder of a REALM checkpoint")
+        check_readable(path, f"{path} does not exist: give the folder of a REALM checkpoint")
         values = read_json_object(path, "restore it from the checkpoint's source")
         found = values.get("model_type", cls.model_type)
         if found != cls.model_type:
@@ -172,5 +172,5 @@ def check_open_qa(folder: Path) -> None:
 def check_indexed(folder: Path) -> None:
     """As `check_open_qa`, and FileNotFoundError if no blocks stand beside the model."""
     check_open_qa(folder)
-    if not (folder / BLOCK_RECORDS_FILE).is_file():
-        raise FileNotFoundError(f"{folder} holds a model without blocks: give it some with realm-min index --model")
+    missing = f"{folder} holds a model without blocks: give it some with realm-min index --model"
+    check_readable(folder / BLOCK_RECORDS_FILE, missing)

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..config import check_indexed, check_open_qa
+from ..files.causes import check_readable
 from ..files.hub import find_folder
 from ..files.output import check_file, check_folder, refuse_existing
 from ..files.tensorflow_files import check_tensorflow, find_checkpoint
@@ -188,8 +189,8 @@ def check_convert(options: argparse.Namespace) -> None:
     for checkpoint in options.checkpoints:
         find_checkpoint(checkpoint)
     for option, path in (("--config", options.config), ("--blocks", options.blocks), ("--vocab", options.vocab)):
-        if path is not None and not path.is_file():
-            raise FileNotFoundError(f"{option} {path} does not exist: give a file, or leave it out")
+        if path is not None:
+            check_readable(path, f"{option} {path} does not exist: give a file, or leave it out")
     check_folder(options.out)
     check_tensorflow()
 

@@ -37,6 +37,13 @@ class Text(rich.text.Text):
         super().append(printable(text, LAYOUT) if isinstance(text, str) else text, *rest, **given)
         return self
 
+    @classmethod
+    def assemble(cls, *parts: Any, **given: Any) -> Text:
+        whole = cls(**given)
+        for part in parts:  # a text, or a text and its style
+            whole.append(*part) if isinstance(part, tuple) else whole.append(part)
+        return whole
+
 
 class Console(rich.console.Console):
     """rich's console, for which a string is only text."""

@@ -35,6 +35,7 @@ import numpy as np
 
 from ..files import packed
 from ..files.atomic import only_writer, remove_temporaries, write_atomically
+from ..files.causes import machine_error
 from ..interface.open_qa import RealmForOpenQA
 from ..ranks import distributed
 from ..text import corpus
@@ -174,6 +175,8 @@ def _read(path: Path, remark: Callable[[str], None]) -> Content | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
+        if isinstance(found := machine_error(error, path), MemoryError):
+            raise found from None  # the file may be as good as ever
         remark(f"{path} cannot be used ({getattr(error, 'strerror', None) or error}): it is made anew")
         return None
 

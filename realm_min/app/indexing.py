@@ -40,6 +40,7 @@ from ..config import CONFIG_FILE, RealmConfig, check_open_qa
 from ..files import checkpoint
 from ..files.atomic import only_writer, write_atomically
 from ..files.block_records import read_block_records
+from ..files.causes import check_readable
 from ..files.hub import BLOCK_RECORDS_FILE, resolve_folder
 from ..files.output import READY, check_folder, check_room, is_empty, put_in_place, refuse_existing, workplace
 from ..files.packed import load_packed
@@ -137,8 +138,7 @@ def read_blocks(folder: str | os.PathLike) -> list[Block]:
         ValueError: titles and records are not of the same blocks.
     """
     path = Path(folder) / BLOCK_TITLES_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: index the corpus anew with realm-min index")
+    check_readable(path, f"{path} is missing: index the corpus anew with realm-min index")
     titles = path.read_text(encoding="utf-8").split("\n")[:-1]
     records = read_block_records(Path(folder) / BLOCK_RECORDS_FILE)
     found = (from_record(bytes(data), title) for data, title in zip(records, titles, strict=False))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .causes import causes_named, check_readable
 from .hub import BLOCK_RECORDS_FILE
 from .npy_file import CRC_LENGTH, read_npy_header, stored_crc, write_npy
 from .pickled_bytes import unpickle_byte_strings
@@ -42,10 +43,9 @@ def read_block_records(path: str | os.PathLike) -> np.ndarray:
         ValueError: the file is truncated or damaged, or holds anything but a row of byte strings.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: give the path of a {BLOCK_RECORDS_FILE}")
+    check_readable(path, f"{path} does not exist: give the path of a {BLOCK_RECORDS_FILE}")
     try:
-        with open(path, "rb") as file:
+        with causes_named(path), open(path, "rb") as file:
             shape, _, dtype = read_npy_header(file)
             if len(shape) != 1 or dtype.kind not in "OS":
                 raise ValueError(f"it is an array of shape {list(shape)} and dtype {dtype}, not a row of byte strings")

@@ -11,7 +11,9 @@ import errno
 import os
 import pickle
 import re
-from pathlib import Path
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _NAMES = (
     "ENOMEM", "EACCES", "EPERM", "ENOSPC", "EDQUOT", "EFBIG", "EMFILE", "ENFILE", "EISDIR", "ENOTDIR", "EROFS",
@@ -61,17 +63,38 @@ def raise_machine_error(error: BaseException, path: str | os.PathLike | None = N
         raise found from None
 
 
-def check_readable(path: str | os.PathLike) -> None:
+def check_readable(path: str | os.PathLike, missing: str | None = None) -> None:
     """Open a file for reading, and close it: libraries do not say why they cannot.
 
+    Args:
+        missing: what to say where there is none; None: as the system says it.
+
     Raises:
-        OSError: it cannot be opened, or is a folder; the error says why.
+        FileNotFoundError: there is no such file, but maybe a folder or a device in its place.
+        OSError: it cannot be opened; the error says why.
     """
-    path = Path(path)
-    if path.is_dir():  # Windows says of it that permission is denied
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    with open(path, "rb"):
-        pass
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISREG(mode):
+            with open(path, "rb"):
+                return
+    except (FileNotFoundError, NotADirectoryError):
+        if missing is None:
+            raise
+        raise FileNotFoundError(missing) from None
+    # Windows says of a folder that permission is denied, and to open a pipe is to wait.
+    kind = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+    raise FileNotFoundError(f"{os.fspath(path)} is {kind}, where a file is to be read")
+
+
+@contextmanager
+def causes_named(path: str | os.PathLike) -> Iterator[None]:
+    """Let the machine's failures in a block that reads a file have their own names, and the file's."""
+    try:
+        yield
+    except Exception as error:
+        raise_machine_error(error, path)
+        raise
 
 
 def _number(error: BaseException) -> int | None:

@@ -24,6 +24,7 @@ from ..config import CONFIG_FILE, RealmConfig
 from ..model.parameters import Shapes
 from ..ranks.distributed import World
 from .atomic import write_atomically
+from .causes import causes_named, check_readable, raise_machine_error
 from .pickled_tensors import unpickle_tensors
 from .safetensors_file import damaged, read_safetensors, write_safetensors
 
@@ -64,9 +65,9 @@ def read_state_dict(
         raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds config.json and the weights")
     safe = partial(read_safetensors, sliced=sliced, world=world or World())
     for (stem, suffix), read in ((SAFETENSORS, safe), (PICKLED, _read_pickled)):
-        if (folder / (stem + suffix)).is_file():
+        if (folder / (stem + suffix)).exists():
             return read(folder / (stem + suffix))
-        if (folder / f"{stem}{suffix}.index.json").is_file():
+        if (folder / f"{stem}{suffix}.index.json").exists():
             return _read_shards(folder / f"{stem}{suffix}.index.json", read)
     raise FileNotFoundError(
         f"{folder} holds no weights: model.safetensors, pytorch_model.bin, or one of them in shards with its "
@@ -75,6 +76,7 @@ def read_state_dict(
 
 
 def _read_shards(index: Path, read: Callable[[Path], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    check_readable(index)
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         keys_of: dict[str, set[str]] = {}
@@ -85,8 +87,7 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, torch.Tensor]]) -
     for shard in keys_of:
         if not isinstance(shard, str) or not re.fullmatch(r"[\w-][\w.-]*", shard):
             raise ValueError(f"{index} names the shard {shard!r}: a shard is a plain file name in the same folder")
-        if not (index.parent / shard).is_file():
-            raise FileNotFoundError(f"{index} lists {shard}, which is not beside it: fetch the missing shard")
+        check_readable(index.parent / shard, f"{index} lists {shard}, which is not beside it: fetch the missing shard")
 
     state_dict: dict[str, torch.Tensor] = {}
     for shard, keys in sorted(keys_of.items()):
@@ -101,8 +102,10 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, torch.Tensor]]) -
 
 def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
     """A `torch.save`d state dict. The pickle in it is read, never executed."""
+    check_readable(path)
     try:
-        state_dict = unpickle_tensors(path)
+        with causes_named(path):
+            state_dict = unpickle_tensors(path)
     except ValueError as error:
         raise damaged(path, error) from None
     if not isinstance(state_dict, dict):
@@ -131,6 +134,7 @@ def check_config(folder: str | os.PathLike, config: RealmConfig) -> None:
                 written = json.loads((file.metadata() or {}).get("config", "{}"))
             differing = {name: value for name, value in written.items() if getattr(config, name, None) != value}
         except Exception as error:  # as above
+            raise_machine_error(error, path)
             raise damaged(path, str(error).partition("\n")[0]) from None
         for name, value in differing.items():
             raise ValueError(

@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .causes import raise_machine_error
+
 BLOCK_RECORDS_FILE = "block_records.npy"
 
 # What a part of the package reads of a repository. Weights are a preference: the first format that is there.
@@ -85,6 +87,7 @@ def resolve_folder(name_or_folder: str | os.PathLike, *parts: str, subfolder: st
                 if not _holds_any(found, formats[0]):
                     found = fetch(files)
     except (OSError, ValueError) as error:  # the library's errors are of these two, offline and unknown names too
+        raise_machine_error(error)
         raise FileNotFoundError(
             f"there is no folder {name_or_folder!r}, and it could not be fetched from the hub "
             f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}): "

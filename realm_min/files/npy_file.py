@@ -17,6 +17,7 @@ import numpy as np
 
 from ..ranks.distributed import World
 from .atomic import write_atomically
+from .causes import causes_named, check_readable
 from .checksum import combine_crc32
 
 _CRC = re.compile(rb"\ncrc32 ([0-9a-f]{8})\n")
@@ -59,14 +60,14 @@ def map_npy(path: str | os.PathLike, world: World | None = None) -> np.ndarray:
         ValueError: it is damaged, cut short, or no such array.
     """
     path, world = Path(path), world or World()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: give a .npy file of block embeddings")
+    check_readable(path, f"{path} does not exist: give a .npy file of block embeddings")
     mapped: list[_Mapped] = []
 
     def read() -> list[tuple[int, int]]:
         """CRC-32 and length of the header, and of this rank's rows."""
         try:
-            mapped.append(_map(path))
+            with causes_named(path):
+                mapped.append(_map(path))
         except ValueError as error:
             raise _damaged(path, error) from None
         found = mapped[0]
@@ -127,7 +128,9 @@ def read_npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
         file.seek(8)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, fortran_order, dtype = read(file)
-    except Exception as error:  # whatever NumPy's parser says of untrusted bytes, the header is at fault
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # what else NumPy's parser says of untrusted bytes, the header is at fault
         raise ValueError(f"no valid .npy header ({str(error).splitlines()[0] if str(error) else error!r})") from None
     if any(size < 0 for size in shape):
         raise ValueError(f"no valid .npy header (shape {list(shape)})")

@@ -44,6 +44,7 @@ from ..text.corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_bloc
 from ..text.tokenizer import RealmTokenizerFast
 from ..text.tokenizer_files import SPECIAL_TOKEN_NAMES
 from .atomic import write_atomically
+from .causes import causes_named, check_readable
 from .json_file import json_object
 from .quantization import dequantize, feedback_factor, quantize
 
@@ -160,8 +161,7 @@ def load_packed(path: str | os.PathLike) -> tuple[RealmForOpenQA, RealmTokenizer
 def read_packed(path: str | os.PathLike) -> tuple[dict[str, Any], tuple[Bytes, Bytes, Bytes]]:
     """The header of a packed file, and its codes as plain int8, steps and vectors; raises as `load_packed`."""
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: give the file of a packed model")
+    check_readable(path, f"{path} does not exist: give the file of a packed model")
     with damage_told(path):
         header, (codes, steps, vectors) = split(path.read_bytes(), MAGIC, sha256)
         weights = header["manifest"]["weights"]
@@ -180,7 +180,8 @@ def digest_of(path: str | os.PathLike) -> str:
 def damage_told(path: Path) -> Iterator[None]:
     """Turn what goes wrong in reading a file's bytes into one ValueError."""
     try:
-        yield
+        with causes_named(path):
+            yield
     except (
         ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, struct.error, zlib.error,
     ) as error:  # fmt: skip

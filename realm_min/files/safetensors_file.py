@@ -11,6 +11,7 @@ import safetensors
 import torch
 
 from ..ranks.distributed import World
+from .causes import check_readable, raise_machine_error
 from .checksum import combine_crc32
 
 _DTYPE_NAMES = {
@@ -51,11 +52,13 @@ def read_with_metadata(
 
     def read() -> list[tuple[int, int]]:
         """CRC-32 and length of what stands before this rank's slice, of the slice, and of what stands after it."""
+        check_readable(path)
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata.update(file.metadata() or {})
                 tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-        except Exception as error:  # whatever the parser says of untrusted bytes, the file is at fault
+        except Exception as error:  # what else the parser says of untrusted bytes, the file is at fault
+            raise_machine_error(error, path)
             raise damaged(path, str(error).partition("\n")[0]) from None
         return _pieces(tensors, sliced, world) if metadata.keys() & {CHECKSUM, EARLIER_CHECKSUM} else []
 

@@ -24,6 +24,7 @@ from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
 from ..interface.open_qa import RealmForOpenQA
 from ..interface.reader import RealmReader
 from ..interface.scorer import RealmScorer
+from .causes import check_readable
 from .json_file import read_json_object
 from .tensorflow_files import Checkpoint
 
@@ -301,8 +302,7 @@ def _config(shapes: dict[str, list[int]], file: str | os.PathLike | None) -> tup
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: give a config.json or bert_config.json")
+    check_readable(path, f"{path} does not exist: give a config.json or bert_config.json")
     return read_json_object(path, "give a config.json or bert_config.json")
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from .causes import check_readable, raise_machine_error
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -70,13 +72,15 @@ class Checkpoint:
         try:
             self._reader = tf.train.load_checkpoint(self.path)
             self.shapes: dict[str, list[int]] = self._reader.get_variable_to_shape_map()
-        except Exception as error:  # TensorFlow raises many kinds; whichever it is, the files are at fault
+        except Exception as error:  # TensorFlow raises many kinds; whichever else it is, the files are at fault
+            raise_machine_error(error, self.path)
             raise self._damaged(error) from None
 
     def read(self, name: str) -> np.ndarray:
         try:
             return self._reader.get_tensor(name)
         except Exception as error:  # as above
+            raise_machine_error(error, self.path)
             raise self._damaged(error, f" {name} of") from None
 
     def _damaged(self, error: Exception, what: str = "") -> ValueError:
@@ -97,14 +101,14 @@ def read_blocks(path: str | os.PathLike) -> list[bytes]:
         ValueError: a checksum is wrong, the file is cut short, holds no record or one that is not UTF-8 text.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: give the TFRecord file of the blocks (blocks.tfr)")
+    check_readable(path, f"{path} does not exist: give the TFRecord file of the blocks (blocks.tfr)")
     tf = import_tensorflow()
     blocks: list[bytes] = []
     try:
         for batch in tf.data.TFRecordDataset(str(path)).batch(1024).as_numpy_iterator():
             blocks += batch.tolist()
     except tf.errors.OpError as error:
+        raise_machine_error(error, path)
         raise ValueError(f"{path} is damaged or cut short ({_first_line(error)}): fetch it again") from None
     framed = sum(len(block) + 16 for block in blocks)  # length, its checksum, the record, its checksum
     if framed != path.stat().st_size:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..config import RealmConfig
 from ..files import checkpoint
+from ..files.causes import check_readable
 from ..files.hub import resolve_folder
 from ..files.json_file import read_json_object
 from ..interface.base import RealmModel
@@ -110,8 +111,7 @@ def tokenizer(folder: str | os.PathLike | None) -> RealmTokenizerFast:
 def _config(folder: Path, values: dict[str, Any]) -> RealmConfig:
     """RealmConfig of a REALM folder, or the sizes of a BERT's."""
     path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: give the folder of a model")
+    check_readable(path, f"{path} is missing: give the folder of a model")
     found = read_json_object(path, "restore it from the checkpoint's source")
     if found.get("model_type") == RealmConfig.model_type:
         return RealmConfig.from_pretrained(folder, **values)

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..files.causes import raise_machine_error
+
 GZIPPED = ".gz"
 
 # The longer ones first: UTF-32's begins with UTF-16's. Each of these codecs takes the mark away.
@@ -34,6 +36,7 @@ def open_plain(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
         with open(path, "rb") as file:
             yield io.BufferedReader(gzip.GzipFile(fileobj=file)) if zipped else file  # pyright: ignore
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise_machine_error(error, path)
         raise ValueError(f"{os.fspath(path)} is damaged or not gzipped ({error}): fetch it again") from None
 
 

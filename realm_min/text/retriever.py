@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..files.block_records import read_block_records, write_block_records
+from ..files.causes import check_readable
 from ..files.hub import BLOCK_RECORDS_FILE, resolve_folder, take_hub_options
 from .batch_encoding import BatchEncoding
 from .tokenizer import RealmTokenizerFast
@@ -156,8 +157,7 @@ class RealmRetriever:
         """
         folder = resolve_folder(folder, "blocks", "tokenizer", **take_hub_options(tokenizer_options))
         path = folder / BLOCK_RECORDS_FILE
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist: give a folder that holds {BLOCK_RECORDS_FILE}")
+        check_readable(path, f"{path} does not exist: give a folder that holds {BLOCK_RECORDS_FILE}")
         tokenizer = RealmTokenizerFast.from_pretrained(folder, **tokenizer_options)
         return cls(read_block_records(path), tokenizer)
 

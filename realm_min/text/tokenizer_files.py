@@ -15,6 +15,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from realm_min.files.atomic import write_atomically
+from realm_min.files.causes import check_readable
 
 SPECIAL_TOKEN_NAMES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 NAMED_TOKENS = ("bos_token", "eos_token", *SPECIAL_TOKEN_NAMES)
@@ -56,8 +57,7 @@ def read_older_special_tokens(folder: Path) -> dict[str, Any]:
 
 def read_tokenizer_json(path: str | os.PathLike) -> tuple[dict[str, int], dict[int, AddedToken]]:
     """The vocabulary and the added tokens of the library's file. Raises ValueError if it holds no WordPiece model."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"no tokenizer file at {str(path)!r}")
+    check_readable(path, f"no tokenizer file at {str(path)!r}")
     content = read_json(Path(path))
     model = content.get("model")
     if not isinstance(model, dict) or model.get("type") != "WordPiece":
@@ -92,8 +92,7 @@ def load_vocab(path: str | os.PathLike) -> dict[str, int]:
 
     Raises FileNotFoundError, or ValueError for an empty file, one that is not UTF-8 or a piece that stands twice.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"no vocabulary file at {str(path)!r}: pass the path of a vocab.txt, one piece a line")
+    check_readable(path, f"no vocabulary file at {str(path)!r}: pass the path of a vocab.txt, one piece a line")
     vocab: dict[str, int] = {}
     try:
         with open(path, encoding="utf-8") as lines:
