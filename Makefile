@@ -9,7 +9,7 @@ STAMPS := $(VENV)/stamps
 unexport PYTHONDONTWRITEBYTECODE
 PINS    = $(shell test -e $(STAMPS)/oracle && echo constraints-oracle.txt || echo constraints.txt)
 
-.PHONY: demo learn test test-newest test-oldest test-kernels test-notebooks test-tf test-weights test-faults lint types format check-install lock notebooks \
+.PHONY: demo learn test test-newest test-oldest test-kernels test-notebooks test-tf test-weights test-faults test-threads lint types format check-install lock notebooks \
     notebooks-run bench bench-model bench-train bench-scale verify-base train-demo ablation sdist clean
 
 demo: $(STAMPS)/demo
@@ -49,6 +49,10 @@ test-notebooks: $(STAMPS)/test
 # Against what TensorFlow writes, and on real trained weights: not in the suite, since both install much.
 test-tf: $(STAMPS)/test $(STAMPS)/tf
 	$(RUN) -m pytest tests/heavy/test_tf.py
+
+# A thousand answers on eight threads; the suite asks for fewer.
+test-threads: $(STAMPS)/test
+	$(RUN) -m pytest tests/heavy/test_threads.py
 
 test-weights: $(STAMPS)/test $(STAMPS)/weights
 	$(RUN) -m pytest -s tests/heavy/test_weights.py

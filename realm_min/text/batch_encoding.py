@@ -94,7 +94,7 @@ class BatchEncoding(dict):
         if tensor_type not in ("pt", "np"):
             raise ValueError(f"return_tensors={tensor_type!r} is unknown: use 'pt', 'np' or None")
         made = {name: _as_array(name, [value] if prepend_batch_axis else value) for name, value in self.items()}
-        self.update({name: torch.from_numpy(value) for name, value in made.items()} if tensor_type == "pt" else made)
+        self.update({name: _as_tensor(value) for name, value in made.items()} if tensor_type == "pt" else made)
         return self
 
     def to(self, device: str | int | torch.device) -> BatchEncoding:
@@ -188,8 +188,13 @@ def _places(first: int, second: int | None) -> tuple[int, int]:
     return (0, first) if second is None else (first, second)
 
 
+def _as_tensor(array: np.ndarray) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float64 else tensor
+
+
 def _as_array(name: str, value: Any) -> np.ndarray:
-    """Integers as int64, as empty lists are; other numbers in PyTorch's usual dtype. ValueError for ragged lists."""
+    """Integers as int64, as empty lists are. Raises ValueError for ragged lists."""
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return np.asarray(value)
     try:

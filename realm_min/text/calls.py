@@ -65,11 +65,11 @@ def read_options(where: str, by_place: Sequence[Any], by_name: dict[str, Any], o
     given |= by_name
     refuse_left_out(where, given)
     # The two names that transformers' versions before 3.0 had.
+    older, truncates = given.pop("truncation_strategy", None), given.get("max_length") and not given.get("padding")
+    if given.get("truncation") is None and older is not None and not truncates:
+        given["truncation"] = older
     if given.pop("pad_to_max_length", False) and given.get("padding") in (None, False):
         given["padding"] = "longest" if given.get("max_length") is None else "max_length"
-    older = given.pop("truncation_strategy", "do_not_truncate")
-    if older != "do_not_truncate" and given.get("truncation") is None:
-        given["truncation"] = older
     warn_of_unknown(given, CALL, where)
     return CallOptions(**{name: value for name, value in given.items() if name in CALL})
 

@@ -15,8 +15,7 @@ Where the two disagree, as transformers' own two do:
 - Where a strategy cannot reach `max_length`, or only by removing a whole text, the by-hand tokenizer warns and leaves
   the text too long; the library removes the whole text if that is enough, and a ValueError tells if it is not.
 
-Where they are stricter than transformers: see the errors of each method. And by hand, `padding="max_length"` pads a
-single empty text without special tokens too.
+Where they are stricter than transformers, and what they leave out, is listed in docs/differences.md.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from realm_min.files.unknown_names import warn_of_unknown
-from realm_min.text.calls import CALL, CallOptions, Coded, Pair
+from realm_min.text.calls import CALL, CallOptions, Coded, Pair, refuse_left_out
 from realm_min.text.special_tokens import Token
 from realm_min.text.tokenizer_files import added_token_fields, as_added_token, load_vocab, read_tokenizer_json
 from realm_min.text.tokenizer_surface import TokenizerSurface
@@ -51,8 +50,8 @@ from realm_min.text.wordpiece import (
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 # Held around each call of the library: it keeps settings from one call to the next, and refuses to change them while
-# another thread reads them.
-ENCODING = threading.Lock()
+# another thread reads them. By hand it is held while tokens are added, and while they are gathered for a text.
+ENCODING = threading.RLock()
 MOST_ADDED = 5000  # tokens that the library takes in within a second
 
 
@@ -121,20 +120,22 @@ class RealmTokenizer(TokenizerSurface):
 
     def special_tokens_changed(self) -> None:
         """The tokens to find in a text are gathered anew before the next one."""
-        self._sought: tuple[Sought, Sought, set[str]] | None = None
+        with ENCODING:  # after one that gathered what was before
+            self._sought: tuple[Sought, Sought, set[str]] | None = None
 
     def _gathered(self) -> tuple[Sought, Sought, set[str]]:
         """What is not lower-cased in a text, the added tokens, and the words that are not split."""
-        if self._sought is not None:
-            return self._sought
-        special, added = self.all_special_tokens, list(self.added_tokens_decoder.values())
-        as_written = [*special, *(token.content for token in added if not token.special and token.normalized)]
-        by_length = sorted(self.added_tokens_encoder, key=len, reverse=True)  # the longest that matches wins
-        self._sought = found = sought(as_written), sought(by_length), self.never_split.union(special)
-        return found
+        if (found := self._sought) is not None:
+            return found
+        with ENCODING:
+            special, added = self.all_special_tokens, self.added_tokens_decoder.values()
+            as_written = [*special, *(token.content for token in added if not token.special and token.normalized)]
+            by_length = sorted(self.added_tokens_encoder, key=len, reverse=True)  # the longest that matches wins
+            self._sought = found = sought(as_written), sought(by_length), self.never_split.union(special)
+            return found
 
     def add(self, tokens: list[Token], special: bool) -> int:
-        special_ones, before, new = set(self.all_special_tokens), len(self), {}
+        special_ones, new = set(self.all_special_tokens), {}
         for given in tokens:
             is_known = isinstance(given, str) and given in special_ones
             token = as_added_token(given, special=special or is_known)
@@ -144,16 +145,19 @@ class RealmTokenizer(TokenizerSurface):
                 token = as_added_token({**added_token_fields(token), "content": token.content.lower()}, special=False)
             new[token.content] = token
         check_words(new.values())
-        for token in new.values():
-            self.keep_added({self.id_of(token.content, len(self)): token})
         unnamed = [token for token in new.values() if token.special and token.content not in special_ones]
-        self.rename({}, [*self.special_tokens_map_extended.get("additional_special_tokens", ()), *unnamed])
-        return len(self) - before
+        with ENCODING:
+            before = len(self)
+            for token in new.values():
+                self.keep_added({self.id_of(token.content, len(self)): token})
+            self.rename({}, [*self.special_tokens_map_extended.get("additional_special_tokens", ()), *unnamed])
+            return len(self) - before
 
     def tokenize(self, text: str, **options: Any) -> list[str]:
         """The tokens of a text, without special tokens around them. Raises ValueError if it is not a str."""
         if not isinstance(text, str):
             raise ValueError(f"tokenize() takes one str, not a {type(text).__name__}: {text!r}")
+        refuse_left_out("tokenize", options)
         warn_of_unknown(options, CALL, "tokenize")
         return [piece.token for piece in self._pieces(text)]
 
@@ -288,6 +292,7 @@ class RealmTokenizerFast(TokenizerSurface):
             },
             **others,
         )
+        check_number_of_added(len(self.added_tokens_decoder))
         self.backend_tokenizer = with_added_tokens(self._build(), self.added_tokens_decoder)
 
     @property
@@ -419,7 +424,6 @@ def check_number_of_added(number: int) -> None:
 
 def with_added_tokens(tokenizer: Tokenizer, added: dict[int, AddedToken]) -> Tokenizer:
     """The library's tokenizer with these added, by rising id: it numbers new ones in order."""
-    check_number_of_added(len(added))
     kinds = [token.special for token in added.values()]
     if len(set(kinds)) == 1:
         (tokenizer.add_special_tokens if kinds[0] else tokenizer.add_tokens)(list(added.values()))

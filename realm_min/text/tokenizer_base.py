@@ -73,9 +73,7 @@ class BaseTokenizer(SpecialTokens):
         model_input_names: Sequence[str] = ("input_ids", "token_type_ids", "attention_mask"),
         **others,
     ):
-        for name, side in (("padding_side", padding_side), ("truncation_side", truncation_side)):
-            if side not in ("right", "left"):
-                raise ValueError(f"{name}={side!r} is unknown: use 'right' or 'left'")
+        check_sides(padding_side, truncation_side)
         where = type(self).__name__
         take_hub_options(others)  # where files are found is said to from_pretrained; one may be a secret
         refuse_left_out(where, others)
@@ -310,6 +308,7 @@ class BaseTokenizer(SpecialTokens):
 
     def check(self, options: CallOptions, pairs: list[Pair]) -> None:
         """ValueError for settled options that ask for what cannot be: room for special tokens, say, in none."""
+        check_sides(self.padding_side, self.truncation_side)
         if options.padding != "do_not_pad" and self.pad_token is None:
             raise ValueError('padding needs a pad_token, and it is None: set tokenizer.pad_token = "[PAD]"')
         if options.return_token_type_ids and not options.add_special_tokens and not self.is_fast:
@@ -453,6 +452,12 @@ class BaseTokenizer(SpecialTokens):
     ) -> list[str]:
         """`decode` of each row."""
         return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces, **options) for row in sequences]
+
+
+def check_sides(padding_side: str, truncation_side: str) -> None:
+    for name, side in (("padding_side", padding_side), ("truncation_side", truncation_side)):
+        if side not in ("right", "left"):
+            raise ValueError(f"{name}={side!r} is unknown: use 'right' or 'left'")
 
 
 def clean_up_spaces(text: str) -> str:

@@ -46,6 +46,7 @@ class TokenizerFolders(BaseTokenizer):
             return cls(**file | overrides)
         folder = resolve_folder(pretrained_model_name_or_path, "tokenizer", **options)
         saved, known = read_constructor_arguments(folder), cls.argument_names()
+        take_hub_options(saved)  # other versions may have written them
         arguments: dict[str, Any] = {name: value for name, value in saved.items() if name in known} | overrides
         if "vocab_file" not in arguments:
             check_vocabularies(folder)
@@ -78,17 +79,19 @@ class TokenizerFolders(BaseTokenizer):
 
         Args:
             legacy_format: False leaves out vocab.txt and added_tokens.json, True tokenizer.json; None writes all that
-                there is. `RealmTokenizer` has vocab.txt alone.
+                there is. `RealmTokenizer` has no tokenizer.json.
             filename_prefix: before the name of each file, with a hyphen; such a folder is not read back.
         """
         refuse_left_out("save_pretrained", options)
         warn_of_unknown(set(options) - set(PUBLISHING), ("legacy_format", "filename_prefix"), "save_pretrained")
+        if legacy_format is False and not self.is_fast:
+            raise ValueError("legacy_format=False is tokenizer.json alone, which RealmTokenizerFast has: leave it out")
         folder, start = Path(save_directory), prefix(filename_prefix)
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{start}tokenizer_config.json", folder / f"{start}special_tokens_map.json"]
         write_json(paths[0], self._config())
         write_json(paths[1], self._special_tokens())
-        if legacy_format is not False or not self.is_fast:
+        if legacy_format is not False:
             new = {token: index for token, index in self.added_tokens_encoder.items() if index >= self.vocab_size}
             if new:
                 paths.append(folder / f"{start}added_tokens.json")
