@@ -7,6 +7,7 @@ import select
 import signal
 import sys
 
+import forked
 import numpy as np
 import processes
 import pytest
@@ -201,19 +202,21 @@ def test_index_with_the_model_of_a_folder(tmp_path, folder, capsys):
     assert "Chile. Capital" in capsys.readouterr().out.replace("[[", "").replace("]]", "")
 
 
+def heed_ctrl_c(*words):
+    # A suite that a script started in the background ignores Ctrl-C, and so would what it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    forked.command(*words)
+
+
 def test_ctrl_c_and_resume(tmp_path, folder):
-    """The real thing: a process, a signal, the same command again."""
+    """A process, a signal, the same command again."""
     big = write_jsonl(tmp_path / "big.jsonl", [{"title": f"Land {i}", "text": "Capital: none."} for i in range(3000)])
     command = ["index", str(big), "--model", str(folder), "--out"]
-    # A suite that a script started in the background ignores Ctrl-C, and so would what it starts.
-    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    with open(tmp_path / "errors.txt", "wb") as errors:
-        words = [sys.executable, "-m", "realm_min", *command, tmp_path / "out"]
-        process = processes.start(words, stderr=errors, preexec_fn=heed)
+    process = forked.start(heed_ctrl_c, *command, tmp_path / "out", files={2: tmp_path / "errors.txt"}, environment={})
     begun = lambda: any(tmp_path.glob("out.partial/embeddings-*.npy"))  # noqa: E731
     processes.until(begun, [process.pid], "a shard is written")
-    process.send_signal(signal.SIGINT)
-    assert processes.finish(process) == 130
+    os.kill(process.pid, signal.SIGINT)
+    assert forked.finish(process) == 130
     errors = (tmp_path / "errors.txt").read_text(encoding="utf-8")
     assert "Interrupted. " in errors and "The same command goes on from there." in errors and "Traceback" not in errors
     assert not (tmp_path / "out").exists()
@@ -275,9 +278,10 @@ def test_default_model_of_another_factbook(tmp_path, monkeypatch, capsys, defaul
 
 def test_prompt_on_a_terminal(folder):
     here, there = pty.openpty()
-    command = [sys.executable, "-m", "realm_min", "ask", "--model", str(folder)]
-    environment = {**os.environ, "TERM": "xterm-256color"}
-    process = processes.start(command, stdin=there, stdout=there, stderr=there, env=environment)
+    process = forked.start(
+        forked.command, "ask", "--model", folder, files=dict.fromkeys((0, 1, 2), there),
+        environment={"TERM": "xterm-256color"},
+    )  # fmt: skip
     os.close(there)
     os.write(here, b"What is the capital of Peru?\n" + b"why " * 200 + b"\n\n")
     shown = b""
@@ -294,7 +298,7 @@ def test_prompt_on_a_terminal(folder):
             return True
 
     processes.until(is_closed, [process.pid], "the terminal is closed")
-    assert processes.finish(process) == 0
+    assert forked.finish(process) == 0
     assert b"p(y|x)" in shown and b"[[" not in shown and b"\x1b[1;30;42m" in shown  # the span is in colour
     assert b"the limit is 512" in shown
 

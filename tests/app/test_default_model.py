@@ -1,12 +1,13 @@
 """The model that ships: unpacked once however many ask, and anew when damaged; small on disk and in memory."""
 
 import os
-import subprocess
 import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import forked
+import processes
 import pytest
 import ranks
 import torch
@@ -251,48 +252,43 @@ def test_no_home(cache, monkeypatch):
 
 # ---- several processes
 
-# Cutting begins by leaving a sign, and goes on when the test says so.
-ASK = f"""
-import sys, time
-from pathlib import Path
-from realm_min.app import default_model
-from realm_min.text.corpus import Document
-signs, name = Path(sys.argv[1]), sys.argv[2]
-def read_documents(corpus):
-    (signs / (name + " cuts")).touch()
-    while not (signs / "go on").exists():
-        time.sleep(0.05)
-    return {[tuple(document) for document in DOCUMENTS]!r}
-default_model.PACKED_FILE = Path(sys.argv[3])
-default_model.read_documents = lambda corpus: [Document(*each) for each in read_documents(corpus)]
-from realm_min.app.cli import main
-sys.exit(main(["ask", "--json", {QUESTION!r}]))
-"""
+
+def ask(signs, name, packed_file):
+    """Cutting begins by leaving a sign, and goes on when the test says so."""
+
+    def read_documents(corpus):
+        (signs / f"{name} cuts").touch()
+        while not (signs / "go on").exists():
+            time.sleep(0.05)
+        return DOCUMENTS
+
+    default_model.PACKED_FILE = packed_file
+    default_model.read_documents = read_documents
+    forked.command("ask", "--json", QUESTION)
 
 
 class Process:
-    def __init__(self, name, cache, packed_file, prelude="", **environment):
+    def __init__(self, name, cache, packed_file):
         self.name, self.signs = name, cache.parent
         self.signs.mkdir(parents=True, exist_ok=True)
-        self.said = self.signs / f"{name} said"
-        with open(self.said, "wb") as said:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", prelude + ASK, str(self.signs), name, str(packed_file)],
-                env={**os.environ, "XDG_CACHE_HOME": str(cache.parent), "OMP_NUM_THREADS": "1", **environment},
-                stdout=subprocess.PIPE, stderr=said,
-            )  # fmt: skip
+        self.out, self.said = self.signs / f"{name} prints", self.signs / f"{name} said"
+        self.process = forked.start(
+            ask, self.signs, name, packed_file,
+            files={1: self.out, 2: self.said}, environment={"XDG_CACHE_HOME": str(self.signs)},
+        )  # fmt: skip
 
     def wait_until(self, text):
         """Until it has said `text`, or cuts documents."""
-        deadline = time.monotonic() + 120
-        while text not in self.said.read_text(encoding="utf-8") and not (self.signs / f"{self.name} {text}").exists():
-            assert time.monotonic() < deadline and self.process.poll() is None, self.said.read_text(encoding="utf-8")
-            time.sleep(0.05)
+
+        def is_there():
+            said = self.said.read_text(encoding="utf-8") if self.said.exists() else ""
+            return text in said or (self.signs / f"{self.name} {text}").exists()
+
+        processes.until(is_there, [self.process.pid], text)
 
     def answer(self):
-        out, _ = self.process.communicate(timeout=120)
-        assert self.process.returncode == 0, self.said.read_text(encoding="utf-8")
-        return out
+        assert forked.finish(self.process) == 0, self.said.read_text(encoding="utf-8")
+        return self.out.read_bytes()
 
 
 def test_the_others_wait_for_the_first(cache, packed_file):
@@ -314,7 +310,7 @@ def test_the_next_goes_on_where_the_first_is_killed(cache, packed_file):
     second = Process("second", cache, packed_file)
     second.wait_until("Waiting for process")
     first.process.kill()
-    first.process.communicate()
+    first.process.join()
     second.wait_until("cuts")
     (cache.parent / "go on").touch()
     assert b'"answer"' in second.answer()
@@ -348,9 +344,10 @@ def test_ranks_search_it_together(cache, packed_file, where):
 
 # ---- other platforms
 
-# filelock comes first: on such a platform it has a lock of its own.
-HIDDEN = """
-import signal, sys, os
+# filelock comes first: on such a platform it has a lock of its own. The answer is asked for twice, and by two ranks.
+WITHOUT_POSIX = f"""
+import os, signal, sys
+from pathlib import Path
 import torch, subprocess, multiprocessing, filelock
 for name in ("fcntl", "resource", "termios", "pty", "pwd", "grp", "triton"):
     sys.modules[name] = None
@@ -358,6 +355,15 @@ for name in ("SIGUSR1", "SIGUSR2", "SIGKILL", "SIGHUP", "SIGALRM", "pthread_kill
     delattr(signal, name)
 for name in ("fork", "killpg", "getuid", "setsid", "wait4"):
     delattr(os, name)
+from realm_min.app import default_model
+from realm_min.app.cli import main
+from realm_min.text.corpus import Document
+default_model.PACKED_FILE = Path(sys.argv[1])
+default_model.read_documents = lambda corpus: [Document(*each) for each in {[tuple(each) for each in DOCUMENTS]!r}]
+for _ in range(2):
+    print(main(["ask", "--json", {QUESTION!r}]))
+os.environ |= {{"RANK": "0", "WORLD_SIZE": "2"}}
+print(main(["ask", "--json", {QUESTION!r}]))
 """
 
 
@@ -365,15 +371,13 @@ def test_ask_without_posix(cache, packed_file):
     expected = load()[0].answer([QUESTION])[0]
     for path in cache.iterdir():
         path.unlink()
-    (cache.parent / "go on").touch()
-    for name in ("unpacks", "reads"):
-        out = Process(name, cache, packed_file, prelude=HIDDEN).answer()
-        assert f'"probability": {expected.probability!r}'.encode()[:24] in out
-    ranks = Process("ranks", cache, packed_file, prelude=HIDDEN, RANK="0", WORLD_SIZE="2")
-    assert ranks.process.wait(timeout=120) == 2
-    (line,) = ranks.said.read_text(encoding="utf-8").splitlines()
-    assert "WORLD_SIZE=2 asks for several ranks, which need the signals of Linux or macOS" in line
-    ranks.process.communicate()
+    [(out, said)] = processes.run([sys.executable, "-c", WITHOUT_POSIX, packed_file])
+    unpacked, first_status, read, second_status, status_of_ranks = out.splitlines()
+    assert unpacked == read and f'"probability": {expected.probability!r}'[:24] in read
+    assert (first_status, second_status, status_of_ranks) == ("0", "0", "2")
+    made, _, refused = said.splitlines()  # and the progress
+    assert made.startswith("Unpacking the default model")
+    assert "WORLD_SIZE=2 asks for several ranks, which need the signals of Linux or macOS" in refused
 
 
 # ---- memory
@@ -382,17 +386,21 @@ def test_ask_without_posix(cache, packed_file):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_peak_memory_of_an_answer(default_cache):
     """The real one, beyond what torch alone takes, so that no other version of torch fails the test."""
-    peak = "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
-    ask = f"from realm_min.app.cli import main; main(['ask', '--json', {QUESTION!r}])"
-    found = []
-    for program in ("import torch", ask):
-        done = subprocess.run(
-            [sys.executable, "-c", f"{program}\n{peak}"], env={**os.environ, "XDG_CACHE_HOME": str(default_cache)},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        found.append(int(done.stdout.splitlines()[-1]) / 1024)
-    assert '"answer": "Montevideo"' in done.stdout and done.stderr == ""
-    assert found[1] - found[0] < 225, found
+    program = f"""
+import torch
+def print_peak():
+    print([line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")][0])
+print_peak()
+from realm_min.app.cli import main
+main(["ask", "--json", {QUESTION!r}])
+print_peak()
+"""
+    [(out, said)] = processes.run(
+        [sys.executable, "-c", program], env={**os.environ, "XDG_CACHE_HOME": str(default_cache)}
+    )
+    before, answer, after = out.splitlines()
+    assert '"answer": "Montevideo"' in answer and said == ""
+    assert (int(after) - int(before)) / 1024 < 225, (before, after)
 
 
 def test_the_real_file_is_small(default_cache):

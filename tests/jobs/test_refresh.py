@@ -4,6 +4,7 @@ import os
 import signal
 import time
 
+import forked
 import numpy as np
 import processes
 import pytest
@@ -75,12 +76,11 @@ class Forked:
     """What `refresh.BuilderProcess` uses of a subprocess, forked: the real one takes seconds to import torch."""
 
     def __init__(self, folder, threads, device):
-        reader, writer = ranks.CONTEXT.Pipe(duplex=False)
-        self.stdin = os.fdopen(os.dup(writer.fileno()), "wb")
-        self._process = ranks.CONTEXT.Process(target=build_from, args=(reader, folder, threads, device), daemon=True)
-        self._process.start()
-        processes.watch(self._process.pid)
-        reader.close(), writer.close()
+        reader, writer = os.pipe()
+        files = {0: reader, 1: folder / "builder.log", 2: folder / "builder.log"}
+        self._process = forked.start(refresh.build, folder, threads, device, files=files, environment={})
+        self.pid, self.stdin = self._process.pid, os.fdopen(writer, "wb")
+        os.close(reader)
 
     def poll(self):
         return self._process.exitcode
@@ -93,11 +93,6 @@ class Forked:
         self._process.kill()
 
 
-def build_from(requests, folder, threads, device):
-    os.dup2(requests.fileno(), 0)
-    refresh.build(folder, threads, device)
-
-
 class ForkedBuilder(refresh.BuilderProcess):
     def __init__(self, folder, device):
         self.folder, self.process = folder, Forked(folder, torch.get_num_threads(), str(device))
@@ -105,7 +100,7 @@ class ForkedBuilder(refresh.BuilderProcess):
 
 
 @pytest.fixture
-def forked(monkeypatch):
+def forked_builder(monkeypatch):
     monkeypatch.setattr(refresh, "BuilderProcess", ForkedBuilder)
 
 
@@ -131,7 +126,7 @@ def test_the_index_is_swapped_at_its_step_and_old_files_go(tmp_path, tokenizer):
     assert not list((tmp_path / "index").glob(".*"))
 
 
-def test_no_index_is_built_that_no_step_searches(tmp_path, tokenizer, forked):
+def test_no_index_is_built_that_no_step_searches(tmp_path, tokenizer, forked_builder):
     found = run(tmp_path, new_embedder(), tokenizer, 0, 9, steps=9)  # snapshot 6 would be searched from step 9 on
     assert [staleness for _, staleness in found.values()] == [0, 1, 2, 3, 4, 5, 3, 4, 5]
     assert sorted(path.name for path in (tmp_path / "index").glob("*-*")) == [
@@ -141,7 +136,7 @@ def test_no_index_is_built_that_no_step_searches(tmp_path, tokenizer, forked):
 
 
 @pytest.mark.parametrize("lost", ["nothing", "indices", "an older snapshot's index", "a bit of each"])
-def test_a_killed_run_finds_or_builds_the_same_index(tmp_path, tokenizer, forked, lost):
+def test_a_killed_run_finds_or_builds_the_same_index(tmp_path, tokenizer, forked_builder, lost):
     folder = tmp_path
     run(folder, new_embedder(), tokenizer, 0, 11)  # checkpoint at 8, killed at 11
     if lost == "indices":
@@ -164,7 +159,7 @@ def test_a_killed_run_finds_or_builds_the_same_index(tmp_path, tokenizer, forked
     assert not list((folder / "index").glob(".*"))
 
 
-def test_a_snapshot_of_a_past_step_is_not_read_damaged(tmp_path, tokenizer, forked):
+def test_a_snapshot_of_a_past_step_is_not_read_damaged(tmp_path, tokenizer, forked_builder):
     run(tmp_path, new_embedder(), tokenizer, 0, 9)
     (tmp_path / "index" / "index-3.npy").unlink()
     path = tmp_path / "index" / "snapshot-3.safetensors"
@@ -175,7 +170,7 @@ def test_a_snapshot_of_a_past_step_is_not_read_damaged(tmp_path, tokenizer, fork
         run(tmp_path, new_embedder(), tokenizer, 8, 9)
 
 
-def test_what_a_run_from_the_checkpoint_before_the_last_needs_is_kept(tmp_path, tokenizer, forked):
+def test_what_a_run_from_the_checkpoint_before_the_last_needs_is_kept(tmp_path, tokenizer, forked_builder):
     checkpoint(tmp_path, 2)
     (tmp_path / "checkpoint.safetensors").rename(tmp_path / "checkpoint-previous.safetensors")
     checkpoint(tmp_path, 14)
@@ -184,7 +179,7 @@ def test_what_a_run_from_the_checkpoint_before_the_last_needs_is_kept(tmp_path, 
     assert kept == [0, 3, 6, 9, 12]
 
 
-def test_steps_complete_while_an_index_builds(tmp_path, tokenizer):
+def test_steps_complete_while_an_index_builds(tmp_path, tokenizer, forked_builder):
     blocks = BLOCKS * 20
     embedder = new_embedder()
     waited_for = []
@@ -206,7 +201,7 @@ def test_steps_complete_while_an_index_builds(tmp_path, tokenizer):
         assert torch.equal(refresher.embeddings(100), expected_index(50, tokenizer, blocks))
 
 
-def test_the_builders_failure_is_reported(tmp_path, tokenizer):
+def test_the_builders_failure_is_reported(tmp_path, tokenizer, forked_builder):
     blocks = [*BLOCKS, Block("Long", "word " * 100)]
     with IndexRefresher(tmp_path, blocks, new_embedder(), tokenizer, every=2) as refresher:
         with pytest.raises(
@@ -215,7 +210,7 @@ def test_the_builders_failure_is_reported(tmp_path, tokenizer):
             refresher.embeddings(0)
 
 
-def test_a_killed_builder_is_reported_at_the_next_step(tmp_path, tokenizer):
+def test_a_killed_builder_is_reported_at_the_next_step(tmp_path, tokenizer, forked_builder):
     with IndexRefresher(tmp_path, BLOCKS, new_embedder(), tokenizer, every=5) as refresher:
         refresher.embeddings(0)
         os.kill(refresher._builder.process.pid, signal.SIGKILL)

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 
-import processes
+import forked
 import pytest
 import ranks
 import torch
@@ -184,7 +184,13 @@ def test_bad_input_is_said_once_however_late_a_rank_meets_it(delays):
     assert [outcome.error for outcome in outcomes[1:]] == ["SystemExit: 2"] * 2
 
 
-def test_torchrun_connects_the_ranks():
+def torchrun(words):
+    from torch.distributed.run import main
+
+    main(words)
+
+
+def test_torchrun_connects_the_ranks(tmp_path):
     """The real launcher, its own store and its own environment."""
     script = """
 import os
@@ -192,9 +198,10 @@ from realm_min.ranks.distributed import join
 with join() as world:
     os.write(1, b"%d of %d\\n" % (sum(world.gather_objects(world.rank)), world.size))
 """
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python", sys.executable, "-c"]
-    [(out, _)] = processes.run([*command, script])
-    assert out.splitlines() == ["1 of 2"] * 2
+    words = ["--nproc-per-node=2", "--no-python", sys.executable, "-c", script]
+    launcher = forked.start(torchrun, words, files={1: tmp_path / "out", 2: tmp_path / "errors"}, environment={})
+    assert forked.finish(launcher) == 0, (tmp_path / "errors").read_text()
+    assert (tmp_path / "out").read_text().splitlines() == ["1 of 2"] * 2
 
 
 def test_a_folder_has_one_writer(tmp_path):

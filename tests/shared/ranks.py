@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 import sys
@@ -15,14 +14,9 @@ from typing import Any, NamedTuple
 
 import processes
 import torch
+from forked import CONTEXT
 
-from realm_min.app import cli
 from realm_min.ranks import distributed
-
-# One process imports torch; the ranks are forked from it, which costs milliseconds in place of seconds.
-CONTEXT = multiprocessing.get_context("forkserver")
-COMMANDS = [f"realm_min.{command.run.rpartition('.')[0]}" for command in cli.COMMANDS.values()]
-CONTEXT.set_forkserver_preload([*COMMANDS, "ranks"])
 
 _sender: Any = None  # in a rank: where its word and its outcome go
 
