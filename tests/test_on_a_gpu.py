@@ -20,7 +20,6 @@ from realm_min.verify import verify
 from realm_min.verify.stages import PARTS
 
 NARROW = dict(max_span_width=3)  # interpreted, the kernel of the span logits takes as long as a model of many layers
-WORDS = dict(vocab_size=30522)  # as the tokenizer has, that comes with the package
 DROPOUT = dict(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
 CPU = torch.device("cpu")
 
@@ -201,7 +200,7 @@ def run_pretrain(folder, device, **given):
     embedder = realm_min.RealmEmbedder(config, seed=2).to(device)
     encoder = realm_min.RealmKnowledgeAugEncoder(config, seed=3).to(device)
     chosen = Pretrain(
-        steps=3, batch_size=2, num_candidates=3, refresh_every=2, max_passage=24, max_block=40, masking="tokens"
+        steps=2, batch_size=2, num_candidates=3, refresh_every=1, max_passage=24, max_block=40, masking="tokens"
     )
     runs.pretrain(TrainingRun(folder, save_every=2), BLOCKS, embedder, encoder, tokenizer(), chosen)
     return embedder
@@ -209,7 +208,7 @@ def run_pretrain(folder, device, **given):
 
 def run_finetune(folder, device, refresh_blocks=False, **given):
     model = open_qa(**NARROW | given).to(device)
-    chosen = Finetune(steps=3, batch_size=1, refresh_blocks=refresh_blocks, refresh_every=2)
+    chosen = Finetune(steps=2, batch_size=1, refresh_blocks=refresh_blocks, refresh_every=1)
     runs.finetune(TrainingRun(folder, save_every=2), model, QUESTIONS, chosen, blocks=BLOCKS, dev=[])
     return model.reader
 
@@ -310,9 +309,10 @@ def test_a_device_that_is_not_here_is_refused(capsys):
 def test_the_commands_run_on_a_gpu(tmp_path, monkeypatch, capsys, one_gpu):
     """From documents to an answer; the folder of each job is the start of the next."""
     monkeypatch.setattr(refresh, "BuilderProcess", BuilderHere)
-    monkeypatch.setattr(
-        warm_start, "small_config", lambda **given: realm_min.RealmConfig(**CONFIG | NARROW | WORDS | given)
-    )
+    small = lambda **given: realm_min.RealmConfig(**CONFIG | NARROW | given)  # noqa: E731
+    monkeypatch.setattr(warm_start, "small_config", small)
+    of_folder = warm_start.tokenizer
+    monkeypatch.setattr(warm_start, "tokenizer", lambda folder: of_folder(folder) if folder else tokenizer())
     corpus, questions = tmp_path / "corpus.jsonl", tmp_path / "questions.jsonl"
     corpus.write_text("".join(json.dumps(block._asdict()) + "\n" for block in BLOCKS))
     questions.write_text("".join(json.dumps({"question": q.question, "answer": q.answers}) + "\n" for q in QUESTIONS))

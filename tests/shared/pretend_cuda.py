@@ -25,6 +25,10 @@ KERNELS = {
     mips_topk: ("mips_topk", "search"),
     span_logits: ("span_logits", "best_span", "span_logits_backward"),
 }
+# The interpreter pays for each program, not for its size: one takes what eight or more take on a real device.
+TILES = (span_logits.SCORES_TILE, span_logits.GRADIENTS_TILE)
+FEW_PROGRAMS = dict(BLOCK_T=64)
+RESCORE_ELEMENTS = 1 << 17
 
 
 class Pretended(torch.Tensor):
@@ -197,6 +201,9 @@ def pretend() -> Iterator[torch.device]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch.cuda, "_lazy_init", lambda: None))
         stack.enter_context(patch.object(torch, "Generator", Generator))
+        stack.enter_context(patch.object(mips_topk, "RESCORE_ELEMENTS", RESCORE_ELEMENTS))
+        for tile in TILES:
+            stack.enter_context(patch.dict(tile, FEW_PROGRAMS))
         for module, names in KERNELS.items():
             for name in names:
                 stack.enter_context(patch.object(module, name, interpreted(getattr(module, name))))
