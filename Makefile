@@ -9,7 +9,7 @@ STAMPS := $(VENV)/stamps
 unexport PYTHONDONTWRITEBYTECODE
 PINS    = $(shell test -e $(STAMPS)/oracle && echo constraints-oracle.txt || echo constraints.txt)
 
-.PHONY: demo learn test test-newest test-oldest test-kernels test-notebooks test-tf test-weights test-faults test-threads lint types format check-install lock notebooks \
+.PHONY: demo learn test test-long test-newest test-oldest test-kernels test-notebooks test-tf test-weights test-faults test-threads lint types format check-install lock notebooks \
     notebooks-run bench bench-model bench-train bench-scale verify-base train-demo ablation sdist clean
 
 demo: $(STAMPS)/demo
@@ -23,6 +23,10 @@ learn: $(STAMPS)/demo $(STAMPS)/plot
 SUITE = -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 test: $(STAMPS)/test
 	$(RUN) $(SUITE)
+
+# The suite at length: four times the drawn cases, the whole Factbook, torchrun on whole commands.
+test-long: $(STAMPS)/test
+	LONG=1 $(RUN) $(SUITE)
 
 # With the newest of everything, and with the oldest that setup.cfg allows, each in an environment of its own. The oracle
 # fits neither: tests that call it are skipped. The oldest NumPy has no wheels beyond Python 3.10.

@@ -8,6 +8,7 @@ from drawn_cases import assert_close, assert_same_answer, config_values, encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import transformers
+from sizes import cases
 
 import realm_min.interface.open_qa
 import realm_min.text.batch_encoding
@@ -16,7 +17,7 @@ from realm_min.model.bert import Run
 from realm_min.textbook import span_candidates
 
 TOLERANCE = 1e-10
-DRAWN = settings(deadline=None, derandomize=True, max_examples=80)
+DRAWN = settings(deadline=None, derandomize=True, max_examples=cases(32))
 SEEDS = st.integers(0, 2**32 - 1)
 # Standard deviations of the weights: new ones, trained ones, and so large that attention is nearly all or nothing.
 SCALES = st.sampled_from([0.02, 0.3, 1.0, 3.0])

@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from realm_min.kernels import mips_topk as kernel
+from sizes import cases
 
 from realm_min.search import mips
 from realm_min.search.mips import BlockIndex
@@ -57,19 +58,19 @@ largest = st.sampled_from([0, 1, 2, 100])
 dtypes = st.sampled_from(mips.BLOCK_DTYPES)
 
 
-@settings(CASES, max_examples=90)
+@settings(CASES, max_examples=cases(36))
 @given(path=paths, shape=shapes(), largest=largest, dtype=dtypes, seed=st.integers(0, 999))
 def test_integers_match_the_book_ties_included(path, shape, largest, dtype, seed):
     assert_matches_the_book(path, shape, largest, dtype, seed)
 
 
-@settings(CASES, max_examples=12)
+@settings(CASES, max_examples=cases(6))
 @given(path=paths, shape=shapes((136, 264, 1024)), largest=largest, dtype=dtypes, seed=st.integers(0, 999))
 def test_wide_blocks_match_the_book(path, shape, largest, dtype, seed):
     assert_matches_the_book(path, shape, largest, dtype, seed)
 
 
-@settings(CASES, max_examples=40)
+@settings(CASES, max_examples=cases(16))
 @given(
     path=paths, shape=shapes(), dtype=dtypes, scale=st.sampled_from([-140, -60, 0, 60, 124]), seed=st.integers(0, 999)
 )

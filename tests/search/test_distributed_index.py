@@ -10,6 +10,7 @@ import processes
 import pytest
 import ranks
 import torch
+from sizes import at_length
 
 from realm_min import RealmConfig, RealmForOpenQA, RealmTokenizerFast
 from realm_min.app import cli, indexing
@@ -318,6 +319,7 @@ def test_ranks_must_have_the_same_corpus_and_model(tmp_path, vocabulary, what, c
 # ---- the command
 
 
+@at_length
 def test_torchrun_writes_the_folder_of_one_process(tmp_path, vocabulary, monkeypatch):
     monkeypatch.undo()  # shards as large as they are
     (tmp_path / "texts").mkdir()

@@ -11,13 +11,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sizes import cases
 
 from realm_min.search import arithmetic, bounds, mips
 from realm_min.search.mips import BlockIndex, mips_topk
 
 # The plain function, an index as it is by torch's and by NumPy's products, and what is read of a compressed one.
 PATHS = ("function", "torch", "numpy", "bfloat16", "int8", "int8, its blocks")
-CASES = settings(deadline=None, derandomize=True, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
+CASES = settings(deadline=None, derandomize=True, max_examples=cases(48), suppress_health_check=[HealthCheck.too_slow])
 
 
 def index_of(path, blocks):
@@ -99,7 +100,7 @@ ADVERSARIES = {
 
 
 @pytest.mark.parametrize("path", PATHS)
-@settings(CASES, max_examples=100)
+@settings(CASES, max_examples=cases(40))
 @given(
     shape=shapes(),
     adversary=st.sampled_from(sorted(ADVERSARIES)),

