@@ -13,7 +13,6 @@ os.environ.setdefault("RAYON_NUM_THREADS", "1")  # those of the tokenizers libra
 
 import processes  # noqa: E402
 import pytest  # noqa: E402
-import torch  # noqa: E402
 
 import realm_min  # noqa: E402
 
@@ -31,6 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def torch_seed() -> None:
     """Tests that draw from torch's global generator draw the same in any order."""
+    import torch  # here: the process that hands out the files needs none of it, and takes seconds to import it
+
     torch.manual_seed(0)
 
 

@@ -167,6 +167,7 @@ def test_tables_are_filled_in_by_name():
 
 def tiny_searches(path):
     """The rows of the benchmark's search on two ranks, from rank 0."""
+    bench_scale.QUERIES = {1: 2, 4: 1}
     worlds = {1: World(), 2: distributed.world()}
     bench = bench_scale.Bench(distributed.world(), worlds, Progress(disable=True), process=0, repeats=1, seed=0)
     return bench_scale.search(bench, path)
@@ -174,14 +175,14 @@ def tiny_searches(path):
 
 def test_the_benchmark_searches_on_ranks_and_alone(tmp_path):
     """It ends the run where ranks find other blocks than one BlockIndex."""
-    bench_scale.write_blocks(tmp_path / "blocks.npy", 3001, seed=0)
+    bench_scale.write_blocks(tmp_path / "blocks.npy", 801, seed=0)
     rows, other = ranks.run(tiny_searches, 2, tmp_path / "blocks.npy")
     assert rows == other and len(rows) == 2 * 2 * 2 * 4
     assert {(row["name"], row["ranks"]) for row in rows} == {
         ("BlockIndex", 1), ("threads", 1), ("ranks", 1), ("ranks", 2)
     }  # fmt: skip
     assert {(row["blocks"], row["queries"], row["codes"]) for row in rows} == {
-        (n, q, c) for n in (3001, 1125) for q in (1, 64) for c in ("float32", "int8")
+        (n, q, c) for n in (801, 300) for q in (1, 4) for c in ("float32", "int8")
     }
     for row in rows:
         assert 0 < row["lowest"] <= row["value"] <= row["highest"]

@@ -24,7 +24,7 @@ from realm_min.ranks import exchange
 from realm_min.ranks.distributed import World, world
 
 SIZE = dict(num_hidden_layers=2, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
-STEPS = {"float64": 12, "float32": 7}  # the index of step 5 is searched
+STEPS = {"float64": 6, "float32": 3}  # the index of step 2 is searched
 SIZES = {"float64": (3,), "float32": (2,)}  # of the worlds that are compared with one rank
 COMMON = dict(steps=STEPS["float64"], learning_rate=1e-4, freeze_word_embeddings=False, seed=3)
 
@@ -44,11 +44,11 @@ def train_mlm(folder, dtype, given=None, **values):
 
 
 def train_pretraining(folder, dtype, refresh_ranks=0, **values):
-    """Indexes of steps 0 and 5 are searched; ranks retrieve blocks that others retrieve too."""
+    """Indexes of steps 0 and 2 are searched; ranks retrieve blocks that others retrieve too."""
     config = RealmConfig(**CONFIG | SIZE)
     embedder, encoder = RealmEmbedder(config, seed=2).to(dtype), RealmKnowledgeAugEncoder(config, seed=3).to(dtype)
     chosen = Pretrain(
-        batch_size=4, num_candidates=3, refresh_every=5, max_passage=24, max_block=40, masking="tokens", **COMMON
+        batch_size=4, num_candidates=3, refresh_every=2, max_passage=24, max_block=40, masking="tokens", **COMMON
     )._replace(**values)
     run = TrainingRun(folder, refresh_ranks=refresh_ranks)
     runs.pretrain(run, BLOCKS, embedder, encoder, tokenizer(), chosen)
@@ -57,9 +57,9 @@ def train_pretraining(folder, dtype, refresh_ranks=0, **values):
 
 def train_finetuning(folder, dtype, refresh_ranks=0, **values):
     model = open_qa(**SIZE).to(dtype)
-    chosen = Finetune(batch_size=4, refresh_every=5, **COMMON | dict(learning_rate=5e-5))._replace(**values)
+    chosen = Finetune(batch_size=4, refresh_every=2, **COMMON | dict(learning_rate=5e-5))._replace(**values)
     dev = [Question(question.question, question.answers) for question in QUESTIONS[:5]]
-    run = TrainingRun(folder, evaluate_every=8, refresh_ranks=refresh_ranks)
+    run = TrainingRun(folder, evaluate_every=4, refresh_ranks=refresh_ranks)
     runs.finetune(run, model, QUESTIONS, chosen, blocks=BLOCKS, dev=dev)
     return {"model": model}
 
@@ -94,6 +94,12 @@ def learn_all(folder):
     }
 
 
+@pytest.fixture(autouse=True)
+def builder_here(monkeypatch):
+    """In this process; ranks begin anew."""
+    monkeypatch.setattr(refresh, "BuilderProcess", BuilderHere)
+
+
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory):
     """What each rank has after STEPS of every job, by the number of ranks."""
@@ -121,7 +127,7 @@ def test_any_number_of_ranks_learns_the_same(learnt, job, precision):
 @pytest.mark.parametrize("job", list(JOBS))
 def test_the_steps_move_the_weights(tmp_path, learnt, job):
     begun = learn(job, tmp_path / "run", "float64", steps=1)
-    assert largest_difference(begun, learnt[1][0][job, "float64"]) > 2e-4
+    assert largest_difference(begun, learnt[1][0][job, "float64"]) > 1e-4
 
 
 @settings(deadline=None, derandomize=True, max_examples=50)
@@ -182,7 +188,7 @@ def test_ranks_that_build_the_index_change_nothing(tmp_path, learnt):
     for pretrained, _ in found[:2]:
         assert largest_difference(pretrained, learnt[1][0]["pretrain", "float64"]) <= 1e-12
     log = loop.read_log(tmp_path / "pretrain" / loop.LOG_FILE)
-    assert log["staleness"] == [*range(10), 5, 6]
+    assert log["staleness"] == [0, 1, 2, 3, 2, 3]
     alone = learn("finetune", tmp_path / "alone", "float64", refresh_blocks=True)
     for _, tuned in found:  # in the end the builders have the model too
         assert largest_difference(tuned, alone) <= 1e-6  # block embeddings are float32
@@ -205,7 +211,7 @@ def test_the_log_is_that_of_one_rank(tmp_path_factory, learnt):
 
 
 def train_slowly(folder):
-    given = dict(save_every=5, report=lambda stage, done, total, note="": time.sleep(0.1))
+    given = dict(save_every=2, report=lambda stage, done, total, note="": time.sleep(0.4))
     return learn("mlm", folder, "float64", given=given)
 
 
@@ -214,16 +220,16 @@ def test_a_run_outlives_its_ranks(tmp_path, learnt):
     folder = tmp_path / "run"
     running = ranks.start(train_slowly, 3, folder, patience=4.0)
     log = folder / loop.LOG_FILE
-    ranks.until(running, lambda: log.exists() and log.read_text().count("\n") > 7, "seven steps are done")
+    ranks.until(running, lambda: log.exists() and log.read_text().count("\n") > 3, "three steps are done")
     with pytest.raises(FileExistsError, match="run is being written by process"):
         learn("mlm", folder, "float64", given={"resume": True})
     os.kill(running[1].process.pid, signal.SIGKILL)
     ranks.finish(running, seconds=60)
     ranks.blame(running, 1, " died")
-    files = sorted(path.name for path in folder.iterdir() if path.name != PREVIOUS_FILE)  # there from step 10 on
+    files = sorted(path.name for path in folder.iterdir() if path.name != PREVIOUS_FILE)  # there from step 4 on
     assert files == ["checkpoint.safetensors", "log.csv", "metrics.csv", "run.json"]
     assert not folder.with_name("run.lock").exists()
-    assert checkpoint_steps(folder)[0] in (5, 10)
+    assert checkpoint_steps(folder)[0] in (2, 4)
 
     shutil.copytree(folder, tmp_path / "other")
     (expected, *_) = learnt[3]
