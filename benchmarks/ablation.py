@@ -32,7 +32,7 @@ from rich.table import Table
 from torch import Tensor
 
 from realm_min import RealmForOpenQA, RealmRetriever
-from realm_min.app import default_model, indexing
+from realm_min.app import default_model, ready_folder
 from realm_min.app.cli import status_of
 from realm_min.app.console import progress_report
 from realm_min.files.atomic import write_atomically
@@ -197,7 +197,7 @@ def main() -> None:
     with progress_report() as report:
         demo.train(given.work, until="pretrain", report=report)
     torch.set_float32_matmul_precision("highest")  # as everybody's answers are computed
-    blocks = indexing.read_blocks(given.work / "model")
+    blocks = ready_folder.read_blocks(given.work / "model")
     final = RealmForOpenQA.from_pretrained(
         given.work / "model", retriever=RealmRetriever.from_pretrained(given.work / "model")
     )

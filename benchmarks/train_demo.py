@@ -37,7 +37,7 @@ from pathlib import Path
 import torch
 from factbook_questions import factbook_questions, factbook_slice
 
-from realm_min.app import default_model, indexing, plots
+from realm_min.app import default_model, plots, ready_folder
 from realm_min.files.packed import pack
 from realm_min.interface.open_qa import RealmForOpenQA
 from realm_min.jobs import runs, warm_start
@@ -177,7 +177,7 @@ def finetune(
     start = out / "start"  # blocks embedded once, for a run that is stopped
     if not start.is_dir():
         model = train.new_model(out / "read", blocks, tokenizer, SEED, run.report, **values)
-        indexing.write_ready(start, blocks, model.block_emb, model, tokenizer, MAX_WORDPIECES)
+        ready_folder.write_ready(start, blocks, model.block_emb, model, tokenizer, MAX_WORDPIECES)
     model = RealmForOpenQA.from_pretrained(start, retriever=RealmRetriever.from_pretrained(start))
     runs.finetune(
         replace(run, evaluate_every=250), model, training_questions(asked, blocks), FINETUNE, blocks=blocks,
@@ -185,7 +185,7 @@ def finetune(
     )  # fmt: skip
     model.config.reader_beam_size = BLOCKS_READ
     shutil.rmtree(out / "model", ignore_errors=True)
-    indexing.write_ready(out / "model", blocks, model.block_emb, model, tokenizer, MAX_WORDPIECES)
+    ready_folder.write_ready(out / "model", blocks, model.block_emb, model, tokenizer, MAX_WORDPIECES)
 
 
 def main(arguments: list[str] | None = None) -> None:

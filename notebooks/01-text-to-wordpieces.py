@@ -272,8 +272,8 @@ print(f"{(sentence_lengths > MAX_WORDPIECES - 3).sum()} of {len(sentence_lengths
 # ## A batch
 #
 # A batch is a rectangle, so short rows are padded to the longest. Padding costs time and carries nothing, and
-# `embedding.embed_blocks` therefore puts blocks of similar length together. Sixteen random blocks, and sixteen
-# neighbours in the order of length:
+# `embedding.embed_blocks` therefore puts blocks of similar length together on a GPU, and takes one at a time on a CPU.
+# Sixteen random blocks, and sixteen neighbours in the order of length:
 
 # %%
 random_rows = np.random.default_rng(0).choice(len(blocks), 16, replace=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..config import check_indexed, check_open_qa
 from ..files.causes import check_readable
 from ..files.hub import find_folder
-from ..files.output import check_file, check_folder, refuse_existing
+from ..files.output import PARTIAL, check_file, check_folder, refuse_existing
 from ..files.tensorflow_files import check_tensorflow, find_checkpoint
 from ..jobs.ranking import read_judgements
 from ..jobs.settings import COUNT, NATURAL
@@ -44,8 +44,16 @@ def add_model(parser: argparse.ArgumentParser, default: str) -> None:
 
 def add_index(parser: argparse.ArgumentParser) -> None:
     """The arguments of `realm-min index`."""
-    parser.add_argument("corpus", metavar="CORPUS", help=CORPUS_HELP)
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the folder to write")
+    parser.add_argument("corpora", nargs="*", metavar="CORPUS", help=CORPUS_HELP)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, metavar="FOLDER", help="the folder to write")
+    where.add_argument(
+        "--add-to", type=Path, metavar="FOLDER", help="a folder that realm-min index wrote: add to it what is new"
+    )
+    parser.add_argument(
+        "--remove", nargs="+", action="extend", default=[], metavar="ID",
+        help="with --add-to: documents to take out, by their ids",
+    )  # fmt: skip
     add_model(parser, "the one that ships")
     add_device(parser)
     parser.add_argument("--restart", action="store_true", help="forget what an interrupted run left in FOLDER.partial")
@@ -59,7 +67,22 @@ def check_index(options: argparse.Namespace) -> None:
             it and says what to give.
     """
     check_device(options.device)
-    read_documents(options.corpus)
+    if not options.corpora and not options.remove:
+        raise ValueError("there is nothing to index: name a CORPUS")
+    for corpus in options.corpora:
+        read_documents(corpus)
+    if options.add_to:
+        if options.model:
+            raise ValueError(f"{options.add_to} has a model already: leave out --model {options.model}")
+        partial = options.add_to.with_name(options.add_to.name + PARTIAL)
+        if options.add_to.is_dir():
+            check_indexed(options.add_to)
+        elif not partial.is_dir():  # in which a killed job left it
+            raise FileNotFoundError(f"there is no folder {options.add_to}: make it with --out, then add to it")
+        check_folder(partial)
+        return
+    if options.remove:
+        raise ValueError("--remove takes documents out of a folder: name it with --add-to, in place of --out")
     check_folder(options.out)
     refuse_existing(options.out)
     folder = options.model and find_folder(options.model)
@@ -73,8 +96,10 @@ def check_index(options: argparse.Namespace) -> None:
 def add_ask(parser: argparse.ArgumentParser) -> None:
     """The arguments of `realm-min ask`."""
     parser.add_argument(
-        "questions", nargs="*", metavar="QUESTION", help="none: a prompt on a terminal, else five examples"
-    )
+        "questions", nargs="*", metavar="QUESTION",
+        help="none: those of the standard input, a line each, or at a prompt on a terminal",
+    )  # fmt: skip
+    parser.add_argument("--examples", action="store_true", help="ask five questions about the World Factbook")
     add_model(parser, "the one that ships, over the CIA World Factbook")
     add_device(parser)
     parser.add_argument("-k", type=COUNT.read, metavar="N", help="blocks to read for a question (default: the model's)")
@@ -91,6 +116,8 @@ def check_ask(options: argparse.Namespace) -> None:
     for question in options.questions:
         if not question.strip():
             raise ValueError("the question is empty: ask something")
+    if options.examples and options.questions:
+        raise ValueError(f"--examples asks five questions of its own: leave it out, or {options.questions[0]!r}")
     if options.plot:
         if len(options.questions) != 1:
             raise ValueError(f"--plot draws one question, and {len(options.questions)} were given: give one")

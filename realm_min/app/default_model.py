@@ -9,6 +9,7 @@ half a minute, and keeps in the cache one file of 40 MB that every later use rea
     magic, CRC-32 of the rest
     the packed model's header, and in it the blocks' lengths
     records      the blocks' text, UTF-8
+    titles, sources   theirs, a line each (`block_sources.py`)
     codes        int8, as in the packed file but inflated
     steps, vectors
 
@@ -35,17 +36,18 @@ import numpy as np
 
 from ..files import packed
 from ..files.atomic import only_writer, remove_temporaries, write_atomically
+from ..files.block_sources import Sources, Titles, source_lines, title_lines
 from ..files.causes import machine_error
 from ..interface.open_qa import RealmForOpenQA
 from ..ranks import distributed
 from ..text import corpus
-from ..text.corpus import FACTBOOK, Document, corpus_hash, cut_blocks, record
+from ..text.corpus import FACTBOOK, Document, corpus_hash, cut_documents, record
 from ..text.documents import read_documents
 from ..text.retriever import RealmRetriever
 from .printable import remark
 
 PACKED_FILE = Path(__file__).parents[1] / "assets" / "default-model.realm"
-MAGIC = b"realm-min unpacked model, format 1\n"
+MAGIC = b"realm-min unpacked model, format 2\n"
 EARLIER_FOLDER = re.compile(r"factbook-[0-9a-f]{16}(\.partial)?")  # where earlier versions kept 230 MB
 
 Report = Callable[..., None]  # as `indexing.Report`
@@ -87,10 +89,11 @@ def load(
     world = distributed.world()
     world.on_first(fetch)
     world.gather_results(fetch)  # the others find it in the cache; where that cannot be written, each makes its own
-    header, (records, *streams) = contents[0]
+    header, (records, titles, sources, *streams) = contents[0]
     model, tokenizer = packed.build(header, *streams, sharded=sharded)
     if texts:
-        model.retriever = RealmRetriever(_split(records, header["lengths"]), tokenizer)
+        known = Titles(bytes(titles)), Sources(bytes(sources))
+        model.retriever = RealmRetriever(_split(records, header["lengths"]), tokenizer, *known)
     return model
 
 
@@ -141,9 +144,10 @@ def unpacked(
     """
     header, streams = packed.read_packed(packed_file)
     tokenizer, stored = packed.tokenizer_of(header), header["manifest"]
-    blocks = []
-    for block in cut_blocks(documents, tokenizer, stored["max_wordpieces"]):
+    blocks, sources = [], []
+    for block, source in cut_documents(documents, tokenizer, stored["max_wordpieces"]):
         blocks.append(block)
+        sources.append(source)
         report("Cutting documents into blocks", len(blocks), stored["blocks"])
     if corpus_hash(blocks) != stored["corpus"]:
         raise ValueError(
@@ -153,7 +157,8 @@ def unpacked(
         )
     records = [record(block) for block in blocks]
     header["lengths"] = [len(each) for each in records]
-    return packed.join(header, [b"".join(records), *streams], MAGIC, _crc32)
+    lines = title_lines(block.title for block in blocks), source_lines(sources)
+    return packed.join(header, [b"".join(records), *lines, *streams], MAGIC, _crc32)
 
 
 def _crc32(data: bytes | memoryview) -> bytes:

@@ -101,19 +101,15 @@ def value_of(model: Any, result: Result, ranked: bool) -> dict[str, Any]:
     value["prediction"] = result.prediction
     if answer is None:
         return value | {"skipped": result.reason}
-    block = answer.blocks[answer.block_rank].id
-    value |= {"probability": answer.probability, "document": document_of(model, block), "block": block}
+    block = answer.blocks[answer.block_rank]
+    value |= {"probability": answer.probability, "document": answer.document, "title": block.title, "block": block.id}
     value |= {"start_char": answer.start_char, "end_char": answer.end_char}
+    value |= {"document_start": answer.document_start, "document_end": answer.document_end}
     value["measures"] = result.measures
     if ranked:
-        named = ((document_of(model, block), score) for block, score in result.retrieved)
+        named = ((model.retriever.document(number), score) for number, score in result.retrieved)
         value["ranking"] = list(ranking.distinct(named))
     return value
-
-
-def document_of(model: Any, block: int) -> str:
-    """The id of the document that a block is of: the block's number, where it is not known."""
-    return str(block)
 
 
 def finish(

@@ -1,21 +1,14 @@
-"""Documents to a ready folder: blocks, their embeddings, weights, configuration, vocabulary.
+"""Documents to a ready folder (`ready_folder.py`), and documents added to one or taken out of it.
 
 The embeddings are Embed_doc(z) of every block z (REALM section 3.2), computed from `[CLS] title [SEP] text [SEP]`.
-The folder is what `RealmForOpenQA.from_pretrained(folder, retriever=RealmRetriever.from_pretrained(folder))` reads:
 
-    config.json model.safetensors       block_emb [blocks, proj] among the weights
-    vocab.txt tokenizer.json …          the tokenizer
-    block_records.npy                   "title. text" of each block, UTF-8
-    block_titles.txt                    the title alone, a line a block
-    manifest.json                       hashes of the corpus and of the model that embedded it
+Work goes on in `FOLDER.partial/` (in `FOLDER/.partial/` where FOLDER is there, empty), in shards of a few dozen blocks,
+which the ranks of `distributed.world()` share. A run that was stopped goes on with the shards that are not there yet,
+with as many ranks as it then has.
 
-Work goes on in `FOLDER.partial/` (in `FOLDER/.partial/` where FOLDER is there, empty), in shards of a few hundred
-blocks, which the ranks of `distributed.world()` share. A run that was stopped goes on with the shards that are not
-there yet, with as many ranks as it then has.
-
-The folder's bits are the same for any number of ranks and threads, and however often the job was stopped: no batch
-crosses a shard, and one thread computes a batch from end to end. (Several threads that share a product may add it up
-in another order; MKL's do, where it has few rows.) A process with several threads computes as many batches at once.
+Blocks stand in the order of their documents' ids, and an embedding does not depend on what else is embedded
+(`jobs/embedding.py`). So the folder's bits are the same for any number of ranks and threads, however often the job was
+stopped, and whether the documents came at once or one by one.
 """
 
 from __future__ import annotations
@@ -27,38 +20,54 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import CONFIG_FILE, RealmConfig, check_open_qa
-from ..files import checkpoint
+from ..config import check_indexed
 from ..files.atomic import only_writer, write_atomically
-from ..files.block_records import read_block_records
-from ..files.causes import check_readable
-from ..files.hub import BLOCK_RECORDS_FILE, resolve_folder
-from ..files.output import READY, check_folder, check_room, is_empty, put_in_place, refuse_existing, workplace
+from ..files.output import (
+    PARTIAL,
+    READY,
+    check_folder,
+    check_room,
+    is_empty,
+    put_in_place,
+    refuse_existing,
+    workplace,
+)  # fmt: skip
 from ..files.packed import load_packed
 from ..interface.open_qa import RealmForOpenQA
 from ..jobs import embedding
 from ..jobs.embedding import Report, embed_blocks
 from ..ranks import distributed
 from ..ranks.devices import chosen_device
-from ..text.corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks, from_record, record
+from ..text.corpus import FACTBOOK, MAX_WORDPIECES, Block, Document, corpus_hash, record
 from ..text.documents import read_documents
-from ..text.retriever import RealmRetriever
-from ..text.tokenizer import RealmTokenizerFast
+from . import ready_folder
+from .merging import NO_TEXT, Changes, Cut, cut_corpus, merged, unique
+from .ready_folder import MANIFEST_FILE, Indexed, load_unindexed, write_json
 
 CHECKSUM_SIZE = 32  # bytes, at the end of a shard's file
 
-MANIFEST_FILE = "manifest.json"
-BLOCK_TITLES_FILE = "block_titles.txt"
-LAST = (MANIFEST_FILE, CONFIG_FILE)  # of the folder's files to appear: without them it is no model's
+
+class Job(NamedTuple):
+    """How a folder is written: see `index`."""
+
+    folder: Path
+    model: RealmForOpenQA
+    tokenizer: Any
+    max_wordpieces: int
+    restart: bool
+    report: Report
+    remark: Callable[[str], None]
+    partial: Path = Path()  # where the work is, until it is done
 
 
 def index(
@@ -77,6 +86,7 @@ def index(
     All ranks of `distributed.world()` call it with the same documents and model; each embeds its part of the blocks.
 
     Args:
+        documents: no two of the same id and another text. One without an id is called by its place.
         folder: to be made, or empty; what it holds appears when all is written. Every rank must see it.
         model: its `embedder` embeds the blocks, and its weights go into the folder; its `block_emb` is not read.
         tokenizer: a RealmTokenizerFast; it is saved too.
@@ -91,76 +101,132 @@ def index(
         FileNotFoundError: what a rank has written is not to be seen on rank 0.
         KeyboardInterrupt: as it came, with a message that says what is kept.
     """
-    folder, world = Path(folder), distributed.world()
-    if not world.is_first:
-        report = lambda stage, done, total: None  # noqa: E731
+    job = Job(Path(folder), model, tokenizer, max_wordpieces, restart, report, remark)
+    write_index(job, documents, None)
+    return job.folder
+
+
+def write_index(job: Job, documents: Iterable[Document], base: Indexed | None) -> None:
+    """`index`, on top of blocks that are embedded already, if there are some."""
+    job = on_this_rank(job)
     with ExitStack() as held:
-        partial = world.on_first(lambda: _reserve(folder, held))
-        limit = min(max_wordpieces, model.config.max_position_embeddings)
-        blocks = blocks_of(documents, tokenizer, limit, report)
-        manifest = {**_manifest(blocks, model, tokenizer, limit), "shard_size": embedding.SHARD_SIZE}
-        _check_agreement(blocks, manifest)
-        complete = world.on_first(lambda: _open_partial(partial, manifest, restart, remark))
-        world.on_first(lambda: check_room(folder, _size_of(model, len(blocks))))
-        _embed_shards(blocks, partial, complete, model, tokenizer, report)
-        world.on_first(lambda: _finish(folder, partial, blocks, model, tokenizer, manifest))
-    return folder
+        job = job._replace(partial=distributed.world().on_first(lambda: _reserve(job.folder, held)))
+        cut, _ = merged(base, _cut(job, documents), ())
+        if not cut:
+            raise ValueError(NO_TEXT)
+        _write(job, cut, base, _put_first)
 
 
-def write_ready(
+def add(
+    documents: Iterable[Document],
     folder: str | os.PathLike,
-    blocks: list[Block],
-    embeddings: Tensor,
-    model: RealmForOpenQA,
-    tokenizer: Any,
-    max_wordpieces: int,
-) -> Path:
-    """Write a ready folder for blocks that are embedded already; it appears when all is written.
+    *,
+    remove: Sequence[str] = (),
+    device: str | torch.device = "cpu",
+    restart: bool = False,
+    report: Report = lambda stage, done, total: None,
+    remark: Callable[[str], None] = warnings.warn,
+) -> Changes:
+    """Add documents to a ready folder, and take out those whose ids are in `remove`; only new blocks are embedded.
 
-    Args:
-        embeddings: [blocks, proj] float32.
-        max_wordpieces: to which the blocks were cut.
-    """
-    folder = Path(folder)
-    manifest = _manifest(blocks, model, tokenizer, max_wordpieces)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    _write_ready(partial, blocks, embeddings, model, tokenizer, manifest)
-    put_in_place(partial, folder, LAST)
-    return folder
-
-
-def read_blocks(folder: str | os.PathLike) -> list[Block]:
-    """The blocks of a ready folder, with their titles.
+    A document whose id is there already takes the place of the one that is there. The folder then is what `index` would
+    have made of all its documents at once, and stays what it was until all is written. Otherwise as `index`.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: titles and records are not of the same blocks.
+        ValueError: `remove` names a document that is not there; nothing would be left; as `index`.
+        FileNotFoundError: `folder` holds no index.
     """
-    path = Path(folder) / BLOCK_TITLES_FILE
-    check_readable(path, f"{path} is missing: index the corpus anew with realm-min index")
-    titles = path.read_text(encoding="utf-8").split("\n")[:-1]
-    records = read_block_records(Path(folder) / BLOCK_RECORDS_FILE)
-    found = (from_record(bytes(data), title) for data, title in zip(records, titles, strict=False))
-    blocks = [block for block in found if block is not None]
-    if not len(titles) == len(records) == len(blocks):
-        raise ValueError(f"{path} does not name the blocks beside it: index the corpus anew with realm-min index")
-    return blocks
+    folder, world = Path(os.path.realpath(folder)), distributed.world()  # a link stays, what it leads to is replaced
+    with ExitStack() as held:
+        partial = world.on_first(lambda: _reserve_ready(folder, held))
+        model, tokenizer = load_unindexed(folder)
+        base, manifest = ready_folder.read_indexed(folder), ready_folder.read_manifest(folder)
+        limit = manifest.get("max_wordpieces", MAX_WORDPIECES)
+        job = on_this_rank(Job(folder, model, tokenizer, limit, restart, report, remark, partial))
+        if manifest and manifest.get("model") != ready_folder.model_hash(model, tokenizer):
+            raise ValueError(f"{folder} holds another model than the one that its blocks belong to: index them anew")
+        model.embedder.to(device)
+        given = _cut(job, documents)
+        if not given and not remove:
+            raise ValueError(NO_TEXT)
+        cut, changes = merged(base, given, remove, str(folder))
+        if not cut:
+            raise ValueError(f"nothing would be left in {folder}: delete the folder, or keep a document")
+        if not base.has_ids or cut != list(zip(base.blocks, base.sources, strict=True)):
+            _write(job, cut, base, _put_instead)
+    return changes
 
 
-def blocks_of(documents: Iterable[Document], tokenizer: Any, max_wordpieces: int, report: Report) -> list[Block]:
-    """The blocks of documents; cutting them is reported.
+def on_this_rank(job: Job) -> Job:
+    """The job as this rank does it: rank 0 speaks for all, and a block is no longer than the model reads."""
+    limit = min(job.max_wordpieces, job.model.config.max_position_embeddings)
+    report = job.report if distributed.world().is_first else lambda stage, done, total: None
+    return job._replace(max_wordpieces=limit, report=report)
 
-    Raises:
-        ValueError: the documents have no text.
-    """
-    blocks = []
-    for block in cut_blocks(documents, tokenizer, max_wordpieces):
-        blocks.append(block)
-        report("Cutting documents into blocks", len(blocks), None)
-    if not blocks:
-        raise ValueError("the corpus has no text: give documents that hold some")
-    return blocks
+
+def _cut(job: Job, documents: Iterable[Document]) -> Cut:
+    return cut_corpus(unique(documents, job.remark), job.tokenizer, job.max_wordpieces, job.report)
+
+
+# ---- the job
+
+
+def _write(job: Job, cut: Cut, base: Indexed | None, put: Callable[[Path, Path], None]) -> None:
+    """Embed what the base does not hold, write the folder and `put` it in its place."""
+    blocks, world = [block for block, _ in cut], distributed.world()
+    rows = {} if base is None else {block: row for row, block in enumerate(base.blocks)}
+    new = [block for block in blocks if block not in rows]
+    manifest = ready_folder.manifest_of(blocks, job.model, job.tokenizer, job.max_wordpieces)
+    plan = {**manifest, "shards": [embedding.SHARD_SIZE, len(new), corpus_hash(new)]}
+    _check_agreement(blocks, manifest)
+    complete = world.on_first(lambda: _open_partial(job, plan))
+    world.on_first(lambda: check_room(job.folder, _size_of(job.model, len(blocks))))
+    _embed_shards(new, job, complete)
+
+    def finish() -> None:
+        known = None if base is None else base.read_embeddings()
+        embeddings = _embeddings(job, blocks, rows, known)
+        ready = job.partial / READY
+        shutil.rmtree(ready, ignore_errors=True)
+        sources = [source for _, source in cut]
+        ready_folder.write_files(ready, blocks, sources, embeddings, job.model, job.tokenizer, manifest)
+        del known  # Windows renames no folder of which a file is mapped
+        put(ready, job.folder)
+        shutil.rmtree(job.partial)
+
+    world.on_first(finish)
+
+
+def _reserve_ready(folder: Path, held: ExitStack) -> Path:
+    """As `_reserve` for a folder that is an index; what a killed job has begun is ended."""
+    if os.path.ismount(folder):
+        raise ValueError(
+            f"{folder} is a mount point, which no other folder can take the place of: copy it into another"
+        )
+    partial = folder.with_name(folder.name + PARTIAL)
+    check_folder(partial)
+    held.enter_context(only_writer(folder))
+    if (partial / EARLIER).is_dir():  # a job was killed between the two renames of `_put_instead`, or just after
+        if folder.exists():
+            shutil.rmtree(partial)
+        else:
+            os.replace(partial / EARLIER, folder)
+    check_indexed(folder)
+    _refuse_foreign(partial)
+    return partial
+
+
+EARLIER = "earlier"  # the folder that another takes the place of, in FOLDER.partial
+
+
+def _put_first(ready: Path, folder: Path) -> None:
+    put_in_place(ready, folder, ready_folder.LAST)
+
+
+def _put_instead(ready: Path, folder: Path) -> None:
+    """Let a folder take another's place; killed in between, the next job finds both."""
+    os.replace(folder, ready.parent / EARLIER)
+    os.replace(ready, folder)
 
 
 def _reserve(folder: Path, held: ExitStack) -> Path:
@@ -174,9 +240,13 @@ def _reserve(folder: Path, held: ExitStack) -> Path:
     held.enter_context(only_writer(folder))
     refuse_existing(folder)  # another job may have just finished it
     partial = workplace(folder)
+    _refuse_foreign(partial)
+    return partial
+
+
+def _refuse_foreign(partial: Path) -> None:
     if partial.exists() and not (partial / MANIFEST_FILE).is_file() and not is_empty(partial):
         raise ValueError(f"{partial} is in the way and no indexing job's: remove it or name another folder")
-    return partial
 
 
 def _size_of(model: RealmForOpenQA, blocks: int) -> int:
@@ -220,41 +290,40 @@ def _first_difference(blocks: list[Block], rank: int) -> tuple[int, str, str]:
     return number, excerpt(ours), excerpt(theirs)
 
 
-def _open_partial(partial: Path, manifest: dict[str, Any], restart: bool, remark: Callable[[str], None]) -> list[int]:
+def _open_partial(job: Job, plan: dict[str, Any]) -> list[int]:
     """Make or take over the folder of an unfinished job; returns the numbers of the shards that it holds."""
-    path = partial / MANIFEST_FILE
-    if path.is_file() and restart:
+    partial, path = job.partial, job.partial / MANIFEST_FILE
+    if path.is_file() and job.restart:
         shutil.rmtree(partial)
     elif path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
-        differing = [key for key in manifest if found.get(key) != manifest[key]]
+        differing = [key for key in plan if found.get(key) != plan[key]]
         if differing:
             raise ValueError(
                 f"{partial} was begun with another {', '.join(differing)}: start anew with --restart, "
                 "or name another folder"
             )
     partial.mkdir(parents=True, exist_ok=True)
-    _write_json(path, manifest)
+    write_json(path, plan)
     for half in partial.glob(".*.tmp"):  # what a killed rank was writing
         half.unlink()
 
     complete = []
-    for number in range(-(-manifest["blocks"] // embedding.SHARD_SIZE)):
+    for number in range(-(-plan["shards"][1] // embedding.SHARD_SIZE)):
         shard = _shard_path(partial, number)
         if shard.is_file():
             try:
                 _read_shard(shard)
                 complete.append(number)
             except ValueError as error:
-                remark(f"{error}: it is computed again")
+                job.remark(f"{error}: it is computed again")
                 shard.unlink()
     return complete
 
 
-def _embed_shards(
-    blocks: list[Block], partial: Path, complete: list[int], model: RealmForOpenQA, tokenizer: Any, report: Report
-) -> None:
-    """Embed the shards that are not in `partial` yet, each rank its part; returns when all ranks are done."""
+def _embed_shards(blocks: list[Block], job: Job, complete: list[int]) -> None:
+    """Embed the shards that are not in FOLDER.partial yet, each rank its part; returns when all ranks are done."""
+    model, tokenizer, partial = job.model, job.tokenizer, job.partial
     world, shards = distributed.world(), embedding.shards_of(blocks)
     todo = {number: shard for number, shard in enumerate(shards) if number not in set(complete)}
     parts = embedding.parts_of(todo, tokenizer)
@@ -264,7 +333,7 @@ def _embed_shards(
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        report("Embedding blocks", done, len(blocks))
+        job.report("Embedding blocks", done, len(blocks))
 
     def look_at_others() -> None:
         for number in [number for number in others if _shard_path(partial, number).is_file()]:
@@ -286,24 +355,22 @@ def _embed_shards(
         ) from None
 
 
-def _finish(
-    folder: Path, partial: Path, blocks: list[Block], model: RealmForOpenQA, tokenizer: Any, manifest: dict[str, Any]
-) -> None:
-    """Put the shards together and write the ready folder."""
-    embeddings = torch.empty(len(blocks), model.config.retriever_proj_size, dtype=torch.float32)
-    for number, rows in enumerate(embeddings.split(embedding.SHARD_SIZE)):
-        path = _shard_path(partial, number)
+def _embeddings(job: Job, blocks: list[Block], rows: dict[Block, int], known: Tensor | None) -> Tensor:
+    """The embeddings of all blocks [blocks, proj]: of those in `rows` what is known, of the others the shards."""
+    embeddings = torch.empty(len(blocks), job.model.config.retriever_proj_size, dtype=torch.float32)
+    old = [number for number, block in enumerate(blocks) if block in rows]
+    if known is not None and old:
+        embeddings[old] = known[[rows[blocks[number]] for number in old]].float()
+    new = [number for number, block in enumerate(blocks) if block not in rows]
+    for shard, numbers in enumerate(embedding.shards_of(new)):
+        path = _shard_path(job.partial, shard)
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} is missing: see that {partial.parent} is the same folder for every rank, and give the same "
+                f"{path} is missing: see that {path.parent} is the same folder for every rank, and give the same "
                 "command again, which computes what is missing"
             )
-        rows.copy_(torch.from_numpy(_read_shard(path)))
-    ready = partial / READY
-    shutil.rmtree(ready, ignore_errors=True)
-    _write_ready(ready, blocks, embeddings, model, tokenizer, manifest)
-    put_in_place(ready, folder, LAST)
-    shutil.rmtree(partial)
+        embeddings[numbers] = torch.from_numpy(_read_shard(path))
+    return embeddings
 
 
 def _shard_path(partial: Path, number: int) -> Path:
@@ -330,93 +397,52 @@ def _checksum(path: Path, data: bytes) -> bytes:
     return hashlib.sha256(path.name.encode() + data).digest()
 
 
-# ---- the ready folder
-
-
-def _write_ready(
-    ready: Path, blocks: list[Block], embeddings: Tensor, model: RealmForOpenQA, tokenizer: Any, manifest: dict
-) -> None:
-    config = model.config
-    sizes = {
-        "num_block_records": len(blocks),
-        "searcher_beam_size": min(config.searcher_beam_size, len(blocks)),
-        "reader_beam_size": min(config.reader_beam_size, len(blocks)),
-    }
-    indexed = RealmForOpenQA(RealmConfig.from_dict(config.to_dict() | sizes), initialize=False)
-    indexed.load_state_dict(model.state_dict() | {"block_emb": embeddings})
-    indexed.save_pretrained(ready)
-    RealmRetriever([record(block) for block in blocks], tokenizer).save_pretrained(ready)
-    with write_atomically(ready / BLOCK_TITLES_FILE) as temporary:
-        temporary.write_text("".join(f"{block.title}\n" for block in blocks), encoding="utf-8")
-    _write_json(ready / MANIFEST_FILE, manifest)
-
-
-def _manifest(blocks: list[Block], model: RealmForOpenQA, tokenizer: Any, max_wordpieces: int) -> dict[str, Any]:
-    """What a folder is made of; a stopped job goes on where this is the same."""
-    return {
-        "format": 1,
-        "corpus": corpus_hash(blocks),
-        "model": model_hash(model, tokenizer),
-        "blocks": len(blocks),
-        "max_wordpieces": max_wordpieces,
-    }
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def model_hash(model: RealmForOpenQA, tokenizer: Any) -> str:
-    """sha256 (hexadecimal) of all that makes the embeddings: configuration, vocabulary, the embedder's weights."""
-    digest = hashlib.sha256(model.embedder.config.to_json_string().encode())
-    digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
-    for key, tensor in sorted(model.embedder.state_dict().items()):
-        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-# ---- models to index with
-
-
-def load_unindexed(folder: str | os.PathLike) -> tuple[RealmForOpenQA, RealmTokenizerFast]:
-    """The model and the tokenizer of a folder or hub name, without its block embeddings, which may be gigabytes.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: the weights are damaged, or are not those of a RealmForOpenQA.
-    """
-    folder = resolve_folder(folder, "config", "weights", "tokenizer")
-    check_open_qa(folder)
-    config = RealmConfig.from_pretrained(folder, num_block_records=1)
-    state_dict = checkpoint.read_state_dict(folder)
-    checkpoint.check_config(folder, config)
-    state_dict.pop("block_emb", None)
-    checkpoint.check_fits(RealmForOpenQA.all_shapes, config, state_dict, source=str(folder))
-    model = RealmForOpenQA(config, initialize=False)
-    state_dict["block_emb"] = torch.zeros(1, config.retriever_proj_size, dtype=torch.float32)
-    model.load_state_dict(state_dict)
-    return model.eval(), RealmTokenizerFast.from_pretrained(folder)
-
-
 # ---- command line
 
 
 def run(options: argparse.Namespace) -> None:
     """Run `realm-min index`."""
-    from . import default_model
     from .console import progress_report, skipped_named
+    from .printable import remark as say
+
+    device, out = chosen_device(options.device), options.add_to or options.out
+    corpora, first = dict.fromkeys(options.corpora), distributed.world().is_first
+    with skipped_named() as skip, progress_report() as report:
+        if options.add_to:
+            documents = chain.from_iterable(read_documents(corpus, skip) for corpus in corpora)
+            changes = add(
+                documents, out, remove=options.remove, device=device, restart=options.restart, report=report, remark=say
+            )
+        else:
+            model, tokenizer, base = _base(options.model, FACTBOOK in corpora)
+            if base:
+                del corpora[FACTBOOK]
+            documents = chain.from_iterable(read_documents(corpus, skip) for corpus in corpora)
+            model.embedder.to(device)
+            write_index(Job(out, model, tokenizer, MAX_WORDPIECES, options.restart, report, say), documents, base)
+            changes = None
+    if first and changes:
+        say(
+            f"{changes.added:,} documents added, {changes.replaced:,} replaced, {changes.left:,} left as they were, "
+            f"{changes.removed:,} removed; {changes.embedded:,} blocks embedded"
+        )
+    if first:
+        say(f'Ready: realm-min ask --model "{out}"')
+
+
+def _base(name: str | None, with_factbook: bool) -> tuple[RealmForOpenQA, Any, Indexed | None]:
+    """The model of a folder, or the one that ships, with its tokenizer; and the Factbook as that one holds it."""
+    from . import default_model
+    from .cli import one_line
     from .printable import remark
 
-    device = chosen_device(options.device)
-    if options.model:
-        model, tokenizer = load_unindexed(options.model)
-    else:
-        model, tokenizer, _ = load_packed(default_model.PACKED_FILE)
-    model.embedder.to(device)
-    with skipped_named() as skip, progress_report() as report:
-        documents = read_documents(options.corpus, skip)
-        index(documents, options.out, model, tokenizer, restart=options.restart, report=report, remark=remark)
-    if distributed.world().is_first:
-        remark(f'Ready: realm-min ask --model "{options.out}"')
+    if name:
+        return *load_unindexed(name), None
+    if not with_factbook:
+        return *load_packed(default_model.PACKED_FILE)[:2], None
+    try:
+        model = default_model.load()
+    except ValueError as error:  # another Factbook than the one that it was indexed with
+        remark(f"{one_line(error)}: here all of it is embedded")
+        return *load_packed(default_model.PACKED_FILE)[:2], None
+    return model, model.retriever.tokenizer, ready_folder.indexed_by(model)

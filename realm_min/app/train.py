@@ -20,12 +20,13 @@ from ..jobs.embedding import Report, embed_on_ranks
 from ..jobs.settings import Finetune, Ict, Mlm, Pretrain, TrainingRun, settings_from
 from ..ranks.devices import chosen_device
 from ..ranks.distributed import world
-from ..text.corpus import MAX_WORDPIECES, Block, record
+from ..text.corpus import MAX_WORDPIECES, Block, Source, record
 from ..text.documents import read_documents
 from ..text.questions import read_questions, read_training_questions
 from ..text.retriever import RealmRetriever
-from . import indexing
+from . import ready_folder
 from .console import progress_report, skipped_named
+from .merging import NO_TEXT, cut_corpus
 from .plots import plot_training
 from .printable import remark
 from .training_arguments import is_indexed
@@ -75,12 +76,13 @@ def finetune(given: argparse.Namespace) -> None:
     ready = Path(given.corpus)
     with progress_report() as report:
         if is_indexed(given.corpus):
-            blocks = indexing.read_blocks(ready)
+            blocks = ready_folder.read_blocks(ready)
+            sources = ready_folder.read_sources_of(ready, len(blocks))
             retriever = RealmRetriever.from_pretrained(ready)
             model = RealmForOpenQA.from_pretrained(ready, retriever=retriever, sharded=True, **values).to(device)
         else:
             tokenizer = warm_start.tokenizer(given.model)
-            blocks = read_blocks(given.corpus, tokenizer, MAX_WORDPIECES, report)
+            blocks, sources = read_cut(given.corpus, tokenizer, MAX_WORDPIECES, report)
             model = new_model(given.model, blocks, tokenizer, given.seed, report, device, **values)
         run = replace(run_from(given, report), evaluate_every=given.evaluate_every, refresh_ranks=given.refresh_ranks)
         runs.finetune(run, model, questions, settings_from(given, Finetune()), blocks=blocks, dev=dev)
@@ -88,7 +90,8 @@ def finetune(given: argparse.Namespace) -> None:
 
     def write() -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        indexing.write_ready(folder, blocks, model.block_emb, model, model.retriever.tokenizer, MAX_WORDPIECES)
+        of_model = model, model.retriever.tokenizer, MAX_WORDPIECES
+        ready_folder.write_ready(folder, blocks, model.block_emb, *of_model, sources=sources)
 
     with loop.only_job(given.out):
         world().on_first(write)
@@ -166,5 +169,15 @@ def read_blocks(corpus: str, tokenizer: Any, max_wordpieces: int, report: Callab
     Raises:
         ValueError: the corpus has no text, or cannot be read.
     """
+    return read_cut(corpus, tokenizer, max_wordpieces, report)[0]
+
+
+def read_cut(
+    corpus: str, tokenizer: Any, max_wordpieces: int, report: Callable[..., None]
+) -> tuple[list[Block], list[Source]]:
+    """As `read_blocks`, and the blocks' sources."""
     with skipped_named() as skip:
-        return indexing.blocks_of(read_documents(corpus, skip), tokenizer, max_wordpieces, report)
+        cut = cut_corpus(read_documents(corpus, skip), tokenizer, max_wordpieces, report)
+    if not cut:
+        raise ValueError(NO_TEXT)
+    return [block for block, _ in cut], [source for _, source in cut]

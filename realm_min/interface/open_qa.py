@@ -40,12 +40,20 @@ MAX_QUESTION_WORDPIECES = 64
 
 @dataclass
 class RetrievedBlock:
-    """A block that was read: its number, its text, f(x, z) and p(z|x) among the blocks read."""
+    """A block that was read: its number, its text, f(x, z) and p(z|x) among the blocks read; and whose it is.
+
+    `document` is the id of its document, in whose text it is characters `document_start` up to `document_end`. Where an
+    index does not know its documents, that is the block's number, and the others are None.
+    """
 
     id: int
     text: str
     score: float
     probability: float
+    document: str
+    title: str | None
+    document_start: int | None
+    document_end: int | None
 
 
 @dataclass
@@ -53,13 +61,17 @@ class Answer:
     """The best span, as it stands in its block, widened to whole words as ORQA does (`text/words.py`).
 
     `blocks[block_rank].text[start_char:end_char] == text`. `probability` is p(y|x): the share of the softmax over all
-    spans of all blocks read that falls on spans of these very wordpieces, wherever they stand.
+    spans of all blocks read that falls on spans of these very wordpieces, wherever they stand. `document_start` up to
+    `document_end` is where it stands in its block's document; None where that is not known, or in the title.
     """
 
     question: str
     text: str
     start_char: int
     end_char: int
+    document: str
+    document_start: int | None
+    document_end: int | None
     probability: float
     block_rank: int
     blocks: list[RetrievedBlock]
@@ -327,7 +339,8 @@ class RealmForOpenQA(RealmModel):
 
     def answer_from(self, question: str, scores: Tensor, block_ids: Tensor) -> Answer:
         """Answer a question from given blocks: f(x, z) [blocks] float32 and their numbers [blocks] int64."""
-        texts = [self.retriever.text(i) for i in block_ids.tolist()]
+        retriever, numbers = self.retriever, block_ids.tolist()
+        texts = [retriever.text(i) for i in numbers]
         ids, offsets, _, starts, ends, logits, _ = self.score_spans(question, texts, scores)
         best = int(logits.argmax())
         block, candidate = divmod(best, logits.shape[1])
@@ -335,16 +348,21 @@ class RealmForOpenQA(RealmModel):
         probabilities = ops.softmax(logits.reshape(-1)).view_as(logits)
         same = spans_equal_to(ids, starts, ends, ids[block, start : end + 1])  # [beam, spans]
         first_char, last_char = whole_words(texts[block], int(offsets[block, start, 0]), int(offsets[block, end, 1]))
-        priors = ops.softmax(scores).tolist()
+        read = zip(numbers, texts, scores.tolist(), ops.softmax(scores).tolist(), strict=True)
+        document_start, document_end = retriever.place(numbers[block], first_char, last_char)
         return Answer(
             question=question,
             text=texts[block][first_char:last_char],
             start_char=first_char,
             end_char=last_char,
+            document=retriever.document(numbers[block]),
+            document_start=document_start,
+            document_end=document_end,
             probability=float(probabilities[same].sum()),
             block_rank=block,
             blocks=[
-                RetrievedBlock(*found) for found in zip(block_ids.tolist(), texts, scores.tolist(), priors, strict=True)
+                RetrievedBlock(i, text, score, prior, retriever.document(i), retriever.title(i), *retriever.place(i))
+                for i, text, score, prior in read
             ],
         )
 

@@ -1,8 +1,12 @@
 """Embed_doc of every block (REALM section 3.2), a shard at a time: the same bits for any number of ranks and threads.
 
-No batch crosses a shard, and one thread computes a batch from end to end. (Several threads that share a product may add
-it up in another order; MKL's do, where it has few rows.) A process with several threads computes as many batches at a
-time.
+On a CPU a block is embedded alone, so that its bits do not depend on what else is embedded: how a library adds up a
+product depends on the number of rows, and a sum over tokens on theirs. That costs nothing, since a full block fills a
+core; short ones would be faster together. A GPU needs batches, whose rows differ from those of others by roundings. No
+batch crosses a shard, so that the number of ranks does not matter there either.
+
+One thread computes a batch from end to end. (Several threads that share a product may add it up in another order; MKL's
+do, where it has few rows.) A process with several threads computes as many batches at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,14 +26,11 @@ from ..ranks import distributed
 from ..ranks.devices import plain_arithmetic
 from ..text.corpus import Block
 
-SHARD_SIZE = 256  # blocks: what a stop can cost a rank
-
-
-BATCH_SIZE = 16  # blocks, whose activations a core's cache can hold
-
-
+SHARD_SIZE = 64  # blocks: what a stop can cost a rank
 GPU_BATCH_SIZE = 64
 
+
+Item = TypeVar("Item")
 
 # Called as report(stage, done, total) as work goes on, with a note on how it goes where there is one; total is None
 # while nobody knows it.
@@ -37,7 +38,7 @@ Report = Callable[..., None]
 
 
 # ---- shards
-def shards_of(blocks: list[Block]) -> list[list[Block]]:
+def shards_of(blocks: list[Item]) -> list[list[Item]]:
     """The blocks, `SHARD_SIZE` at a time."""
     return [blocks[start : start + SHARD_SIZE] for start in range(0, len(blocks), SHARD_SIZE)]
 
@@ -105,7 +106,7 @@ def embed_blocks(
 
     Within a shard, batches are of similar lengths, so that few of their tokens are padding.
     """
-    batch_size = BATCH_SIZE if embedder.device.type == "cpu" else GPU_BATCH_SIZE
+    batch_size = 1 if embedder.device.type == "cpu" else GPU_BATCH_SIZE
     embeddings = torch.empty(len(blocks), embedder.config.retriever_proj_size, dtype=torch.float32)
 
     def embed(inputs: Any) -> Tensor:

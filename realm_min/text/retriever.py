@@ -15,9 +15,11 @@ import numpy as np
 import torch
 
 from ..files.block_records import read_block_records, write_block_records
+from ..files.block_sources import Sources, Titles, read_sources, write_sources
 from ..files.causes import check_readable
 from ..files.hub import BLOCK_RECORDS_FILE, resolve_folder, take_hub_options
 from .batch_encoding import BatchEncoding
+from .corpus import text_start
 from .tokenizer import RealmTokenizerFast
 
 Spans = tuple[list[bool], list[list[int]], list[list[int]]]
@@ -29,11 +31,19 @@ class RealmRetriever:
     Args:
         block_records: the blocks' UTF-8 text, a sequence or object array of `bytes`; a block's place is its number.
         tokenizer: a `RealmTokenizer` or `RealmTokenizerFast`.
+        titles, sources: of the blocks, where they are known: `title`, `document` and `place` then tell whose they are.
     """
 
-    def __init__(self, block_records: Sequence[bytes] | np.ndarray, tokenizer: Any) -> None:
+    def __init__(
+        self,
+        block_records: Sequence[bytes] | np.ndarray,
+        tokenizer: Any,
+        titles: Titles | None = None,
+        sources: Sources | None = None,
+    ) -> None:
         self.block_records = block_records
         self.tokenizer = tokenizer
+        self.titles, self.sources = titles, sources
 
     def __call__(
         self,
@@ -102,6 +112,31 @@ class RealmRetriever:
         except UnicodeDecodeError as error:
             raise ValueError(f"block {number} is not UTF-8 text ({error}): encode the blocks as UTF-8") from None
 
+    def title(self, number: int) -> str | None:
+        """The title of a block's document; None where it is not known."""
+        return None if self.titles is None else self.titles[number]
+
+    def document(self, number: int) -> str:
+        """The id of the document that a block is of; where it is not known, the block's number."""
+        return str(number) if self.sources is None else self.sources[number].document
+
+    def place(self, number: int, first: int = 0, last: int | None = None) -> tuple[int | None, int | None]:
+        """Where characters `first` up to `last` of a block's text stand in its document's text, by default all of them.
+
+        Returns:
+            The first and the one after the last; None and None for what begins in the title, and where the block's
+            source is not known.
+        """
+        title, source = self.title(number), None if self.sources is None else self.sources[number]
+        if title is None or source is None:
+            return None, None
+        if last is None:
+            return source.start, source.end
+        before = len(text_start(title))
+        if first < before:
+            return None, None
+        return source.place(first - before), source.place(last - 1 - before) + 1
+
     def block_has_answer(self, concat_inputs: Any, answer_ids: Sequence[Sequence[int]]) -> Spans:
         """Find every occurrence of every answer in the blocks, that is between the first and the second [SEP].
 
@@ -149,7 +184,9 @@ class RealmRetriever:
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike, **tokenizer_options: Any) -> RealmRetriever:
-        """Read block_records.npy and the tokenizer of a folder or hub name; `tokenizer_options` go to the tokenizer.
+        """Read block_records.npy, the titles and sources beside it, and the tokenizer of a folder or hub name.
+
+        `tokenizer_options` go to the tokenizer.
 
         Raises:
             FileNotFoundError: the folder or one of its files is missing.
@@ -159,12 +196,14 @@ class RealmRetriever:
         path = folder / BLOCK_RECORDS_FILE
         check_readable(path, f"{path} does not exist: give a folder that holds {BLOCK_RECORDS_FILE}")
         tokenizer = RealmTokenizerFast.from_pretrained(folder, **tokenizer_options)
-        return cls(read_block_records(path), tokenizer)
+        records = read_block_records(path)
+        return cls(records, tokenizer, *read_sources(folder, len(records)))
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write block_records.npy and the tokenizer's files; transformers' `RealmRetriever` reads them back."""
+        """Write block_records.npy, titles, sources and the tokenizer's files; transformers' class reads them back."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_block_records(Path(folder) / BLOCK_RECORDS_FILE, self.block_records)
+        write_sources(folder, self.titles, self.sources)
         self.tokenizer.save_pretrained(folder)
 
 

@@ -181,7 +181,7 @@ DAMAGE = {
     "last byte missing": lambda path, whole: path.write_bytes(whole[:-1]),
     "a byte more": lambda path, whole: path.write_bytes(whole + b"\0"),
     "zeros": lambda path, whole: path.write_bytes(bytes(len(whole))),
-    "another format": lambda path, whole: path.write_bytes(whole.replace(b"format 1", b"format 0", 1)),
+    "another format": lambda path, whole: path.write_bytes(whole.replace(b"format 2", b"format 0", 1)),
     "an empty folder": lambda path, whole: (path.unlink(), path.mkdir()),
     "a folder": replace_by_folder,
 }

@@ -13,13 +13,13 @@ import torch
 from sizes import at_length
 
 from realm_min import RealmConfig, RealmForOpenQA, RealmTokenizerFast
-from realm_min.app import cli, indexing
+from realm_min.app import cli, indexing, ready_folder
 from realm_min.jobs import embedding
 from realm_min.ranks import distributed
 from realm_min.text.corpus import Block, Document, cut_blocks
 
 LIMIT = 40  # wordpieces of a block
-SIZES = dict(SHARD_SIZE=6, BATCH_SIZE=4)  # blocks
+SIZES = dict(SHARD_SIZE=6)  # blocks
 SHARDS = 13  # that the corpus makes, the last one short
 DOCUMENTS = [
     Document(f"Island {i}", " ".join(f"Field {j} of {i} is {'very ' * (j * i % 5)}{i * j}." for j in range(2 + i)))
@@ -116,9 +116,8 @@ def test_the_folder_is_the_same_for_any_number_of_threads(tmp_path, vocabulary, 
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 8, 17, 33])
-def test_threads_do_not_change_embeddings(vocabulary, monkeypatch, count):
+def test_threads_do_not_change_embeddings(vocabulary, count):
     """Sizes at which a product of MKL's gives other bits on two threads; see tests of the folder for the rest."""
-    monkeypatch.setattr(embedding, "BATCH_SIZE", 16)
     config = RealmConfig(
         hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512, retriever_proj_size=8
     )
@@ -333,4 +332,4 @@ def test_torchrun_writes_the_folder_of_one_process(tmp_path, vocabulary, monkeyp
     [(_, said)] = processes.run([*torchrun, *command, tmp_path / "two"])
     assert said.count("Ready: realm-min ask --model") == 1
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
-    assert len(indexing.read_blocks(tmp_path / "two")) > 2 * embedding.SHARD_SIZE
+    assert len(ready_folder.read_blocks(tmp_path / "two")) > 2 * embedding.SHARD_SIZE

@@ -1,0 +1,101 @@
+"""block_titles.txt and block_sources.jsonl: whose the blocks of evidence are, a line each, in the order of the blocks.
+
+A title is the whole line. A source (`text/corpus.py`) is {"document": id, "start": …, "end": …}, and "shifts" where it
+has some. Of millions of lines an answer needs a few, so a line is looked at when it is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..text.corpus import Source
+from .atomic import write_atomically
+from .hub import BLOCK_SOURCES_FILE, BLOCK_TITLES_FILE
+
+
+class Titles:
+    """The titles of blocks by their numbers, from the bytes of block_titles.txt."""
+
+    def __init__(self, data: bytes, name: str = BLOCK_TITLES_FILE) -> None:
+        self.data, self.name = data, name
+        self._ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, number: int) -> str:
+        if not 0 <= number < len(self):
+            raise IndexError(f"{self.name} has {len(self)} lines, none for block {number}")
+        start = int(self._ends[number - 1]) + 1 if number else 0
+        try:
+            return self.data[start : int(self._ends[number])].decode().rstrip("\r")  # Windows wrote some
+        except UnicodeDecodeError as error:
+            raise self._damaged(number, error) from None
+
+    def __iter__(self) -> Iterator:
+        return (self[number] for number in range(len(self)))
+
+    def _damaged(self, number: int, error: Exception | str) -> ValueError:
+        return ValueError(f"{self.name} line {number + 1} is damaged ({error}): index the corpus anew")
+
+
+class Sources(Titles):
+    """The sources of blocks by their numbers, from the bytes of block_sources.jsonl."""
+
+    def __getitem__(self, number: int) -> Source:  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            value = json.loads(super().__getitem__(number))
+            shifts = tuple((int(at), int(by)) for at, by in value.get("shifts", ()))
+            source = Source(value["document"], int(value["start"]), int(value["end"]), shifts)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise self._damaged(number, error) from None
+        if not isinstance(source.document, str):
+            raise self._damaged(number, "its document has no name")
+        return source
+
+
+def title_lines(titles: Iterable[str]) -> bytes:
+    """The bytes of block_titles.txt. Titles have no line ends: their white space is single spaces."""
+    return "".join(f"{title}\n" for title in titles).encode()
+
+
+def source_lines(sources: Iterable[Source]) -> bytes:
+    """The bytes of block_sources.jsonl."""
+    return "".join(f"{json.dumps(_values(source), ensure_ascii=False)}\n" for source in sources).encode()
+
+
+def _values(source: Source) -> dict:
+    return {name: value for name, value in source._asdict().items() if value != ()}
+
+
+def write_sources(folder: str | os.PathLike, titles: Titles | None, sources: Sources | None) -> None:
+    """Write of the two files what there is."""
+    for name, lines in ((BLOCK_TITLES_FILE, titles), (BLOCK_SOURCES_FILE, sources)):
+        if lines is None:
+            (Path(folder) / name).unlink(missing_ok=True)  # of other blocks
+        else:
+            with write_atomically(Path(folder) / name) as temporary:
+                temporary.write_bytes(lines.data)
+
+
+def read_sources(folder: str | os.PathLike, blocks: int) -> tuple[Titles | None, Sources | None]:
+    """The two files of a folder with so many blocks; None for one that is not there, as in folders of earlier versions.
+
+    Raises:
+        ValueError: one is not of these blocks.
+    """
+    found = []
+    for kind, name in ((Titles, BLOCK_TITLES_FILE), (Sources, BLOCK_SOURCES_FILE)):
+        path = Path(folder) / name
+        lines = kind(path.read_bytes(), str(path)) if path.is_file() else None
+        if lines is not None and len(lines) != blocks:
+            raise ValueError(
+                f"{path} has {len(lines)} lines for {blocks} blocks: index the corpus anew with realm-min index"
+            )
+        found.append(lines)
+    return found[0], found[1]
