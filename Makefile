@@ -13,7 +13,7 @@ PINS    = $(shell test -e $(STAMPS)/oracle && echo constraints-oracle.txt || ech
     notebooks-run bench bench-model bench-train bench-scale verify-base train-demo ablation sdist clean
 
 demo: $(STAMPS)/demo
-	$(RUN) -m realm_min ask $${Q:+"$$Q"} </dev/null
+	$(RUN) -m realm_min ask "$${Q:---examples}"
 
 # A retriever that learns from masked words alone, against the same run without its gradient: learn.csv and learn.png.
 learn: $(STAMPS)/demo $(STAMPS)/plot
