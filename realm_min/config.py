@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+from .compatible.configuration import INHERITED, UNWRITTEN, Configuration
+from .compatible.left_out import OF_CONFIGURATIONS, leaves_out
 from .files.atomic import write_atomically
 from .files.causes import check_readable
 from .files.hub import BLOCK_RECORDS_FILE, resolve_folder, take_hub_options
 from .files.json_file import read_json_object
+from .files.unknown_names import warn_of_unknown
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "selu", "silu")
 
@@ -24,9 +26,19 @@ _POSITIVE_INTEGERS = (
 _PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 _FLAGS = ("output_attentions", "output_hidden_states", "return_dict")
 _POSITIVE_NUMBERS = ("initializer_range", "layer_norm_eps", "reader_layer_norm_eps")
+# What transformers' `RealmConfig` takes by place.
+_BY_PLACE = (
+    "vocab_size hidden_size retriever_proj_size num_hidden_layers num_attention_heads num_candidates intermediate_size "
+    "hidden_act hidden_dropout_prob attention_probs_dropout_prob max_position_embeddings type_vocab_size "
+    "initializer_range layer_norm_eps span_hidden_size max_span_width reader_layer_norm_eps reader_beam_size "
+    "reader_seq_len num_block_records searcher_beam_size pad_token_id bos_token_id eos_token_id"
+).split()
+# Under another name, or of no effect: what older configurations of BERT say.
+_UNDERSTOOD = ("name_or_path", "attn_implementation", "use_cache", "gradient_checkpointing", "model_type", *UNWRITTEN)
 
 
-class RealmConfig:
+@leaves_out(OF_CONFIGURATIONS)
+class RealmConfig(Configuration):
     """Every parameter of transformers' `RealmConfig`, with its name and default, as attributes of the instance.
 
     Keys that REALM does not use are kept, so that a foreign `config.json` survives a round trip.
@@ -71,12 +83,24 @@ class RealmConfig:
     output_hidden_states: bool = False
     return_dict: bool = True
 
-    def __init__(self, /, **values: Any) -> None:
-        values.pop("model_type", None)
+    def __init__(self, /, *by_place: Any, **values: Any) -> None:
+        if len(by_place) > len(_BY_PLACE):
+            raise TypeError(
+                f"RealmConfig takes at most {len(_BY_PLACE)} values by place, and {len(by_place)} were given"
+            )
+        values = dict(zip(_BY_PLACE, by_place, strict=False)) | values
+        warn_of_unknown(values, KNOWN | vars(RealmConfig).keys(), "RealmConfig")
+        self._fill(values)
+
+    def _fill(self, values: dict[str, Any]) -> None:
+        values = {name: value for name, value in values.items() if name != "model_type"}
         if "use_return_dict" in values:
             raise ValueError("use_return_dict is read-only in RealmConfig; give return_dict instead")
+        for old, new in (("name_or_path", "_name_or_path"), ("attn_implementation", "_attn_implementation_internal")):
+            if old in values:
+                values[new] = values.pop(old)
         for name in values:
-            if name not in DEFAULTS and hasattr(RealmConfig, name):
+            if name not in DEFAULTS and name not in INHERITED and hasattr(RealmConfig, name):
                 raise ValueError(f"{name!r} names a part of RealmConfig itself, no configuration value: leave it out")
         self.__dict__.update(DEFAULTS | values)
         self.check()
@@ -113,53 +137,65 @@ class RealmConfig:
         for name in ("is_decoder", "add_cross_attention"):
             if getattr(self, name, False):
                 raise ValueError(f"{name}=True: REALM's encoder reads both ways; leave it False")
-
-    @property
-    def use_return_dict(self) -> bool:
-        return self.return_dict
-
-    def to_dict(self) -> dict[str, Any]:
-        """All values as plain data, `model_type` included."""
-        return {"model_type": self.model_type, **self.__dict__}
-
-    def to_json_string(self) -> str:
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        if getattr(self, "pruned_heads", None):
+            raise ValueError("pruned_heads is not empty: heads are not cut out; pass head_mask to the call")
+        if self.__dict__.get("_attn_implementation_internal") not in (None, "eager"):
+            raise ValueError("attn_implementation: attention has one implementation here; leave it out")
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RealmConfig:
-        return cls(**values)
+    def from_dict(
+        cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **overrides: Any
+    ) -> RealmConfig:
+        """The configuration that a dict describes, whose keys may be of any model; `overrides` replace its values.
+
+        An override that is no configuration value is left out, and said so; with `return_unused_kwargs` the result is
+        (configuration, what was left out), without a word.
+        """
+        known = KNOWN | config_dict.keys()
+        unused = {name: value for name, value in overrides.items() if name not in known}
+        if not return_unused_kwargs:
+            warn_of_unknown(unused, known, "RealmConfig")
+        config = cls.__new__(cls)
+        config._fill(config_dict | {name: value for name, value in overrides.items() if name in known})
+        found: Any = (config, unused) if return_unused_kwargs else config
+        return found
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write `folder/config.json`."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         with write_atomically(Path(folder) / CONFIG_FILE) as temporary:
-            temporary.write_text(self.to_json_string(), encoding="utf-8")
+            temporary.write_text(self.to_json_string(use_diff=False), encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike, **overrides: Any) -> RealmConfig:
-        """Read the config.json of a folder or hub name; `overrides` replace what it says.
+    def from_pretrained(
+        cls, folder: str | os.PathLike, return_unused_kwargs: bool = False, **overrides: Any
+    ) -> RealmConfig:
+        """Read the config.json of a folder or hub name; `overrides` replace what it says, as in `from_dict`.
 
         Raises:
             FileNotFoundError: the folder or its config.json is missing.
             ValueError: it is not JSON, is another model's, or holds impossible values.
         """
-        path = resolve_folder(folder, "config", **take_hub_options(overrides)) / CONFIG_FILE
-        check_readable(path, f"{path} does not exist: give the folder of a REALM checkpoint")
-        values = read_json_object(path, "restore it from the checkpoint's source")
+        values, overrides = cls.get_config_dict(folder, **overrides)
         found = values.get("model_type", cls.model_type)
         if found != cls.model_type:
-            raise ValueError(f'{path} describes a model of type {found!r}; a REALM checkpoint has "realm"')
-        return cls.from_dict(values | overrides)
+            raise ValueError(f'{folder} describes a model of type {found!r}; a REALM checkpoint has "realm"')
+        return cls.from_dict(values, return_unused_kwargs, **overrides)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RealmConfig) and self.to_dict() == other.to_dict()
-
-    def __repr__(self) -> str:
-        return f"RealmConfig {self.to_json_string()}"
+    @classmethod
+    def get_config_dict(cls, folder: str | os.PathLike, **overrides: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the config.json of a folder or hub name says, or that file itself; and `overrides` but the hub's."""
+        options = take_hub_options(overrides)
+        path = Path(folder)
+        if not path.is_file():
+            path = resolve_folder(folder, "config", **options) / CONFIG_FILE
+        check_readable(path, f"{path} does not exist: give the folder of a REALM checkpoint")
+        return read_json_object(path, "restore it from the checkpoint's source"), overrides
 
 
 # What the class declares: a configuration value is a name, a type and a default in one line above.
 DEFAULTS: dict[str, Any] = {name: getattr(RealmConfig, name) for name in RealmConfig.__annotations__}
+KNOWN = frozenset((*DEFAULTS, *INHERITED, *_UNDERSTOOD))  # keywords that are no slips of the pen
 
 
 def check_open_qa(folder: Path) -> None:

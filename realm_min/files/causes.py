@@ -15,6 +15,8 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .lfs import refuse_pointer
+
 _NAMES = (
     "ENOMEM", "EACCES", "EPERM", "ENOSPC", "EDQUOT", "EFBIG", "EMFILE", "ENFILE", "EISDIR", "ENOTDIR", "EROFS",
     "ENAMETOOLONG", "ELOOP", "EIO", "EBUSY", "EXDEV", "ETXTBSY", "ESTALE",
@@ -72,12 +74,13 @@ def check_readable(path: str | os.PathLike, missing: str | None = None) -> None:
     Raises:
         FileNotFoundError: there is no such file, but maybe a folder or a device in its place.
         OSError: it cannot be opened; the error says why.
+        ValueError: it is a pointer of Git LFS.
     """
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):
-            with open(path, "rb"):
-                return
+            refuse_pointer(path)
+            return
     except (FileNotFoundError, NotADirectoryError):
         if missing is None:
             raise

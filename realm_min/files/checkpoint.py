@@ -12,7 +12,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from .atomic import write_atomically
 from .causes import causes_named, check_readable, raise_machine_error
 from .pickled_tensors import unpickle_tensors
 from .safetensors_file import damaged, read_safetensors, write_safetensors
+from .unknown_names import level_of_the_program
 
 SAFETENSORS, PICKLED = ("model", ".safetensors"), ("pytorch_model", ".bin")
 _WEIGHT_FILES = re.compile(
@@ -35,6 +37,8 @@ _WEIGHT_FILES = re.compile(
 
 # Buffers that transformers stored until 4.31. They hold 0, 1, 2, … and zeros: a model needs no checkpoint for them.
 OLD_BUFFERS = re.compile(r"(.*\.)?embeddings\.(position_ids|token_type_ids)")
+
+_TODAY = {"gamma": "weight", "beta": "bias"}  # names of a LayerNorm's weights until 2019
 
 # What the weights were trained with and no shape tells. Other values of a config.json are options of its user.
 TRAINED_WITH = ("num_attention_heads", "hidden_act", "layer_norm_eps", "reader_layer_norm_eps")
@@ -58,7 +62,8 @@ def read_state_dict(
 
     Raises:
         FileNotFoundError: `folder` is no folder, holds no weights, or lacks a shard that its index lists.
-        ValueError: a file is truncated, damaged, of another format, or asks for Python objects other than tensors.
+        ValueError: a file is truncated, damaged, of another format, a pointer of Git LFS, or asks for Python objects
+            other than tensors.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -147,14 +152,21 @@ def check_config(folder: str | os.PathLike, config: RealmConfig) -> None:
 
 
 def check_fits(
-    shapes_of: Callable[[RealmConfig], Shapes], config: RealmConfig, found: dict[str, torch.Tensor], source: str
-) -> None:
+    shapes_of: Callable[[RealmConfig], Shapes],
+    config: RealmConfig,
+    found: dict[str, torch.Tensor],
+    source: str,
+    reshape: bool = False,
+) -> list[tuple[str, torch.Size, torch.Size]]:
     """Refuse a configuration of another model than the weights are of, before anything of its sizes is allocated.
 
     Args:
         shapes_of: the shapes of the model's tensors, `all_shapes` of its class.
         found: the weights by key. Those that are absent may be `FEW` numbers, or as many as there are.
         source: what the error calls the checkpoint, such as its folder.
+        reshape: tensors may be of another shape than the model's, and count as absent.
+
+    Returns those: key, its shape, the model's.
 
     Raises:
         ValueError: too few tensors for the layers, tensors of another shape than the model's, which are all named, or
@@ -166,74 +178,115 @@ def check_fits(
             f"{len(found)} tensors; take the config.json that they were saved with"
         )
     shapes = {key: shape for key, shape in shapes_of(config).items() if not isinstance(shape, str)}
-    problems = [
-        _misshaped(key, found[key].shape, shape)
+    wrong = [
+        (key, found[key].shape, torch.Size(shape))
         for key, shape in shapes.items()
         if key in found and tuple(found[key].shape) != tuple(shape)
     ]
-    if problems:
-        raise _misfit(source, problems)
-    absent = {key: math.prod(shape) for key, shape in shapes.items() if key not in found}
+    if wrong and not reshape:
+        raise misfit(source, [_misshaped(*each) for each in wrong])
+    absent = {key: math.prod(shapes[key]) for key in shapes.keys() - found.keys() | {key for key, *_ in wrong}}
     held = sum(tensor.numel() for tensor in found.values())
     if sum(absent.values()) > max(held, FEW):
         largest = max(absent, key=absent.__getitem__)
-        raise _misfit(source, [f"missing: {largest} {list(shapes[largest])}, and the weights are {held:,} numbers"])
+        raise misfit(source, [f"missing: {largest} {list(shapes[largest])}, and the weights are {held:,} numbers"])
+    return wrong
 
 
 def _misshaped(key: str, found: Sequence[int], expected: Sequence[int]) -> str:
     return f"mis-shaped: {key} {list(found)}, the model has {list(expected)}"
 
 
-def _misfit(source: str, problems: list[str]) -> ValueError:
-    return ValueError(
+class Misfit(ValueError, RuntimeError):
+    """Weights that do not fit a model; torch raises a RuntimeError for them."""
+
+
+def misfit(source: str, problems: list[str]) -> Misfit:
+    return Misfit(
         f"{source} does not fit the model; take the class and the config.json that it was saved with:\n  "
         + "\n  ".join(sorted(problems))
     )
 
 
+def usual_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors under today's names: no "module." before all of them, as DataParallel has it, no gamma and beta."""
+    wrapped = bool(state_dict) and all(key.startswith("module.") for key in state_dict)
+    found = {}
+    for key, tensor in state_dict.items():
+        name = key.removeprefix("module.") if wrapped else key
+        found[re.sub(r"(?<=LayerNorm\.)(gamma|beta)$", lambda old: _TODAY[old[0]], name)] = tensor
+    return found
+
+
+def loading_info(missing: list[str], unexpected: list[str], wrong: list[tuple]) -> dict[str, list]:
+    """What transformers' `output_loading_info` returns."""
+    misshapen = {key for key, *_ in wrong}
+    return {
+        "missing_keys": [key for key in missing if key not in misshapen],
+        "unexpected_keys": unexpected,
+        "mismatched_keys": wrong,
+        "error_msgs": [],
+    }
+
+
+def warn_of(info: dict[str, list], source: str) -> None:
+    """Warn of weights that were drawn anew, or were left out."""
+    drawn = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    for names, what in (
+        (drawn, "are not there in the model's shape, and drawn anew"),
+        (info["unexpected_keys"], "are none of the model's, and left out"),
+    ):
+        if names:
+            warnings.warn(f"{source}: {', '.join(names)} {what}", stacklevel=level_of_the_program())
+
+
 def assign(
     expected: dict[str, torch.Tensor],
-    found: dict[str, torch.Tensor],
+    found: Mapping[str, torch.Tensor],
     aliases: dict[str, str],
-    ignored: re.Pattern[str] = OLD_BUFFERS,
     source: str = "the checkpoint",
-) -> None:
-    """Copy `found` into the tensors of `expected`, in place and in their dtype, or raise and copy nothing.
+    strict: bool = True,
+) -> tuple[list[str], list[str]]:
+    """Copy `found`, without `OLD_BUFFERS`, into `expected`, in place and in its dtypes, or raise and copy nothing.
 
     Args:
         expected: the model's tensors by key. Keys that are in `aliases` are left to their canonical key.
         found: the checkpoint's tensors by key.
         aliases: a key that repeats another tensor (tied weights) to that tensor's canonical key. A checkpoint may
             hold the alias, the canonical key, or both.
-        ignored: keys of `found` that match this from start to end are skipped.
         source: what the error calls the checkpoint, such as its folder.
+        strict: refuse keys that are missing or unexpected.
+
+    Returns:
+        The keys that are missing, and those that are unexpected.
 
     Raises:
         ValueError: names every key that is missing, unexpected, of another shape or type, or whose two copies differ.
     """
-    weights, problems = _by_canonical_key(found, expected, aliases, ignored)
+    weights, unexpected, problems = _by_canonical_key(found, expected, aliases)
     wanted = {key: tensor for key, tensor in expected.items() if key not in aliases}
-    for key, tensor in wanted.items():
-        weight = weights.get(key)
-        if weight is None:
-            problems.append(f"missing: {key} {list(tensor.shape)}")
-        elif weight.shape != tensor.shape:
+    missing = [key for key in wanted if key not in weights]
+    for key, weight in weights.items():
+        tensor = wanted[key]
+        if weight.shape != tensor.shape:
             problems.append(_misshaped(key, weight.shape, tensor.shape))
         elif weight.is_floating_point() != tensor.is_floating_point():
             problems.append(f"mis-typed: {key} {weight.dtype}, the model has {tensor.dtype}")
+    if strict:
+        problems += [f"missing: {key} {list(wanted[key].shape)}" for key in missing]
+        problems += [f"unexpected: {key} {list(found[key].shape)}" for key in unexpected]
     if problems:
-        raise _misfit(source, problems)
-    for key, tensor in wanted.items():
-        tensor.copy_(weights[key].detach())  # one that autograd follows would have it follow the model, too
+        raise misfit(source, problems)
+    for key, weight in weights.items():
+        wanted[key].copy_(weight.detach())  # one that autograd follows would have it follow the model, too
+    return missing, unexpected
 
 
 def _by_canonical_key(
-    found: dict[str, torch.Tensor],
-    expected: dict[str, torch.Tensor],
-    aliases: dict[str, str],
-    ignored: re.Pattern[str],
-) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The tensors that a model expects, each once, and what is wrong with the others; arguments as `assign`."""
+    found: Mapping[str, torch.Tensor], expected: dict[str, torch.Tensor], aliases: dict[str, str]
+) -> tuple[dict[str, torch.Tensor], list[str], list[str]]:
+    """The tensors that a model expects, each once; keys it does not; copies that differ. Arguments as `assign`."""
+    unexpected: list[str] = []
     problems: list[str] = []
     weights: dict[str, torch.Tensor] = {}
     for key, tensor in found.items():
@@ -244,9 +297,9 @@ def _by_canonical_key(
                 problems.append(f"differing copies of one weight: {key} and {canonical}")
         elif canonical in expected:
             weights[canonical] = tensor
-        elif not ignored.fullmatch(key):
-            problems.append(f"unexpected: {key} {list(tensor.shape)}")
-    return weights, problems
+        elif not OLD_BUFFERS.fullmatch(key):
+            unexpected.append(key)
+    return weights, unexpected, problems
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
@@ -284,7 +337,7 @@ def write_folder(
     index_name = f"{stem}{suffix}.index.json"
 
     with ExitStack() as files:  # renamed last to first: the weights, their index, the configuration
-        files.enter_context(write_atomically(folder / CONFIG_FILE)).write_text(config.to_json_string(), "utf-8")
+        files.enter_context(write_atomically(folder / CONFIG_FILE)).write_text(_text_of(config), "utf-8")
         if len(shards) > 1:
             path = files.enter_context(write_atomically(folder / index_name))
             path.write_text(_index_of(names, shards), "utf-8")
@@ -292,6 +345,10 @@ def write_folder(
             write(files.enter_context(write_atomically(folder / name)), shard)
 
     _remove_weights(folder, but={*names, index_name} if len(shards) > 1 else {*names})
+
+
+def _text_of(config: RealmConfig) -> str:
+    return config.to_json_string(use_diff=False)
 
 
 def _parse_size(size: int | str) -> int:

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .lfs import refuse_pointer
+
 DEEPEST = 100  # objects and lists within each other: what is deeper could not be written, compared or shown again
 
 
@@ -18,8 +20,9 @@ def read_json_object(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not UTF-8, not JSON, nested deeper than `DEEPEST`, or no object.
+        ValueError: it is not UTF-8, not JSON, nested deeper than `DEEPEST`, no object, or a pointer of Git LFS.
     """
+    refuse_pointer(path)
     try:
         return json_object(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:

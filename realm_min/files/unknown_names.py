@@ -21,9 +21,14 @@ def warn_of_unknown(names: Iterable[str], known: Collection[str], where: str) ->
     """
     for name in names:
         if name not in known:
-            nearest = get_close_matches(name, known, 1)
-            meant = f": did you mean {nearest[0]!r}?" if nearest else ""
-            warnings.warn(f"{where} has no {name!r}, which has no effect{meant}", stacklevel=level_of_the_program())
+            message = f"{where} has no {name!r}, which has no effect{did_you_mean(name, known)}"
+            warnings.warn(message, stacklevel=level_of_the_program())
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """The end of a message about a name that is not known: the nearest that is, if one is near."""
+    nearest = get_close_matches(name, known, 1)
+    return f": did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def level_of_the_program() -> int:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..config import RealmConfig
+from ..compatible.loading import take_loading_options, take_saving_options
+from ..config import KNOWN, RealmConfig
 from ..files import checkpoint
 from ..files.hub import resolve_folder, take_hub_options
+from ..files.unknown_names import did_you_mean
 from ..model.bert import Kept, Run
 from ..model.parameters import Parameters, Shapes, allocate, allocate_gradients, initialize_
 from ..ranks.devices import plain_arithmetic
 from .inputs import checked_head_mask
+from .module import Module, begin_anew, link_grads, moved_to
 from .outputs import Call, ModelOutput
+from .unrecorded import unrecorded
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # of the standard library from Python 3.11 on
@@ -25,39 +29,47 @@ if TYPE_CHECKING:
 Output = TypeVar("Output", bound=ModelOutput)
 
 
-class RealmModel:
+class LoadedKeys(NamedTuple):
+    """The keys that a state dict and the model it was loaded into do not share."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class RealmModel(Module):
     """A model is a configuration, its own tensors `p` and, where it is made of models, its `parts`.
 
     Args:
         config: sizes and options.
-        seed: draws the initial weights, and the dropout masks in training.
+        seed: draws the initial weights, and the dropout masks in training; None leaves both to torch's own generator,
+            which `torch.manual_seed` sets.
 
-    `generator` draws a seed for the dropout masks of each sequence that is read in training.
+    `generator` draws a seed for the dropout masks of each sequence that is read in training; None is torch's own.
 
     A new model is in training mode, as transformers' are; one from a folder is in evaluation mode.
     """
 
     config_class: ClassVar[type[RealmConfig]] = RealmConfig
-    # Arguments of `__init__` beside the configuration, and tensors that are no parameters.
+    # Arguments of `__init__` beside the configuration.
     own_arguments: ClassVar[tuple[str, ...]] = ()
     part_classes: ClassVar[dict[str, type[RealmModel]]] = {}  # of the parts that have keys of their own
-    buffers: ClassVar[tuple[str, ...]] = ()
     # How the names of the parameters begin that are in the checkpoints and that no output depends on.
     unread: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, config: RealmConfig, *, seed: int = 0, initialize: bool = True) -> None:
+    def __init__(self, config: RealmConfig, *, seed: int | None = None, initialize: bool = True) -> None:
         config.check()
         self.config = config
         self.training = True
         self.seed = seed
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
         self._grads: Parameters | None = None
         self._last: Call | None = None  # for `backward()`, of what was called last
         self.passed: Callable[[str], None] | None = None  # see `Run.passed`
         self._checkpoint_layers = False
         self.p = allocate(self.shapes(config), torch.float32, "cpu", unread=self.unread)
         if initialize:
-            initialize_(self.p, config.initializer_range, config.pad_token_id, seed)
+            drawn = int(torch.randint(2**63 - 1, ())) if seed is None else seed
+            initialize_(self.p, config.initializer_range, config.pad_token_id, drawn)
 
     @classmethod
     def shapes(cls, config: RealmConfig) -> Shapes:
@@ -80,11 +92,12 @@ class RealmModel:
 
     # Tensors
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Every tensor under transformers' key. They are the model's own numbers, not copies."""
-        found = dict(self.p)
-        for name, part in self.parts.items():
-            found |= {f"{name}.{key}": tensor for key, tensor in part.state_dict().items()}
+    def state_dict(
+        self, destination: dict[str, Tensor] | None = None, prefix: str = "", keep_vars: bool = False
+    ) -> dict[str, Tensor]:
+        """Every tensor under transformers' key, after `prefix`. They are the model's own numbers, not copies."""
+        found = {} if destination is None else destination
+        found.update({f"{prefix}{key}": tensor for key, tensor in self.tensors().items()})
         return found
 
     def aliases(self) -> dict[str, str]:
@@ -96,22 +109,25 @@ class RealmModel:
             if first.setdefault(id(tensor), key) != key
         }
 
-    def load_state_dict(self, state_dict: dict[str, Tensor], source: str = "the state dict") -> None:
-        """Copy `state_dict` into the model, all of it or nothing; `source` names it in errors.
+    def load_state_dict(
+        self,
+        state_dict: Mapping[str, Tensor],
+        strict: bool = True,
+        assign: bool = False,
+        *,
+        source: str = "the state dict",
+    ) -> LoadedKeys:
+        """Copy `state_dict` into the model, all of it or nothing.
+
+        Args:
+            strict: refuse keys that are missing or unexpected; where false they are returned.
+            assign: of no effect: the numbers are copied in any case.
+            source: what errors call it.
 
         Raises:
-            ValueError: missing, unexpected or mis-shaped keys, all named at once.
+            ValueError: keys that do not fit, all named at once. It is a RuntimeError too, which torch raises.
         """
-        checkpoint.assign(self.state_dict(), state_dict, self.aliases(), source=source)
-
-    def num_parameters(self) -> int:
-        """Trainable numbers, tied ones counted once."""
-        return sum({id(tensor): tensor.numel() for tensor in self._trainable()}.values())
-
-    def _trainable(self) -> list[Tensor]:
-        return [
-            tensor for part in (self, *self.parts.values()) for key, tensor in part.p.items() if key not in part.buffers
-        ]
+        return LoadedKeys(*checkpoint.assign(self.tensors(), state_dict, self.aliases(), source, strict))
 
     # Modes and devices
 
@@ -124,32 +140,43 @@ class RealmModel:
     def eval(self) -> Self:
         return self.train(False)
 
-    @property
-    def device(self) -> torch.device:
-        return next(iter(self.p.values())).device if self.p else next(iter(self.parts.values())).device
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move every tensor to a device, cast it to a floating dtype, or both; returns the model itself.
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(iter(self.p.values())).dtype if self.p else next(iter(self.parts.values())).dtype
-
-    def to(self, target: torch.device | str | torch.dtype) -> Self:
-        """Move every tensor to a device, or cast it to a floating dtype; returns the model itself."""
-        dtype, device = (target, self.device) if isinstance(target, torch.dtype) else (self.dtype, torch.device(target))
+        Arguments as those of a torch module: `to("cuda")`, `to(torch.float16)`, `to("cuda", torch.float16)`,
+        `to(device=…, dtype=…)`, `to(tensor)`.
+        """
+        device, dtype = moved_to(args, kwargs)
         for part in {id(part): part for part in self.parts.values()}.values():
-            part.to(target)
+            part.to(device, dtype)
         self._grads = self._last = None
-        if any(tensor.device != device or tensor.dtype != dtype for tensor in self.p.values()):
-            self.p = self._moved(dtype, device)
+        own = [(tensor.device if device is None else device, dtype or tensor.dtype) for tensor in self.p.values()]
+        if any((tensor.device, tensor.dtype) != to for tensor, to in zip(self.p.values(), own, strict=True)):
+            self.p = self._moved(own[0][1], own[0][0])
         # A generator belongs to one device: draw on from the same seed there.
-        if self.generator.device != torch.device(device):
-            self.generator = torch.Generator(device).manual_seed(self.seed)
+        if self.generator is not None and self.generator.device != self.device:
+            self.seed_dropout(self.seed)
         return self
+
+    def seed_dropout(self, seed: int | None) -> None:
+        """Draw dropout masks from `seed` from now on, or from torch's own generator."""
+        self.seed = seed
+        self.generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
 
     def _moved(self, dtype: torch.dtype, device: torch.device) -> Parameters:
         moved = allocate(self.shapes(self.config), dtype, device, unread=self.unread)
         for key, tensor in self.p.items():
             moved[key].copy_(tensor)
         return moved
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy or a pickle: without the last call, which is of this very model, and the gradients gathered."""
+        return self.__dict__ | {"p": dict(self.p), "_last": None, "_grads": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for tensor in list(self.p.values())[:1]:  # what lies side by side is to lie so again
+            self.p = self._moved(tensor.dtype, tensor.device)
 
     # Folders
 
@@ -158,8 +185,11 @@ class RealmModel:
         cls,
         folder: str | os.PathLike,
         *own_arguments: Any,
-        config: RealmConfig | None = None,
+        config: RealmConfig | str | os.PathLike | None = None,
         torch_dtype: torch.dtype | str | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
         **arguments: Any,
     ) -> Self:
         """Read a checkpoint folder, written here or by transformers, without running pickled code.
@@ -168,30 +198,62 @@ class RealmModel:
             folder: config.json beside model.safetensors or pytorch_model.bin, sharded or not; or a hub name.
             own_arguments: the model's own (`retriever`, `query_embedder`), which can be given by name too.
             config: used instead of the folder's.
-            torch_dtype: of the weights, float32 where it is left out; "auto" takes the one that they were saved in.
-                `dtype` is another name of it.
-            arguments: where to find the files (`revision`, `token`, `subfolder`, …), and values that replace the
-                configuration's.
+            torch_dtype, dtype: of the weights, float32 where it is left out; "auto" takes that of the file.
+            state_dict: used instead of the folder's.
+            output_loading_info: draw anew what is missing, and return (model, what `checkpoint.loading_info` says).
+            ignore_mismatched_sizes: draw anew, with a warning, what is missing or has another shape.
+            arguments: where the files are (`revision`, `token`, …), and values that replace the configuration's.
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: the weights are damaged, or do not fit the configuration.
+            ValueError, TypeError: weights that are damaged or do not fit the configuration; an unknown argument.
         """
-        folder = resolve_folder(folder, "config", "weights", **take_hub_options(arguments))
+        take_loading_options(arguments)
+        name, folder = str(folder), resolve_folder(folder, "config", "weights", **take_hub_options(arguments))
         torch_dtype, own = arguments.pop("dtype", torch_dtype), cls._own(own_arguments, arguments)
-        state_dict = cls._read_weights(folder, own)
+        found = checkpoint.usual_names(cls._read_weights(folder, own) if state_dict is None else state_dict)
+        config = cls._read_config(folder, config, arguments | {"name_or_path": name})
+        dtype = chosen_dtype(torch_dtype, config)
+        anew = ignore_mismatched_sizes or output_loading_info
+        model, info = cls._filled(config, own, found, str(folder), anew, ignore_mismatched_sizes)
+        model = (model if dtype is None else model.to(dtype)).eval()
+        if anew and not output_loading_info:
+            checkpoint.warn_of(info, source=str(folder))
+        result: Any = (model, info) if output_loading_info else model
+        return result
+
+    @classmethod
+    def _filled(
+        cls,
+        config: RealmConfig,
+        own: dict[str, Any],
+        found: dict[str, Tensor],
+        source: str,
+        anew: bool,
+        reshape: bool,
+    ) -> tuple[Self, dict[str, list]]:
+        """A model with the tensors `found`, and what they lack; `anew` draws that, `reshape` what is mis-shaped."""
+        wrong = checkpoint.check_fits(cls.all_shapes, config, found, source, reshape)
+        model = cls(config, initialize=anew, **own)
+        fitting = {key: tensor for key, tensor in found.items() if key not in {key for key, *_ in wrong}}
+        return model, checkpoint.loading_info(*model.load_state_dict(fitting, not anew, source=source), wrong)
+
+    @classmethod
+    def _read_config(
+        cls, folder: Path, config: RealmConfig | str | os.PathLike | None, overrides: dict[str, Any]
+    ) -> RealmConfig:
+        """The configuration given, or the folder's, with `overrides`."""
         if config is None:
             config = cls.config_class.from_pretrained(folder)
             checkpoint.check_config(folder, config)
-        unknown = [name for name in arguments if name not in config.__dict__]
-        if unknown:
-            raise TypeError(f"{cls.__name__}.from_pretrained has no argument or configuration value {unknown[0]!r}")
-        config = cls.config_class.from_dict(config.to_dict() | arguments)
-        dtype = chosen_dtype(torch_dtype, config)
-        checkpoint.check_fits(cls.all_shapes, config, state_dict, source=str(folder))
-        model = cls(config, initialize=False, **own)
-        model.load_state_dict(state_dict, source=str(folder))
-        return (model if dtype is None else model.to(dtype)).eval()
+        elif not isinstance(config, RealmConfig):
+            config = cls.config_class.from_pretrained(config)
+        both: Any = cls.config_class.from_dict(config.to_dict(), return_unused_kwargs=True, **overrides)
+        found, unknown = both
+        for name in unknown:
+            meant = did_you_mean(name, {*KNOWN, *cls.own_arguments})
+            raise TypeError(f"{cls.__name__}.from_pretrained has no argument or configuration value {name!r}{meant}")
+        return found
 
     @classmethod
     def _own(cls, by_place: tuple, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -206,12 +268,26 @@ class RealmModel:
         """`own`: the model's own arguments."""
         return checkpoint.read_state_dict(folder)
 
-    def save_pretrained(self, folder: str | os.PathLike, **options: Any) -> None:
-        """Write config.json and the weights, for us and for transformers; `options` as `checkpoint.write_folder`."""
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        **options: Any,
+    ) -> None:
+        """Write config.json and the weights, for us and for transformers.
+
+        Args:
+            is_main_process: where false, write nothing.
+            state_dict: written instead of the model's own.
+            options: as `checkpoint.write_folder`.
+        """
+        take_saving_options(options)
         config = RealmConfig.from_dict(
             self.config.to_dict() | {"architectures": [type(self).__name__], "torch_dtype": str(self.dtype)[6:]}
         )
-        checkpoint.write_folder(folder, config, self.state_dict(), **options)
+        if is_main_process:
+            checkpoint.write_folder(folder, config, self.state_dict() if state_dict is None else state_dict, **options)
 
     # Calls
 
@@ -219,6 +295,10 @@ class RealmModel:
         raise NotImplementedError
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        code = type(self).forward.__code__
+        known = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+        for name in kwargs.keys() - set(known):
+            raise TypeError(f"{type(self).__name__} has no argument {name!r}{did_you_mean(name, known)}")
         return self.forward(*args, **kwargs)
 
     def _called(
@@ -239,8 +319,11 @@ class RealmModel:
         shapes = differentiable
         if not isinstance(shapes, dict):
             shapes = {name: tuple(output[name].shape) for name in shapes if name in output}
+        for name in shapes:
+            if name in output:
+                output[name] = unrecorded(output[name])
         output.call = self._last = Call(forward, shapes, kept if self.training else None, self._state())
-        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return_dict = self.config.use_return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
     def _state(self) -> tuple:
@@ -324,6 +407,9 @@ class RealmModel:
                 raise ValueError("the last call returned no loss: give labels, or a cotangent for an output")
             cotangents = {"loss": torch.ones(call.outputs["loss"], dtype=self.dtype, device=self.device)}
         call.check(cotangents)
+        for model in (self, *self.parts.values()):
+            if model._grads is not None:
+                begin_anew(model.p, model._grads)
         kept, call.kept = call.kept, None
         with plain_arithmetic(self.device.type):
             if kept is None:
@@ -337,8 +423,9 @@ class RealmModel:
     def own_grads(self) -> Parameters:
         """Gradients of the model's own tensors, laid out as they are."""
         if self._grads is None:
-            shapes = {key: shape for key, shape in self.shapes(self.config).items() if key not in self.buffers}
+            shapes = {key: shape for key, shape in self.shapes(self.config).items() if key not in self.own_buffers}
             self._grads = allocate_gradients(shapes, self.dtype, self.device, unread=self.unread)
+            link_grads(self.p, self._grads)
         return self._grads
 
     @property

@@ -32,8 +32,8 @@ def checked_batch(config: RealmConfig, inputs: Inputs) -> Batch:
         ValueError: both or neither of ids and embeddings, a wrong rank or shape, no tokens at all, more tokens than
             positions, an id outside its table.
     """
-    input_ids, attention_mask, token_type_ids, position_ids, _ = inputs
     words = checked_words(config, inputs)
+    input_ids, attention_mask, token_type_ids, position_ids, _ = for_all(inputs, len(words))
     shape, device = words.shape[:2], words.device
     batch, tokens = shape
     if position_ids is None:
@@ -63,6 +63,15 @@ def checked_batch(config: RealmConfig, inputs: Inputs) -> Batch:
         token_type_ids.long().expand(shape),
         position_ids.long().expand(shape),
     )
+
+
+def for_all(inputs: Inputs, batch: int) -> Inputs:
+    """With a row of types or positions, and a mask, that stand for all sequences, as one for each."""
+    mask, *rows = inputs[1:4]
+    if mask is not None and mask.dim() > 1 and len(mask) == 1:
+        mask = mask.expand(batch, *mask.shape[1:])
+    types, positions = (row[None] if row is not None and row.dim() == 1 else row for row in rows)
+    return inputs._replace(attention_mask=mask, token_type_ids=types, position_ids=positions)
 
 
 def checked_words(config: RealmConfig, inputs: Inputs) -> Tensor:

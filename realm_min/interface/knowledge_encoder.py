@@ -24,6 +24,7 @@ from ..ranks.devices import plain_arithmetic
 from .base import RealmModel
 from .inputs import Inputs, checked_batch, flatten_candidates
 from .outputs import MaskedLMOutput
+from .parts import Part, part
 
 
 class RealmKnowledgeAugEncoder(RealmModel):
@@ -36,6 +37,9 @@ class RealmKnowledgeAugEncoder(RealmModel):
             **bert_shapes(config),
             **mlm_head_shapes(config, tied_to=tied),
         }
+
+    def get_output_embeddings(self) -> Part:
+        return part(self, "cls.predictions.decoder")
 
     def forward(
         self,

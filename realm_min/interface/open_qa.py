@@ -28,11 +28,12 @@ from ..text.questions import listed
 from ..text.retriever import RealmRetriever
 from ..text.sequences import pad_to
 from ..text.words import whole_words
-from .base import RealmModel, version
+from .base import LoadedKeys, RealmModel, version
 from .embedder import RealmEmbedder
 from .inputs import Inputs, check_span_width, checked_batch
 from .outputs import RealmForOpenQAOutput, RealmReaderOutput
 from .reader import Answers, RealmReader, best_span_of, best_span_of_backward, check_blocks
+from .unrecorded import plain, unrecorded
 
 # ORQA's query_seq_len: the wordpieces of a question in training, special tokens included.
 MAX_QUESTION_WORDPIECES = 64
@@ -118,7 +119,7 @@ class RealmForOpenQA(RealmModel):
 
     own_arguments = ("retriever", "sharded")
     part_classes = {"embedder": RealmEmbedder, "reader": RealmReader}
-    buffers = ("block_emb",)
+    own_buffers = ("block_emb",)
 
     def __init__(
         self,
@@ -126,14 +127,14 @@ class RealmForOpenQA(RealmModel):
         retriever: RealmRetriever | None = None,
         *,
         sharded: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
         initialize: bool = True,
     ) -> None:
         super().__init__(config, seed=seed, initialize=initialize)
-        self._retriever = retriever
+        self.retriever: Any = retriever
         self.sharded = sharded and world().size > 1
         self.embedder = RealmEmbedder(config, seed=seed, initialize=initialize)
-        self.reader = RealmReader(config, seed=seed + 1, initialize=initialize)
+        self.reader = RealmReader(config, seed=None if seed is None else seed + 1, initialize=initialize)
         self._index: tuple[Any, BlockIndex | ShardedBlockIndex] | None = None
 
     @classmethod
@@ -145,15 +146,11 @@ class RealmForOpenQA(RealmModel):
         return {"embedder": self.embedder, "reader": self.reader}
 
     @property
-    def retriever(self) -> RealmRetriever:
-        """The evidence. Raises ValueError where the model was given none."""
-        if self._retriever is None:
+    def evidence(self) -> RealmRetriever:
+        """The retriever. Raises ValueError where the model was given none."""
+        if self.retriever is None:
             raise ValueError("this model has no retriever: give retriever=RealmRetriever.from_pretrained(folder)")
-        return self._retriever
-
-    @retriever.setter
-    def retriever(self, retriever: RealmRetriever) -> None:
-        self._retriever = retriever
+        return self.retriever
 
     @property
     def block_emb(self) -> Tensor:
@@ -171,19 +168,23 @@ class RealmForOpenQA(RealmModel):
     def _read_weights(cls, folder: Path, own: dict[str, Any]) -> dict[str, Tensor]:
         return checkpoint.read_state_dict(folder, KEY, world() if own.get("sharded") else World())
 
-    def load_state_dict(self, state_dict: dict[str, Tensor], source: str = "the state dict") -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> LoadedKeys:
         """As RealmModel's, but a sharded model takes `block_emb` as it is, a memory map maybe, in place of a copy."""
         found = state_dict.get(KEY)
         if not self.sharded or found is None or found.shape != self.block_emb.shape:
-            return super().load_state_dict(state_dict, source)
-        super().load_state_dict(state_dict | {KEY: self.block_emb}, source)
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        loaded = super().load_state_dict({**state_dict, KEY: self.block_emb}, *args, **kwargs)
         self.block_emb = found.to(self.block_emb.dtype)
+        return loaded
 
     def _moved(self, dtype: torch.dtype, device: torch.device) -> Parameters:
         if not self.sharded:
             return super()._moved(dtype, device)
         self.block_emb = self.block_emb.to(dtype)  # the map stays where it is, a slice of it goes to the device
         return self.p
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_index": None}
 
     @property
     def searcher_beam_size(self) -> int:
@@ -223,7 +224,7 @@ class RealmForOpenQA(RealmModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        answer_ids: list | None = None,
+        answer_ids: list | Tensor | None = None,
         return_dict: bool | None = None,
     ) -> RealmForOpenQAOutput | tuple:
         """Answer one question or several.
@@ -242,12 +243,7 @@ class RealmForOpenQA(RealmModel):
             ValueError: no retriever; more blocks asked for than there are; inputs of a wrong rank, shape or range.
         """
         self._check_searchable(self.searcher_beam_size)
-        if answer_ids is not None and input_ids.shape[0] == 1:
-            answer_ids = [answer_ids]
-        if answer_ids is not None and len(answer_ids) != input_ids.shape[0]:
-            raise ValueError(
-                f"answer_ids holds answers of {len(answer_ids)} questions: {input_ids.shape[0]} were given"
-            )
+        answer_ids = answers_of_each(answer_ids, len(input_ids))
         question = checked_batch(self.config, Inputs(input_ids, attention_mask, token_type_ids))
         of_question, config = self.embedder.run_now(len(input_ids)), self.config
         of_readers = [self.reader.run_now(min(config.reader_beam_size, self.searcher_beam_size)) for _ in input_ids]
@@ -292,7 +288,7 @@ class RealmForOpenQA(RealmModel):
     ) -> tuple[RealmReaderOutput, Tensor, Kept]:
         """Read the blocks `block_ids` [searcher beam] for one question [1, tokens], embedded as `x` [proj]."""
         device, beam = self.reader.device, self.config.reader_beam_size
-        has_answers, starts, ends, inputs = self.retriever(
+        has_answers, starts, ends, inputs = self.evidence(
             block_ids.cpu(), question_ids, answer_ids, max_length=self.config.reader_seq_len
         )
         names = ("input_ids", "attention_mask", "token_type_ids")
@@ -307,6 +303,8 @@ class RealmForOpenQA(RealmModel):
         check_blocks(self.config, batch, relevance[:beam], in_block[:beam])
         output: Any
         output, kept = best_span_of(self.reader.p, self.config, batch, in_block, relevance, answers, run)
+        for name in output.keys() & {"loss", "retriever_loss", "reader_loss"}:
+            output[name] = unrecorded(output[name])
         read_ids = inputs.input_ids[output.block_idx.cpu()]
         return output, read_ids[output.start_pos.item() : output.end_pos.item() + 1].to(device), kept
 
@@ -339,7 +337,7 @@ class RealmForOpenQA(RealmModel):
 
     def answer_from(self, question: str, scores: Tensor, block_ids: Tensor) -> Answer:
         """Answer a question from given blocks: f(x, z) [blocks] float32 and their numbers [blocks] int64."""
-        retriever, numbers = self.retriever, block_ids.tolist()
+        retriever, numbers = self.evidence, block_ids.tolist()
         texts = [retriever.text(i) for i in numbers]
         ids, offsets, _, starts, ends, logits, _ = self.score_spans(question, texts, scores)
         best = int(logits.argmax())
@@ -376,7 +374,7 @@ class RealmForOpenQA(RealmModel):
         """
         config, device, texts = self.config, self.reader.device, listed(texts)
         check_span_width(config)
-        inputs = self.retriever.tokenizer(
+        inputs = self.evidence.tokenizer(
             [question] * len(texts), texts, padding=True, truncation=True, max_length=config.reader_seq_len,
             return_special_tokens_mask=True, return_offsets_mapping=True, return_tensors="pt",
         )  # fmt: skip
@@ -394,7 +392,7 @@ class RealmForOpenQA(RealmModel):
 
     def fault_of(self, question: str) -> str:
         """Why a question cannot be answered, "" where it can be."""
-        length = len(self.retriever.tokenizer(question).input_ids)
+        length = len(self.evidence.tokenizer(question).input_ids)
         if length <= 2:  # [CLS] and [SEP]
             return "the question is empty: ask something"
         limit = self.config.max_position_embeddings
@@ -411,8 +409,8 @@ class RealmForOpenQA(RealmModel):
         self.check_questions(questions)
         if not questions:
             return torch.empty(0, self.config.retriever_proj_size, dtype=self.dtype, device=self.device)
-        inputs = self.retriever.tokenizer(questions, padding=True, return_tensors="pt").to(self.device)
-        return self.embedder(**inputs, return_dict=True).projected_score
+        inputs = self.evidence.tokenizer(questions, padding=True, return_tensors="pt").to(self.device)
+        return plain(self.embedder(**inputs, return_dict=True).projected_score)
 
     def search(self, projections: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """f(x, z) and the numbers of the `k` best blocks [questions, k], from embedded questions [questions, proj]."""
@@ -420,12 +418,23 @@ class RealmForOpenQA(RealmModel):
         return scores.to(self.block_emb.device), ids.to(self.block_emb.device)
 
     def _check_searchable(self, k: int) -> None:
-        _ = self.retriever  # raises where there is none
+        _ = self.evidence  # raises where there is none
         if not 1 <= k <= self.block_emb.shape[0]:
             raise ValueError(
                 f"{k} blocks were asked for, and there are {self.block_emb.shape[0]}: ask for 1 to "
                 f"{self.block_emb.shape[0]} (searcher_beam_size in training, reader_beam_size in evaluation)"
             )
+
+
+def answers_of_each(answer_ids: list | Tensor | None, questions: int) -> list | None:
+    """The answers of each question, [questions] lists of lists of ids; of one question they are given alone."""
+    if answer_ids is None:
+        return None
+    given = answer_ids.tolist() if isinstance(answer_ids, Tensor) else answer_ids
+    given = [given] if questions == 1 else given
+    if len(given) != questions:
+        raise ValueError(f"answer_ids holds answers of {len(given)} questions: {questions} were given")
+    return given
 
 
 def block_mask(inputs: Any) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -30,49 +31,54 @@ class Call:
                 raise ValueError(f"the cotangent of {name} has shape {tuple(cotangent.shape)}: expected {expected}")
 
 
-@dataclass(repr=False)
-class ModelOutput:
-    """A dataclass whose fields that are not None also read as a tuple (`out[0]`) and as a mapping (`out["loss"]`).
+@dataclass
+class ModelOutput(OrderedDict[str, Any]):
+    """A dict of the fields that are not None, which are attributes too, and by place a tuple's (`out[0]`, `out[:2]`).
 
-    `call` is what `model.backward(output)` takes; it is none of the fields.
+    `call` is what `model.backward(output)` takes; it is none of the fields, and no copy of the output has it.
     """
 
-    call: Call | None = field(default=None, init=False, compare=False)
+    call: Call | None = field(default=None, init=False, compare=False, repr=False)
 
-    def keys(self) -> tuple[str, ...]:
-        names = (field.name for field in fields(self) if field.name != "call")
-        return tuple(name for name in names if getattr(self, name) is not None)
+    def __post_init__(self) -> None:
+        for name in self._names():
+            if getattr(self, name) is not None:
+                self[name] = getattr(self, name)
 
-    def values(self) -> tuple[Any, ...]:
-        return self.to_tuple()
-
-    def items(self) -> tuple[tuple[str, Any], ...]:
-        return tuple((key, getattr(self, key)) for key in self.keys())
+    @classmethod
+    def _names(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in fields(cls) if field.name != "call")
 
     def to_tuple(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, key) for key in self.keys())
+        return tuple(self.values())
 
-    def __getitem__(self, key: str | int | slice) -> Any:
+    def __getitem__(self, key: Any) -> Any:
         if not isinstance(key, str):
             return self.to_tuple()[key]
-        if key not in self.keys():
-            raise KeyError(f"{type(self).__name__} has no {key!r}: this call returned {', '.join(self.keys())}")
-        return getattr(self, key)
+        if key not in self:
+            raise KeyError(f"{type(self).__name__} has no {key!r}: this call returned {', '.join(self)}")
+        return super().__getitem__(key)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        super().__setattr__(key, value)
 
-    def __contains__(self, key: object) -> bool:
-        return key in self.keys()
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self and value is not None:
+            super().__setitem__(name, value)
+        super().__setattr__(name, value)
 
-    def __len__(self) -> int:
-        return len(self.keys())
+    def __reduce__(self) -> tuple:
+        return type(self), tuple(getattr(self, name) for name in self._names())
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.items())})"
+    def _fixed(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} has the fields that its call returned: make a dict of it, dict(output)")
+
+    if not TYPE_CHECKING:  # whose types are a dict's
+        __delitem__ = pop = setdefault = update = _fixed
 
 
-@dataclass(repr=False)
+@dataclass
 class RealmEmbedderOutput(ModelOutput):
     """`projected_score` [batch, retriever_proj_size]; hidden states and attentions where asked for."""
 
@@ -81,7 +87,7 @@ class RealmEmbedderOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-@dataclass(repr=False)
+@dataclass
 class RealmScorerOutput(ModelOutput):
     """`relevance_score` [batch, candidates], the product of the other two.
 
@@ -93,7 +99,7 @@ class RealmScorerOutput(ModelOutput):
     candidate_score: Tensor | None = None
 
 
-@dataclass(repr=False)
+@dataclass
 class MaskedLMOutput(ModelOutput):
     """`loss` [], `logits` [batch * candidates, tokens, vocabulary]."""
 
@@ -103,7 +109,7 @@ class MaskedLMOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-@dataclass(repr=False)
+@dataclass
 class RealmReaderOutput(ModelOutput):
     """Losses [] where answers were given; the best span as `block_idx` [], `candidate` [], `start_pos`, `end_pos` [1].
 
@@ -123,9 +129,21 @@ class RealmReaderOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-@dataclass(repr=False)
+@dataclass
 class RealmForOpenQAOutput(ModelOutput):
     """`reader_output` and the wordpiece ids of the predicted answer; of several questions, a tuple of each."""
 
     reader_output: RealmReaderOutput | tuple[RealmReaderOutput, ...] | None = None
     predicted_answer_ids: Tensor | tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
+    """What BERT alone returns: `last_hidden_state` [batch, tokens, hidden], `pooler_output` [batch, hidden]."""
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    past_key_values: None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: None = None

@@ -6,8 +6,9 @@ relevant the block is. Axes: `beam` blocks, `spans` of at most `max_span_width` 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..config import RealmConfig
@@ -36,6 +37,10 @@ class RealmReader(RealmModel):
             **linear_shapes("qa_outputs.dense_output", spans, 1),
             **norm_shapes("qa_outputs.layer_normalization", spans),
         }
+
+    @property
+    def num_labels(self) -> int:
+        return self.config.num_labels
 
     def forward(
         self,
@@ -81,8 +86,7 @@ class RealmReader(RealmModel):
         check_blocks(self.config, batch, relevance_score[read_blocks], block_mask[read_blocks])
         answers = None
         if start_positions is not None and end_positions is not None and has_answers is not None:
-            answers = Answers(start_positions, end_positions, has_answers)
-            check_answers(answers, beam)
+            answers = checked_answers((start_positions, end_positions, has_answers), beam, self.device)
         run = self.run_now(beam, head_mask, output_attentions, output_hidden_states)
         return self._called(
             lambda keep: best_span_of(
@@ -129,12 +133,12 @@ def best_span_of(
     slopes = None
     if answers is not None:
         gold = (positions[:beam].clamp(-1, tokens) for positions in answers[:2])
-        output.retriever_correct = answers.has_answers
-        output.reader_correct = correct = correct_spans(starts, ends, *gold)
+        correct = correct_spans(starts, ends, *gold)
         # A question whose answer was not retrieved teaches nothing: its losses are 0.
-        output.retriever_loss, dretriever = loss_of_correct(relevance[None], answers.has_answers[None])
-        output.reader_loss, dreader = loss_of_correct(scores.reshape(1, -1), correct.reshape(1, -1))
-        output.loss = output.retriever_loss + output.reader_loss
+        retriever_loss, dretriever = loss_of_correct(relevance[None], answers.has_answers[None])
+        reader_loss, dreader = loss_of_correct(scores.reshape(1, -1), correct.reshape(1, -1))
+        loss = retriever_loss + reader_loss
+        output = RealmReaderOutput(loss, retriever_loss, reader_loss, answers.has_answers, correct, **output)
         slopes = dretriever[0], dreader.view_as(scores)
     return output, (kept, slopes)
 
@@ -157,8 +161,22 @@ class Answers(NamedTuple):
     has_answers: Tensor
 
 
-def check_answers(answers: Answers, beam: int) -> None:
-    """Raise the ValueError that names what is wrong with the answers of `beam` blocks."""
+def numbers(values: Any, device: torch.device) -> Tensor:
+    """Tensors as they are, lists of numbers or of tensors as one."""
+    if isinstance(values, (list, tuple)) and any(isinstance(value, Tensor) for value in values):
+        values = torch.stack([torch.as_tensor(value) for value in values])
+    return torch.as_tensor(values, device=device)
+
+
+def checked_answers(given: tuple, beam: int, device: torch.device) -> Answers:
+    """The answers of `beam` blocks at least, from `given` in the fields' order, tensors or lists.
+
+    Raises:
+        ValueError: a wrong shape, or what is neither true nor false.
+    """
+    starts, ends, has_answers = (numbers(values, device) for values in given)
+    starts, ends = (x[:, None] if x.dim() == 1 else x for x in (starts, ends))
+    answers = Answers(starts, ends, has_answers)
     wrong = answers.has_answers[(answers.has_answers != 0) & (answers.has_answers != 1)]
     if len(wrong):
         raise ValueError(f"has_answers holds {wrong[0].item()}: expected true or false for each block")
@@ -166,6 +184,7 @@ def check_answers(answers: Answers, beam: int) -> None:
         value = getattr(answers, name)
         if value.dim() != 2 or value.shape[0] < beam:
             raise ValueError(f"{name} has shape {tuple(value.shape)}: expected [blocks, answers]")
+    return answers
 
 
 def check_blocks(config: RealmConfig, batch: Batch, relevance_score: Tensor, block_mask: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..config import RealmConfig
 from ..model.bert import Kept
 from ..model.realm import embed, embed_backward, relevance_score, relevance_score_backward
-from .base import RealmModel
+from .base import LoadedKeys, RealmModel
 from .embedder import RealmEmbedder
 from .inputs import Inputs, checked_batch, flatten_candidates
 from .outputs import RealmScorerOutput
@@ -31,7 +32,7 @@ class RealmScorer(RealmModel):
         config: RealmConfig,
         query_embedder: RealmEmbedder | None = None,
         *,
-        seed: int = 0,
+        seed: int | None = None,
         initialize: bool = True,
     ) -> None:
         super().__init__(config, seed=seed, initialize=initialize)
@@ -42,7 +43,7 @@ class RealmScorer(RealmModel):
     def parts(self) -> Mapping[str, RealmModel]:
         return {"embedder": self.embedder, "query_embedder": self.query_embedder}
 
-    def load_state_dict(self, state_dict: dict[str, Tensor], source: str = "the state dict") -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> LoadedKeys:
         """As `RealmModel.load_state_dict`. Where the two embedders differ in `state_dict`, they part here too."""
         if self.query_embedder is self.embedder and any(
             f"query_{key}" in state_dict and not torch.equal(tensor, state_dict[f"query_{key}"])
@@ -52,7 +53,7 @@ class RealmScorer(RealmModel):
             separate = RealmEmbedder(self.config, seed=self.seed, initialize=False).to(self.device).to(self.dtype)
             separate.checkpoint_layers = self.checkpoint_layers
             self.query_embedder = separate.train(self.training)
-        super().load_state_dict(state_dict, source)
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def forward(
         self,

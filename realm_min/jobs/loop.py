@@ -264,7 +264,7 @@ def read_log(path: str | os.PathLike) -> dict[str, list[float]]:
 def seed_model(model: RealmModel, seed: int) -> None:
     """Let the model and its parts draw their dropout from `seed`."""
     for part in (model, *model.parts.values()):
-        part.generator.manual_seed(seed)
+        part.seed_dropout(seed)
 
 
 def _check_same(settings: dict[str, Any]) -> None:

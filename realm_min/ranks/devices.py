@@ -53,7 +53,7 @@ def chosen_device(name: str) -> torch.device:
 
 @contextmanager
 def plain_arithmetic(kind: str) -> Iterator[None]:
-    """Compute in the tensors' own dtypes, without torch's autograd and its automatic casts (`torch.autocast`).
+    """Compute on plain tensors of their own dtypes, without torch's autograd and its automatic casts.
 
     `kind`: of the device, "cpu" say. What is computed in here has gradients by hand, and bounds that lower
     products break.
@@ -61,5 +61,5 @@ def plain_arithmetic(kind: str) -> Iterator[None]:
     import torch
 
     plain = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-    with torch.no_grad(), plain:
+    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass(), plain:
         yield

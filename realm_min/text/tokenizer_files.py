@@ -16,6 +16,7 @@ from tokenizers import AddedToken
 
 from realm_min.files.atomic import write_atomically
 from realm_min.files.causes import check_readable
+from realm_min.files.lfs import refuse_pointer
 
 SPECIAL_TOKEN_NAMES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 NAMED_TOKENS = ("bos_token", "eos_token", *SPECIAL_TOKEN_NAMES)
@@ -112,6 +113,7 @@ def load_vocab(path: str | os.PathLike) -> dict[str, int]:
 
 
 def read_json(path: Path) -> dict:
+    refuse_pointer(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

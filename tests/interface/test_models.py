@@ -1,9 +1,5 @@
 """The five models against transformers 4.40.2: weights, outputs, tuples, errors, and its documentation's examples."""
 
-import operator
-import re
-import textwrap
-
 import numpy as np
 import pytest
 import torch
@@ -305,57 +301,3 @@ def test_bad_inputs_of_the_other_models_are_named():
         reader(ids[:2, :2], relevance_score=scores, block_mask=mask)
     with pytest.raises(ValueError, match=r"block_mask has shape \(2, 5\): expected \(2, 4\)"):
         reader(ids[:2, :4], relevance_score=scores, block_mask=mask)
-
-
-# What has a Python example on transformers' documentation page for REALM.
-DOCUMENTED = (
-    "RealmConfig",
-    "RealmTokenizer.batch_encode_candidates",
-    "RealmTokenizerFast.batch_encode_candidates",
-    "RealmEmbedder.forward",
-    "RealmScorer.forward",
-    "RealmKnowledgeAugEncoder.forward",
-    "RealmForOpenQA.forward",
-)
-
-
-def documentation_example(name):
-    documented = operator.attrgetter(name)(transformers)
-    if not documented.__doc__:
-        documented()  # the oracle is absent
-    (example,) = re.findall(r"```python\n(.*?)```", documented.__doc__, re.DOTALL)
-    lines = textwrap.dedent(example).splitlines()
-    return "\n".join(line[4:] for line in lines if line[:4] in (">>> ", "... "))
-
-
-@pytest.mark.parametrize("name", DOCUMENTED)
-def test_documentation_examples_run_with_only_the_import_changed(name, tmp_path, monkeypatch, vocabulary):
-    """The checkpoints that the examples name are folders here, with small random weights."""
-    example = documentation_example(name)
-    monkeypatch.chdir(tmp_path)
-    values = CONFIGS["one-layer"] | dict(vocab_size=30522, num_block_records=5, reader_seq_len=60)
-    for checkpoint in set(re.findall(r'"(google/[\w-]+)"', example)):
-        kind = checkpoint.rpartition("-")[2]
-        class_name = dict(
-            embedder="RealmEmbedder", scorer="RealmScorer", encoder="RealmKnowledgeAugEncoder", openqa="RealmForOpenQA"
-        )[kind]
-        model = getattr(realm_min, class_name)(realm_min.RealmConfig(**values))
-        model.save_pretrained(checkpoint)
-        blocks = [b"Alan Mathison Turing was a pioneer of computer science.", b"Grace Hopper wrote a compiler."]
-        blocks = np.array((blocks * 3)[:5], dtype=object)
-        RealmRetriever(blocks, realm_min.RealmTokenizerFast(str(vocabulary))).save_pretrained(checkpoint)
-    changed = example.replace("from transformers import", "from realm_min import").replace(
-        "import AutoTokenizer, ", "import RealmTokenizerFast as AutoTokenizer, "
-    ).replace(", AutoTokenizer\n", ", RealmTokenizerFast as AutoTokenizer\n")  # fmt: skip
-    found: dict = {}
-    exec(changed, found)
-    if "projected_score" in found:
-        assert found["projected_score"].shape == (1, 8)
-    if "relevance_score" in found:
-        assert found["relevance_score"].shape == (2, 2)
-    if "logits" in found:
-        assert found["logits"].shape == (4, 10, 30522)
-    if "loss" in found:
-        assert found["loss"].isfinite() and isinstance(found["predicted_answer"], str)
-    if "tokenized_text" in found:
-        assert len(found["tokenized_text"].input_ids) == 2

@@ -226,7 +226,7 @@ def test_dropout_backward_uses_the_masks_of_the_forward():
     ids, cotangent = torch.arange(14).view(2, 7), torch.randn(2, 16, dtype=torch.float64)
 
     def value():
-        model.generator.manual_seed(5)
+        model.seed_dropout(5)
         return (model(ids).projected_score * cotangent).sum().item()
 
     value()

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 SLACK = 15  # lines by which something may be below its number before the number is to be lowered
 
 # Lines, blank and comment lines included.
-BUDGETS = {"textbook.py": 450, "model": 2000, "interface": 1650, "learn": 1100, "kernels": 800}
+BUDGETS = {"textbook.py": 450, "model": 2000, "interface": 2250, "learn": 1100, "kernels": 800}
 ABOVE_BUDGET: dict[str, int] = {}
 LARGEST_FILE = 500
 ABOVE_LARGEST_FILE: dict[str, int] = {}
@@ -40,15 +40,16 @@ DISPATCHED = [["kernels.mips_topk", "search.mips"], ["kernels.span_logits", "mod
 # Which wings a wing may import.
 ABOVE = {
     "textbook": {"config"},
-    "config": {"files"},
+    "config": {"compatible", "files"},
+    "compatible": {"files"},
     "files": {"config", "ranks", "text", "model", "interface", "search"},
     "ranks": {"interface", "model"},
     "search": {"ranks", "files", "kernels"},
-    "text": {"config", "files"},
+    "text": {"compatible", "config", "files"},
     "model": {"config", "kernels"},
-    "interface": {"config", "files", "model", "search", "text", "ranks"},
+    "interface": {"compatible", "config", "files", "model", "search", "text", "ranks"},
     "learn": {"config", "model", "interface", "search", "text", "jobs"},
-    "jobs": {"config", "files", "model", "interface", "search", "text", "ranks", "learn"},
+    "jobs": {"compatible", "config", "files", "model", "interface", "search", "text", "ranks", "learn"},
 }
 
 

@@ -1,0 +1,1 @@
+"""Names that programs written for transformers and torch use around a model, beside REALM itself."""
