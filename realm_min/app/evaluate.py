@@ -181,7 +181,7 @@ def name_bad_patterns(rows: list[Row]) -> None:
 
 def model_digest(model: Any) -> str:
     """sha256 (hexadecimal) of what answers: configuration, vocabulary, weights, and of the blocks a thousand."""
-    retriever, digest = model.retriever, hashlib.sha256(model.config.to_json_string().encode())
+    retriever, digest = model.retriever, hashlib.sha256(model.config.to_json_string(use_diff=False).encode())
     digest.update(json.dumps(retriever.tokenizer.get_vocab(), sort_keys=True).encode())
     every = len(retriever.block_records) // 1000 + 1
     tensors = [tensor for part in model.parts.values() for _, tensor in sorted(part.state_dict().items())]

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +33,9 @@ from ..files.causes import check_readable
 from ..files.hub import BLOCK_RECORDS_FILE, BLOCK_TITLES_FILE, resolve_folder
 from ..files.json_file import read_json_object
 from ..files.output import PARTIAL, put_in_place
+from ..files.unknown_names import level_of_the_program
 from ..interface.open_qa import RealmForOpenQA
+from ..jobs import warm_start
 from ..ranks.distributed import World
 from ..search import sharded_index
 from ..text.corpus import Block, Source, corpus_hash, from_record, record
@@ -224,6 +227,8 @@ def load_unindexed(folder: str | os.PathLike) -> tuple[RealmForOpenQA, RealmToke
         ValueError: the weights are damaged, or are not those of a RealmForOpenQA.
     """
     folder = resolve_folder(folder, "config", "weights", "tokenizer")
+    if warm_start.is_bert(folder):
+        return _untrained(folder), RealmTokenizerFast.from_pretrained(folder)
     check_open_qa(folder)
     manifest, config = read_manifest(folder), RealmConfig.from_pretrained(folder, num_block_records=1)
     for name in _BEAMS:
@@ -238,3 +243,18 @@ def load_unindexed(folder: str | os.PathLike) -> tuple[RealmForOpenQA, RealmToke
     state_dict["block_emb"] = torch.zeros(1, config.retriever_proj_size, dtype=torch.float32)
     model.load_state_dict(state_dict)
     return model.eval(), RealmTokenizerFast.from_pretrained(folder)
+
+
+def _untrained(folder: Path) -> RealmForOpenQA:
+    """A model whose two trunks are a BERT's."""
+    embedder = warm_start.embedder(folder)
+    model = RealmForOpenQA(
+        RealmConfig.from_dict(embedder.config.to_dict() | {"num_block_records": 1}), initialize=False
+    )
+    model.embedder, model.reader = embedder, warm_start.reader(folder)
+    warnings.warn(
+        f"{folder} is a BERT, which no one has taught to retrieve or to read: its projection and its span scorer are "
+        "drawn; train them first, realm-min ict and realm-min finetune",
+        stacklevel=level_of_the_program(),
+    )
+    return model.eval()

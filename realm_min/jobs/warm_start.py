@@ -7,24 +7,38 @@ OUT/knowledge_encoder beside it; fine-tuning starts its reader from that encoder
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..config import RealmConfig
+from ..config import CONFIG_FILE, DEFAULTS, RealmConfig
 from ..files import checkpoint
 from ..files.causes import check_readable
 from ..files.hub import resolve_folder
 from ..files.json_file import read_json_object
+from ..files.unknown_names import level_of_the_program
 from ..interface.base import RealmModel
+from ..interface.embedder import RealmEmbedder
 from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
 from ..interface.reader import RealmReader
 from ..text.tokenizer import RealmTokenizerFast
 
 EMBEDDER, KNOWLEDGE_ENCODER = "embedder", "knowledge_encoder"  # folders within a stage's
 VOCABULARY = Path(__file__).parents[1] / "assets" / "vocab.txt"
+
+BERTS = (None, "bert", "dpr")  # models of this very arithmetic; the oldest configurations name none
+RESTORE = "restore it from the checkpoint's source"
+WORDS = "embeddings.word_embeddings.weight"
+ACTIVATIONS = {"gelu_python": "gelu", "gelu_fast": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
+# What a BERT may lack, and a model reads; REALM's own projections and span scorers no BERT has.
+READ = {
+    RealmEmbedder: ("pooler", "realm.pooler."),
+    RealmKnowledgeAugEncoder: ("masked-language-model head", "cls.predictions."),
+}
 
 Model = TypeVar("Model", bound=RealmModel)
 
@@ -64,8 +78,8 @@ def load(cls: type[Model], folder: str | os.PathLike | None, part: str, seed: in
         return cls(small_config(**values), seed=seed)
     of_stage = (Path(folder) / part).is_dir()
     folder = Path(folder) / part if of_stage else resolve_folder(folder, "config", "weights")
-    found = _realm_names(checkpoint.read_state_dict(folder))
     config = _config(folder, values)
+    found = _realm_names(checkpoint.usual_names(checkpoint.read_state_dict(folder)), folder)
     checkpoint.check_fits(cls.all_shapes, config, found, source=str(folder))
     model = cls(config, seed=seed)
     if of_stage and part == EMBEDDER and cls is RealmKnowledgeAugEncoder:
@@ -73,19 +87,31 @@ def load(cls: type[Model], folder: str | os.PathLike | None, part: str, seed: in
         found = {key: tensor for key, tensor in found.items() if not key.startswith("cls.predictions.")}
     current = model.state_dict()
     taken = {key: tensor for key, tensor in found.items() if key in current}
-    missing = [key for key in current if key.startswith("realm.") and key not in taken]
-    if missing:
-        raise ValueError(f"{folder} holds no whole BERT trunk, {missing[0]} is missing: give a folder of a BERT model")
-    for alias, key in model.aliases().items():  # a decoder tied to word embeddings of which the folder has only these
-        taken.setdefault(alias, taken.get(key, current[key]))
+    _check_trunk(folder, current, found)
+    what, begin = READ.get(cls, ("", ""))
+    if not (of_stage or any(key.startswith(begin) for key in taken)):
+        said = f"{folder} has no {what}: it is drawn from the seed, and means nothing before it is trained"
+        warnings.warn(said, stacklevel=level_of_the_program())
+    for alias, key in model.aliases().items():  # tied weights, of which the folder has either or none
+        taken.setdefault(key, taken.get(alias, current[key]))
+        taken.setdefault(alias, taken[key])
     model.load_state_dict({**current, **taken}, source=str(folder))
     return model
 
 
-def embedder(folder: str | os.PathLike | None, seed: int = 0, **values: Any) -> Any:
-    """A RealmEmbedder to train; arguments as `load`."""
-    from ..interface.embedder import RealmEmbedder
+def _check_trunk(folder: Path, current: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """ValueError if a folder has less of BERT than the model, the pooler aside, or more layers."""
+    trunk = [key for key in current if key.startswith("realm.") and not key.startswith("realm.pooler.")]
+    missing = [key for key in trunk if key not in found]
+    if missing:
+        raise ValueError(f"{folder} holds no whole BERT trunk, {missing[0]} is missing: give a folder of a BERT model")
+    beyond = [key for key in found if key.startswith("realm.encoder.layer.") and key not in current]
+    if beyond:
+        raise ValueError(f"{folder} holds {beyond[0]}, which its config.json does not tell of: fetch both again")
 
+
+def embedder(folder: str | os.PathLike | None, seed: int = 0, **values: Any) -> RealmEmbedder:
+    """A RealmEmbedder to train; arguments as `load`."""
     return load(RealmEmbedder, folder, EMBEDDER, seed, **values)
 
 
@@ -108,28 +134,48 @@ def tokenizer(folder: str | os.PathLike | None) -> RealmTokenizerFast:
     return RealmTokenizerFast.from_pretrained(resolve_folder(folder, "tokenizer"))
 
 
+def is_bert(folder: Path) -> bool:
+    """Whether a folder's configuration is another model's than REALM's."""
+    path = folder / CONFIG_FILE
+    found = read_json_object(path, RESTORE) if path.is_file() else {}
+    kind = found.get("model_type", RealmConfig.model_type if "retriever_proj_size" in found else None)
+    return bool(found) and kind != RealmConfig.model_type
+
+
 def _config(folder: Path, values: dict[str, Any]) -> RealmConfig:
     """RealmConfig of a REALM folder, or the sizes of a BERT's."""
-    path = folder / "config.json"
+    path = folder / CONFIG_FILE
     check_readable(path, f"{path} is missing: give the folder of a model")
-    found = read_json_object(path, "restore it from the checkpoint's source")
-    if found.get("model_type") == RealmConfig.model_type:
+    if not is_bert(folder):
         return RealmConfig.from_pretrained(folder, **values)
-    known = RealmConfig().to_dict().keys() - {"model_type", "architectures", "torch_dtype", "transformers_version"}
-    return RealmConfig(**{**{key: found[key] for key in known & found.keys()}, **values})
+    found = read_json_object(path, RESTORE)
+    if (kind := found.get("model_type")) not in BERTS:
+        raise ValueError(f"{path} describes a model of type {kind!r}: give the folder of a BERT, or of a REALM model")
+    known = {*DEFAULTS, "is_decoder", "add_cross_attention", "tie_word_embeddings"}
+    sizes = {key: found[key] for key in known & found.keys()}
+    activation = sizes.get("hidden_act", "gelu")
+    sizes["hidden_act"] = ACTIVATIONS.get(str(activation), activation)
+    return RealmConfig(**{**sizes, **values})
 
 
-def _realm_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's trunk under `realm.`, from REALM's names, "bert.…" or a bare BertModel's; floats as float32."""
+def _realm_names(state_dict: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """A checkpoint's trunk under `realm.` and its head under `cls.`, whatever they are within; floats as float32.
+
+    The trunk is what stands before the word embeddings: "realm.", "bert.", nothing in a bare BertModel, or a wrapper's
+    "question_encoder.bert_model.".
+
+    Raises:
+        ValueError: there are several trunks.
+    """
+    trunks = [key.removesuffix(WORDS) for key in state_dict if re.fullmatch(rf"(.*\.)?{re.escape(WORDS)}", key)]
+    if len(trunks) > 1:
+        raise ValueError(f"{folder} holds {len(trunks)} trunks, {' and '.join(trunks)}: give the folder of one BERT")
+    trunk = trunks[0] if trunks else "realm."
+    wrapper = re.sub(r"(realm|bert)\.$", "", trunk)
     found = {}
-    bare = "embeddings.word_embeddings.weight" in state_dict
     for key, tensor in state_dict.items():
         if checkpoint.OLD_BUFFERS.fullmatch(key):
             continue
-        if bare:
-            key = f"realm.{key}"
-        elif key.startswith("bert."):
-            key = f"realm.{key[5:]}"
-        key = key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        found[key] = tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+        name = f"realm.{key[len(trunk) :]}" if key.startswith(trunk) else key.removeprefix(wrapper)
+        found[name] = tensor.to(torch.float32) if tensor.is_floating_point() else tensor
     return found
