@@ -89,7 +89,7 @@ class RealmConfig(Configuration):
                 f"RealmConfig takes at most {len(_BY_PLACE)} values by place, and {len(by_place)} were given"
             )
         values = dict(zip(_BY_PLACE, by_place, strict=False)) | values
-        warn_of_unknown(values, KNOWN | vars(RealmConfig).keys(), "RealmConfig")
+        warn_of_unknown(values, KNOWN | {*dir(self)}, "RealmConfig")
         self._fill(values)
 
     def _fill(self, values: dict[str, Any]) -> None:
