@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PINS    = $(shell test -e $(STAMPS)/oracle && echo constraints-oracle.txt || echo constraints.txt)
 
 .PHONY: demo learn test test-long test-newest test-oldest test-kernels test-notebooks test-tf test-weights test-faults test-threads lint types format check-install lock notebooks \
-    notebooks-run bench bench-model bench-train bench-scale verify-base train-demo ablation sdist clean
+    notebooks-run bench bench-model bench-fast bench-train bench-scale verify-base train-demo ablation sdist clean
 
 demo: $(STAMPS)/demo
 	$(RUN) -m realm_min ask "$${Q:---examples}"
@@ -96,6 +96,10 @@ bench: $(STAMPS)/bench
 
 bench-model: $(STAMPS)/bench
 	$(RUN) benchmarks/bench_model.py
+
+# What each line of model/fast.py brings, beside the plain line that it replaces.
+bench-fast: $(STAMPS)/bench
+	$(RUN) benchmarks/bench_fast.py
 
 bench-train: $(STAMPS)/bench
 	$(RUN) benchmarks/bench_train.py

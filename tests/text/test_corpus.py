@@ -198,10 +198,10 @@ def test_factbook_blocks(factbook, tokenizer):
     """One page in twelve; at length, all."""
     factbook = factbook if LONG else factbook[::12]
     blocks = list(cut_blocks(factbook, tokenizer))
-    assert {block.title for block in blocks} == {document.title for document in factbook}
+    assert {block.title for block in blocks} == {document.title for document in factbook if document.text.strip()}
     pairs = [block.title for block in blocks], [block.text for block in blocks]
     encoded = tokenizer(*pairs, return_token_type_ids=False, return_attention_mask=False)
     assert max(map(len, encoded["input_ids"])) == 288
     cut = " ".join(block.text for block in blocks)
     assert cut == words(" ".join(document.text for document in factbook))
-    assert corpus_hash(blocks[:90]) == corpus_hash(islice(cut_blocks(iter(factbook[:30]), tokenizer), 90))
+    assert corpus_hash(blocks[:50]) == corpus_hash(islice(cut_blocks(iter(factbook[:30]), tokenizer), 50))
