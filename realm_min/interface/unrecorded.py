@@ -29,6 +29,9 @@ class Unrecorded(Tensor):
     def __repr__(self, **_: Any) -> str:
         return repr(plain(self))
 
+    def __format__(self, specification: str) -> str:
+        return format(plain(self), specification)
+
 
 def unrecorded(tensor: Tensor) -> Tensor:
     """The same numbers as an `Unrecorded`; a tensor of a class of its own stays one."""

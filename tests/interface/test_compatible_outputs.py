@@ -11,6 +11,7 @@ from oracle import realm_modeling, transformers
 from side_by_side import INPUTS, result, twins
 
 from realm_min.interface import outputs
+from realm_min.interface.unrecorded import unrecorded
 
 LOGITS, STATES = torch.arange(6.0).view(1, 2, 3), (torch.ones(1), torch.zeros(1))
 CLASSES = {
@@ -125,3 +126,9 @@ def test_a_copy_of_an_output_has_no_call(name):
     for copied in (copy.copy(output), copy.deepcopy(output), pickle.loads(pickle.dumps(output))):
         assert copied.call is None and list(copied) == list(output)
         assert all(torch.equal(copied[key], output[key]) for key in output)
+
+
+def test_a_loss_is_printed_as_a_number():
+    loss = unrecorded(torch.tensor(0.25))
+    assert f"{loss:.4f} {loss * 2:.1f} {loss}" == "0.2500 0.5 0.25"
+    assert repr(loss) == "tensor(0.2500)" and str(unrecorded(torch.ones(2))) == "tensor([1., 1.])"
