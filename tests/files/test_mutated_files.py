@@ -20,6 +20,7 @@ from realm_min import RealmConfig, RealmEmbedder, RealmForOpenQA, RealmTokenizer
 from realm_min.app import indexing
 from realm_min.files import packed
 from realm_min.files.block_records import read_block_records, write_block_records
+from realm_min.files.checkpoint import Misfit
 from realm_min.files.npy_file import map_npy, write_npy
 from realm_min.jobs.run_checkpoints import read_checkpoint, write_checkpoint
 from realm_min.search.mips import BlockIndex
@@ -196,7 +197,7 @@ def test_damage_is_refused_or_changes_nothing(tmp_path, kind):
         try:
             found = read(path)
         except (ValueError, FileNotFoundError) as error:
-            assert type(error) in (ValueError, FileNotFoundError), f"{done}: {error!r}"
+            assert type(error) in (ValueError, FileNotFoundError, Misfit), f"{done}: {error!r}"
             assert str(path.parent) in str(error) or kind in UNNAMED, f"{done}: {error}"
             assert max(map(len, str(error).splitlines())) < 1_000, done
             refused += 1
@@ -208,3 +209,13 @@ def test_damage_is_refused_or_changes_nothing(tmp_path, kind):
     assert refused > 0
     if kind in KINDS:
         assert refused > 5 * unchanged, (refused, unchanged)
+
+
+def test_numbers_that_are_gone_do_not_hide_behind_the_checksum(tmp_path):
+    """Without 16 bytes of its data a file is as long as one without a checksum."""
+    path = tmp_path / "index-3.npy"
+    write_npy(path, np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32))
+    data = path.read_bytes()
+    path.write_bytes(data[:300] + data[316:])
+    with pytest.raises(ValueError, match="its checksum stands where the last numbers should.*it is damaged"):
+        map_npy(path)
