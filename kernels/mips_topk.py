@@ -1,354 +1,407 @@
 """Exact MIPS top-k on a GPU (REALM, section 3.3): scan for group maxima, certify, rescore. No score is stored.
 
-The algorithm stands in `realm_min/search/mips.py`, its error bound in `bounds.py` beside it; here are the two steps
-that touch the blocks. The scan is a stream of row tiles through a persistent grid: a tile is one group, so its scores
-end in one maximum a query.
-One query is bound by memory and multiplied on the ordinary cores (`_scan_one`), several, and int8 codes, go to the
-tensor cores (`_scan_many`). Float32 goes there as TF32, which is off by more: the bound says by how much, and the
-groups that it cannot tell apart are rescored. The rescoring (`_rescore`) is the float64 sum of `mips.exact_scores`,
-added in the same order, so that a GPU and a CPU return the same bits.
+The algorithm and the proof of its error bound stand in `realm_min/search/mips.py` and `bounds.py` beside it. Here it
+is a pipeline of five phases, each of one kernel or one `topk`, with nothing for the host to wait for in between:
 
-Symbols: Q queries, N blocks, D dimensions, G rows a group.
+1. `prepare`: the queries as the scan multiplies them, and each one's share of the error bound.
+2. `scan`: a stream of row tiles through a grid that stays. Scores of a tile never leave the registers: a group of G
+   rows ends in the lower end of its best score. One query is bound by memory and multiplied on the ordinary cores;
+   several, and int8 codes, go to the tensor cores, where float32 is cut to TF32.
+3. `threshold`: the k-th largest lower end. No answer is under it.
+4. `rescore`: groups whose upper end reaches the threshold are listed, their rows are held to it one by one, and those
+   that pass get the float64 score of `mips.exact_scores`, added in the same order.
+5. `select`: the k best of those.
+
+How much there is to rescore only the device knows. Room is made for what is usual; the counts come back with the
+answer, and where they are larger than the room, the fourth phase runs again with as much as it takes.
+
+The kernels stand in `mips_kernels.py`. Symbols: Q queries, N blocks, D dimensions, G rows a group.
 """
-
-# Triton's language is compiled, not run: its `range` has no items, and a launch gives plain numbers for constexprs.
-# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from realm_min.ranks.devices import plain_arithmetic
 from realm_min.search import bounds, mips
 
-from .triton_language import knobs, tl, triton
+from .mips_kernels import (
+    INTERPRETED,
+    certify_kernel,
+    filter_kernel,
+    prepare_kernel,
+    rescore_kernel,
+    scan_many_kernel,
+    scan_one_kernel,
+    unpack_kernel,
+)
+from .triton_language import triton
 
-MAX_DIMENSIONS = 1024
-BLOCK_DIMENSIONS = (128, 256, 1024)  # D is padded to one of these in registers, never in memory
-MAXIMA_BYTES = 256 << 20  # group maxima held at once
-KEYS_BYTES = 512 << 20  # rescored candidates held at once
+PHASES = ("prepare", "scan", "threshold", "rescore", "select")
+GROUPS = (128, 64, 32, 16)  # rows a group can have
+GROUPS_PER_K = 256  # groups for each of the k answers, at least: fewer would make most of them candidates
+ENDS_BYTES = 256 << 20  # of lower ends held at once: queries are searched in chunks that fit
+KEYS_BYTES = 512 << 20  # of rescored rows held at once
+ROOM = (8, 1024)  # candidates a query that room is made for at first: so many times k, and so many more
+TILE_ELEMENTS = 4096  # numbers of rows in the registers of a program that looks at few of them
+CERTIFY_GROUPS = 1024  # groups that one program certifies
 TF32 = 2.2 * 2.0**-10  # both factors cut to 10 bits of mantissa
-TILE_BYTES = 32 << 10  # of blocks, for each stage of the pipeline
-RESCORE_ELEMENTS = 4096  # float64 numbers in the registers of one program
-OPTIONS = dict(num_warps=4)
-# Left alone, the assembler of Triton 3.7 chooses 72 registers in places, and spills: 255 is the hardware's limit.
-ONE_OPTIONS = OPTIONS | dict(maxnreg=255)
-INTERPRETED = knobs.runtime.interpret
-DOT_IN_FLOAT32 = tl.constexpr(INTERPRETED)  # the interpreter would multiply the bit patterns of bfloat16
+OPTIONS = dict(enable_fp_fusion=True)  # a product and a sum in one rounding: the bounds hold with it and without
+# Left alone, the assembler of Triton 3.7 chooses few registers in places, and spills: 255 is the hardware's limit.
+REGISTERS = dict(maxnreg=255)
 
 
-@triton.jit(do_not_specialize=["n", "units", "groups"], do_not_specialize_on_alignment=["maxima", "norm"])
-def _scan_one(
-    query,  # *fp32 [D] q̂
-    blocks,  # *fp32, *fp16 or *bf16 [N, D]
-    maxima,  # *fp32 [groups]
-    norm,  # *fp32 [groups] largest ||e|| of the group, written when NORM
-    n,
-    units,  # D / UNIT
-    groups,
-    NORM: tl.constexpr,
-    UNIT: tl.constexpr,
-    G: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    d = units * UNIT
-    columns = tl.arange(0, BLOCK_D)
-    inside = columns < d
-    q = tl.load(query + columns, mask=inside, other=0.0)  # [BLOCK_D]
-    for group in tl.range(tl.program_id(0), groups, tl.num_programs(0), num_stages=STAGES):
-        rows = (group * G + tl.arange(0, G)).to(tl.int64)
-        offsets = rows[:, None] * d + columns[None, :]
-        e = tl.load(blocks + offsets, mask=(rows < n)[:, None] & inside[None, :], other=0.0).to(tl.float32)
-        scores = tl.sum(e * q[None, :], axis=1)  # [G]
-        tl.store(maxima + group, tl.max(tl.where(rows < n, scores, float("-inf")), axis=0))
-        if NORM:
-            squares = tl.sum(e * e, axis=1)
-            squares = tl.where(squares == squares, squares, float("inf"))  # a maximum would lose NaN
-            tl.store(norm + group, tl.sqrt(tl.max(squares, axis=0)))
+# ------------------------------------------------------------------------------------------------------- the phases
 
 
-@triton.jit(do_not_specialize=["n", "q_count", "units", "groups"], do_not_specialize_on_alignment=["scale", "maxima"])
-def _scan_many(
-    queries,  # *fp32, *fp16, *bf16 or *i8 [Q, D] q̂, in the type of the codes
-    codes,  # the same type [N, D] ê
-    scale,  # *fp32 [N / BASE] int8 only
-    maxima,  # *fp32 [Q, groups]
-    n,
-    q_count,
-    units,  # D / UNIT
-    groups,
-    INT8: tl.constexpr,
-    BASE: tl.constexpr,
-    UNIT: tl.constexpr,
-    G: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    d = units * UNIT
-    columns = tl.arange(0, BLOCK_D)
-    inside = columns < d
-    query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    # Query tiles of one group run side by side, so that a group comes from memory once and from L2 after that.
-    q_offsets = query.to(tl.int64)[None, :] * d + columns[:, None]
-    q = tl.load(queries + q_offsets, mask=(query < q_count)[None, :] & inside[:, None], other=0)  # [BLOCK_D, BLOCK_Q]
-    for group in tl.range(tl.program_id(1), groups, tl.num_programs(1), num_stages=STAGES):
-        rows = (group * G + tl.arange(0, G)).to(tl.int64)
-        offsets = rows[:, None] * d + columns[None, :]
-        e = tl.load(codes + offsets, mask=(rows < n)[:, None] & inside[None, :], other=0)  # [G, BLOCK_D]
-        if INT8:
-            scores = tl.dot(e, q, out_dtype=tl.int32).to(tl.float32)  # exact: below 2**24
-            scores *= tl.load(scale + rows // BASE, mask=rows < n, other=0.0)[:, None]
-        else:
-            if DOT_IN_FLOAT32:
-                e, q = e.to(tl.float32), q.to(tl.float32)
-            scores = tl.dot(e, q, input_precision="tf32")
-        best = tl.max(tl.where((rows < n)[:, None], scores, float("-inf")), axis=0)  # [BLOCK_Q]
-        tl.store(maxima + query.to(tl.int64) * groups + group, best, mask=query < q_count)
+@dataclass(frozen=True)
+class Prepared:
+    """Queries as the scan takes them, and what the device counts from then on."""
+
+    queries: Tensor  # [Q, D] q
+    coded: Tensor  # [Q, D] q̂ / unit, float32 or in the type of the codes
+    shares: Tensor  # [Q, 8] float32, of the error bound
+    counts: Tensor  # [3 + 2 Q] int32: see `certify_kernel`
 
 
-@triton.jit(do_not_specialize=["n", "units", "group", "width"], do_not_specialize_on_alignment=["candidates", "keys"])
-def _rescore(
-    queries,  # *fp64 [Q, D] q
-    blocks,  # *fp32, *fp16 or *bf16 [N, D]
-    candidates,  # *i64 [Q, candidates] groups to rescore, -1 for none
-    keys,  # *i64 [Q, candidates, group] rank of (score descending, id ascending), as mips.pack_keys
-    n,
-    units,  # D / UNIT
-    group,  # rows a group
-    width,  # candidates a query
-    UNIT: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    d = units * UNIT
-    columns = tl.arange(0, BLOCK_D)
-    inside = columns < d
-    pair = tl.program_id(0).to(tl.int64)  # query * width + candidate
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)  # in the group
-    chosen = tl.load(candidates + pair)
-    q = tl.load(queries + pair // width * d + columns, mask=inside, other=0.0)
-    ids = chosen * group + row
-    valid = (ids >= 0) & (ids < n)  # group -1 has only negative ids
-    e = tl.load(blocks + ids[:, None] * d + columns[None, :], mask=valid[:, None] & inside[None, :], other=0.0)
-    sums = e.to(tl.float64) * q[None, :]  # [ROWS, BLOCK_D] exact
-    # Halves to halves, the order of mips.exact_scores: each step adds just two numbers, so no layout can change it.
-    for step in tl.static_range(0, 10):
-        if BLOCK_D >> step > 1:
-            sums = tl.sum(tl.reshape(sums, (ROWS, 2, BLOCK_D >> (step + 1))), axis=1)
-    scores = tl.reshape(sums, (ROWS,)).to(tl.float32) + 0.0  # -0 and 0 are one score
-    bits = scores.to(tl.int32, bitcast=True)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    key = (ordered.to(tl.int64) << 32) + (0xFFFFFFFF - ids)
-    tl.store(keys + pair * group + row, tl.where(valid, key, -0x7FFFFFFFFFFFFFFF))
+@dataclass(frozen=True)
+class Scanned:
+    """What the scan leaves of the blocks."""
+
+    ends: Tensor  # [Q, groups] float32, lower ends of the groups' best scores
+    group_bounds: Tensor  # [2, groups] float32, norms and residuals
+    norm: Tensor  # [base groups] float64
+    group: int  # rows a group
 
 
 def mips_topk(queries: Tensor, blocks: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k blocks of largest inner product with each query, exact, best first.
 
-    queries [Q, D] and blocks [N, D]: float32, float16 or bfloat16, finite, on one device; D a multiple of 8 up to 1024.
+    queries [Q, D] and blocks [N, D]: float32, float16 or bfloat16, finite, on one device.
     Returns (scores [Q, k] float32 descending, ids [Q, k] int64); equal scores go to the smaller id.
 
     Raises ValueError for k < 1 or k > N, shapes that do not match, other dtypes, values that are not finite.
     """
     mips.check_blocks(blocks)
-    blocks = blocks.contiguous()
     return search(queries, blocks, bounds.Codes(blocks, None, 0, None, None), k)[:2]
 
 
+@plain_arithmetic("cuda")
 def search(queries: Tensor, blocks: Tensor, codes: bounds.Codes, k: int) -> tuple[Tensor, Tensor, mips.SearchReport]:
     """Exact top-k of queries [Q, D] over blocks [N, D] scanned through `codes`. -> scores, ids, report."""
-    mips.check_search(queries, blocks, k)
+    mips.check_search_shapes(queries, blocks, k)
     n, d = blocks.shape
-    if d % 8 or d > MAX_DIMENSIONS:
-        raise ValueError(f"blocks have {d} dimensions: the kernels take multiples of 8 up to {MAX_DIMENSIONS}")
     if n + 128 >= 1 << 31:  # rows are counted in int32, elements in int64
         raise ValueError(f"{n} blocks: the kernels count up to {(1 << 31) - 129}")
     if not (blocks.is_cuda or INTERPRETED):
         raise ValueError("the kernels need CUDA tensors: give CPU tensors to realm_min.search.mips")
-
-    group = tile_rows(codes.codes.dtype, d)
-    groups = -(-n // group)
-    one = queries.shape[0] == 1 and codes.scale is None
-    dtype = torch.float32 if one else codes.codes.dtype
-    gamma, rho, eta = bounds.rounding(d, stored=2.0**-22)
-    if not one and dtype == torch.float32:
-        gamma += TF32
-    norm = None if codes.norm is None else bounds.widen(codes.norm, group)
-    residual = None if codes.residual is None else bounds.widen(codes.residual, group)
-
-    scores = torch.empty(queries.shape[0], k, dtype=torch.float32, device=blocks.device)
-    ids = torch.empty(queries.shape[0], k, dtype=torch.int64, device=blocks.device)
-    report = mips.SearchReport(group, groups, [], [])
-    step = max(1, MAXIMA_BYTES // (4 * groups))
-    for start in range(0, queries.shape[0], step):
-        scanned = bounds.scan_queries(queries[start : start + step], codes, dtype)
-        if one:
-            maxima, squares = _launch_one(scanned.codes, codes.codes, group, norm is None)  # [1, groups]
-            norm = bounds.finite_norm(blocks, squares) if norm is None else norm
-        else:
-            if norm is None:  # several queries are bound by their products: one more pass for the norms costs little
-                nothing = torch.zeros(1, d, dtype=torch.float32, device=blocks.device)
-                norm = bounds.finite_norm(blocks, _launch_one(nothing, blocks, group, True)[1])
-            maxima = _launch_many(scanned.codes, codes, group)  # [q, groups]
-        bound = bounds.error_bound(scanned, norm, residual, gamma, eta)  # [q, groups]
-        upper, threshold = bounds.certify(maxima, scanned.unit, bound, rho, k)  # [q, groups], [q]
-        counts = (upper >= threshold[:, None]).sum(1).tolist()
-        width = max(counts)
-        report.rescored_groups += counts
-        report.rescored_rows += [count * group for count in counts]
-        some = max(1, KEYS_BYTES // (8 * width * group))
-        for first in range(0, upper.shape[0], some):
-            top = upper[first : first + some].topk(width)
-            candidates = top.indices.masked_fill(top.values < threshold[first : first + some, None], -1)
-            keys = _launch_rescore(scanned.exact[first : first + some], blocks, candidates, group)
-            here = slice(start + first, start + first + candidates.shape[0])
-            scores[here], ids[here] = mips.unpack_keys(keys.topk(k).values)
+    group = group_rows(n, k, largest_group(codes.codes.dtype, len(queries), d))
+    report = mips.SearchReport(group, -(-n // group), [], [])
+    if not len(queries):
+        return queries.new_zeros(0, k, dtype=torch.float32), queries.new_zeros(0, k, dtype=torch.int64), report
+    queries, blocks, codes = _aligned(queries), _aligned(blocks), replace(codes, codes=_aligned(codes.codes))
+    some = min(ENDS_BYTES // (4 * report.groups), KEYS_BYTES // (8 * room_for(n, k)), 1 << 14)
+    tile = next(tile for tile in (128, 64, 16, 1) if some >= tile)
+    some = max(1, some // tile * tile)  # whole tiles of queries
+    with torch.cuda.device_of(blocks):  # Triton launches on the current device
+        found = [search_chunk(part, blocks, codes, k, report) for part in queries.split(some)]
+    scores, ids = found[0] if len(found) == 1 else (torch.cat(parts) for parts in zip(*found, strict=True))
     return scores, ids, report
 
 
-def tile_rows(dtype: torch.dtype, d: int) -> int:
-    """Rows a group: a tile of at most TILE_BYTES, of 16 (the least the tensor cores take) to 128 rows."""
-    return max(16, min(128, TILE_BYTES // (_block_d(d) * dtype.itemsize)))
+def search_chunk(
+    queries: Tensor, blocks: Tensor, codes: bounds.Codes, k: int, report: mips.SearchReport
+) -> tuple[Tensor, Tensor]:
+    """The five phases, for as many queries [q, D] as there is memory for. -> scores, ids; `report` grows by theirs."""
+    q = len(queries)
+    prepared = prepare(queries, codes)
+    scanned = scan(prepared, codes, report.group_size)
+    thresholds = threshold(scanned.ends, k)
+    room, width = q * min(report.groups, room_for(len(blocks), k)), room_for(len(blocks), k)
+    while True:
+        keys = rescore(prepared, scanned, thresholds, blocks, codes, room, width)
+        scores, ids = select(keys, k)
+        candidates, bad_query, bad_block, *counts = prepared.counts.tolist()  # the host waits here, and nowhere else
+        if bad_query:
+            mips.refuse_queries(queries)
+        if bad_block:
+            mips.finite_norm(blocks, scanned.norm)  # names it
+        if candidates <= room and max(counts[q:]) <= width:
+            report.rescored_groups += counts[:q]
+            report.rescored_rows += counts[q:]
+            return scores, ids
+        room, width = max(room, candidates), max(width, *counts[q:])  # of rows, no more than were counted so far
+        if q > 1 and 8 * q * width > KEYS_BYTES:
+            halves = [search_chunk(half, blocks, codes, k, report) for half in queries.split(-(-q // 2))]
+            return torch.cat([half[0] for half in halves]), torch.cat([half[1] for half in halves])
+        prepared.counts.zero_()
 
 
-def _block_d(d: int) -> int:
-    return next(size for size in BLOCK_DIMENSIONS if d <= size)
+def prepare(queries: Tensor, codes: bounds.Codes) -> Prepared:
+    """Phase 1, for queries [q, D]."""
+    (q, d), device = queries.shape, queries.device
+    dtype = torch.float32 if _alone(codes.codes.dtype, q) else codes.codes.dtype
+    # Sums are off by 2 d units in the last place at most: enough is left of 4 d + 16 for a score's scaling, for the
+    # bound's subtraction from it, and for what final scores are rounded by.
+    gamma = bounds.rounding(d, stored=0.0).gamma
+    prepared = Prepared(
+        queries,
+        coded=torch.empty(q, d, dtype=dtype, device=device),
+        shares=torch.empty(q, 8, dtype=torch.float32, device=device),
+        counts=torch.zeros(3 + 2 * q, dtype=torch.int32, device=device),
+    )
+    cut = TF32 if dtype == torch.float32 and not _alone(dtype, q) else 0.0
+    prepare_kernel[(q,)](
+        *(queries, prepared.coded, prepared.shares, prepared.counts),
+        *(d, codes.exponent, gamma + cut, gamma),
+        **dict(INT8=codes.scale is not None, BLOCK_D=_power_of_two_from(d)),
+        **OPTIONS,
+    )
+    return prepared
 
 
-def _block_q(q: int, block_d: int) -> int:
-    return 64 if q > 16 and block_d <= 256 else 16
+def scan(prepared: Prepared, codes: bounds.Codes, group: int) -> Scanned:
+    """Phase 2."""
+    (q, d), (n, _), device = prepared.coded.shape, codes.codes.shape, codes.codes.device
+    groups = -(-n // group)
+    ends = torch.empty(q, groups, dtype=torch.float32, device=device)
+    group_bounds = torch.empty(2, groups, dtype=torch.float32, device=device)
+    norm = codes.norm
+    alone = _alone(codes.codes.dtype, q)
+    if norm is None:
+        norm = torch.empty(-(-n // bounds.BASE_GROUP), dtype=torch.float64, device=device)
+        if not alone:  # several queries are bound by their products: one more pass for the norms costs little
+            nothing = torch.zeros(1, max(d, 8), dtype=torch.float32, device=device)
+            nowhere = replace(prepared, coded=nothing, shares=nothing)
+            _launch_one(nowhere, codes, Scanned(ends, group_bounds, norm, group), with_norm=True)
+    scanned = Scanned(ends, group_bounds, norm, group)
+    if alone:
+        _launch_one(prepared, codes, scanned, with_norm=codes.norm is None)
+    else:
+        _launch_many(prepared, codes, scanned)
+    return scanned
 
 
-def _unit(dtype: torch.dtype, d: int) -> int:
-    """A divisor of D that tells the compiler how wide it may load: 16 bytes, where D allows."""
-    return 16 if dtype == torch.int8 and d % 16 == 0 else 8
+def threshold(ends: Tensor, k: int) -> Tensor:
+    """Phase 3: lower ends [q, groups] -> [q] the k-th largest; minus infinity, where there are fewer groups."""
+    if ends.shape[1] < k:
+        return ends.new_full((len(ends),), -float("inf"))
+    return ends.topk(k, sorted=False).values.amin(1)
 
 
-def _stages(dtype: torch.dtype) -> int:
-    return 2 if dtype == torch.float32 else 3
+def rescore(
+    prepared: Prepared, scanned: Scanned, thresholds: Tensor, blocks: Tensor, codes: bounds.Codes, room: int, width: int
+) -> Tensor:
+    """Phase 4 -> keys [q, width] of the rows that pass, in any order; `prepared.counts` says how many they are."""
+    (q, groups), (n, d), device = scanned.ends.shape, blocks.shape, blocks.device
+    pairs = torch.empty(room, dtype=torch.int64, device=device)
+    rows = torch.empty(q, width, dtype=torch.int32, device=device)
+    keys = torch.empty(q, width, dtype=torch.int64, device=device)
+    shares, counts, norm, residual = prepared.shares, prepared.counts, scanned.norm, codes.residual is not None
+    certify_kernel[(-(-groups // CERTIFY_GROUPS), q)](
+        *(scanned.ends, thresholds, shares, scanned.group_bounds, counts, pairs, q, groups, room),
+        **dict(RESIDUAL=residual, BLOCK=CERTIFY_GROUPS),
+        **OPTIONS,
+    )
+    block_d = _power_of_two_from(d)
+    some = max(1, TILE_ELEMENTS // block_d)  # rows in the registers of one program
+    filter_kernel[(16 * _multiprocessors(blocks),)](
+        *(prepared.coded, codes.codes, norm if codes.scale is None else codes.scale, shares, thresholds),
+        *(norm, norm if codes.residual is None else codes.residual, counts, pairs, rows),
+        *(n, q, d // _unit(d), groups, _shift(codes), room, width),
+        **dict(INT8=codes.scale is not None, RESIDUAL=residual, UNIT=_unit(d), G=scanned.group),
+        **dict(ROWS=min(scanned.group, some), BLOCK_D=block_d),
+        **OPTIONS,
+    )
+    tiles = -(-width // some)
+    rescore_kernel[(min(tiles, max(1, 16 * _multiprocessors(blocks) // q)), q)](
+        *(prepared.queries, blocks, counts, rows, keys, q, d // _unit(d), width),
+        **dict(UNIT=_unit(d), ROWS=some, BLOCK_D=block_d),
+        **OPTIONS,
+    )
+    return keys
 
 
-def _programs(tensor: Tensor) -> int:
-    """Programs of a persistent grid: some for each multiprocessor, to hide each other's latency."""
-    return 4 * torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 3
+def select(keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Phase 5: keys [q, width] -> (scores [q, k] float32, ids [q, k] int64), best first."""
+    best = keys.topk(k).values
+    scores = torch.empty(best.shape, dtype=torch.float32, device=keys.device)
+    ids = torch.empty_like(best)
+    unpack_kernel[(-(-best.numel() // 1024),)](best, scores, ids, best.numel(), BLOCK=1024, **OPTIONS)
+    return scores, ids
+
+
+# --------------------------------------------------------------------------------------- how the kernels are launched
+
+
+def scan_config(dtype: torch.dtype, queries: int, d: int) -> dict[str, int]:
+    """Sizes of the scan's tiles for so many queries of d dimensions over codes of `dtype`, and warps and stages.
+
+    A program's shared memory stays within 99 KB, which every GPU since Ampere has.
+    """
+    size, wide = dtype.itemsize, d > 128
+    block_d = 128 if d > 64 else 64
+    if _alone(dtype, queries):
+        rows = next(rows for rows in (128, 64, 32, 16) if rows * d * size <= 32 << 10 or rows == 16)
+        stages = 1 if rows * d * size > 32 << 10 else 2 if size == 4 else 3
+        return dict(ROWS=rows, BLOCK_Q=1, BLOCK_D=block_d, num_warps=4, num_stages=stages)
+    block_q = 16 if queries <= 16 else 64 if queries <= 64 or wide else 128
+    rows = 128 if size < 4 else 32 if block_q == 128 else 64
+    if size == 4 and wide:
+        block_d = 64
+    return dict(
+        ROWS=rows,
+        BLOCK_Q=block_q,
+        BLOCK_D=block_d,
+        num_warps=4 if block_q <= 64 else 8,
+        num_stages=3 if size == 1 else 2,
+    )
+
+
+def group_rows(n: int, k: int, most: int) -> int:
+    """Rows a group: large groups make few ends to select from, small ones few rows to rescore for a large k."""
+    return next((g for g in GROUPS if g <= most and n >= GROUPS_PER_K * k * g), GROUPS[-1])
+
+
+def largest_group(dtype: torch.dtype, queries: int, d: int) -> int:
+    """Rows that a group of the scan can have at most: those of a tile."""
+    # Alone and of 16 bits, 32 rows lie in one warp; more would make it wait for the others at each tile.
+    return 32 if _alone(dtype, queries) and dtype.itemsize == 2 else scan_config(dtype, queries, d)["ROWS"]
+
+
+def room_for(n: int, k: int) -> int:
+    """Candidates of a query that there is room for at first."""
+    return min(n, ROOM[0] * k + ROOM[1])
+
+
+def _alone(dtype: torch.dtype, queries: int) -> bool:
+    """Whether one query is multiplied on the ordinary cores."""
+    return queries == 1 and dtype != torch.int8
+
+
+def _shift(codes: bounds.Codes) -> int:
+    """Bounds are held in units of two to this power: those of float32 rows stay below the largest float32."""
+    return 8 if codes.scale is None else codes.exponent
+
+
+def _unit(d: int) -> int:
+    """The power of two in D, up to 16: it tells the compiler how many elements it may load at once."""
+    return d & -d if d & 15 else 16
+
+
+def _power_of_two_from(d: int) -> int:
+    return max(16, triton.next_power_of_2(d))
+
+
+def _multiprocessors(tensor: Tensor) -> int:
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 1
+
+
+def _programs(tensor: Tensor, shared: int, warps: int) -> int:
+    """Programs of a grid that stays: as many as run at once, each with so many bytes of shared memory."""
+    if not tensor.is_cuda:
+        return 3
+    device = torch.cuda.get_device_properties(tensor.device)
+    each = min(device.shared_memory_per_multiprocessor // (shared + 1024), 32 // warps)
+    return max(1, each) * device.multi_processor_count
 
 
 def _aligned(tensor: Tensor) -> Tensor:
     """The kernels read 16 bytes at a time: a view that starts elsewhere is copied."""
-    tensor = tensor.contiguous()
+    tensor = tensor.detach().contiguous()
     return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
-def _launch_one(query: Tensor, blocks: Tensor, group: int, with_norm: bool) -> tuple[Tensor, Tensor]:
-    """query [1, D] float32 -> group maxima [1, groups] float32, group norms [groups] float32 (unset unless asked)."""
-    n, d = blocks.shape
-    groups = -(-n // group)
-    maxima = torch.empty(1, groups, dtype=torch.float32, device=blocks.device)
-    norm = torch.empty(groups, dtype=torch.float32, device=blocks.device)
-    unit = _unit(blocks.dtype, d)
-    constants = dict(NORM=with_norm, UNIT=unit, G=group, BLOCK_D=_block_d(d), STAGES=_stages(blocks.dtype))
-    grid = (min(groups, _programs(blocks)),)
-    with torch.cuda.device_of(blocks):  # Triton launches on the current device
-        _scan_one[grid](
-            _aligned(query), _aligned(blocks), maxima, norm, n, d // unit, groups, **constants, **ONE_OPTIONS
-        )
-    return maxima, norm
-
-
-def _launch_many(queries: Tensor, codes: bounds.Codes, group: int) -> Tensor:
-    """queries [Q, D] in the type of the codes [N, D] -> group maxima [Q, groups] float32."""
+def _launch_one(prepared: Prepared, codes: bounds.Codes, scanned: Scanned, with_norm: bool) -> None:
     n, d = codes.codes.shape
-    q = queries.shape[0]
-    groups = -(-n // group)
-    maxima = torch.empty(q, groups, dtype=torch.float32, device=queries.device)
-    unit = _unit(queries.dtype, d)
-    block_d = _block_d(d)
-    block_q = _block_q(q, block_d)
-    int8 = codes.scale is not None
-    constants = dict(INT8=int8, BASE=bounds.BASE_GROUP, UNIT=unit, G=group, BLOCK_Q=block_q, BLOCK_D=block_d)
-    grid = (-(-q // block_q), min(groups, _programs(queries)))
-    with torch.cuda.device_of(queries):
-        _scan_many[grid](
-            _aligned(queries),
-            _aligned(codes.codes),
-            codes.scale if int8 else maxima,  # read only when INT8
-            maxima,
-            n,
-            q,
-            d // unit,
-            groups,
-            **constants,
-            STAGES=_stages(queries.dtype),
-            **OPTIONS,
-        )
-    return maxima
+    config = scan_config(codes.codes.dtype, 1, d)
+    rows, block_d, stages = config["ROWS"], config["BLOCK_D"], config["num_stages"]
+    rows = max(rows, scanned.group)
+    shared = rows * d * codes.codes.element_size() * (stages - 1)
+    scan_one_kernel[(min(-(-n // rows), _programs(codes.codes, shared + 4096, 4)),)](
+        *(prepared.coded, codes.codes, prepared.shares),
+        *(scanned.norm, scanned.norm if codes.residual is None else codes.residual, scanned.ends, scanned.group_bounds),
+        *(prepared.counts, n, d // _unit(d), scanned.ends.shape[1], _shift(codes)),
+        **dict(NORM=with_norm, RESIDUAL=codes.residual is not None, UNIT=_unit(d), G=scanned.group, ROWS=rows),
+        **dict(BLOCK_D=block_d, CHUNKS=-(-d // block_d), STAGES=stages, num_warps=4, num_stages=stages),
+        **REGISTERS,
+        **OPTIONS,
+    )
 
 
-def _launch_rescore(queries: Tensor, blocks: Tensor, candidates: Tensor, group: int) -> Tensor:
-    """queries [Q, D] float64, candidates [Q, width] -> keys [Q, width * group] int64 of every row of their groups."""
-    n, d = blocks.shape
-    q, width = candidates.shape
-    keys = torch.empty(q, width * group, dtype=torch.int64, device=blocks.device)
-    unit = _unit(blocks.dtype, d)
-    block_d = _block_d(d)
-    rows = min(group, RESCORE_ELEMENTS // block_d)
-    with torch.cuda.device_of(blocks):
-        _rescore[(q * width, group // rows)](
-            _aligned(queries),
-            _aligned(blocks),
-            candidates,
-            keys,
-            n,
-            d // unit,
-            group,
-            width,
-            UNIT=unit,
-            ROWS=rows,
-            BLOCK_D=block_d,
-            **OPTIONS,
-        )
-    return keys
+def _launch_many(prepared: Prepared, codes: bounds.Codes, scanned: Scanned) -> None:
+    (n, d), q = codes.codes.shape, len(prepared.coded)
+    config = scan_config(codes.codes.dtype, q, d)
+    rows, block_q, block_d, warps, stages = config.values()
+    chunks = -(-d // block_d)
+    held = block_q + stages * rows if chunks == 1 else stages * (block_q + rows)
+    q_tiles = -(-q // block_q)
+    programs = -(-_programs(codes.codes, held * block_d * codes.codes.element_size(), warps) // q_tiles)
+    scan_many_kernel[(q_tiles, min(-(-n // rows), programs))](
+        *(prepared.coded, codes.codes, scanned.norm if codes.scale is None else codes.scale, prepared.shares),
+        *(scanned.norm, scanned.norm if codes.residual is None else codes.residual, scanned.ends, scanned.group_bounds),
+        *(n, q, d // _unit(d), scanned.ends.shape[1], _shift(codes)),
+        **dict(INT8=codes.scale is not None, RESIDUAL=codes.residual is not None, UNIT=_unit(d), G=scanned.group),
+        **dict(ROWS=rows, BLOCK_Q=block_q, BLOCK_D=block_d, CHUNKS=chunks, STAGES=stages if chunks == 1 else 1),
+        **dict(num_warps=warps, num_stages=stages),
+        **OPTIONS,
+    )
 
 
-def compile_variants() -> Iterator[tuple[str, triton.JITFunction, dict[str, str], dict, dict]]:
-    """Every compilation a launch above can ask for: (name, kernel, signature, constexprs, options).
+Variant = tuple[str, triton.JITFunction, dict[str, str], dict, dict]  # name, kernel, signature, constexprs, options
 
-    `signature` maps each argument to its Triton type, with ":16" where the launch promises an address that 16 divides.
-    """
+
+def compile_variants() -> Iterator[Variant]:
+    """What common shapes ask to be compiled, each once."""
+    seen = set()
+    for variant in _common_variants():
+        if repr(variant[1:]) not in seen:
+            yield variant
+        seen.add(repr(variant[1:]))
+
+
+def _common_variants() -> Iterator[Variant]:
+    """A signature maps each argument to its Triton type, with ":16" where a launch promises an address 16 divides."""
     names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "i8"}
-    for dtype, d in itertools.product(names, BLOCK_DIMENSIONS):
-        name, group, stages = names[dtype], tile_rows(dtype, d), _stages(dtype)
-        sizes = dict(UNIT=_unit(dtype, d), G=group, BLOCK_D=d, STAGES=stages)
-        signature = {
-            "queries": f"*{name}:16",
-            "codes": f"*{name}:16",
-            **dict.fromkeys(["scale", "maxima"], "*fp32"),
-            **dict.fromkeys(["n", "q_count", "units", "groups"], "i32"),
-        }
-        int8 = dtype == torch.int8
-        for unit, q in itertools.product(sorted({8, _unit(dtype, d)}), sorted({_block_q(1, d), _block_q(64, d)})):
-            constexprs = sizes | dict(INT8=int8, BASE=bounds.BASE_GROUP, BLOCK_Q=q, UNIT=unit)
-            yield f"scan many {name} D<={d} BLOCK_Q={q} UNIT={unit}", _scan_many, signature, constexprs, OPTIONS
-        if int8:
-            continue
-        signature = {
-            "query": "*fp32:16",
-            "blocks": f"*{name}:16",
-            **dict.fromkeys(["maxima", "norm"], "*fp32"),
-            **dict.fromkeys(["n", "units", "groups"], "i32"),
-        }
-        for norm in (False, True):
-            yield f"scan one {name} D<={d} NORM={norm}", _scan_one, signature, sizes | dict(NORM=norm), ONE_OPTIONS
-        signature = {
-            "queries": "*fp64:16",
-            "blocks": f"*{name}:16",
-            **dict.fromkeys(["candidates", "keys"], "*i64"),
-            **dict.fromkeys(["n", "units", "group", "width"], "i32"),
-        }
-        constexprs = dict(UNIT=_unit(dtype, d), ROWS=min(group, RESCORE_ELEMENTS // d), BLOCK_D=d)
-        yield f"rescore {name} D<={d}", _rescore, signature, constexprs, OPTIONS
+    known = {name: "i32" for name in ("n", "q_count", "units", "groups", "shift", "room", "width", "d", "exponent")}
+    known |= dict(scale="*fp32", shares="*fp32", norm="*fp64", residual="*fp64", ends="*fp32", group_bounds="*fp32")
+    known |= dict(thresholds="*fp32", counts="*i32", pairs="*i64", rows="*i32", keys="*i64", ids="*i64", size="i32")
+    known |= dict(scores="*fp32", gamma="fp32", gamma_row="fp32", query="*fp32:16", queries="*fp32")
+
+    def variant(name: str, kernel, sizes: dict, options: dict, **types) -> Variant:
+        signature = {name: (known | types)[name] for name in kernel.arg_names if name in known | types}
+        return name, kernel, signature, {name: sizes[name] for name in kernel.arg_names if name in sizes}, options
+
+    for (dtype, name), d in itertools.product(names.items(), (100, 128, 768)):
+        int8, codes, block_d = dtype == torch.int8, f"*{name}:16", _power_of_two_from(d)
+        for q, group in ((1, 128), (1, 16), (16, 128), (64, 128), (64, 16), (512, 128)):
+            config, group = scan_config(dtype, q, d), min(group, largest_group(dtype, q, d))
+            options = OPTIONS | {option: config[option] for option in ("num_warps", "num_stages")}
+            chunks, stages = -(-d // config["BLOCK_D"]), config["num_stages"]
+            sizes = config | dict(UNIT=_unit(d), G=group, CHUNKS=chunks, RESIDUAL=dtype.itemsize < 4, INT8=int8)
+            sizes |= dict(STAGES=stages)
+            title = f"{name} D={d} Q={q} G={group}"
+            if _alone(dtype, q):
+                for norm in (False, True):
+                    wanted = sizes | dict(NORM=norm)
+                    yield variant(
+                        f"scan {title} NORM={norm}", scan_one_kernel, wanted, options | REGISTERS, codes=codes
+                    )
+            else:
+                wanted = sizes | dict(STAGES=stages if chunks == 1 else 1)
+                yield variant(f"scan {title}", scan_many_kernel, wanted, options, codes=codes, queries=codes)
+        some = max(1, TILE_ELEMENTS // block_d)
+        sizes = dict(UNIT=_unit(d), BLOCK_D=block_d, INT8=int8, RESIDUAL=int8, G=16, ROWS=min(16, some))
+        yield variant(f"prepare {name} D={d}", prepare_kernel, sizes, OPTIONS, coded=f"*{name}")
+        yield variant(f"filter {name} D={d}", filter_kernel, sizes, OPTIONS, coded=f"*{name}", codes=codes)
+        if not int8:
+            yield variant(f"rescore {name} D={d}", rescore_kernel, sizes | dict(ROWS=some), OPTIONS, blocks=codes)
+    for residual in (False, True):
+        sizes = dict(RESIDUAL=residual, BLOCK=CERTIFY_GROUPS)
+        yield variant(f"certify RESIDUAL={residual}", certify_kernel, sizes, OPTIONS)
+    yield variant("unpack", unpack_kernel, dict(BLOCK=1024), OPTIONS)

@@ -211,6 +211,12 @@ def check_search(queries: Tensor, blocks: Tensor, k: int, total: int | None = No
 
     total: the number of blocks, where `blocks` are a slice of them.
     """
+    check_search_shapes(queries, blocks, k, total)
+    refuse_queries(queries)
+
+
+def check_search_shapes(queries: Tensor, blocks: Tensor, k: int, total: int | None = None) -> None:
+    """`check_search` but for the queries' values, which a GPU is not to be waited for."""
     if not isinstance(queries, Tensor) or queries.dtype not in BLOCK_DTYPES:
         kind = queries.dtype if isinstance(queries, Tensor) else type(queries).__name__
         raise ValueError(f"queries are {kind}: give a torch tensor of float32, float16 or bfloat16")
@@ -225,6 +231,10 @@ def check_search(queries: Tensor, blocks: Tensor, k: int, total: int | None = No
     total = blocks.shape[0] if total is None else total
     if not 1 <= k <= total:
         raise ValueError(f"k is {k}: it must lie in 1..{total}, the number of blocks")
+
+
+def refuse_queries(queries: Tensor) -> None:
+    """Raise ValueError naming the first of queries [Q, D] that is not finite."""
     finite = queries.isfinite().all(1)
     if not finite.all():
         raise ValueError(f"query {int((~finite).nonzero()[0])} holds NaN or infinity: queries must be finite")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from ..config import RealmConfig
-from .stages import Stage, StateDict
+from .stages import StateDict
 from .torch_path import TorchPath
 
 
@@ -25,8 +22,3 @@ class TritonPath(TorchPath):
         from realm_min.kernels import span_logits as logits
 
         self.search, self.all_span_logits = search.mips_topk, logits.span_logits
-
-    def retrieve(self, model: Any, stage: Stage, projection: Tensor) -> Tensor | None:
-        if projection.shape[1] % 8:
-            return None  # the kernels take dimensions that are multiples of 8
-        return super().retrieve(model, stage, projection)

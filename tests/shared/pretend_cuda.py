@@ -28,7 +28,7 @@ KERNELS = {
 # The interpreter pays for each program, not for its size: one takes what eight or more take on a real device.
 TILES = (span_logits.SCORES_TILE, span_logits.GRADIENTS_TILE)
 FEW_PROGRAMS = dict(BLOCK_T=64)
-RESCORE_ELEMENTS = 1 << 17
+TILE_ELEMENTS = 1 << 17
 
 
 class Pretended(torch.Tensor):
@@ -201,7 +201,7 @@ def pretend() -> Iterator[torch.device]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch.cuda, "_lazy_init", lambda: None))
         stack.enter_context(patch.object(torch, "Generator", Generator))
-        stack.enter_context(patch.object(mips_topk, "RESCORE_ELEMENTS", RESCORE_ELEMENTS))
+        stack.enter_context(patch.object(mips_topk, "TILE_ELEMENTS", TILE_ELEMENTS))
         for tile in TILES:
             stack.enter_context(patch.dict(tile, FEW_PROGRAMS))
         for module, names in KERNELS.items():
