@@ -1,13 +1,17 @@
 """Span logits on a GPU: the kernels behind `realm_min.model.spans`, whose head derives the formulas used here.
 
-A span of tokens i..j of block b has h = relu(S[b, i] + E[b, j]) and logit = Σ u (h - mean) / sqrt(var + eps) + v.β + c.
+A span of tokens i..j of block b has h = relu(S[b, i] + E[b, j]) and logit = Σ ũ (h - mean) / sqrt(var + eps) + v.β + c.
 The usual way writes h and its normalised form to memory, [spans, hidden] each. Here a program takes BLOCK_T tokens at
-which spans start and walks over the widths: h lives in registers, three sums of it are taken in one pass over its
-elements, and one number a span is written, or, where only the best span is asked for, one score and place a program.
+which spans start and walks over the widths: h lives in registers, and one number a span is written, or, where only the
+best span is asked for, one score and place a program.
 
-The backward has two steps. The first computes h again and stores three numbers a span, from which dh follows without
-any further sum; the second gathers, for each token, dh of all the spans that start there and of all that end there.
-Every element of the result belongs to one program, so there are no atomics, and the same inputs give the same bits.
+Tiles have three axes, [BLOCK_T, BLOCK_H / LANE_H, LANE_H], since lanes are dealt to the last and then to the first: few
+lanes hold a row, and most of a sum is taken within a thread. Rows beyond the end repeat the last one, and spans beyond
+a block's end the last span of their token: what is read needs no mask, and what must not count is not stored.
+
+The backward has three steps: three numbers a span, from which dh follows without any further sum; for each token, dh of
+all the spans that start there and of all that end there; and what the weights get. Every element of the result belongs
+to one program, so there are no atomics, and the same inputs give the same bits.
 
 Under TRITON_INTERPRET=1 (set before this module is imported) the same functions take CPU tensors. In shapes: B blocks,
 T tokens, H hidden.
@@ -21,129 +25,124 @@ import itertools
 import torch
 from torch import Tensor
 
-from realm_min.model.spans import SpanInputs, check_spans, choose_span, gradients_by_name, span_count
+from realm_min.model.spans import SpanInputs, check_spans, span_count
 
 from .triton_language import knobs, tl, triton
 
 LOGITS, BEST, COEFFICIENTS = 0, 1, 2  # what the scores kernel writes
 INTERPRETED = knobs.runtime.interpret
 
-# Tiles of 2,048 and 1,024 floats over 128 threads: 16 and 8 registers for each that is held.
-SCORES_TILE = dict(BLOCK_T=8, BLOCK_H=256)
-GRADIENTS_TILE = dict(BLOCK_T=8, BLOCK_H=128)
+# 4,096 and 2,048 floats over 128 threads: 32 and 16 registers for each tile that is held.
+SCORES_TILE = dict(BLOCK_T=16)  # of the first 256 columns; where there are more, fewer rows
+GRADIENTS_TILE = dict(BLOCK_T=16, BLOCK_H=128)
+LANE_BYTES = 128  # eight lanes read 16 each; LANE_H is what they hold
+TOTALS_TILE = dict(BLOCK_P=128, BLOCK_H=32)
 # Left alone, the assembler of Triton 3.7 chooses 168 registers in places, and spills: 255 is the hardware's limit.
+# Multiplying and adding in one instruction rounds once instead of twice: it is asked for, not left to a default.
 OPTIONS = dict(num_warps=4, num_stages=1, enable_fp_fusion=True, maxnreg=255)
-
-
 _WEIGHTS = ["gamma_ptr", "beta_ptr", "v_ptr", "bias_ptr"]
-_SIZES = ["all_rows", "tokens", "widths", "hidden_units", "start_units", "end_units"]
-_LIMITS = ["mask_rows", "relevance_rows"]
+_SIZES = ["all_rows", "tokens", "widths"]
+
+
+@triton.jit
+def _load(pointers, inside, WHOLE: tl.constexpr):
+    """float32 of what is inside, 0 elsewhere; WHOLE promises that all is."""
+    values = tl.load(pointers) if WHOLE else tl.load(pointers, mask=inside, other=0.0)
+    return values.to(tl.float32)
+
+
+@triton.jit
+def _relu(x):
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _row_sums(x):  # [rows, BLOCK_H / LANE_H, LANE_H] to [rows]
+    return tl.sum(tl.sum(x, axis=1), axis=1)
+
+
+@triton.jit
+def _rowwise(x):  # [rows] to [rows, 1, 1]
+    return x[:, None][:, None, :]
+
+
+@triton.jit
+def _key(scores, places):
+    """int64 that are greater where a score is, and among equal scores where the place is smaller."""
+    bits = (scores + 0.0).to(tl.int32, bitcast=True)  # -0.0 is no smaller than 0.0
+    return (tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64) << 32) + (0x7FFFFFFF - places)
 
 
 @triton.jit(
-    do_not_specialize=_SIZES + _LIMITS,
-    do_not_specialize_on_alignment=_WEIGHTS + ["mask_ptr", "relevance_ptr", "grad_ptr", "out_ptr", "place_ptr"],
+    do_not_specialize=_SIZES,
+    do_not_specialize_on_alignment=[*_WEIGHTS, "mask_ptr", "relevance_ptr", "grad_ptr", "out_ptr", "u_ptr"],
 )
 def _scores_kernel(
-    start_ptr,  # [B * T, H] float32 or bfloat16, rows start_units * UNIT elements apart
-    end_ptr,  # [B * T, H], rows end_units * UNIT elements apart
-    gamma_ptr,  # [H] float32, LayerNorm weight
-    beta_ptr,  # [H] float32, LayerNorm bias
-    v_ptr,  # [H] float32, output weight
-    bias_ptr,  # [1] float32, output bias
-    mask_ptr,  # [B, T] bool
-    relevance_ptr,  # [B] float32
-    grad_ptr,  # [B, spans] float32, read if MODE is COEFFICIENTS
-    out_ptr,  # float32: LOGITS [B, spans], BEST the scores [programs], COEFFICIENTS [3, B, spans]
-    place_ptr,  # [2, programs] int32, block and candidate, written if MODE is BEST
-    all_rows,  # B * T
-    tokens,
-    widths,
-    hidden_units,
-    start_units,
-    end_units,
-    mask_rows,  # B * T, or 0 without a mask
-    relevance_rows,  # B * T, or 0 without relevance scores
-    eps,
-    MODE: tl.constexpr,
-    UNIT: tl.constexpr,  # 8 promises that rows begin at multiples of 16 bytes, 1 promises nothing
-    ONE_CHUNK: tl.constexpr,  # H <= BLOCK_H
-    BLOCK_T: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-):
-    hidden = hidden_units * UNIT
-    rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)  # [BLOCK_T] the spans' first tokens, all blocks in a row
+    start_ptr, end_ptr,  # [B * T, H] float32, bfloat16 or float16, rows `stride` elements apart
+    gamma_ptr, beta_ptr,  # [H] LayerNorm weight and bias
+    v_ptr, bias_ptr,  # [H] and [1], output weight and bias
+    mask_ptr,  # [B, T] bool, or None
+    relevance_ptr,  # [B], or None
+    grad_ptr,  # [B, spans], read if MODE is COEFFICIENTS
+    out_ptr,  # LOGITS float32 [B, spans]; BEST int64 [2, programs], `_key` of block and of candidate; COEFFICIENTS
+    #           float32 [B, spans, 4]: a = g r, d = g r³ n / H, mean(h), nothing
+    u_ptr,  # [H] float32, ũ, written if MODE is COEFFICIENTS
+    all_rows, tokens, widths, stride, eps,  # B * T, T, at most T, elements from row to row
+    MODE: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, LANE_H: tl.constexpr,
+):  # fmt: skip
+    WHOLE: tl.constexpr = HIDDEN % BLOCK_H == 0
+    rows = tl.minimum(tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), all_rows - 1)  # [BLOCK_T] first tokens
     block = rows // tokens
     token = rows % tokens
-    columns = tl.arange(0, BLOCK_H)
-    start_rows = start_ptr + rows.to(tl.int64)[:, None] * (start_units * UNIT)
-    spans = widths * tokens - widths * (widths - 1) // 2
-    block_out = block.to(tl.int64) * spans
-    plane = (all_rows // tokens).to(tl.int64) * spans
-    relevance = tl.load(relevance_ptr + block, mask=rows < relevance_rows, other=0.0)
-    start_inside = tl.load(mask_ptr + rows, mask=rows < mask_rows, other=1) != 0
+    widest = tokens - 1 - token  # the spans that start at a row have widths 0 to this
+    columns = (tl.arange(0, BLOCK_H // LANE_H) * LANE_H)[None, :, None] + tl.arange(0, LANE_H)[None, None, :]
+    end_rows = end_ptr + _rowwise(rows.to(tl.int64) * stride)
+    block_out = block.to(tl.int64) * (widths * tokens - widths * (widths - 1) // 2)
 
-    constant = tl.load(bias_ptr)  # v . β + c
-    for column in range(0, hidden, BLOCK_H):
-        inside = column + columns < hidden
-        v = tl.load(v_ptr + column + columns, mask=inside, other=0.0)
-        constant += tl.sum(v * tl.load(beta_ptr + column + columns, mask=inside, other=0.0))
-    if ONE_CHUNK:
-        inside = columns < hidden
-        u = tl.load(v_ptr + columns, mask=inside, other=0.0) * tl.load(gamma_ptr + columns, mask=inside, other=0.0)
-        start = tl.load(start_rows + columns, mask=(rows < all_rows)[:, None] & inside, other=0.0).to(tl.float32)
+    inside = columns < HIDDEN
+    v = _load(v_ptr + columns, inside, WHOLE)
+    u = v * _load(gamma_ptr + columns, inside, WHOLE)
+    u -= _rowwise(_row_sums(u) / HIDDEN)
+    if MODE == 2:
+        if tl.program_id(0) == 0:
+            tl.store(u_ptr + columns, u, mask=inside)
+    constant = _row_sums(v * _load(beta_ptr + columns, inside, WHOLE)) + tl.load(bias_ptr).to(tl.float32)  # v . β + c
+    start = _load(start_ptr + _rowwise(rows.to(tl.int64) * stride) + columns, inside, WHOLE)
+    if mask_ptr is not None:
+        start_inside = tl.load(mask_ptr + rows)
+    if relevance_ptr is not None:
+        relevance = tl.load(relevance_ptr + block).to(tl.float32)
 
     best = tl.full([BLOCK_T], -float("inf"), tl.float32)
     best_candidate = token  # the span of one token, should every score be -inf
     first = 0  # index of the first span of this width
     for width in range(widths):
-        valid = (token + width < tokens) & (rows < all_rows)
-        end_rows = end_ptr + (rows + width).to(tl.int64)[:, None] * (end_units * UNIT)
-        if ONE_CHUNK:
-            h = start + tl.load(end_rows + columns, mask=valid[:, None] & inside, other=0.0).to(tl.float32)
-            h = tl.where(h < 0.0, 0.0, h)  # [BLOCK_T, BLOCK_H]; max(h, 0) would turn NaN into 0
-            mean = tl.sum(h, axis=1) / hidden
-            centred = tl.where(inside, h - mean[:, None], 0.0)
-            squares = tl.sum(centred * centred, axis=1)
-            numerator = tl.sum(centred * u, axis=1)
-        else:
-            # Moments about the running mean, merged chunk by chunk (Chan, Golub and LeVeque 1979): Σ h² - H mean² would
-            # cancel where h varies little about a large mean.
-            mean = tl.full([BLOCK_T], 0.0, tl.float32)
-            squares = tl.full([BLOCK_T], 0.0, tl.float32)
-            numerator = tl.full([BLOCK_T], 0.0, tl.float32)
-            u_sum = 0.0
-            for column in range(0, hidden, BLOCK_H):
-                inside = column + columns < hidden
-                load = valid[:, None] & inside
-                u = tl.load(v_ptr + column + columns, mask=inside, other=0.0)
-                u *= tl.load(gamma_ptr + column + columns, mask=inside, other=0.0)
-                h = tl.load(start_rows + column + columns, mask=load, other=0.0).to(tl.float32)
-                h += tl.load(end_rows + column + columns, mask=load, other=0.0).to(tl.float32)
-                h = tl.where(h < 0.0, 0.0, h)
-                count = tl.minimum(hidden - column, BLOCK_H).to(tl.float32)
-                fraction = count / (column + count)
-                chunk_mean = tl.sum(h, axis=1) / count
-                centred = tl.where(inside, h - chunk_mean[:, None], 0.0)
-                delta = chunk_mean - mean
-                chunk_u_sum = tl.sum(u)
-                numerator += tl.sum(centred * u, axis=1) + delta * ((1.0 - fraction) * chunk_u_sum - fraction * u_sum)
-                squares += tl.sum(centred * centred, axis=1) + delta * delta * (column * fraction)
-                mean += delta * fraction
-                u_sum += chunk_u_sum  # pyright: ignore[reportOperatorIssue] (the sum of one tensor is no tuple)
-        inverse_deviation = 1.0 / tl.sqrt(squares / hidden + eps)
+        valid = width <= widest
+        further = tl.minimum(width, widest)
+        end = _load(end_rows + _rowwise(further.to(tl.int64) * stride) + columns, inside, WHOLE)
+        h = _relu(start + end)
+        mean = _row_sums(h) / HIDDEN
+        centred = h - _rowwise(mean)
+        if not WHOLE:
+            centred = tl.where(inside, centred, 0.0)
+        squares = _row_sums(centred * centred)
+        numerator = _row_sums(centred * u)
+        inverse_deviation = tl.rsqrt(squares / HIDDEN + eps)
         candidates = first + token  # [BLOCK_T] index among the block's spans
         at = block_out + candidates
         if MODE == 2:
-            a = tl.load(grad_ptr + at, mask=valid, other=0.0) * inverse_deviation
-            tl.store(out_ptr + at, a, mask=valid)
-            tl.store(out_ptr + plane + at, a * inverse_deviation * inverse_deviation * numerator / hidden, mask=valid)
-            tl.store(out_ptr + 2 * plane + at, mean, mask=valid)
+            a = tl.load(grad_ptr + at, mask=valid, other=0.0).to(tl.float32) * inverse_deviation
+            d = a * inverse_deviation * inverse_deviation * numerator / HIDDEN
+            packed = tl.join(tl.join(a, mean), tl.join(d, d))  # [BLOCK_T, 2, 2]
+            four = out_ptr + (at * 4)[:, None] + tl.arange(0, 4)[None, :]
+            tl.store(four, tl.reshape(packed, [BLOCK_T, 4]), mask=valid[:, None])
         else:
-            end_inside = tl.load(mask_ptr + rows + width, mask=rows + width < mask_rows, other=1) != 0
             logits = numerator * inverse_deviation + constant
-            logits += tl.where(start_inside & end_inside, 0.0, -3.4028234663852886e38)
-            logits += relevance
+            if mask_ptr is not None:
+                is_inside = start_inside & tl.load(mask_ptr + rows + further)
+                logits += tl.where(is_inside != 0, 0.0, -3.4028234663852886e38)
+            if relevance_ptr is not None:
+                logits += relevance
             if MODE == 0:
                 tl.store(out_ptr + at, logits, mask=valid)
             else:
@@ -152,79 +151,129 @@ def _scores_kernel(
                 best_candidate = tl.where(better, candidates, best_candidate)
         first += tokens - width
     if MODE == 1:
-        score = tl.max(best, axis=0)
-        is_best = (best == score) & (rows < all_rows)
-        tl.store(out_ptr + tl.program_id(0), score)
-        tl.store(place_ptr + tl.program_id(0), tl.min(tl.where(is_best, block, 2147483647), axis=0))
-        place_ptr += tl.num_programs(0)
-        tl.store(place_ptr + tl.program_id(0), tl.min(tl.where(is_best, best_candidate, 2147483647), axis=0))
+        out_ptr += tl.program_id(0)
+        tl.store(out_ptr, tl.max(_key(best, block), axis=0))
+        tl.store(out_ptr + tl.num_programs(0), tl.max(_key(best, best_candidate), axis=0))
 
 
-@triton.jit(
-    do_not_specialize=_SIZES,
-    do_not_specialize_on_alignment=["u_ptr", "coefficients_ptr", "dstart_ptr", "dend_ptr", "normed_sum_ptr"],
-)
+@triton.jit(do_not_specialize=["programs", "tokens", "widths"])
+def _choose_kernel(
+    keys_ptr,  # int64 [2, programs], as the kernel above writes them
+    score_ptr,  # float32 []
+    places_ptr,  # int64 [3]: block, start, end
+    programs, tokens, widths,
+    BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    of_block = tl.full([BLOCK_P], -(2**63), tl.int64)
+    of_candidate = of_block
+    for program in range(0, programs, BLOCK_P):
+        keys = keys_ptr + program + tl.arange(0, BLOCK_P)
+        inside = program + tl.arange(0, BLOCK_P) < programs
+        of_block = tl.maximum(of_block, tl.load(keys, mask=inside, other=-(2**63)))
+        of_candidate = tl.maximum(of_candidate, tl.load(keys + programs, mask=inside, other=-(2**63)))
+    key = tl.max(of_block, axis=0)
+    bits = (key >> 32).to(tl.int32)
+    tl.store(score_ptr, tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.float32, bitcast=True))
+    tl.store(places_ptr, 0x7FFFFFFF - (key & 0x7FFFFFFF))
+    start = 0x7FFFFFFF - (tl.max(of_candidate, axis=0) & 0x7FFFFFFF)
+    width = 0
+    while (width + 1 < widths) & (start >= tokens - width):  # past the spans of this width
+        start -= tokens - width
+        width += 1
+    tl.store(places_ptr + 1, start)
+    tl.store(places_ptr + 2, start + width)
+
+
+@triton.jit
+def _coefficients(pointers, valid):
+    """a, d and mean(h) of spans [BLOCK_T], read 16 bytes at once; 0 where there is no span."""
+    four = pointers[:, None] + tl.arange(0, 4)[None, :]
+    packed = tl.reshape(tl.load(four, mask=valid[:, None], other=0.0), [pointers.shape[0], 2, 2])
+    a_and_mean, d_and_d = tl.split(packed)
+    a, mean = tl.split(a_and_mean)
+    d, _ = tl.split(d_and_d)
+    return _rowwise(a), _rowwise(d), _rowwise(mean)
+
+
+@triton.jit(do_not_specialize=_SIZES)
 def _gradients_kernel(
-    start_ptr,  # [B * T, H] float32 or bfloat16, rows start_units * UNIT elements apart
-    end_ptr,  # [B * T, H], rows end_units * UNIT elements apart
+    start_ptr, end_ptr,  # [B * T, H] float32, bfloat16 or float16, rows `stride` elements apart
     u_ptr,  # [H] float32, ũ
-    coefficients_ptr,  # [3, B, spans] float32: a = g r, d = g r³ n / H and mean(h), with dh = a ũ - d (h - mean(h))
-    dstart_ptr,  # [B * T, H] of the projections' dtype
-    dend_ptr,  # [B * T, H]
-    normed_sum_ptr,  # [programs, H] float32, each program's part of A
-    all_rows,  # B * T
-    tokens,
-    widths,
-    hidden_units,
-    start_units,
-    end_units,
-    UNIT: tl.constexpr,  # as above
-    BLOCK_T: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-):
-    hidden = hidden_units * UNIT
+    coefficients_ptr,  # [B, spans, 4] float32, as above, with dh = a ũ - d (h - mean(h))
+    dstart_ptr, dend_ptr,  # [B * T, H] of the projections' dtype
+    normed_ptr,  # [programs, H] float32, each program's part of A
+    all_rows, tokens, widths, stride,
+    HIDDEN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, LANE_H: tl.constexpr,
+):  # fmt: skip
+    WHOLE: tl.constexpr = HIDDEN % BLOCK_H == 0
     rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)  # [BLOCK_T] tokens of all blocks in a row
+    is_row = rows < all_rows
+    rows = tl.minimum(rows, all_rows - 1)
     token = rows % tokens
-    columns = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-    inside = columns < hidden
+    columns = (tl.arange(0, BLOCK_H // LANE_H) * LANE_H)[None, :, None] + tl.arange(0, LANE_H)[None, None, :]
+    columns += tl.program_id(1) * BLOCK_H
+    inside = columns < HIDDEN
+    start_here = start_ptr + _rowwise(rows.to(tl.int64) * stride)
+    end_here = end_ptr + _rowwise(rows.to(tl.int64) * stride)
+    u = _load(u_ptr + columns, inside, WHOLE)
+    start = _load(start_here + columns, inside, WHOLE)
+    end = _load(end_here + columns, inside, WHOLE)
+    dstart = tl.zeros_like(start)
+    dend = tl.zeros_like(start)
+    normed_sum = tl.zeros_like(start)
     spans = widths * tokens - widths * (widths - 1) // 2
-    plane = (all_rows // tokens).to(tl.int64) * spans
-    u = tl.load(u_ptr + columns, mask=inside, other=0.0)
-    here = (rows < all_rows)[:, None] & inside
-    start_here = start_ptr + rows.to(tl.int64)[:, None] * (start_units * UNIT) + columns
-    end_here = end_ptr + rows.to(tl.int64)[:, None] * (end_units * UNIT) + columns
-    start = tl.load(start_here, mask=here, other=0.0).to(tl.float32)
-    end = tl.load(end_here, mask=here, other=0.0).to(tl.float32)
-    dstart = tl.full([BLOCK_T, BLOCK_H], 0.0, tl.float32)
-    dend = tl.full([BLOCK_T, BLOCK_H], 0.0, tl.float32)
-    normed_sum = tl.full([BLOCK_T, BLOCK_H], 0.0, tl.float32)
-    at = coefficients_ptr + (rows // tokens).to(tl.int64) * spans + token  # the span of one token
+    at = coefficients_ptr + ((rows // tokens).to(tl.int64) * spans + token) * 4  # the span of one token
     for width in range(widths):
         # the spans that start here
-        valid = (token + width < tokens) & (rows < all_rows)
-        a = tl.load(at, mask=valid, other=0.0)[:, None]
-        d = tl.load(at + plane, mask=valid, other=0.0)[:, None]
-        mean = tl.load(at + 2 * plane, mask=valid, other=0.0)[:, None]
-        other = tl.load(end_here + width * (end_units * UNIT), mask=valid[:, None] & inside, other=0.0)
-        h = start + other.to(tl.float32)
-        h = tl.where(h < 0.0, 0.0, h)
-        dstart += tl.where(h > 0.0, a * u - d * (h - mean), 0.0)
-        normed_sum += a * (h - mean)
+        further = tl.minimum(width, tokens - 1 - token)
+        a, d, mean = _coefficients(at, width == further)
+        h = _relu(start + _load(end_here + _rowwise(further.to(tl.int64) * stride) + columns, inside, WHOLE))
+        centred = h - mean
+        dstart += tl.where(h > 0.0, a * u - d * centred, 0.0)
+        normed_sum += a * centred
         # the spans that end here
-        valid = (token >= width) & (rows < all_rows)
-        a = tl.load(at - width, mask=valid, other=0.0)[:, None]
-        d = tl.load(at - width + plane, mask=valid, other=0.0)[:, None]
-        mean = tl.load(at - width + 2 * plane, mask=valid, other=0.0)[:, None]
-        other = tl.load(start_here - width * (start_units * UNIT), mask=valid[:, None] & inside, other=0.0)
-        h = other.to(tl.float32) + end
-        h = tl.where(h < 0.0, 0.0, h)
+        further = tl.minimum(width, token)
+        a, d, mean = _coefficients(at - 4 * further, width == further)
+        h = _relu(_load(start_here - _rowwise(further.to(tl.int64) * stride) + columns, inside, WHOLE) + end)
         dend += tl.where(h > 0.0, a * u - d * (h - mean), 0.0)
-        at += tokens - width
-    out = rows.to(tl.int64)[:, None] * hidden + columns
-    tl.store(dstart_ptr + out, dstart.to(dstart_ptr.dtype.element_ty), mask=here)
-    tl.store(dend_ptr + out, dend.to(dend_ptr.dtype.element_ty), mask=here)
-    part = tl.program_id(0).to(tl.int64) * hidden + columns
-    tl.store(normed_sum_ptr + part, tl.sum(normed_sum, axis=0), mask=inside)
+        at += (tokens - width) * 4
+    out = _rowwise(rows.to(tl.int64)) * HIDDEN + columns
+    tl.store(dstart_ptr + out, dstart.to(dstart_ptr.dtype.element_ty), mask=inside)
+    tl.store(dend_ptr + out, dend.to(dend_ptr.dtype.element_ty), mask=inside)
+    part = normed_ptr + tl.program_id(0).to(tl.int64) * HIDDEN + columns
+    normed_sum = tl.where(_rowwise(is_row), normed_sum, 0.0)  # the last row once
+    tl.store(part, tl.sum(normed_sum, axis=0)[None, :, :], mask=inside)
+
+
+@triton.jit(do_not_specialize=["programs", "blocks"], do_not_specialize_on_alignment=_WEIGHTS)
+def _totals_kernel(
+    normed_ptr,  # [programs, H] float32, the parts of A
+    block_sums_ptr,  # [B] float32, Σ g of each block
+    gamma_ptr, beta_ptr, v_ptr,  # [H] each, as above
+    dgamma_ptr, dbeta_ptr, dv_ptr, dbias_ptr,  # [H] each and [1], of the weights' dtypes
+    programs, blocks,
+    HIDDEN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    columns = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
+    inside = columns < HIDDEN
+    normed = tl.full([BLOCK_P, BLOCK_H], 0.0, tl.float32)
+    for program in range(0, programs, BLOCK_P):
+        parts = program + tl.arange(0, BLOCK_P)[:, None]
+        load = (parts < programs) & inside
+        normed += tl.load(normed_ptr + parts.to(tl.int64) * HIDDEN + columns, mask=load, other=0.0)
+    normed_sum = tl.sum(normed, axis=0)  # [BLOCK_H] of A
+    block_sums = tl.full([BLOCK_P], 0.0, tl.float32)
+    for block in range(0, blocks, BLOCK_P):
+        of_blocks = block + tl.arange(0, BLOCK_P)
+        block_sums += tl.load(block_sums_ptr + of_blocks, mask=of_blocks < blocks, other=0.0)
+    total = tl.sum(block_sums, axis=0)
+    gamma = _load(gamma_ptr + columns, inside, False)
+    v = _load(v_ptr + columns, inside, False)
+    dv = gamma * normed_sum + _load(beta_ptr + columns, inside, False) * total
+    tl.store(dgamma_ptr + columns, (v * normed_sum).to(dgamma_ptr.dtype.element_ty), mask=inside)
+    tl.store(dbeta_ptr + columns, (v * total).to(dbeta_ptr.dtype.element_ty), mask=inside)
+    tl.store(dv_ptr + columns, dv.to(dv_ptr.dtype.element_ty), mask=inside)
+    tl.store(dbias_ptr, total.to(dbias_ptr.dtype.element_ty))  # the same from each program
 
 
 def span_logits(inputs: SpanInputs) -> Tensor:
@@ -232,149 +281,133 @@ def span_logits(inputs: SpanInputs) -> Tensor:
     _check(inputs)
     blocks, tokens, _ = inputs.start_projection.shape
     logits = _empty(inputs, blocks, span_count(tokens, inputs.max_span_width))
-    _launch_scores(LOGITS, logits, inputs)
+    _launch_scores(LOGITS, logits, inputs, _projections(inputs))
     return logits  # [B, spans]
 
 
 def best_span(inputs: SpanInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`realm_min.model.spans.best_span` by the kernel above: (score, block, start, end), and no logits are stored."""
+    """`realm_min.model.spans.best_span` by the kernels above: (score, block, start, end), and no logits are stored."""
     _check(inputs)
-    blocks, tokens, _ = inputs.start_projection.shape
-    programs = triton.cdiv(blocks * tokens, SCORES_TILE["BLOCK_T"])
-    scores = _empty(inputs, programs)
-    places = torch.empty(2, programs, dtype=torch.int32, device=scores.device)
-    _launch_scores(BEST, scores, inputs, places=places)
-    return choose_span(scores, places[0], places[1], tokens, inputs.max_span_width)
+    projections = _projections(inputs)
+    blocks, tokens, _ = projections[0].shape
+    programs = triton.cdiv(blocks * tokens, _scores_tile(projections[0])["BLOCK_T"])
+    keys = _empty(inputs, 2, programs, dtype=torch.int64)
+    _launch_scores(BEST, keys, inputs, projections)
+    score, places = _empty(inputs), _empty(inputs, 3, dtype=torch.int64)
+    with torch.cuda.device_of(projections[0]):  # Triton launches on the current device
+        widths = min(tokens, inputs.max_span_width)
+        _choose_kernel[(1,)](keys, score, places, programs, tokens, widths, BLOCK_P=1024, **OPTIONS)
+    return score, *places.unbind()
 
 
 def span_logits_backward(grad_logits: Tensor, inputs: SpanInputs) -> dict[str, Tensor]:
-    """`realm_min.model.spans.span_logits_backward` by the two kernels above: gradients by input name."""
+    """`realm_min.model.spans.span_logits_backward` by the three kernels above: gradients by input name."""
     _check(inputs, grad_logits)
-    blocks, tokens, hidden = inputs.start_projection.shape
-    max_span_width = inputs.max_span_width
-    coefficients = _empty(inputs, 3, blocks, span_count(tokens, max_span_width))
-    grad = grad_logits.float().contiguous()
-    _launch_scores(COEFFICIENTS, coefficients, inputs, grad=grad)
-    u = inputs.output_weight.float() * inputs.norm_weight.float()
-    start, end, units = _projections(inputs)
-    programs = triton.cdiv(blocks * tokens, GRADIENTS_TILE["BLOCK_T"])
-    dstart = torch.empty(blocks, tokens, hidden, dtype=start.dtype, device=start.device)
-    dend = torch.empty_like(dstart)
-    normed_sum = _empty(inputs, programs, hidden)
+    start, end, stride = projections = _projections(inputs)
+    blocks, tokens, hidden = start.shape
+    widths = min(tokens, inputs.max_span_width)
+    coefficients, u = _empty(inputs, blocks, span_count(tokens, widths), 4), _empty(inputs, hidden)
+    _launch_scores(COEFFICIENTS, coefficients, inputs, projections, grad_logits.contiguous(), u)
+    grid = (triton.cdiv(blocks * tokens, GRADIENTS_TILE["BLOCK_T"]), triton.cdiv(hidden, GRADIENTS_TILE["BLOCK_H"]))
+    normed = _empty(inputs, grid[0], hidden)
+    dstart, dend = (torch.empty(start.shape, dtype=start.dtype, device=start.device) for _ in range(2))
+    block_sums = grad_logits.sum(1, dtype=torch.float32)
+    weights = _weights(inputs)
+    grads = [torch.empty_like(weight) for weight in weights]
     with torch.cuda.device_of(start):
-        _gradients_kernel[(programs, triton.cdiv(hidden, GRADIENTS_TILE["BLOCK_H"]))](
-            start,
-            end,
-            u - u.mean(),
-            coefficients,
-            dstart,
-            dend,
-            normed_sum,
-            blocks * tokens,
-            tokens,
-            min(tokens, max_span_width),
-            **units,
-            **GRADIENTS_TILE,
-            **OPTIONS,
+        _gradients_kernel[grid](
+            start, end, u, coefficients, dstart, dend, normed, blocks * tokens, tokens, widths, stride,
+            HIDDEN=hidden, LANE_H=LANE_BYTES // start.element_size(), **GRADIENTS_TILE, **OPTIONS,
+        )  # fmt: skip
+        _totals_kernel[(triton.cdiv(hidden, TOTALS_TILE["BLOCK_H"]),)](
+            normed, block_sums, *weights[:3], *grads, grid[0], blocks, HIDDEN=hidden, **TOTALS_TILE, **OPTIONS
         )
-    return gradients_by_name(dstart, dend, normed_sum.sum(0), grad, inputs)
+    found = dict(zip(("norm_weight", "norm_bias", "output_weight", "output_bias"), grads, strict=True))
+    found |= {"start_projection": dstart, "end_projection": dend}
+    if inputs.relevance_score is not None:
+        found["relevance_score"] = block_sums.to(inputs.relevance_score.dtype)
+    return found
 
 
 def compile_variants():
-    """Every compilation a launch above can ask for: (name, kernel, signature, constexprs, options).
+    """What a launch above can ask for, in sizes that take each way: (name, kernel, signature, constexprs, options).
 
-    `signature` maps each argument to its Triton type, with ":16" where the launch promises an address that 16 divides.
+    `signature` maps each argument to its Triton type, with ":16" where 16 divides an address or a number.
     """
-    for dtype, unit in itertools.product(("fp32", "bf16"), (1, 8)):
-        projections = dict.fromkeys(["start_ptr", "end_ptr"], f"*{dtype}:16")
-        sizes = dict.fromkeys(_SIZES, "i32")
-        signature = {
-            **projections,
-            **dict.fromkeys(_WEIGHTS, "*fp32"),
-            "mask_ptr": "*i1",
-            **dict.fromkeys(["relevance_ptr", "grad_ptr", "out_ptr"], "*fp32"),
-            "place_ptr": "*i32",
-            **sizes,
-            **dict.fromkeys(_LIMITS, "i32"),
-            "eps": "fp32",
-        }
-        for mode, one_chunk in itertools.product((LOGITS, BEST, COEFFICIENTS), (True, False)):
-            name = f"span {('logits', 'best', 'coefficients')[mode]} {dtype} UNIT={unit} ONE_CHUNK={one_chunk}"
-            constexprs = dict(MODE=mode, UNIT=unit, ONE_CHUNK=one_chunk, **SCORES_TILE)
-            yield name, _scores_kernel, signature, constexprs, OPTIONS
-        signature = {
-            **projections,
-            **dict.fromkeys(["u_ptr", "coefficients_ptr"], "*fp32"),
-            **dict.fromkeys(["dstart_ptr", "dend_ptr"], f"*{dtype}"),
-            "normed_sum_ptr": "*fp32",
-            **sizes,
-        }
-        constexprs = dict(UNIT=unit, **GRADIENTS_TILE)
-        yield f"span gradients {dtype} UNIT={unit}", _gradients_kernel, signature, constexprs, OPTIONS
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    for dtype, hidden, stride in itertools.product(dtypes, (256, 300, 40), ("i32:16", "i32")):
+        of_all = {"stride": stride, "eps": "fp32"} | dict.fromkeys(["start_ptr", "end_ptr"], f"*{dtype}:16")
+        tile = _scores_tile(torch.empty(1, 1, hidden, dtype=dtypes[dtype], device="meta"))
+        case = f"{dtype} H={hidden} stride {stride}"
+        for mode, name in enumerate(("logits", "best", "coefficients")):
+            types = of_all | {"mask_ptr": "*i1", "out_ptr": "*i64" if mode == BEST else "*fp32"}
+            yield _variant(f"span {name} {case}", _scores_kernel, types, dict(MODE=mode, HIDDEN=hidden, **tile))
+        aligned = dict.fromkeys(["u_ptr", "coefficients_ptr", "normed_ptr"], "*fp32:16")
+        types = of_all | aligned | dict.fromkeys(["dstart_ptr", "dend_ptr"], f"*{dtype}:16")
+        constexprs = dict(HIDDEN=hidden, LANE_H=tile["LANE_H"], **GRADIENTS_TILE)
+        yield _variant(f"span gradients {case}", _gradients_kernel, types, constexprs)
+    yield _variant("span totals", _totals_kernel, {}, dict(HIDDEN=256, **TOTALS_TILE))
+    yield _variant("span choice", _choose_kernel, dict(keys_ptr="*i64", places_ptr="*i64"), dict(BLOCK_P=1024))
+
+
+def _variant(name, kernel, types, constexprs):
+    plain = {arg: "*fp32" if arg.endswith("_ptr") else "i32" for arg in kernel.arg_names if arg not in constexprs}
+    return name, kernel, {arg: types.get(arg, kind) for arg, kind in plain.items()}, constexprs, OPTIONS
 
 
 def _check(inputs: SpanInputs, grad_logits: Tensor | None = None) -> None:
     """Raise the error that names what does not fit together, or what the kernels cannot take."""
     check_spans(inputs, grad_logits)
-    if inputs.start_projection.dtype == torch.float64:
+    start, tokens, widest = inputs.start_projection, inputs.start_projection.shape[1], inputs.max_span_width
+    if start.dtype == torch.float64:
         raise TypeError("the kernels compute in float32: give float64 projections to realm_min.model.spans")
-    if not (inputs.start_projection.is_cuda or INTERPRETED):
+    if not (start.is_cuda or INTERPRETED):
         raise ValueError("the kernels need CUDA tensors: give CPU tensors to realm_min.model.spans")
-    tokens, widest = inputs.start_projection.shape[1], inputs.max_span_width
     if span_count(tokens, widest) >= 2**31:
         raise ValueError(f"{tokens} tokens have 2**31 spans or more of max_span_width={widest}: cut one")
 
 
-def _empty(inputs: SpanInputs, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device=inputs.start_projection.device)
+def _empty(inputs: SpanInputs, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=inputs.start_projection.device)
 
 
-def _projections(inputs: SpanInputs) -> tuple[Tensor, Tensor, dict[str, int]]:
-    """The projections as the kernels take them, copied only if they must be, and the kernels' size arguments."""
+def _projections(inputs: SpanInputs) -> tuple[Tensor, Tensor, int]:
+    """The projections as the kernels take them, copied only if they must be, and the elements from row to row."""
     start, end = inputs.start_projection, inputs.end_projection
-    taken = []
-    for projection in (start, end):
-        if projection.dtype not in (torch.float32, torch.bfloat16):
-            projection = projection.float()
-        tokens = projection.shape[1]
-        # Halves of one [B, T, 2H] tensor are read where they are.
-        is_rows = projection.stride(2) == 1 and projection.stride(0) == tokens * projection.stride(1)
-        if not is_rows or projection.data_ptr() % 16:
-            projection = projection.clone(memory_format=torch.contiguous_format)
-        taken.append(projection)
-    sizes = dict(hidden=start.shape[2], start=taken[0].stride(1), end=taken[1].stride(1))
-    unit = 1 if any(size % 8 for size in sizes.values()) else 8
-    return *taken, {f"{name}_units": size // unit for name, size in sizes.items()} | {"UNIT": unit}
+    blocks, tokens, _ = start.shape
+    # Halves of one [B, T, 2H] tensor are read where they are.
+    as_they_are = start.stride() == end.stride() and all(
+        x.stride(2) == 1 and x.stride(0) == tokens * x.stride(1) and x.data_ptr() % 16 == 0 for x in (start, end)
+    )
+    if not as_they_are:
+        start, end = (x.clone(memory_format=torch.contiguous_format) for x in (start, end))
+    return start, end, start.stride(1)
 
 
-def _launch_scores(mode, out, inputs, places=None, grad=None):
-    start, end, units = _projections(inputs)
-    mask, relevance = inputs.block_mask, inputs.relevance_score
+def _scores_tile(projection: Tensor) -> dict[str, int]:
+    """Whole rows of h, however long: above 8,192 columns they need more registers than there are."""
+    lane_columns = LANE_BYTES // projection.element_size()
+    columns = max(triton.next_power_of_2(projection.shape[2]), lane_columns)
+    rows = max(SCORES_TILE["BLOCK_T"] * 256 // max(columns, 256), 1)
+    return dict(BLOCK_T=rows, BLOCK_H=columns, LANE_H=lane_columns)
+
+
+def _weights(inputs: SpanInputs) -> list[Tensor]:
+    """LayerNorm's weight and bias, the output weight and bias, without gaps."""
+    bias, device = inputs.output_bias, inputs.start_projection.device
+    if not isinstance(bias, Tensor):
+        bias = torch.full((), bias, dtype=torch.float32, device=device)
+    return [x.contiguous() for x in (inputs.norm_weight, inputs.norm_bias, inputs.output_weight, bias)]
+
+
+def _launch_scores(mode, out, inputs, projections, grad=None, u=None):
+    start, end, stride = projections
+    mask, relevance = (None if x is None else x.contiguous() for x in (inputs.block_mask, inputs.relevance_score))
     blocks, tokens, hidden = start.shape
-    nothing = torch.zeros(1, dtype=torch.float32, device=start.device)  # where an argument is not read
-    rows = blocks * tokens
-    with torch.cuda.device_of(start):  # Triton launches on the current device
-        _scores_kernel[(triton.cdiv(rows, SCORES_TILE["BLOCK_T"]),)](
-            start,
-            end,
-            inputs.norm_weight.float().contiguous(),
-            inputs.norm_bias.float().contiguous(),
-            inputs.output_weight.float().contiguous(),
-            torch.as_tensor(inputs.output_bias, dtype=torch.float32, device=start.device).reshape(1),
-            nothing.to(torch.bool) if mask is None else mask.contiguous(),
-            nothing if relevance is None else relevance.float().contiguous(),
-            nothing if grad is None else grad,
-            out,
-            nothing.to(torch.int32) if places is None else places,
-            rows,
-            tokens,
-            min(tokens, inputs.max_span_width),
-            **units,
-            mask_rows=0 if mask is None else rows,
-            relevance_rows=0 if relevance is None else rows,
-            eps=inputs.eps,
-            MODE=mode,
-            ONE_CHUNK=hidden <= SCORES_TILE["BLOCK_H"],
-            **SCORES_TILE,
-            **OPTIONS,
-        )
+    tile = _scores_tile(start)
+    with torch.cuda.device_of(start):
+        _scores_kernel[(triton.cdiv(blocks * tokens, tile["BLOCK_T"]),)](
+            start, end, *_weights(inputs), mask, relevance, grad, out, u,
+            blocks * tokens, tokens, min(tokens, inputs.max_span_width), stride, inputs.eps,
+            MODE=mode, HIDDEN=hidden, **tile, **OPTIONS,
+        )  # fmt: skip

@@ -84,11 +84,11 @@ def span_logits(inputs: SpanInputs) -> Tensor:
     They are float64 for float64 projections, else float32. Where a span is masked the minimum of that dtype is added.
     Raises ValueError or TypeError for inputs that do not fit together.
     """
-    check_spans(inputs)
     if inputs.on_kernels:
         from realm_min.kernels import span_logits as kernels
 
         return kernels.span_logits(inputs)
+    check_spans(inputs)
     blocks, tokens, _ = inputs.start_projection.shape
     logits = inputs.start_projection.new_empty(blocks, span_count(tokens, inputs.max_span_width), dtype=inputs.dtype)
     for rows, width, first, piece in _logits_by_piece(inputs):
@@ -104,11 +104,11 @@ def best_span(inputs: SpanInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     span in the order of `span_candidates` that has the best score in any block. `span_candidate` gives its index.
     Scores that are NaN do not count.
     """
-    check_spans(inputs)
     if inputs.on_kernels:
         from realm_min.kernels import span_logits as kernels
 
         return kernels.best_span(inputs)
+    check_spans(inputs)
     blocks, tokens, _ = inputs.start_projection.shape
     scores = inputs.start_projection.new_full((blocks,), -torch.inf, dtype=inputs.dtype)  # [B], each block's best
     candidates = torch.zeros(blocks, dtype=torch.int64, device=scores.device)  # [B], the first span that has it
@@ -143,11 +143,11 @@ def span_logits_backward(grad_logits: Tensor, inputs: SpanInputs) -> dict[str, T
     Each gradient has its input's shape and dtype; "relevance_score" is there where that is given. The mask is a
     constant that is added, so it changes no gradient. The same inputs give the same bits.
     """
-    check_spans(inputs, grad_logits)
     if inputs.on_kernels:
         from realm_min.kernels import span_logits as kernels
 
         return kernels.span_logits_backward(grad_logits, inputs)
+    check_spans(inputs, grad_logits)
     blocks, tokens, hidden = inputs.start_projection.shape
     dtype = inputs.dtype
     u, _ = fold_weights(inputs, dtype)
