@@ -1,76 +1,125 @@
-"""What the benchmark says of its rows: a table, a CSV, four plots, and how time grows in words."""
+"""What the benchmark says of its rows: lines as they come, a table, a CSV, and how time grows in words."""
 
 import csv
-from collections.abc import Callable
+import re
+import statistics
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from realm_min.app.console import Console
 from realm_min.files.atomic import write_atomically
 
-from .bench_clock import NEED, Row
-from .bench_search import DIMENSIONS
+from .bench_clock import Row
 
 COLUMNS = ["section", "contender", "blocks", "queries", "k", "tokens", "repeats", "seconds", "floor", "share_of_floor"]
 COLUMNS += ["against_torch", "against_faiss", "extra_bytes", "rescored_groups", "groups", "check"]
-NAMES = {"torch": "transformers' way", "faiss": "FAISS flat", "mips_topk": "mips_topk"}
-NAMES |= {f"index {kind}": f"BlockIndex, {kind}" for kind in ("float32", "bfloat16", "int8")}
+COLUMNS += ["seconds_p10", "seconds_p90", "limited_by", "rescored_rows", "checked_queries", "config", "against_own"]
+AGAINST = {"against_torch": "the first peer", "against_faiss": "FAISS", "against_own": "the kernels' own"}
+SPAN_TOLERANCE = 1e-4  # of span logits and gradients, relative to the largest
+OURS = ("mips_topk", "index", "ours")  # how our contenders' names begin
 
 
-def milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:,.0f}" if seconds >= 0.1 else f"{seconds * 1e3:.3g}"
+class RowLog:
+    """A CSV that has each row as soon as it was measured, so that a run that is cut short keeps its rows."""
+
+    def __init__(self, path: Path, heading: dict[str, object]):
+        self.path = path
+        self.file = open(path, "w", encoding="utf-8", newline="")
+        self.writer = start_csv(self.file, heading)
+        self.file.flush()
+
+    def write(self, row: Row) -> None:
+        self.writer.writerow(as_text(row))
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
 
 
-def show(rows: list[Row], console: Console) -> None:
-    table = Table("work", "contender", title="times in milliseconds; ×: times as fast as the peer")
-    for column in ("time", "floor", "share", "× torch", "× FAISS", "extra MB", "rescored"):
-        table.add_column(column, justify="right")
-    table.add_column("checked")
-    last = None
-    for row in rows:
-        if row["section"] == "search":
-            work = f"{row['blocks']:,} blocks, {row['queries']} queries, k={row['k']}"
-        elif row["section"].startswith("spans"):
-            work = f"{row['section']}, {row['blocks']} x {row['tokens']}"
-        else:
-            work = f"{row['section']}: {row['blocks']:,}, k={row['k']}"
-        if last not in (None, work):
-            table.add_section()
-        table.add_row(
-            work if work != last else "",
-            str(row["contender"]),
-            milliseconds(row["seconds"]),
-            milliseconds(row["floor"]),
-            f"{row['share_of_floor']:.0%}",
-            f"{row['against_torch']:.2f}",
-            f"{row['against_faiss']:.2f}" if row.get("against_faiss") else "",
-            f"{row['extra_bytes'] / 1e6:.0f}" if row.get("extra_bytes") is not None else "",
-            f"{row['rescored_groups']:,.0f} of {row['groups']:,}" if row.get("groups") else "",
-            str(row["check"] or ""),
-        )
-        last = work
-    console.print(table)
+def start_csv(file, heading: dict[str, object]) -> csv.DictWriter:
+    """Write a comment line for each item of the heading, and the columns' names."""
+    file.writelines(f"# {name}: {value}\n" for name, value in heading.items())
+    writer = csv.DictWriter(file, COLUMNS)
+    writer.writeheader()
+    return writer
+
+
+def as_text(row: Row) -> dict[str, object]:
+    return {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
 
 
 def write_csv(rows: list[Row], heading: dict[str, object], path: Path) -> None:
     """The rows, below one comment line for each item of the heading."""
     with write_atomically(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        file.writelines(f"# {name}: {value}\n" for name, value in heading.items())
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()})
+        start_csv(file, heading).writerows(as_text(row) for row in rows)
+
+
+def milliseconds(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds * 1e3:,.0f}" if seconds >= 0.1 else f"{seconds * 1e3:.3g}"
+
+
+def work_of(row: Row) -> str:
+    """What a row measures, whoever does it."""
+    if "tokens" in row:
+        return f"{row['section']}, {row['blocks']} x {row['tokens']}"
+    if "queries" not in row:
+        return row["section"]
+    if row["section"].startswith("time against"):
+        return f"{row['section']}: {row['blocks']:,}, k={row['k']}"
+    section = "" if row["section"] == "search" else f"{row['section']}, "
+    queries = f"{row['queries']} quer{'y' if row['queries'] == 1 else 'ies'}"
+    return f"{section}{row['blocks']:,} blocks, {queries}, k={row['k']}"
+
+
+def line(row: Row) -> str:
+    """A row on a line of its own."""
+    parts = [f"{row['contender']} {row.get('config', '')}".strip()]
+    if row.get("seconds"):
+        low, median, high = (milliseconds(row[name]) for name in ("seconds_p10", "seconds", "seconds_p90"))
+        parts.append(f"{median} ms ({low} to {high})")
+    if row.get("share_of_floor"):
+        parts.append(f"{row['share_of_floor']:.0%} of the floor by {row['limited_by']}")
+    parts += [f"{row[name]:.2f}x {peer}" for name, peer in AGAINST.items() if row.get(name)]
+    parts += [row["check"]] if row.get("check") else []
+    return f"{work_of(row)}: {', '.join(parts)}"
+
+
+def show(rows: list[Row], console: Console) -> None:
+    table = Table("work", "contender", title="times in milliseconds; ×: times as fast as the peer")
+    for column in ("10 %", "time", "90 %", "floor", "share", "× first", "× FAISS", "extra MB", "rescored"):
+        table.add_column(column, justify="right")
+    table.add_column("checked")
+    last = None
+    for row in rows:
+        work = work_of(row)
+        if last not in (None, work):
+            table.add_section()
+        against = row.get("against_torch") or row.get("against_own")
+        table.add_row(
+            work if work != last else "",
+            f"{row['contender']} {row.get('config', '')}".strip(),
+            *(milliseconds(row.get(name)) for name in ("seconds_p10", "seconds", "seconds_p90", "floor")),
+            f"{row['share_of_floor']:.0%}" if row.get("share_of_floor") else "",
+            f"{against:.2f}" if against else "",
+            f"{row['against_faiss']:.2f}" if row.get("against_faiss") else "",
+            f"{row['extra_bytes'] / 1e6:.0f}" if row.get("extra_bytes") is not None else "",
+            f"{row['rescored_groups']:,.0f} of {row['groups']:,}" if row.get("rescored_groups") else "",
+            row.get("check") or "",
+        )
+        last = work
+    console.print(table)
 
 
 def summary(rows: list[Row]) -> list[str]:
-    """How time grows over the sweeps, in words."""
+    """How time grows, in words."""
     lines = []
+    timed = [row for row in rows if row.get("seconds")]
     for name in ("index float32", "index int8"):
-        by_blocks = [r for r in rows if r["section"] == "time against blocks" and r["contender"] == name]
-        by_k = {r["k"]: r["seconds"] for r in rows if r["section"] == "time against k" and r["contender"] == name}
+        by_blocks = [r for r in timed if r["section"] == "time against blocks" and r["contender"] == name]
+        by_k = {r["k"]: r["seconds"] for r in timed if r["section"] == "time against k" and r["contender"] == name}
         if len(by_blocks) > 1:
             first, last = by_blocks[0], by_blocks[-1]
             times = last["seconds"] / first["seconds"]
@@ -82,94 +131,35 @@ def summary(rows: list[Row]) -> list[str]:
     return lines
 
 
-def plot(rows: list[Row], heading: dict[str, object], out: Path, stem: str) -> list[Path]:
-    """Draw the four plots, each with the device and date in its corner."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise SystemExit(f"matplotlib is missing; {NEED}") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    drawn = {}
-    for axis in ("blocks", "k"):
-        chosen = [row for row in rows if row["section"] == f"time against {axis}"]
-        if chosen:
-            drawn[f"time-against-{axis}"] = draw_sweep(chosen, axis)
-    searches = [row for row in rows if row["section"] == "search"]
-    if searches:
-        drawn["share-of-floor"] = draw_share_of_floor(searches)
-        spans = [row for row in rows if row["section"].startswith("spans") and row["contender"] == "ours"]
-        drawn["speed-up"] = draw_speed_up(searches, spans)
-    for name, figure in drawn.items():
-        figure.text(0.995, 0.005, f"{heading['device']}, {heading['date']}", ha="right", va="bottom", fontsize=6)
-        figure.tight_layout()
-        with write_atomically(out / f"{stem}-{name}.png") as temporary:
-            figure.savefig(temporary, dpi=130, format="png")
-        pyplot.close(figure)
-    return [out / f"{stem}-{name}.png" for name in drawn]
+def proposals(rows: list[Row]) -> list[str]:
+    """The fastest configuration that a sweep found right, for each index and number of queries."""
+    found: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if row.get("against_own") and row["check"] == "exact":
+            found.setdefault((row["contender"], row["queries"]), []).append(row)
+    lines = []
+    for (contender, queries), of in found.items():
+        best = max(of, key=lambda row: row["against_own"])
+        spread = statistics.median(row["seconds_p90"] / row["seconds_p10"] for row in of)
+        lines.append(
+            f"sweep, {contender}, queries: {queries}: of {len(of)} the fastest is {best['config']}, "
+            f"{best['against_own']:.2f}x the kernels' own (90th over 10th percentile: {spread:.2f})"
+        )
+    return lines
 
 
-def draw_sweep(rows: list[Row], axis: str) -> Any:
-    """Time of one query against the number of blocks, or against k. -> matplotlib's figure"""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.2))
-    for contender in dict.fromkeys(row["contender"] for row in rows):
-        of = [row for row in rows if row["contender"] == contender]
-        axes.plot([r[axis] for r in of], [r["seconds"] * 1e3 for r in of], "o-", label=NAMES[contender])
-    axes.set(xscale="log", yscale="log", xlabel=axis, ylabel="milliseconds")
-    fixed = "k = 5" if axis == "blocks" else f"{rows[0]['blocks']:,} blocks"
-    axes.set_title(f"One query: time against {axis} ({fixed}, {DIMENSIONS} dimensions)")
-    if axis == "k":
-        axes.set_ylim(bottom=min(r["seconds"] for r in rows) * 1e3 / 3)
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    return figure
-
-
-def draw_share_of_floor(searches: list[Row]) -> Any:
-    """How near each search comes to what the device can do. -> matplotlib's figure"""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8.5, 4.2))
-    bars(axes, searches, set(NAMES), lambda row: 100 * row["share_of_floor"])
-    axes.set(ylabel="% of the floor reached")
-    axes.set_title("Share of the device: scan's bytes over copy bandwidth, or operations over matrix rate", fontsize=10)
-    return figure
-
-
-def draw_speed_up(searches: list[Row], spans: list[Row]) -> Any:
-    """Our searches against each peer that was measured, and our span logits. -> matplotlib's figure"""
-    from matplotlib import pyplot
-
-    peers = [peer for peer in ("torch", "faiss") if searches[0].get(f"against_{peer}")]
-    panels = len(peers) + bool(spans)
-    figure, all_axes = pyplot.subplots(panels, 1, figsize=(8.5, 3.4 * panels), squeeze=False)
-    for axes, peer in zip(all_axes[:, 0], peers, strict=False):
-        bars(axes, searches, NAMES.keys() - {"torch", "faiss"}, lambda row, peer=peer: row[f"against_{peer}"])
-        axes.axhline(1, color="black", lw=0.8)
-        axes.set(ylabel="times as fast", title=f"{searches[0]['blocks']:,} blocks, against {NAMES[peer]}")
-    if spans:
-        axes = all_axes[-1, 0]
-        labels = [f"{r['section'].removeprefix('spans, ')}\n{r['blocks']} x {r['tokens']}" for r in spans]
-        axes.bar(range(len(spans)), [row["against_torch"] for row in spans], 0.6)
-        axes.set_xticks(range(len(spans)), labels, fontsize=7)
-        axes.axhline(1, color="black", lw=0.8)
-        axes.set(ylabel="times as fast", title="span logits, against transformers' module")
-        axes.grid(alpha=0.3, axis="y")
-    return figure
-
-
-def bars(axes: Any, searches: list[Row], wanted: set[str], value: Callable[[Row], float | None]) -> None:
-    """A group of bars for each number of queries and k, a bar in it for each wanted contender that was measured."""
-    cells = list(dict.fromkeys((row["queries"], row["k"]) for row in searches))
-    at = {(r["queries"], r["k"], r["contender"]): r for r in searches}
-    contenders = [name for name in NAMES if name in wanted and (*cells[0], name) in at]
-    for i, contender in enumerate(contenders):
-        heights = [value(at[(*cell, contender)]) or 0 for cell in cells]
-        x = np.arange(len(cells)) + (i - (len(contenders) - 1) / 2) * 0.8 / len(contenders)
-        axes.bar(x, heights, 0.8 / len(contenders), label=NAMES[contender])
-    axes.set_xticks(range(len(cells)), [f"{q} quer{'y' if q == 1 else 'ies'}\nk={k}" for q, k in cells])
-    axes.grid(alpha=0.3, axis="y")
-    axes.legend()
+def wrong(rows: list[Row]) -> list[str]:
+    """Our results that failed or are not the exact ones, and steps that failed."""
+    found = []
+    for row in rows:
+        check, ours = row.get("check") or "", row["contender"] == "" or str(row["contender"]).startswith(OURS)
+        if not check or not ours or (row["section"] == "sweep" and check.startswith("failed")):
+            continue
+        if row["section"].startswith("spans"):
+            errors = [float(error) for error in re.findall(r"error ([\w.+-]+)", check)]
+            right = bool(errors) and max(errors) < SPAN_TOLERANCE  # false for NaN
+        else:
+            right = check == "exact"
+        if not right:
+            found.append(line(row))
+    return found
