@@ -3,18 +3,20 @@
 #
 # Two steps of REALM are hot: the search through millions of block embeddings, and the scores of thousands of spans.
 # Both do little arithmetic with much data, so what they cost is the traffic between memory and processor. This
-# notebook goes from the naive version of each to the fused one and counts the bytes on the way, places recorded runs
-# under the roofline of their machine, and runs the Triton kernels, tile by tile, in Triton's interpreter.
+# notebook climbs two ladders of small Triton kernels, one step of thought a rung, from the naive version of each to one
+# that stores nothing it does not need. It runs every rung in Triton's interpreter, holds it to the book, counts what it
+# moves, and places recorded runs under the roofline of their machine.
 #
 # | symbol | meaning | REALM |
 # | --- | --- | --- |
 # | N, D | blocks, and dimensions of their embeddings | 13,353,718 and 128 |
 # | Q, k | queries, and blocks wanted for each | a batch, 5 to 5000 |
-# | G | rows of a *group*, which the scan reduces to one number | 16 to 128 |
+# | G | rows of a *group*, which the scan reduces to one number | 64 or 128 |
 # | B, T, W, H | blocks read, their tokens, span widths, span hidden size | 5, 320, 10, 256 |
 #
-# The code is `realm_min/search/mips.py` and `realm_min/model/spans.py` for a processor, `kernels/mips_topk.py` and
-# `kernels/span_logits.py` in Triton for a GPU, and `kernels/bench.py`, which recorded the figures.
+# The rungs are `kernels/ladder/mips.py` and `kernels/ladder/spans.py`. The code that REALM runs has climbed further:
+# `realm_min/search/mips.py` and `realm_min/model/spans.py` for a processor, `kernels/mips_topk.py` and
+# `kernels/span_logits.py` for a GPU, and `kernels/bench.py` recorded the figures.
 
 # %%
 import csv
@@ -32,13 +34,15 @@ from realm_min.app.cli import load_model
 from realm_min.interface.inputs import Inputs
 from realm_min.interface.open_qa import block_mask
 from realm_min.model import spans
-from realm_min.search import bounds, mips
 from realm_min.search.mips import BlockIndex
 from realm_min.verify.differences import central_difference
 
 os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported: they then run on tensors of the processor
 from realm_min.kernels import mips_topk as search_kernels
 from realm_min.kernels import span_logits as span_kernels
+from realm_min.kernels.ladder import counts, measure
+from realm_min.kernels.ladder import mips as search_ladder
+from realm_min.kernels.ladder import spans as span_ladder
 
 torch.set_num_threads(2)
 torch.manual_seed(0)
@@ -83,9 +87,9 @@ print(
 )
 
 # %% [markdown]
-# ## The search, naively
+# ## The ladder of the search
 #
-# All scores, then the k largest: two lines, and what transformers does.
+# All scores, then the k largest: two lines, and what transformers does. Against these every rung is held, in float64.
 
 
 # %%
@@ -94,62 +98,222 @@ def naive(queries: torch.Tensor, blocks: torch.Tensor, k: int) -> tuple[torch.Te
     return scores.topk(k)
 
 
-naive_scores, naive_ids = naive(queries, blocks, 5)
-print(naive_ids)
+def show(kernel: object, first: str) -> None:
+    """A kernel's source from the line that holds `first`."""
+    source = inspect.getsource(getattr(kernel, "fn", kernel))
+    print(source[source.rindex("\n", 0, source.index(first)) + 1 :].rstrip())
+
+
+few = blocks[:300].contiguous()
+_, true_ids = naive(queries.double(), few.double(), 5)
+
+
+def climb(number: int) -> None:
+    rung = search_ladder.RUNGS[number - 1]
+    _, ids = search_ladder.search(rung, queries, few, 5)
+    print(f"rung {rung.name}: the book's blocks, in its order:", torch.equal(ids, true_ids))
+
 
 # %% [markdown]
-# It reads the blocks once, 4ND bytes, writes 4QN bytes of scores and reads them again for the selection. The scores
-# are used once and are as many as the blocks are long.
+# ### Rung 1: scores stored
 #
-# ## Version 1: keep a maximum for each group
-#
-# Notebook 3 proves that the k groups of largest maximum hold the k best rows. So a tile of rows is scored, and only
-# the maximum of each of its groups leaves the cache (or, on a GPU, the registers): 4QN/G bytes instead of 4QN.
-# Afterwards k groups are read once more.
-
+# A Triton *program* is one of many that run the same code, each on another tile. Inside it a tile is one value, spread
+# over the registers of 128 threads; `tl.load` and `tl.store` are the only traffic with memory.
 
 # %%
-def grouped(queries: torch.Tensor, blocks: torch.Tensor, k: int, G: int) -> tuple[torch.Tensor, torch.Tensor]:
-    maxima = []
-    for tile in blocks.split(16 * G):  # the scores of a tile never leave the cache
-        maxima.append(bounds.group_max(tile @ queries.t(), G))  # [groups of the tile, Q]
-    groups = torch.cat(maxima).topk(k, dim=0).indices  # [k, Q]
-    scores, ids = [], []
-    for query, chosen in zip(queries, groups.t(), strict=True):
-        rows = (chosen[:, None] * G + torch.arange(G)).flatten()
-        rows = rows[rows < len(blocks)]  # [k * G]
-        best = (blocks[rows] @ query).topk(k)
-        scores.append(best.values)
-        ids.append(rows[best.indices])
-    return torch.stack(scores), torch.stack(ids)
-
-
-print("same scores as the naive way:", torch.allclose(grouped(queries, blocks, 5, 32)[0], naive_scores, rtol=1e-5))
+show(search_ladder._scores, "query = ")
+climb(1)
 
 # %% [markdown]
-# ## Version 2: scan a compressed copy, and certify
+# - `columns`, `inside`: D is padded to a power of two in registers, never in memory; what is outside reads as 0.
+# - `rows` goes to int64 before it is multiplied with D: 13 million times 128 still fits int32, twenty million do not.
+# - `tl.sum(e * q)` is a tile of scores [ROWS], and each is stored: 4QN bytes, which `topk` reads again.
 #
-# Most of the traffic is now the blocks themselves. Scanned as int8 they are a quarter of the bytes, and off by a known
-# bound: groups that the bound cannot rule out are rescored from the float32 rows, and the answer is still exact.
-# `BlockIndex` is this version; `last_search` says how much it rescored. That depends on the data alone: where all
-# scores lie closer together than the bound, everything is rescored, and the cost is time, never the answer.
+# *Question.* What of the scores does the selection need? Hardly any: k of N. Which could be left out before it?
+#
+# ### Rung 2: group maxima
+#
+# A tile of rows is a *group* and stores one number, its largest score. A row of the k best has a score no smaller than
+# the k-th best, and so has its group's maximum; at most k groups can hold such a row. So the k groups of largest
+# maximum hold the k best rows, and only those are scored again.
 
 # %%
-indexes = {compression or "float32": BlockIndex(blocks, compression) for compression in mips.COMPRESSIONS}
-for name, index in indexes.items():
-    found_scores, _ = index.search(queries, 5)
-    print(f"{name:9} same scores as the naive way: {torch.allclose(found_scores, naive_scores, rtol=1e-5)}")
+show(search_ladder._group_maxima, "query = ")
+climb(2)
+
+# %% [markdown]
+# The last group is ragged: its programs read the last row again (`tl.minimum`), which changes no maximum and needs no
+# mask. Here are 16 groups of the Factbook, the scores that are never stored, and the maxima that are:
+
+# %%
+some = blocks[:1024].contiguous()
+maxima = search_ladder.maxima_by_query(queries[:1].contiguous(), some)[0]  # [groups]
+scores = (some @ queries[0]).numpy()
+G = search_ladder.tile_rows(some.shape[1])
+print("maxima are right:", np.allclose(maxima.numpy(), scores.reshape(-1, G).max(1), rtol=1e-5))
+threshold = maxima.sort().values[-2]
+figure, axis = plt.subplots(figsize=(8, 2.6), layout="constrained")
+for group, maximum in enumerate(maxima.tolist()):
+    rows = np.arange(group * G, (group + 1) * G)
+    kept = maximum >= threshold
+    axis.plot(rows, scores[rows], ".", markersize=4, color="C0" if kept else "0.75")
+    axis.plot([rows[0], rows[-1]], [maximum] * 2, color="C0" if kept else "0.5", linewidth=1.5)
+axis.axhline(threshold, color="C3", linewidth=0.8, linestyle=":")
+axis.set(xlabel="row", ylabel="score", title=f"groups of {G} rows, their maxima; blue: the two groups kept for k = 2")
+plt.show()
+
+# %% [markdown]
+# ### Rung 3: one pass
+#
+# Rungs 1 and 2 have a program for each tile *and query*: 64 queries read all blocks 64 times. Here a tile stays in
+# registers while the queries go by.
+
+# %%
+show(search_ladder._one_pass, "e = tl.load")
+climb(3)
+
+# %% [markdown]
+# *Question.* A row of 128 numbers lies across the 32 threads of a warp, four each. How does its sum come about?
+# Each thread adds its four, and then the warp halves: 16 threads hand their sum to 16 others, 8 to 8, and so on. Five
+# *shuffles* for a row and a query, as many instructions as the multiplications themselves. The memory is no longer the
+# limit, and neither is arithmetic: it is handing numbers round.
+#
+# ### Rung 4: tensor cores
+#
+# A tensor core multiplies a tile with a tile and adds inside. Which of the two is laid out how decides what comes next:
+# with queries as rows of the product, a thread holds many scores of *one* query, and their maximum needs no other
+# thread.
+
+# %%
+show(search_ladder._tensor_cores, "scores = tl.zeros")
+climb(4)
+
+# %% [markdown]
+# Tensor cores take float32 as TF32: of 23 binary digits behind the point the last 13 are cut (`_cut` does so in the
+# interpreter, which would multiply exactly). A product is off by at most $2.2 \cdot 2^{-10} |q| |e|$. Where scores lie
+# closer than that, groups may be chosen wrongly. Blocks that all look in one direction are such a case:
+
+# %%
+close = measure.close_case(2, 1200, 32, "cpu")
+close_truth = measure.true_ids(*close, 1)
+
+
+def share_wrong(number: int) -> float:
+    return measure.share_wrong(search_ladder.RUNGS[number - 1], close, close_truth, {})
+
+
+for number in (1, 2, 3, 4):
+    print(f"rung {search_ladder.RUNGS[number - 1].name:16} wrong where scores lie close: {share_wrong(number):.0%}")
+
+# %% [markdown]
+# ### Rung 5: int8
+#
+# What is left is the reading of the blocks. Rounded to 255 steps they are a quarter of the bytes, and whole numbers
+# multiply without any error. All rows of a group share one scale, so their products can be compared before they are
+# scaled: the kernel ends as rung 4's does, with a maximum, of integers.
+
+# %%
+show(search_ladder.compress, "n, d = ")
+show(search_ladder._int8, "scores = tl.zeros")
+climb(5)
+print(f"wrong where scores lie close: {share_wrong(5):.0%}")
+
+# %% [markdown]
+# ### Rung 6: the certificate
+#
+# How wrong can rung 5 be? With codes $\hat e$ of e and $\hat q$ of q,
+# $$q \cdot e - \hat q \cdot \hat e = q \cdot (e - \hat e) + (q - \hat q) \cdot \hat e, \qquad
+#   |q \cdot e - \hat q \cdot \hat e| \le |q| |e - \hat e| + |q - \hat q| |\hat e|$$
+# by Cauchy and Schwarz, and all four norms are known. So a group's best score lies in an interval round its maximum.
+# The k-th largest *lower* end is a threshold that k rows surely reach; a group whose *upper* end is below it holds none
+# of the k best. All others are scored again, in float64.
+
+# %%
+show(search_ladder.certificate, "codes = ")
+show(search_ladder.undecided, "threshold = ")
+climb(6)
+print(f"wrong where scores lie close: {share_wrong(6):.0%}")
+
+figure, axes = plt.subplots(1, 2, figsize=(10, 2.8), layout="constrained")
+for axis, (title, (q, e), k) in zip(
+    axes, (("the Factbook, k = 2", (queries[:1], blocks[:4096]), 2), ("close scores, k = 1", close, 1)), strict=True
+):
+    lower, upper = search_ladder.intervals(q[:1].contiguous(), search_ladder.compress(e))
+    chosen = search_ladder.undecided(lower, upper, k)[0]
+    middle, half = ((upper + lower) / 2)[0], ((upper - lower) / 2)[0]
+    for groups, color in ((torch.arange(len(middle)), "0.6"), (chosen, "C0")):
+        axis.errorbar(groups, middle[groups], half[groups], fmt="none", ecolor=color, capsize=2)
+    axis.axhline(float(lower.topk(k).values[0, -1]), color="C3", linewidth=0.8, linestyle=":")
+    axis.set(title=f"{title}: {len(chosen)} of {len(middle)} groups are scored again", xlabel="group", ylabel="score")
+plt.show()
+
+# %% [markdown]
+# Nothing is assumed about the data: where all scores lie together, everything is scored again, and the price is time,
+# never the answer. On a processor `BlockIndex` does the same, with a scan that fits it; `last_search` says how much it
+# scored again.
 
 # %% tags=["varies"]
-for name, index in indexes.items():
-    report = index.last_search
-    print(f"{name:9} rescored groups {report.rescored_groups} of {report.groups}, rows {report.rescored_rows}")
+index = BlockIndex(blocks, "int8")
+found_scores, _ = index.search(queries, 5)
+print("same scores as the naive way:", torch.allclose(found_scores, naive(queries, blocks, 5)[0], rtol=1e-5))
+print(f"groups scored again {index.last_search.rescored_groups} of {index.last_search.groups}")
 
 # %% [markdown]
-# ### The traffic, counted
+# ### The ladder, counted
 #
-# For REALM's 13 million blocks and k = 5. The rescoring is put at k groups a query, 2k for bfloat16 and 7k for int8,
-# about what the benchmark counted on random data.
+# A phase of a rung moves bytes and does operations, and a card needs the longer of the two times at least
+# (`kernels/ladder/counts.py`). Two million blocks, k = 5, on an H100 as its maker describes it:
+
+# %%
+card = counts.CARDS["H100 SXM"]
+figure, axes = plt.subplots(1, 2, figsize=(10, 2.8), layout="constrained", sharey=True)
+print(f"{'':16}{'1 query':>24}{'64 queries':>24}")
+for rung in search_ladder.RUNGS:
+    phases = [counts.search_phases(rung.name, Q, 2_000_000, 128, 5) for Q in (1, 64)]
+    cells = [f"{sum(p.memory for p in of) / 1e6:10,.0f} MB {1e3 * counts.seconds(of, card):7.3f} ms" for of in phases]
+    print(f"{rung.name:16}", *(f"{cell:>23}" for cell in cells))
+    for axis, of in zip(axes, phases, strict=True):
+        left = 0.0
+        for phase, color in zip(of, ("0.6", "C1", "C2"), strict=False):
+            width = 1e3 * counts.seconds([phase], card)
+            axis.barh(rung.name, width, left=left, color=color)
+            left += width
+axes[0].invert_yaxis()
+for axis, title in zip(axes, ("1 query", "64 queries (rungs 1 and 2: 20 ms)"), strict=True):
+    axis.set(title=title, xlabel="ms at least: scan grey, selection and bounds orange, rescoring green")
+axes[1].set_xlim(0, 0.6)
+plt.show()
+
+# %% [markdown]
+# A count knows nothing of shuffles. The compiler does, and needs no GPU: `python -m realm_min.kernels.ladder` compiles
+# every rung and disassembles it. For Hopper, by Triton 3.7.1, D = 128 (a loop's instructions are counted once):
+#
+# | rung | registers | shared memory | instructions | shuffles | barriers | tensor cores |
+# | --- | ---: | ---: | ---: | ---: | ---: | ---: |
+# | 1 scores stored | 80 | 512 | 472 | 80 | 3 | 0 |
+# | 2 group maxima | 80 | 512 | 488 | 82 | 4 | 0 |
+# | 3 one pass | 119 | 512 | 576 | 82 | 5 | 0 |
+# | 4 tensor cores | 122 | 73,728 | 440 | 4 | 5 | 4 |
+# | 5 int8 | 120 | 73,728 | 400 | 4 | 5 | 4 |
+#
+# On rung 3 a warp needs 82 shuffles for *each* query, five for each of its 16 rows and two for the maximum; on rung 4
+# it needs 4 for all 128 rows and its 16 queries. On a GPU the same command measures every rung beside its prediction.
+#
+# ### Who else climbed here
+#
+# TPU-KNN (Chern et al. 2022) keeps the best of each bin and returns these: rung 2 without going through the best bins
+# again, and so with a recall just under 1. Dr. Top-k (Gaihre et al. 2021) finds by maxima which parts of a vector can
+# hold an answer: rung 2's argument, on a vector that is in memory. Radix selection (Alabi et al. 2012; AIR top-k,
+# Zhang et al. 2023; RadiK, Li et al. 2024) counts digits of numbers in memory: another `topk` for what remains to be
+# chosen. FAISS (Johnson et al. 2017) keeps the k best in registers while it scans, hence a limit on k. The VA-file
+# (Weber et al. 1998) bounds distances by codes and reads what the bounds cannot decide: rung 6's ancestor. What is
+# different here is how they meet: no score in memory, tensor cores on codes, and an answer that is proved.
+# `kernels/ladder/__init__.py` says more.
+#
+# ## The traffic on a processor
+#
+# For REALM's 13 million blocks and k = 5, as `BlockIndex` scans them. The rescoring is put at k groups a query, 2k for
+# bfloat16 and 7k for int8, about what the benchmark counted on random data.
 
 
 # %%
@@ -251,7 +415,7 @@ for name, operations, least in (
     print(f"span logits, {name:9} {operations * count * H / (4 * least):12.1f}")
 
 # %% [markdown]
-# ## Span logits, naively
+# ## The ladder of the reader
 #
 # Written with whole tensors, every step of $v \cdot \mathrm{LayerNorm}(\mathrm{relu}(S_i + E_j)) + c$ reads and writes
 # arrays of [B, spans, H], ten times as large as S or E. On real text, the reader's own S and E for a block and a
@@ -294,28 +458,98 @@ print("spans.py and the naive way agree to 1e-4:", torch.allclose(naive_spans(S,
 # %% [markdown]
 # Count in units of one [B, spans, H] array. Gathering S and E writes two; the sum reads two and writes one; relu reads
 # and writes one; so do taking the mean out, squaring, dividing, scaling and shifting; the means and the last product
-# read one each. That is 20 units if nothing stays in cache, and a library that does the LayerNorm in one step needs
-# about 10.
+# read one each. That is 20 units if nothing stays in cache.
 #
-# The fused version never stores h. By the algebra of notebook 5 it needs three sums over h, all taken while h is in
-# registers (Triton) or in a piece of the cache (`spans.py`):
-# $\mathrm{logit} = \sum \tilde u h \,/\, \sqrt{\mathrm{var}(h) + \varepsilon} + v \cdot \beta + c$. S and E are read,
-# one number a span is written.
+# ### Rung 1: two kernels, h between them
+#
+# The gathering, the sum and relu in one kernel, the LayerNorm and the product in a second: h is written once and read
+# once, 2 units. Rungs run on two blocks of 16 tokens, without mask and relevance.
 
 # %%
-unit = 4 * B * spans.span_count(T, 10) * H
-moved = {"every step stored": 20 * unit, "LayerNorm in one step": 10 * unit,
-         "fused": 4 * (2 * B * T * H + B * spans.span_count(T, 10))}  # fmt: skip
-figure, axis = plt.subplots(figsize=(6, 1.5), layout="constrained")
-axis.barh(list(moved), [value / 1e6 for value in moved.values()], color=["C3", "C1", "C0"])
-for place, value in enumerate(moved.values()):
-    axis.text(value / 1e6, place, f" {value / 1e6:.1f} MB", va="center")
-axis.invert_yaxis()
-axis.set(xlabel="MB moved for the logits of these blocks", xlim=(0, 1.15 * 20 * unit / 1e6))
+few_S, few_E = S[:2, :16].contiguous(), E[:2, :16].contiguous()
+in_float64 = {name: tensor.double().numpy() for name, tensor in model.reader.state_dict().items()}
+projections = torch.cat([few_S, few_E], 2).double().numpy()  # [2, tokens, 2 * span hidden]
+everywhere = np.ones((2, 16), bool)
+true_logits = textbook.span_logits(in_float64, model.config, projections, everywhere)[0]  # [2, spans]
+gamma, beta, v, c = weights
+x = span_ladder.Spans(few_S, few_E, gamma, beta, v, float(c), options["eps"], options["max_span_width"])
+
+
+def climb_spans(number: int) -> None:
+    rung = span_ladder.RUNGS[number - 1]
+    logits = span_ladder.score_spans(rung, x).numpy()
+    print(f"rung {rung.name}: the book's logits to 1e-5:", np.allclose(logits, true_logits, atol=1e-5))
+
+
+show(span_ladder._hidden, "width = ")
+show(span_ladder._normalised, "h = tl.load")
+climb_spans(1)
+
+# %% [markdown]
+# ### Rung 2: the algebra
+#
+# The LayerNorm and the product are linear in h, but for one division. With $u = v \gamma$, mean $\mu$ and variance
+# $\sigma^2$ of h (notebook 5): $\mathrm{logit} = \sum u (h - \mu) / \sqrt{\sigma^2 + \varepsilon} + v \cdot \beta + c$.
+# Three sums over what is in registers, and nothing between two kernels.
+
+# %%
+show(span_ladder._logit, "h = tl.maximum")
+climb_spans(2)
+
+# %% [markdown]
+# *Question.* A row of S is the start of up to W spans, and a row of E the end of as many. How often does rung 2 ask for
+# each? Ten times, and mostly a cache answers, which has its limits too.
+#
+# ### Rung 3: one pass over the widths
+#
+# A program keeps eight rows of S and walks over the widths. For each it loads eight rows of E, one further to the
+# right: seven of them were read a step before.
+
+# %%
+show(span_ladder._one_pass, "span = ")
+climb_spans(3)
+
+# %%
+figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
+length, tile, widths = 20, 8, 6
+for width in range(widths):
+    for start in range(length - width):
+        program = start // tile
+        face = plt.Rectangle((start, width), 1, 1, facecolor=f"C{program}", alpha=0.4, edgecolor="w")
+        axis.add_patch(face)
+axis.add_patch(plt.Rectangle((8, 3), 8, 1, fill=False, edgecolor="k", linewidth=2))
+note = "program 1 at width 4:\nrows 8..15 of S in registers,\nrows 11..18 of E loaded"
+axis.annotate(note, (13, 4.05), (9.2, 8.3), arrowprops=dict(arrowstyle="->"), fontsize=8)  # fmt: skip
+axis.set(xlim=(0, length), ylim=(9.2, 0), xlabel="first token of the span", ylabel="width", title="the span logits")
+axis.set_yticks(np.arange(widths) + 0.5, range(1, widths + 1))
+axis.set_xticks(np.arange(0, length, 4) + 0.5, range(0, length, 4))
 plt.show()
 
 # %% [markdown]
-# And the clock, on the machine this ran on (the better of several runs by turns):
+# The last tile of each row is ragged: a span must not run past the end of its block (`valid`), nor a tile past the
+# last token. Spans of different blocks never mix, although the tiles do not care where a block ends:
+# `token = rows % tokens` knows.
+#
+# ### Rung 4: best only
+#
+# To answer, one span is needed and not 3,155 logits a block: each program stores its best and where that is.
+
+# %%
+show(span_ladder._best_only, "span = ")
+score, place = span_ladder.score_spans(span_ladder.RUNGS[3], x)
+print("rung 4 best only: the book's best span:", int(place) == true_logits.argmax())
+
+print("\n64 blocks of 320 tokens, on an H100 at least:")
+for rung in span_ladder.RUNGS:
+    phases = counts.span_phases(rung.name, 64, 320, 256, 10)
+    asked, memory = sum(p.asked for p in phases) / 1e6, sum(p.memory for p in phases) / 1e6
+    least = 1e3 * counts.seconds(phases, card)
+    print(f"{rung.name:16} {asked:4.0f} MB asked for, {memory:4.0f} from memory {least:7.3f} ms")
+
+# %% [markdown]
+# ## The clock
+#
+# On the machine this ran on, the better of several runs by turns: the code for a processor, which took the same steps.
 
 # %% tags=["varies"]
 many = torch.randn(300_000, 128)  # as in the benchmark: enough of them that no cache holds all
@@ -330,7 +564,7 @@ contenders = {
     "span logits, spans.py": lambda: spans.span_logits(spans.SpanInputs(S, E, *weights, **options)),
 }
 best = dict.fromkeys(contenders, float("inf"))
-for _ in range(7):
+for _ in range(3):
     for name, run in contenders.items():
         start = time.perf_counter()
         run()
@@ -339,118 +573,24 @@ for name, seconds in best.items():
     print(f"{name:28} {1e3 * seconds:7.2f} ms")
 
 # %% [markdown]
-# ## The Triton kernels, tile by tile
+# ## The kernels that REALM runs
 #
-# A Triton *program* is one of many that run the same code on another tile; inside it a tile is one value, kept in the
-# registers of its threads. `tl.load` and `tl.store` are the only traffic with memory. The scan for one query,
-# `_scan_one`, as it stands in the source:
+# They have what a rung leaves out to be read: programs that stay and walk over many tiles, loads that run ahead, any
+# dtype, the mask and the relevance score, errors. In the interpreter, against the book:
 
 # %%
-source = inspect.getsource(search_kernels._scan_one.fn)
-print(source[source.index("    d = units * UNIT") : source.index("        if NORM:")])
-
-# %% [markdown]
-# - `columns`, `inside`: D is padded to the tile's width `BLOCK_D` in registers, never in memory; what is outside reads
-#   as 0.
-# - The query is loaded once and stays.
-# - `tl.range(program_id, groups, num_programs)`: a *persistent* grid. As many programs as the device can hold at once
-#   walk over the groups in strides, and `num_stages` lets the loads of the next groups run while this one is
-#   multiplied.
-# - `rows` goes to int64 before it is multiplied with D: 13 million times 128 still fits int32, twenty million do not.
-# - `e` is the one read of the blocks: a tile [G, BLOCK_D] of at most 32 kB. Its scores [G] live and die here; one
-#   maximum is stored.
-#
-# With several queries `_scan_many` holds a tile of queries [BLOCK_D, BLOCK_Q] and uses `tl.dot`, the matrix units; the
-# programs of one group and different query tiles run side by side, so the group comes from memory once.
-#
-# The span kernel `_scores_kernel` gives a program `BLOCK_T` = 8 tokens at which spans start. It loads their rows of S
-# once, walks over the widths, and for each width loads 8 rows of E, one further to the right each time: seven of the
-# eight were read a step before and come from a cache. The tile h [8, 256] is spread over 128 threads, 16 registers
-# each.
-
-# %%
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
-G, programs = 4, 3
-for group in range(8):
-    axes[0].add_patch(plt.Rectangle((0, group * G), 10, G, facecolor=f"C{group % programs}", alpha=0.35, edgecolor="k"))
-    axes[0].annotate("", (12.5, group * G + G / 2), (10.2, group * G + G / 2), arrowprops=dict(arrowstyle="->"))
-    axes[0].add_patch(plt.Rectangle((12.7, group * G + G / 2 - 0.5), 1, 1, facecolor=f"C{group % programs}"))
-    axes[0].text(
-        5, group * G + G / 2, f"group {group}, program {group % programs}", ha="center", va="center", fontsize=8
-    )
-axes[0].text(13.2, -1, "maxima", ha="center")
-axes[0].set(xlim=(-0.5, 15), ylim=(32.5, -2.5), xlabel="dimensions D", ylabel="rows N", xticks=[],
-            title="the scan: a tile is a group")  # fmt: skip
-axes[0].set_yticks(range(0, 33, 4))
-
-length, tile, widths = 20, 8, 6
-for width in range(widths):
-    for start in range(length - width):
-        program = start // tile
-        face = plt.Rectangle((start, width), 1, 1, facecolor=f"C{program}", alpha=0.4, edgecolor="w")
-        axes[1].add_patch(face)
-axes[1].add_patch(plt.Rectangle((8, 3), 8, 1, fill=False, edgecolor="k", linewidth=2))
-note = "program 1 at width 4:\nrows 8..15 of S in registers,\nrows 11..18 of E loaded"
-axes[1].annotate(note, (13, 4.05), (9.2, 8.3), arrowprops=dict(arrowstyle="->"), fontsize=8)  # fmt: skip
-axes[1].set(xlim=(0, length), ylim=(9.2, 0), xlabel="first token of the span", ylabel="width", title="the span logits")
-axes[1].set_yticks(np.arange(widths) + 0.5, range(1, widths + 1))
-axes[1].set_xticks(np.arange(0, length, 4) + 0.5, range(0, length, 4))
-plt.show()
-
-# %% [markdown]
-# The last tile of each row is ragged: a span must not run past the end of its block (`valid`), nor a tile past the
-# last token. Masked lanes load 0 and store nothing. Spans of different blocks never mix, although the tiles do not
-# care where a block ends: `token = rows % tokens` knows.
-#
-# ## Running them
-#
-# The interpreter runs the same source program by program with NumPy: slow, and exact enough to check. First the scan
-# over 300 blocks of the Factbook, one query; then the whole search against the book.
-
-# %%
-few = blocks[:300].contiguous()
-query = queries[:1].contiguous()
-G = search_kernels.tile_rows(few.dtype, few.shape[1])
-maxima, _ = search_kernels._launch_one(query, few, G, False)  # [1, groups]
-scores = (few @ query[0]).numpy()  # [N]: what the kernel never stores
-groups = np.arange(len(few)) // G
-by_hand = np.array([scores[groups == group].max() for group in range(groups.max() + 1)])
-print("group maxima are right:", np.allclose(maxima[0].numpy(), by_hand, rtol=1e-5))
-
 found_scores, found_ids = search_kernels.mips_topk(queries, few, 5)
-true_ids = textbook.search(queries.double().numpy(), few.double().numpy(), 5)
-true_scores = np.take_along_axis((queries.double() @ few.double().T).numpy(), true_ids, 1)
-print("against the book: same scores to 1e-6", np.allclose(found_scores.numpy(), true_scores, rtol=1e-6))
-torch_scores, torch_ids = mips.mips_topk(queries, few, 5)
+print("search, the book's blocks:", torch.equal(found_ids, true_ids))
+by_rung = search_ladder.search(search_ladder.RUNGS[5], queries, few, 5)
 print(
-    "against the torch path: same bits",
-    torch.equal(found_scores, torch_scores),
-    torch.equal(found_ids, torch_ids),
+    "and rung 6's answer, to the last bit:", torch.equal(found_scores, by_rung[0]), torch.equal(found_ids, by_rung[1])
 )
 
-figure, axis = plt.subplots(figsize=(8, 2.6), layout="constrained")
-threshold = np.sort(by_hand)[-2]
-for group, maximum in enumerate(by_hand):
-    rows = np.flatnonzero(groups == group)
-    kept = maximum >= threshold
-    axis.plot(rows, scores[rows], ".", markersize=4, color="C0" if kept else "0.75")
-    axis.plot([rows[0], rows[-1]], [maximum] * 2, color="C0" if kept else "0.5", linewidth=1.5)
-axis.axhline(threshold, color="C3", linewidth=0.8, linestyle=":")
-axis.set(xlabel="row", ylabel="score", title=f"groups of {G} rows, their maxima; blue: the two groups kept for k = 2")
-plt.show()
-
-# %% [markdown]
-# Now the spans, forward, the best span alone, and the backward: two blocks of 24 tokens.
-
-# %%
-few_S, few_E = S[:2, :24].contiguous(), E[:2, :24].contiguous()
-few_options = options | dict(block_mask=torch.ones(2, 24, dtype=torch.bool), relevance_score=torch.tensor([0.5, -0.5]))
+few_options = options | dict(block_mask=torch.ones(2, 16, dtype=torch.bool), relevance_score=torch.tensor([0.5, -0.5]))
 few_options["block_mask"][:, :3] = False  # the question
 few_inputs = spans.SpanInputs(few_S, few_E, *weights, **few_options)
 logits = span_kernels.span_logits(few_inputs)  # [2, spans]
 allowed, relevance = few_options["block_mask"].numpy(), few_options["relevance_score"].double().numpy()
-in_float64 = {name: tensor.double().numpy() for name, tensor in model.reader.state_dict().items()}
-projections = torch.cat([few_S, few_E], 2).double().numpy()  # [2, tokens, 2 * span hidden]
 
 
 def by_the_book(projections: np.ndarray) -> np.ndarray:
@@ -460,12 +600,6 @@ def by_the_book(projections: np.ndarray) -> np.ndarray:
 true_logits = by_the_book(projections)  # [2, spans]
 inside = true_logits > -1e30
 print("logits against the book, to 1e-5:", np.allclose(logits.numpy()[inside], true_logits[inside], atol=1e-5))
-
-score, block, start, end = span_kernels.best_span(few_inputs)
-true_block, true_span = np.unravel_index(true_logits.argmax(), true_logits.shape)
-true_place = [true_block, *textbook.span_candidates(24, model.config.max_span_width)[:, true_span]]
-print(f"best span: block {block}, tokens {start}..{end};", end=" ")
-print("the book's:", [block, start, end] == true_place, abs(float(score) - true_logits.max()) < 1e-5)
 
 dlogits = torch.randn(logits.shape)
 gradients = span_kernels.span_logits_backward(dlogits, few_inputs)
@@ -504,7 +638,7 @@ print("backward against finite differences, to 1e-4:", close)
 # </details>
 #
 # **2.** Large groups make few maxima, small ones few rows to rescore. Which G moves the fewest bytes for one query
-# over REALM's blocks, for k = 5 and for k = 5000? Compare with `mips.group_size`.
+# over REALM's blocks, for k = 5 and for k = 5000? Rungs 4 to 6 take 128.
 #
 # <details><summary>Solution</summary>
 #
@@ -513,10 +647,10 @@ print("backward against finite differences, to 1e-4:", close)
 #
 # ```python
 # for k in (5, 5000):
-#     print(k, (2 * 13_353_718 / (128 * k)) ** 0.5, mips.group_size(13_353_718, k))
+#     print(k, (2 * 13_353_718 / (128 * k)) ** 0.5)
 # ```
-# 204 and 6.5, against 128 and 64. Bytes are not all: even at k = 5000 the rescored rows are 164 MB with G = 64, a
-# fortieth of the scan's 6.8 GB, and choosing among a tenth of the maxima takes less time.
+# 204 and 6.5. Bytes are not all: at k = 5000 and G = 64 the rescored rows are 164 MB, a fortieth of the scan's 6.8 GB,
+# and choosing among a tenth of the maxima takes less time.
 # </details>
 #
 # **3.** The backward of the span logits could store h in the forward. It stores three numbers a span instead (a, d and
