@@ -80,7 +80,7 @@ def product(a: torch.Tensor, b: torch.Tensor, arithmetic: str) -> Callable:
     """The product of two square float32 matrices in an arithmetic."""
     if arithmetic == "int8":
         a, b = ((32 * m).clamp(-127, 127).to(torch.int8) for m in (a, b))
-        return functools.partial(torch._int_mm, a, b.t())
+        return functools.partial(torch._int_mm, a, b.t())  # pyright: ignore[reportPrivateImportUsage]
     dtype = torch.bfloat16 if arithmetic == "bfloat16" else torch.float32
     a, b = a.to(dtype), b.to(dtype)
     return functools.partial(torch.matmul, a, b, out=torch.empty_like(a))
@@ -143,7 +143,7 @@ def gpu_state(device: torch.device, rate: float) -> dict[str, object]:
     ask = ["nvidia-smi", f"--query-gpu={','.join(SMI_FIELDS)}", "--format=csv,noheader"]
     a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
     for _ in range(max(1, min(700, int(rate / (2 * 8192**3))))):
-        a @ a
+        torch.matmul(a, a)
     told = (uuid and answer([*ask, f"--id=GPU-{uuid}"])) or answer(ask)
     torch.cuda.synchronize(device)
     values = (told or "").split("\n")[0].split(", ")

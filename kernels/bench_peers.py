@@ -63,10 +63,15 @@ def scores_then_topk(blocks: Tensor, queries: Tensor, k: int) -> tuple[Tensor, T
     if blocks.is_cuda:
         memory = torch.cuda.get_device_properties(blocks.device).total_memory // SCORES_SHARE
         step = max(1, min(step, memory // (blocks.element_size() * len(blocks))))
-    found = [torch.einsum("bd,qd->qb", blocks, piece).topk(k) for piece in queries.split(step)]
-    if len(found) == 1:
-        return found[0].values, found[0].indices
-    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+    if step == len(queries):
+        return in_one_piece(blocks, queries, k)
+    scores, ids = zip(*(in_one_piece(blocks, piece, k) for piece in queries.split(step)), strict=True)
+    return torch.cat(scores), torch.cat(ids)
+
+
+def in_one_piece(blocks: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    best = torch.einsum("bd,qd->qb", blocks, queries).topk(k)
+    return best.values, best.indices
 
 
 def with_tf32(blocks: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -82,7 +87,7 @@ def in_bfloat16(blocks: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor
 
 def compiled(blocks: Tensor) -> Search:
     """The same through torch.compile, for shapes that do not change."""
-    return functools.partial(torch.compile(scores_then_topk, dynamic=False), blocks)
+    return functools.partial(torch.compile(in_one_piece, dynamic=False), blocks)
 
 
 def faiss_search(blocks: Tensor, threads: int) -> Search:

@@ -173,8 +173,8 @@ def search_row(searched: Searched, turns: Turns, name: str, function: Callable, 
 
 def rescored(index: BlockIndex | None) -> Row:
     """The columns of what the last search of an index rescored, a query."""
-    report = index and index.last_search
-    if not report:
+    report = None if index is None else index.last_search
+    if report is None:
         return {}
     means = {}
     for name in ("rescored_groups", "rescored_rows"):

@@ -103,8 +103,8 @@ class SpanCase:
     def __init__(self, blocks: int, tokens: int, seed: int, device: torch.device):
         torch.manual_seed(seed)
         self.name, self.module = eager_module(SPAN_HIDDEN)
-        norm, output = self.module.layer_normalization, self.module.dense_output
-        self.weights = [norm.weight, norm.bias, output.weight, output.bias]
+        names = [f"{layer}.{kind}" for layer in ("layer_normalization", "dense_output") for kind in ("weight", "bias")]
+        self.weights: list[Tensor] = [self.module.get_parameter(name) for name in names]
         for weight in self.weights:
             weight.data.normal_()
         self.module.to(device)
@@ -113,8 +113,10 @@ class SpanCase:
         self.relevance = torch.randn(blocks).to(device)
         self.grad = torch.randn(blocks, spans.span_count(tokens, SPAN_WIDTH)).to(device)  # of the logits
         norm_weight, norm_bias, output_weight, output_bias = (weight.detach().clone() for weight in self.weights)
+        start_projection, end_projection = self.projections.chunk(2, -1)
         self.inputs = spans.SpanInputs(
-            *self.projections.chunk(2, -1),
+            start_projection,
+            end_projection,
             norm_weight,
             norm_bias,
             output_weight[0],
@@ -128,7 +130,9 @@ class SpanCase:
 
     def compiled(self) -> Eager:
         """The same work by the module as torch.compile makes it."""
-        torch._functorch.config.donated_buffer = False  # a graph is gone through again and again
+        from torch._functorch import config
+
+        config.donated_buffer = False  # a graph is gone through again and again
         return Eager(torch.compile(self.module, dynamic=False), self.weights, self)
 
     def ours_both(self) -> dict[str, Tensor]:

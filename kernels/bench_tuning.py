@@ -19,7 +19,7 @@ from .bench_search import Searched, floor_of
 OWN = "as it is"  # the configuration that the kernels choose themselves
 ONE_QUERY_TILES = ((16, None), (32, None), (64, None), (128, None))  # rows, queries
 TILES = ((64, 64), (128, 32), (128, 64), (128, 128), (256, 64))
-WARPS = (4, 8)
+ONE_QUERY_WARPS, WARPS = (4,), (4, 8)  # a scan for one query is always launched with four
 STAGES = (2, 3, 4)
 OTHER = "other"  # than any phase: the host's work between them, mostly
 
@@ -114,9 +114,10 @@ def configurations(
 ) -> list[dict[str, int | None]]:
     """Every combination of what is to be tried for a number of queries."""
     tiles = tiles or list(ONE_QUERY_TILES if queries == 1 else TILES)
+    warps = warps or list(ONE_QUERY_WARPS if queries == 1 else WARPS)
     return [
         {"ROWS": rows, "BLOCK_Q": block_q, "num_warps": warp, "num_stages": stage}
-        for (rows, block_q), warp, stage in itertools.product(tiles, warps or WARPS, stages or STAGES)
+        for (rows, block_q), warp, stage in itertools.product(tiles, warps, stages or STAGES)
     ]
 
 
