@@ -49,6 +49,7 @@ ENDS_BYTES = 256 << 20  # of lower ends held at once: queries are searched in ch
 KEYS_BYTES = 512 << 20  # of rescored rows held at once
 ROOM = (8, 1024)  # candidates a query that room is made for at first: so many times k, and so many more
 TILE_ELEMENTS = 4096  # numbers of rows in the registers of a program that looks at few of them
+FILTER_WARPS = 4  # of a program that looks at 16 to 128 rows
 CERTIFY_GROUPS = 1024  # groups that one program certifies
 TF32 = 2.2 * 2.0**-10  # both factors cut to 10 bits of mantissa
 OPTIONS = dict(enable_fp_fusion=True)  # a product and a sum in one rounding: the bounds hold with it and without
@@ -215,7 +216,7 @@ def rescore(
         *(norm, norm if codes.residual is None else codes.residual, counts, pairs, rows),
         *(n, q, d // _unit(d), groups, _shift(codes), room, width),
         **dict(INT8=codes.scale is not None, RESIDUAL=residual, UNIT=_unit(d), G=scanned.group),
-        **dict(ROWS=min(scanned.group, some), BLOCK_D=block_d),
+        **dict(ROWS=min(scanned.group, some), BLOCK_D=block_d, num_warps=FILTER_WARPS),
         **OPTIONS,
     )
     tiles = -(-width // some)

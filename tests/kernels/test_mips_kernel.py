@@ -101,6 +101,27 @@ def test_small_rescoring_tiles(monkeypatch):
     assert_matches_the_book("function", (2, 200, 16, 9), 3, torch.float32, 1)
 
 
+@pytest.mark.parametrize("context", ["gradients", "inference mode", "bfloat16", "float64"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_torch_is_set_to_changes_nothing(context, count):
+    generator = torch.Generator().manual_seed(3)
+    queries, blocks = torch.randn(count, 24, generator=generator), torch.randn(60, 24, generator=generator)
+    expected = mips.mips_topk(queries, blocks, 4)
+    default = torch.get_default_dtype()
+    try:
+        if context == "gradients":
+            queries.requires_grad_()
+            blocks.requires_grad_()
+        elif context != "inference mode":
+            torch.set_default_dtype(getattr(torch, context))
+        with torch.inference_mode(context == "inference mode"):
+            scores, ids = kernel.mips_topk(queries.clone(), blocks.clone(), 4)
+    finally:
+        torch.set_default_dtype(default)
+    assert torch.equal(scores, expected[0]) and torch.equal(ids, expected[1])
+    assert scores.dtype == torch.float32 and not scores.requires_grad
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("count", [1, 2])
 def test_blocks_that_are_not_finite_are_refused_by_row(bad, count):
