@@ -249,10 +249,10 @@ def scan_config(dtype: torch.dtype, queries: int, d: int) -> dict[str, int]:
     block_d = 128 if d > 64 else 64
     if _alone(dtype, queries):
         rows = next(rows for rows in (128, 64, 32, 16) if rows * d * size <= 32 << 10 or rows == 16)
-        stages = 1 if rows * d * size > 32 << 10 else 2 if size == 4 else 3
+        stages = 1 if rows * d * size > 32 << 10 else 3
         return dict(ROWS=rows, BLOCK_Q=1, BLOCK_D=block_d, num_warps=4, num_stages=stages)
-    block_q = 16 if queries <= 16 else 64 if queries <= 64 or wide else 128
-    rows = 128 if size < 4 else 32 if block_q == 128 else 64
+    block_q = 16 if queries <= 16 else 64 if queries <= 64 or size == 4 or wide else 128
+    rows = 64 if size == 4 else 128
     if size == 4 and wide:
         block_d = 64
     return dict(
