@@ -324,8 +324,10 @@ def test_the_bound_allows_for_tensor_cores_that_cut_float32(d, sign, seed):
 def test_the_bound_allows_for_the_rounding_of_sums(d, path, seed):
     """Large products cancel: what is left is the rounding of the sum. Queries and blocks are their own codes."""
     generator = torch.Generator().manual_seed(seed)
-    blocks = torch.randn(200, d, generator=generator).bfloat16().float()
-    assert_bound_holds(torch.randn(d, generator=generator).bfloat16().float(), BlockIndex(blocks, path))
+    half = torch.randn(200, d // 2, generator=generator).bfloat16().float()
+    other = -(half.view(torch.int32) ^ 0x10000).view(torch.float32)  # but for the last bit of a bfloat16
+    query = torch.randn(d // 2, generator=generator).bfloat16().float()
+    assert_bound_holds(torch.cat([query, query]), BlockIndex(torch.cat([half, other], dim=1), path))
 
 
 @settings(CASES, max_examples=cases(8))
