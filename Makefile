@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PINS    = $(shell test -e $(STAMPS)/oracle && echo constraints-oracle.txt || echo constraints.txt)
 
 .PHONY: demo learn test test-long test-newest test-oldest test-kernels test-notebooks test-tf test-weights test-faults test-threads lint types format check-install lock notebooks \
-    notebooks-run bench bench-model bench-fast bench-train bench-scale verify-base train-demo ablation sdist clean
+    notebooks-run bench bench-tiles bench-model bench-fast bench-train bench-scale verify-base train-demo ablation sdist clean
 
 demo: $(STAMPS)/demo
 	$(RUN) -m realm_min ask "$${Q:---examples}"
@@ -91,8 +91,13 @@ format: $(STAMPS)/test
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# The kernels; options in BENCH, as in make bench BENCH="--quick". docs/benchmark.md says how to read what it writes.
 bench: $(STAMPS)/bench
-	$(RUN) -m realm_min.kernels.bench
+	$(RUN) -m realm_min.kernels.bench $(BENCH)
+
+# On a GPU: the scan with other tiles, warps and stages, and which are the fastest.
+bench-tiles: $(STAMPS)/bench
+	$(RUN) -m realm_min.kernels.bench --sections sweep --queries 1,64 --k 5 --peers torch $(BENCH)
 
 bench-model: $(STAMPS)/bench
 	$(RUN) benchmarks/bench_model.py
