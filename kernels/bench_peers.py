@@ -23,6 +23,7 @@ PEERS = ("torch", "torch tf32", "torch bfloat16", COMPILED, "faiss", "cuvs")
 CPU_PEERS = ("torch", "faiss")  # the others, if they are asked for
 NOT_EXACT = ("torch tf32", "torch bfloat16")
 SCORES_SHARE = 4  # a GPU's memory over that of the scores held at once
+MOST_SCORES = 2**31 - 1  # held at once: not every operation counts further
 
 
 def search_peers(blocks: Tensor, wanted: tuple[str, ...], threads: int) -> dict[str, Search]:
@@ -62,7 +63,8 @@ def scores_then_topk(blocks: Tensor, queries: Tensor, k: int) -> tuple[Tensor, T
     step = len(queries)
     if blocks.is_cuda:
         memory = torch.cuda.get_device_properties(blocks.device).total_memory // SCORES_SHARE
-        step = max(1, min(step, memory // (blocks.element_size() * len(blocks))))
+        held = min(memory // blocks.element_size(), MOST_SCORES)
+        step = max(1, min(step, held // len(blocks)))
     if step == len(queries):
         return in_one_piece(blocks, queries, k)
     scores, ids = zip(*(in_one_piece(blocks, piece, k) for piece in queries.split(step)), strict=True)

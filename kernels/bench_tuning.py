@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -112,13 +113,15 @@ def configured(module: Any, changes: dict[str, int | None]) -> Iterator[None]:
 def configurations(
     tiles: list[tuple[int, int | None]] | None, warps: list[int] | None, stages: list[int] | None, queries: int
 ) -> list[dict[str, int | None]]:
-    """Every combination of what is to be tried for a number of queries."""
+    """Every combination of what is to be tried for a number of queries, mixed: the time may end before they do."""
     tiles = tiles or list(ONE_QUERY_TILES if queries == 1 else TILES)
     warps = warps or list(ONE_QUERY_WARPS if queries == 1 else WARPS)
-    return [
+    tried = [
         {"ROWS": rows, "BLOCK_Q": block_q, "num_warps": warp, "num_stages": stage}
         for (rows, block_q), warp, stage in itertools.product(tiles, warps, stages or STAGES)
     ]
+    random.Random(0).shuffle(tried)
+    return tried
 
 
 def shown(changes: dict[str, int | None]) -> str:
