@@ -297,7 +297,8 @@ def best_span(inputs: SpanInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with torch.cuda.device_of(projections[0]):  # Triton launches on the current device
         widths = min(tokens, inputs.max_span_width)
         _choose_kernel[(1,)](keys, score, places, programs, tokens, widths, BLOCK_P=1024, **OPTIONS)
-    return score, *places.unbind()
+    block, first, last = places.unbind()
+    return score, block, first, last
 
 
 def span_logits_backward(grad_logits: Tensor, inputs: SpanInputs) -> dict[str, Tensor]:
@@ -312,18 +313,19 @@ def span_logits_backward(grad_logits: Tensor, inputs: SpanInputs) -> dict[str, T
     normed = _empty(inputs, grid[0], hidden)
     dstart, dend = (torch.empty(start.shape, dtype=start.dtype, device=start.device) for _ in range(2))
     block_sums = grad_logits.sum(1, dtype=torch.float32)
-    weights = _weights(inputs)
-    grads = [torch.empty_like(weight) for weight in weights]
+    gamma, beta, v, bias = _weights(inputs)
+    dgamma, dbeta, dv, dbias = (torch.empty_like(weight) for weight in (gamma, beta, v, bias))
     with torch.cuda.device_of(start):
         _gradients_kernel[grid](
             start, end, u, coefficients, dstart, dend, normed, blocks * tokens, tokens, widths, stride,
             HIDDEN=hidden, LANE_H=LANE_BYTES // start.element_size(), **GRADIENTS_TILE, **OPTIONS,
         )  # fmt: skip
         _totals_kernel[(triton.cdiv(hidden, TOTALS_TILE["BLOCK_H"]),)](
-            normed, block_sums, *weights[:3], *grads, grid[0], blocks, HIDDEN=hidden, **TOTALS_TILE, **OPTIONS
-        )
-    found = dict(zip(("norm_weight", "norm_bias", "output_weight", "output_bias"), grads, strict=True))
-    found |= {"start_projection": dstart, "end_projection": dend}
+            normed, block_sums, gamma, beta, v, dgamma, dbeta, dv, dbias, grid[0], blocks,
+            HIDDEN=hidden, **TOTALS_TILE, **OPTIONS,
+        )  # fmt: skip
+    found = dict(start_projection=dstart, end_projection=dend, norm_weight=dgamma, norm_bias=dbeta, output_weight=dv)
+    found["output_bias"] = dbias
     if inputs.relevance_score is not None:
         found["relevance_score"] = block_sums.to(inputs.relevance_score.dtype)
     return found
@@ -387,17 +389,18 @@ def _projections(inputs: SpanInputs) -> tuple[Tensor, Tensor, int]:
 def _scores_tile(projection: Tensor) -> dict[str, int]:
     """Whole rows of h, however long: above 8,192 columns they need more registers than there are."""
     lane_columns = LANE_BYTES // projection.element_size()
-    columns = max(triton.next_power_of_2(projection.shape[2]), lane_columns)
+    columns = max(1 << (projection.shape[2] - 1).bit_length(), lane_columns)
     rows = max(SCORES_TILE["BLOCK_T"] * 256 // max(columns, 256), 1)
     return dict(BLOCK_T=rows, BLOCK_H=columns, LANE_H=lane_columns)
 
 
-def _weights(inputs: SpanInputs) -> list[Tensor]:
+def _weights(inputs: SpanInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """LayerNorm's weight and bias, the output weight and bias, without gaps."""
     bias, device = inputs.output_bias, inputs.start_projection.device
     if not isinstance(bias, Tensor):
         bias = torch.full((), bias, dtype=torch.float32, device=device)
-    return [x.contiguous() for x in (inputs.norm_weight, inputs.norm_bias, inputs.output_weight, bias)]
+    gamma, beta, v = inputs.norm_weight, inputs.norm_bias, inputs.output_weight
+    return gamma.contiguous(), beta.contiguous(), v.contiguous(), bias.contiguous()
 
 
 def _launch_scores(mode, out, inputs, projections, grad=None, u=None):

@@ -14,8 +14,8 @@ from torch import Tensor
 from ..config import RealmConfig
 from ..model.bert import PLAIN, Batch, Encoded, Kept, Run
 from ..model.parameters import Parameters, Shapes, bert_shapes, linear_shapes, mlm_head_shapes, norm_shapes
-from ..model.realm import correct_spans, loss_of_correct, read, read_backward
-from ..model.spans import span_candidates
+from ..model.realm import correct_spans, loss_of_correct, read, read_backward, read_tokens
+from ..model.spans import best_span, span_candidate, span_candidates, span_logits
 from ..ranks.devices import plain_arithmetic
 from .base import RealmModel
 from .inputs import Inputs, checked_batch
@@ -119,21 +119,21 @@ def best_span_of(
     As the searcher hands them over, `relevance` [searcher beam] and `in_block` may be of more blocks than are read.
     """
     beam, tokens = batch.types.shape
-    (scores, encoded), kept = read(p, config, batch, in_block[:beam], relevance[:beam], run)
-    starts, ends = span_candidates(tokens, config.max_span_width, scores.device)
-    candidate = scores.amax(0).argmax()
+    (inputs, encoded), kept = read_tokens(p, config, batch, in_block[:beam], relevance[:beam], run)
+    _, block, start, end = best_span(inputs)
     output = RealmReaderOutput(
-        block_idx=scores.amax(1).argmax(),
-        candidate=candidate,
-        start_pos=starts[candidate[None]],
-        end_pos=ends[candidate[None]],
+        block_idx=block,
+        candidate=torch.as_tensor(span_candidate(start, end, tokens)),
+        start_pos=start[None],
+        end_pos=end[None],
         hidden_states=encoded.hidden_states,
         attentions=encoded.attentions,
     )
     slopes = None
     if answers is not None:
+        scores = span_logits(inputs)
         gold = (positions[:beam].clamp(-1, tokens) for positions in answers[:2])
-        correct = correct_spans(starts, ends, *gold)
+        correct = correct_spans(*span_candidates(tokens, config.max_span_width, scores.device), *gold)
         # A question whose answer was not retrieved teaches nothing: its losses are 0.
         retriever_loss, dretriever = loss_of_correct(relevance[None], answers.has_answers[None])
         reader_loss, dreader = loss_of_correct(scores.reshape(1, -1), correct.reshape(1, -1))

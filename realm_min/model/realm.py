@@ -230,14 +230,21 @@ def read(
     Returns:
         The scores [beam, spans] in the order of `span_candidates` with what BERT returned; and what the backward takes.
     """
+    (inputs, encoded), kept = read_tokens(p, config, batch, in_block, relevance, run)
+    return (span_logits(inputs), encoded), kept
+
+
+def read_tokens(
+    p: Parameters, config: RealmConfig, batch: Batch, in_block: Tensor, relevance: Tensor, run: Run
+) -> tuple[tuple[SpanInputs, Encoded], Kept]:
+    """`read` without its last line: what the spans are scored by, for whoever wants the best alone."""
     # Nobody reads padding, unless the block's mask says that answers may stand in it.
     padding_is_read = batch.mask.shape == in_block.shape and bool((in_block.bool() & (batch.mask == 0)).any())
     encoded, kept_bert = bert(p, config, batch, "tokens" if padding_is_read else "unpadded", run)
     beam, tokens, hidden = encoded.hidden.shape
     projections, kept_in = linear(p, "qa_outputs.dense_intermediate", encoded.hidden.reshape(-1, hidden))
     inputs = span_inputs(p, config, projections.view(beam, tokens, -1), in_block.bool(), relevance)
-    scores = span_logits(inputs)
-    return (scores, encoded), (kept_bert, kept_in, inputs, encoded.hidden.shape) if run.keep else None
+    return (inputs, encoded), (kept_bert, kept_in, inputs, encoded.hidden.shape) if run.keep else None
 
 
 def read_backward(dy: Tensor, kept: Kept, grads: Parameters) -> tuple[Tensor, Tensor]:

@@ -69,7 +69,7 @@ def span_candidates(tokens: int, max_span_width: int, device: torch.device | str
 def span_candidate(start: Tensor | int, end: Tensor | int, tokens: int) -> Tensor | int:
     """The index of the spans start..end in the order of `span_candidates`: int64, in the arguments' shape."""
     width = end - start
-    return width * tokens - width * (width - 1) // 2 + start
+    return width * (2 * tokens + 1 - width) // 2 + start
 
 
 def span_count(tokens: int, max_span_width: int) -> int:

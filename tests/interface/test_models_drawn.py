@@ -11,6 +11,8 @@ from oracle import transformers
 from sizes import cases
 
 import realm_min.interface.open_qa
+import realm_min.interface.reader
+import realm_min.model.realm
 import realm_min.text.batch_encoding
 from realm_min.interface.inputs import Inputs, checked_head_mask
 from realm_min.model.bert import Run
@@ -180,6 +182,19 @@ def test_reader_of_nothing_but_equal_spans_takes_the_first():
     for output in (call(model, inputs), call(theirs, inputs)):
         assert output.block_idx == 0
         assert output.candidate == output.start_pos == output.end_pos == 1
+
+
+def test_reader_without_answers_stores_no_logits(monkeypatch):
+    model, theirs = tiny_readers()
+    for module in (realm_min.model.realm, realm_min.interface.reader):
+        monkeypatch.delattr(module, "span_logits")
+    inputs = {
+        "input_ids": np.array([[1, 2, 3], [4, 5, 6]]),
+        "token_type_ids": np.zeros((2, 3), np.int64),
+        "relevance_score": np.array([0.25, 0.5]),
+        "block_mask": np.array([[False, True, True], [True, True, True]]),
+    }
+    assert_fields(call(model, inputs), call(theirs, inputs), ["block_idx", "candidate", "start_pos", "end_pos"], 0)
 
 
 def test_reader_with_nothing_but_masked_spans_and_no_answer():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from operations import counted
 from realm_min.kernels import span_logits as kernels
 from sizes import cases
 
@@ -284,6 +285,24 @@ def test_each_launch_is_on_the_device_of_its_tensors(monkeypatch):
     kernels.best_span(SpanInputs(*arguments, **options))
     kernels.span_logits_backward(torch.ones_like(logits), SpanInputs(*arguments, **options))
     assert named == [(1, 3, 8)] * 5
+
+
+def test_the_kernels_cost_the_host_few_launches_and_operations(monkeypatch):
+    """At a few blocks the launches are most of the time. Memory that nobody writes and views are no launch."""
+    arguments, options = make_case((2, 6, 24, 3), 7, torch.float32, "normal")
+    whole = torch.cat(arguments[:2], dim=-1)  # as the reader hands over its projections
+    inputs = SpanInputs(*whole.chunk(2, dim=-1), *arguments[2:], **options | dict(relevance_score=torch.ones(2)))
+    with counted(monkeypatch, kernels) as names:
+        logits = kernels.span_logits(inputs)
+        assert names == ["empty", "_scores_kernel"]
+        names.clear()
+        kernels.best_span(inputs)
+        assert names == ["empty", "_scores_kernel", "empty", "empty", "_choose_kernel", "unbind"]
+        names.clear()
+        kernels.span_logits_backward(logits, inputs)
+        launched = [name for name in names if "empty" not in name]
+        assert launched == ["_scores_kernel", "sum", "_gradients_kernel", "_totals_kernel"]
+        assert len(names) - len(launched) == 9
 
 
 @pytest.mark.parametrize("path", PATHS)
