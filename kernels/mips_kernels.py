@@ -341,11 +341,12 @@ def rescore_kernel(
     queries,  # *fp32, *fp16 or *bf16 [Q, D] q
     blocks,  # *fp32, *fp16 or *bf16 [N, D] e
     counts,  # *i32 [3 + 2 Q] of `filter_kernel`
-    rows,  # *i32 [Q, width]
+    rows,  # *i32 [Q, width]; when ALL, they are all rows, and this is not read
     keys,  # *i64 [Q, width] rank of (score descending, id ascending), as mips.pack_keys; the least, where no row is
     q_count,
     units,  # D / UNIT
     width,
+    ALL: tl.constexpr,
     UNIT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -353,16 +354,25 @@ def rescore_kernel(
     d = units * UNIT
     columns = tl.arange(0, BLOCK_D)
     query = tl.program_id(1).to(tl.int64)
-    count = tl.load(counts + 3 + q_count + query)
+    count = width
+    if not ALL:
+        count = tl.load(counts + 3 + q_count + query)
     for first in range(tl.program_id(0) * ROWS, width, tl.num_programs(0) * ROWS):
         place = first + tl.arange(0, ROWS)
         key = tl.full([ROWS], -0x7FFFFFFFFFFFFFFF, tl.int64)
         if first < count:
             there = place < tl.minimum(count, width)
-            row = tl.load(rows + query * width + place, mask=there, other=0).to(tl.int64)
+            row = tl.minimum(place, width - 1).to(tl.int64)
+            if not ALL:
+                row = tl.load(rows + query * width + place, mask=there, other=0).to(tl.int64)
             q = tl.load(queries + query * d + columns, mask=columns < d, other=0.0).to(tl.float32).to(tl.float64)
             e = tl.load(blocks + row[:, None] * d + columns[None, :], mask=(columns < d)[None, :], other=0.0)
             sums = e.to(tl.float32).to(tl.float64) * q[None, :]  # [ROWS, BLOCK_D] exact
+            if ALL:  # no kernel before this one saw the numbers
+                if tl.max(tl.where(q - q == 0.0, 0, 1), axis=0) > 0:
+                    tl.atomic_max(counts + 1, q_count - tl.program_id(1))
+                if tl.max(tl.max(tl.where(e - e == 0.0, 0, 1), axis=1), axis=0) > 0:
+                    tl.store(counts + 2, 1)
             # Halves to halves, the order of mips.exact_scores: a step adds just two numbers, so no layout changes it.
             for step in tl.static_range(0, 16):
                 if BLOCK_D >> step > 1:

@@ -12,6 +12,8 @@ is a pipeline of five phases, each of one kernel or one `topk`, with nothing for
    that pass get the float64 score of `mips.exact_scores`, added in the same order.
 5. `select`: the k best of those.
 
+Where there are few rows, all get their final score: launching the phases would take longer than they spare.
+
 How much there is to rescore only the device knows. Room is made for what is usual; the counts come back with the
 answer, and where they are larger than the room, the fourth phase runs again with as much as it takes.
 
@@ -48,6 +50,7 @@ GROUPS_PER_K = 256  # groups for each of the k answers, at least: fewer would ma
 ENDS_BYTES = 256 << 20  # of lower ends held at once: queries are searched in chunks that fit
 KEYS_BYTES = 512 << 20  # of rescored rows held at once
 ROOM = (8, 1024)  # candidates a query that room is made for at first: so many times k, and so many more
+FEW_SCORES = 1 << 20  # of queries and blocks in all, that are computed without a scan
 TILE_ELEMENTS = 4096  # numbers of rows in the registers of a program that looks at few of them
 FILTER_WARPS = 4  # of a program that looks at 16 to 128 rows
 CERTIFY_GROUPS = 1024  # groups that one program certifies
@@ -110,6 +113,8 @@ def search(queries: Tensor, blocks: Tensor, codes: bounds.Codes, k: int) -> tupl
     tile = next(tile for tile in (128, 64, 16, 1) if some >= tile)
     some = max(1, some // tile * tile)  # whole tiles of queries
     with torch.cuda.device_of(blocks):  # Triton launches on the current device
+        if len(queries) * n <= FEW_SCORES:
+            return *search_all(queries, blocks, k, report), report
         found = [search_chunk(part, blocks, codes, k, report) for part in queries.split(some)]
     scores, ids = found[0] if len(found) == 1 else (torch.cat(parts) for parts in zip(*found, strict=True))
     return scores, ids, report
@@ -141,6 +146,22 @@ def search_chunk(
             halves = [search_chunk(half, blocks, codes, k, report) for half in queries.split(-(-q // 2))]
             return torch.cat([half[0] for half in halves]), torch.cat([half[1] for half in halves])
         prepared.counts.zero_()
+
+
+def search_all(queries: Tensor, blocks: Tensor, k: int, report: mips.SearchReport) -> tuple[Tensor, Tensor]:
+    """The search of few rows: each gets its final score. -> scores, ids; `report` says that all were rescored."""
+    q, n = len(queries), len(blocks)
+    counts = torch.zeros(3, dtype=torch.int32, device=queries.device)
+    keys = torch.empty(q, n, dtype=torch.int64, device=queries.device)
+    _launch_rescore(queries, blocks, counts, keys, keys, every=True)
+    scores, ids = select(keys, k)
+    _, bad_query, bad_block = counts.tolist()  # the host waits here, and nowhere else
+    if bad_query:
+        mips.refuse_queries(queries)
+    if bad_block:
+        bounds.refuse_non_finite(blocks, 0)
+    report.rescored_groups, report.rescored_rows = [report.groups] * q, [n] * q
+    return scores, ids
 
 
 def prepare(queries: Tensor, codes: bounds.Codes) -> Prepared:
@@ -219,12 +240,7 @@ def rescore(
         **dict(ROWS=min(scanned.group, some), BLOCK_D=block_d, num_warps=FILTER_WARPS),
         **OPTIONS,
     )
-    tiles = -(-width // some)
-    rescore_kernel[(min(tiles, max(1, 16 * _multiprocessors(blocks) // q)), q)](
-        *(prepared.queries, blocks, counts, rows, keys, q, d // _unit(d), width),
-        **dict(UNIT=_unit(d), ROWS=some, BLOCK_D=block_d),
-        **OPTIONS,
-    )
+    _launch_rescore(prepared.queries, blocks, counts, rows, keys, every=False)
     return keys
 
 
@@ -318,6 +334,17 @@ def _aligned(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
+def _launch_rescore(queries: Tensor, blocks: Tensor, counts: Tensor, rows: Tensor, keys: Tensor, every: bool) -> None:
+    (q, width), d = keys.shape, blocks.shape[1]
+    block_d = _power_of_two_from(d)
+    some = max(1, TILE_ELEMENTS // block_d)
+    rescore_kernel[(min(-(-width // some), max(1, 16 * _multiprocessors(blocks) // q)), q)](
+        *(queries, blocks, counts, rows, keys, q, d // _unit(d), width),
+        **dict(ALL=every, UNIT=_unit(d), ROWS=some, BLOCK_D=block_d),
+        **OPTIONS,
+    )
+
+
 def _launch_one(prepared: Prepared, codes: bounds.Codes, scanned: Scanned, with_norm: bool) -> None:
     n, d = codes.codes.shape
     config = scan_config(codes.codes.dtype, 1, d)
@@ -401,7 +428,9 @@ def _common_variants() -> Iterator[Variant]:
         yield variant(f"prepare {name} D={d}", prepare_kernel, sizes, OPTIONS, coded=f"*{name}")
         yield variant(f"filter {name} D={d}", filter_kernel, sizes, OPTIONS, coded=f"*{name}", codes=codes)
         if not int8:
-            yield variant(f"rescore {name} D={d}", rescore_kernel, sizes | dict(ROWS=some), OPTIONS, blocks=codes)
+            for every in (False, True):
+                sizes |= dict(ALL=every, ROWS=some)
+                yield variant(f"rescore {name} D={d} ALL={every}", rescore_kernel, sizes, OPTIONS, blocks=codes)
     for residual in (False, True):
         sizes = dict(RESIDUAL=residual, BLOCK=CERTIFY_GROUPS)
         yield variant(f"certify RESIDUAL={residual}", certify_kernel, sizes, OPTIONS)
