@@ -20,6 +20,9 @@ answer, and where they are larger than the room, the fourth phase runs again wit
 The kernels stand in `mips_kernels.py`. Symbols: Q queries, N blocks, D dimensions, G rows a group.
 """
 
+# A launch gives plain numbers for constexprs.
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import itertools
@@ -312,7 +315,7 @@ def _unit(d: int) -> int:
 
 
 def _power_of_two_from(d: int) -> int:
-    return max(16, triton.next_power_of_2(d))
+    return max(16, 1 << (d - 1).bit_length())
 
 
 def _multiprocessors(tensor: Tensor) -> int:
