@@ -20,12 +20,13 @@ PIECE = 1 << 18  # blocks multiplied in float64 at once
 def milliseconds(run: Callable[[], object], repeats: int = 20) -> float:
     """The median of `repeats` runs by CUDA events, none of which finds its data in the L2 cache."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    flush = torch.empty(max(256 * MIB, 4 * properties.L2_cache_size), dtype=torch.int8, device="cuda")
+    flush = torch.empty(max(256 * MIB, 2 * properties.L2_cache_size), dtype=torch.int8, device="cuda")
     run()  # compiles
     times = []
     for _ in range(repeats):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        flush.zero_()  # while it runs, the host gets ahead: launches cost no time, unless a rung makes the host wait
+        for _ in range(8):  # while they run, the host gets ahead: launches cost time only where a rung makes it wait
+            flush.zero_()
         begin.record()
         run()
         end.record()
@@ -35,10 +36,15 @@ def milliseconds(run: Callable[[], object], repeats: int = 20) -> float:
 
 
 def measured_card(published: Card | None) -> Card:
-    """The current GPU's copy bandwidth and matrix rates; a rate that cannot be measured is the published one."""
+    """The current GPU's bandwidth, the better of a copy's and a read's, and its matrix rates.
+
+    A rate that cannot be measured is the published one.
+    """
     source = torch.ones(256 * MIB, dtype=torch.float32, device="cuda")
     target = torch.empty_like(source)
-    bandwidth = 2 * source.nbytes / milliseconds(lambda: target.copy_(source), 5) * 1e3
+    copied = 2 * source.nbytes / milliseconds(lambda: target.copy_(source), 5)
+    read = source.nbytes / milliseconds(lambda: source.amax(), 5)
+    bandwidth = 1e3 * max(copied, read)
     n = PRODUCT
     a, b = (torch.randn(n, n, dtype=torch.float32, device="cuda") for _ in range(2))
     a8, b8 = (torch.randint(-127, 128, (n, n), device="cuda", dtype=torch.int8) for _ in range(2))
@@ -104,6 +110,14 @@ def span_case(blocks: int, tokens: int, hidden: int, widest: int, device: str) -
     shapes = 2 * [(blocks, tokens, hidden)] + 3 * [(hidden,)]
     drawn = (torch.randn(shape, generator=generator, dtype=torch.float32, device=device) for shape in shapes)
     return Spans(*drawn, output_bias=0.5, eps=1e-3, widest=widest)
+
+
+def best_span(found: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """A rung's best score and its place, from logits [B, spans] where it gives them."""
+    if isinstance(found, tuple):
+        return found
+    score, place = found.flatten().max(0)
+    return score, place
 
 
 def span_error(found: Tensor | tuple[Tensor, Tensor], x: Spans) -> float:

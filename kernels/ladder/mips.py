@@ -11,7 +11,7 @@ equal scores the smaller id comes first. `search` checks what it is given and ca
     5 int8            a quarter of the bytes, and whole numbers compared before they are scaled: less exact still
     6 certificate     how far off rung 5 can be is known, and what it cannot tell apart is scored again: exact
 
-Rungs 1 to 3 add in float32 and agree to the last bit. Rung 6 decides in float64.
+Rungs 1 to 3 add in float32: scores that lie closer than its rounding come in either order. Rung 6 decides in float64.
 
 Symbols: Q queries, N blocks, D dimensions, G rows a group.
 """
@@ -86,11 +86,11 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of scores [Q, n] and their places, best first, of equals the first. -> [Q, k], [Q, k]"""
     top = scores.topk(min(k + 1, scores.shape[1]))
     if top.values.shape[1] > k and bool((top.values[:, k] == top.values[:, k - 1]).any()):
-        places = scores.argsort(dim=1, descending=True, stable=True)[:, :k]  # topk takes any of equals
-    else:
-        places = top.indices[:, :k].sort(1).values
-        places = places.gather(1, scores.gather(1, places).argsort(dim=1, descending=True, stable=True))
-    return scores.gather(1, places), places
+        values, places = scores.sort(dim=1, descending=True, stable=True)  # topk takes any of equals
+        return values[:, :k], places[:, :k]
+    places, order = top.indices[:, :k].sort(1)
+    values, order = top.values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return values, places.gather(1, order)
 
 
 # ------------------------------------------------------------------------------------------------ 2. group maxima
@@ -162,7 +162,7 @@ def _rescore(
 
 
 def rescore(queries: Tensor, blocks: Tensor, chosen: Tensor, group: int, k: int, exact: bool) -> tuple[Tensor, Tensor]:
-    """The k best rows of the chosen groups [Q, width], ascending, -1 for none; exact: by sums in float64."""
+    """The k best rows of the chosen groups [Q, width], ascending, then -1 for none; exact: by sums in float64."""
     (q, d), n, width = queries.shape, blocks.shape[0], chosen.shape[1]
     rows = min(group, max(1, RESCORE_ELEMENTS // padded(d)))
     scores = torch.empty(q, width * group, dtype=torch.float64 if exact else torch.float32, device=blocks.device)
@@ -394,11 +394,15 @@ def intervals(queries: Tensor, codes: Codes) -> tuple[Tensor, Tensor]:
 
 
 def undecided(lower: Tensor, upper: Tensor, k: int) -> Tensor:
-    """The groups that may hold one of the k best, ascending, -1 where a query has fewer: [Q, width] int64."""
+    """The groups that may hold one of the k best, ascending, then -1 where a query has fewer: [Q, width] int64."""
     threshold = lower.topk(k).values[:, -1:] if k <= lower.shape[1] else torch.full_like(lower[:, :1], float("-inf"))
-    width = int((upper >= threshold).sum(1).max())  # the host waits for this number
-    top = upper.topk(width)
-    return top.indices.masked_fill(top.values < threshold, -1).sort(1).values
+    held = upper >= threshold  # [Q, groups]
+    rank = held.cumsum(1)
+    width = int(rank[:, -1].max())  # the host waits for this number
+    chosen = torch.full((len(upper), width + 1), -1, dtype=torch.int64, device=upper.device)
+    groups = torch.arange(upper.shape[1], device=upper.device).expand_as(rank)
+    chosen.scatter_(1, torch.where(held, rank - 1, width), groups)  # the last column takes the rest
+    return chosen[:, :width].contiguous()
 
 
 # ------------------------------------------------------------------------------------------------ all of them

@@ -17,8 +17,8 @@ def draw(rows: list[dict[str, Any]]) -> Any:
     figure, all_axes = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     for axes, ladder in zip(all_axes, ("search", "spans"), strict=True):
         of = [row for row in rows if row["ladder"] == ladder]
-        series = [("predicted at least", "predicted_ms", "0.75"), ("scan alone", "scan_ms", "C0")]
-        series = [one for one in (*series, ("measured", "measured_ms", "C3")) if any(one[1] in row for row in of)]
+        series = [("predicted at least", "predicted_ms", "0.75"), ("its kernel", "scan_ms", "C0")]
+        series = [one for one in (*series, ("the whole rung", "measured_ms", "C3")) if any(one[1] in row for row in of)]
         for place, (label, column, color) in enumerate(series):
             wide = 0.8 / len(series)
             x = [i + (place - (len(series) - 1) / 2) * wide for i in range(len(of))]

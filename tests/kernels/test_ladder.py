@@ -321,8 +321,8 @@ def test_on_a_gpu_all_is_measured(tmp_path, capsys, monkeypatch):
     assert heading.startswith("# NVIDIA H100 80GB HBM3, torch")
     made = list(csv.DictReader(line for line in written if not line.startswith("#")))
     assert all(float(row["measured_ms"]) > 0 for row in made)
-    assert [bool(row["scan_ms"]) for row in made] == [True] * 6 + [False] * 4
-    assert "measured, ms" in capsys.readouterr().out
+    assert all(float(row["scan_ms"]) > 0 for row in made)
+    assert "whole, ms" in capsys.readouterr().out
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
 
 
