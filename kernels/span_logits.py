@@ -5,9 +5,9 @@ The usual way writes h and its normalised form to memory, [spans, hidden] each. 
 which spans start and walks over the widths: h lives in registers, and one number a span is written, or, where only the
 best span is asked for, one score and place a program.
 
-Tiles have three axes, [BLOCK_T, BLOCK_H / LANE_H, LANE_H], since lanes are dealt to the last and then to the first: few
-lanes hold a row, and most of a sum is taken within a thread. Rows beyond the end repeat the last one, and spans beyond
-a block's end the last span of their token: what is read needs no mask, and what must not count is not stored.
+A row is taken in parts of LANE_H columns, each a tile [BLOCK_T, LANE_H]: eight lanes hold a row, not 32, and most of a
+sum is taken within a thread. Rows beyond the end repeat the last one, and spans beyond a block's end the last span of
+their token: what is read needs no mask, and what must not count is not stored.
 
 The backward has three steps: three numbers a span, from which dh follows without any further sum; for each token, dh of
 all the spans that start there and of all that end there; and what the weights get. Every element of the result belongs
@@ -32,10 +32,10 @@ from .triton_language import knobs, tl, triton
 LOGITS, BEST, COEFFICIENTS = 0, 1, 2  # what the scores kernel writes
 INTERPRETED = knobs.runtime.interpret
 
-# 4,096 and 2,048 floats over 128 threads: 32 and 16 registers for each tile that is held.
-SCORES_TILE = dict(BLOCK_T=16)  # of the first 256 columns; where there are more, fewer rows
-GRADIENTS_TILE = dict(BLOCK_T=16, BLOCK_H=128)
-LANE_BYTES = 128  # eight lanes read 16 each; LANE_H is what they hold
+SCORES_TILE = dict(BLOCK_T=16)  # up to 256 columns, where a row is eight parts; where there are more, fewer rows
+GRADIENTS_TILE = dict(BLOCK_T=16)
+GRADIENTS_COLUMNS = 128
+LANE_BYTES = 128  # of a part of a row: eight lanes read 16 each
 TOTALS_TILE = dict(BLOCK_P=128, BLOCK_H=32)
 # Left alone, the assembler of Triton 3.7 chooses 168 registers in places, and spills: 255 is the hardware's limit.
 # Multiplying and adding in one instruction rounds once instead of twice: it is asked for, not left to a default.
@@ -54,16 +54,6 @@ def _load(pointers, inside, WHOLE: tl.constexpr):
 @triton.jit
 def _relu(x):
     return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _row_sums(x):  # [rows, BLOCK_H / LANE_H, LANE_H] to [rows]
-    return tl.sum(tl.sum(x, axis=1), axis=1)
-
-
-@triton.jit
-def _rowwise(x):  # [rows] to [rows, 1, 1]
-    return x[:, None][:, None, :]
 
 
 @triton.jit
@@ -88,26 +78,36 @@ def _scores_kernel(
     #           float32 [B, spans, 4]: a = g r, d = g r³ n / H, mean(h), nothing
     u_ptr,  # [H] float32, ũ, written if MODE is COEFFICIENTS
     all_rows, tokens, widths, stride, eps,  # B * T, T, at most T, elements from row to row
-    MODE: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, LANE_H: tl.constexpr,
+    MODE: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_T: tl.constexpr, LANE_H: tl.constexpr,
 ):  # fmt: skip
-    WHOLE: tl.constexpr = HIDDEN % BLOCK_H == 0
+    WHOLE: tl.constexpr = HIDDEN % LANE_H == 0
+    PARTS: tl.constexpr = (HIDDEN + LANE_H - 1) // LANE_H
     rows = tl.minimum(tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), all_rows - 1)  # [BLOCK_T] first tokens
     block = rows // tokens
     token = rows % tokens
     widest = tokens - 1 - token  # the spans that start at a row have widths 0 to this
-    columns = (tl.arange(0, BLOCK_H // LANE_H) * LANE_H)[None, :, None] + tl.arange(0, LANE_H)[None, None, :]
-    end_rows = end_ptr + _rowwise(rows.to(tl.int64) * stride)
+    columns = tl.arange(0, LANE_H)[None, :]
+    start_rows = start_ptr + (rows.to(tl.int64) * stride)[:, None]
+    end_rows = end_ptr + (rows.to(tl.int64) * stride)[:, None]
     block_out = block.to(tl.int64) * (widths * tokens - widths * (widths - 1) // 2)
 
-    inside = columns < HIDDEN
-    v = _load(v_ptr + columns, inside, WHOLE)
-    u = v * _load(gamma_ptr + columns, inside, WHOLE)
-    u -= _rowwise(_row_sums(u) / HIDDEN)
+    start, u = (), ()  # [BLOCK_T, LANE_H] and [1, LANE_H] of each part
+    u_sum = tl.full([1, LANE_H], 0.0, tl.float32)
+    constant = tl.full([1, LANE_H], 0.0, tl.float32)
+    for part in tl.static_range(PARTS):
+        at = part * LANE_H + columns
+        v = _load(v_ptr + at, at < HIDDEN, WHOLE)
+        u += (v * _load(gamma_ptr + at, at < HIDDEN, WHOLE),)
+        u_sum += u[part]
+        constant += v * _load(beta_ptr + at, at < HIDDEN, WHOLE)
+        start += (_load(start_rows + at, at < HIDDEN, WHOLE),)
+    u_mean = tl.sum(u_sum, axis=1)[:, None] / HIDDEN
+    constant = tl.sum(constant, axis=1) + tl.load(bias_ptr).to(tl.float32)  # v . β + c
     if MODE == 2:
         if tl.program_id(0) == 0:
-            tl.store(u_ptr + columns, u, mask=inside)
-    constant = _row_sums(v * _load(beta_ptr + columns, inside, WHOLE)) + tl.load(bias_ptr).to(tl.float32)  # v . β + c
-    start = _load(start_ptr + _rowwise(rows.to(tl.int64) * stride) + columns, inside, WHOLE)
+            for part in tl.static_range(PARTS):
+                at = part * LANE_H + columns
+                tl.store(u_ptr + at, u[part] - u_mean, mask=at < HIDDEN)
     if mask_ptr is not None:
         start_inside = tl.load(mask_ptr + rows)
     if relevance_ptr is not None:
@@ -119,22 +119,31 @@ def _scores_kernel(
     for width in range(widths):
         valid = width <= widest
         further = tl.minimum(width, widest)
-        end = _load(end_rows + _rowwise(further.to(tl.int64) * stride) + columns, inside, WHOLE)
-        h = _relu(start + end)
-        mean = _row_sums(h) / HIDDEN
-        centred = h - _rowwise(mean)
-        if not WHOLE:
-            centred = tl.where(inside, centred, 0.0)
-        squares = _row_sums(centred * centred)
-        numerator = _row_sums(centred * u)
+        end_here = end_rows + (further.to(tl.int64) * stride)[:, None]
+        h = ()
+        h_sum = tl.full([BLOCK_T, LANE_H], 0.0, tl.float32)
+        for part in tl.static_range(PARTS):
+            at = part * LANE_H + columns
+            h += (_relu(start[part] + _load(end_here + at, at < HIDDEN, WHOLE)),)
+            h_sum += h[part]
+        mean = tl.sum(h_sum, axis=1) / HIDDEN
+        squares = tl.full([BLOCK_T, LANE_H], 0.0, tl.float32)
+        numerator = tl.full([BLOCK_T, LANE_H], 0.0, tl.float32)
+        for part in tl.static_range(PARTS):
+            centred = h[part] - mean[:, None]
+            if not WHOLE:
+                centred = tl.where(part * LANE_H + columns < HIDDEN, centred, 0.0)
+            squares += centred * centred
+            numerator += centred * (u[part] - u_mean)
+        squares, numerator = tl.sum(squares, axis=1), tl.sum(numerator, axis=1)
         inverse_deviation = tl.rsqrt(squares / HIDDEN + eps)
         candidates = first + token  # [BLOCK_T] index among the block's spans
-        at = block_out + candidates
+        span = block_out + candidates
         if MODE == 2:
-            a = tl.load(grad_ptr + at, mask=valid, other=0.0).to(tl.float32) * inverse_deviation
+            a = tl.load(grad_ptr + span, mask=valid, other=0.0).to(tl.float32) * inverse_deviation
             d = a * inverse_deviation * inverse_deviation * numerator / HIDDEN
             packed = tl.join(tl.join(a, mean), tl.join(d, d))  # [BLOCK_T, 2, 2]
-            four = out_ptr + (at * 4)[:, None] + tl.arange(0, 4)[None, :]
+            four = out_ptr + (span * 4)[:, None] + tl.arange(0, 4)[None, :]
             tl.store(four, tl.reshape(packed, [BLOCK_T, 4]), mask=valid[:, None])
         else:
             logits = numerator * inverse_deviation + constant
@@ -144,7 +153,7 @@ def _scores_kernel(
             if relevance_ptr is not None:
                 logits += relevance
             if MODE == 0:
-                tl.store(out_ptr + at, logits, mask=valid)
+                tl.store(out_ptr + span, logits, mask=valid)
             else:
                 better = valid & (logits > best)  # an equal score of a wider span comes later: the first stays
                 best = tl.where(better, logits, best)
@@ -192,7 +201,7 @@ def _coefficients(pointers, valid):
     a_and_mean, d_and_d = tl.split(packed)
     a, mean = tl.split(a_and_mean)
     d, _ = tl.split(d_and_d)
-    return _rowwise(a), _rowwise(d), _rowwise(mean)
+    return a[:, None], d[:, None], mean[:, None]
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -203,46 +212,53 @@ def _gradients_kernel(
     dstart_ptr, dend_ptr,  # [B * T, H] of the projections' dtype
     normed_ptr,  # [programs, H] float32, each program's part of A
     all_rows, tokens, widths, stride,
-    HIDDEN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, LANE_H: tl.constexpr,
+    HIDDEN: tl.constexpr, BLOCK_T: tl.constexpr, PARTS: tl.constexpr, LANE_H: tl.constexpr,
 ):  # fmt: skip
-    WHOLE: tl.constexpr = HIDDEN % BLOCK_H == 0
+    WHOLE: tl.constexpr = HIDDEN % (PARTS * LANE_H) == 0
     rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)  # [BLOCK_T] tokens of all blocks in a row
     is_row = rows < all_rows
     rows = tl.minimum(rows, all_rows - 1)
     token = rows % tokens
-    columns = (tl.arange(0, BLOCK_H // LANE_H) * LANE_H)[None, :, None] + tl.arange(0, LANE_H)[None, None, :]
-    columns += tl.program_id(1) * BLOCK_H
-    inside = columns < HIDDEN
-    start_here = start_ptr + _rowwise(rows.to(tl.int64) * stride)
-    end_here = end_ptr + _rowwise(rows.to(tl.int64) * stride)
-    u = _load(u_ptr + columns, inside, WHOLE)
-    start = _load(start_here + columns, inside, WHOLE)
-    end = _load(end_here + columns, inside, WHOLE)
-    dstart = tl.zeros_like(start)
-    dend = tl.zeros_like(start)
-    normed_sum = tl.zeros_like(start)
+    columns = tl.program_id(1) * PARTS * LANE_H + tl.arange(0, LANE_H)[None, :]
+    start_here = start_ptr + (rows.to(tl.int64) * stride)[:, None]
+    end_here = end_ptr + (rows.to(tl.int64) * stride)[:, None]
+    u, start, end, dstart, dend, normed_sum = (), (), (), (), (), ()
+    for part in tl.static_range(PARTS):
+        at = part * LANE_H + columns
+        u += (_load(u_ptr + at, at < HIDDEN, WHOLE),)
+        start += (_load(start_here + at, at < HIDDEN, WHOLE),)
+        end += (_load(end_here + at, at < HIDDEN, WHOLE),)
+        dstart += (tl.zeros([BLOCK_T, LANE_H], tl.float32),)
+        dend += (tl.zeros([BLOCK_T, LANE_H], tl.float32),)
+        normed_sum += (tl.zeros([BLOCK_T, LANE_H], tl.float32),)
     spans = widths * tokens - widths * (widths - 1) // 2
-    at = coefficients_ptr + ((rows // tokens).to(tl.int64) * spans + token) * 4  # the span of one token
+    span = coefficients_ptr + ((rows // tokens).to(tl.int64) * spans + token) * 4  # the span of one token
     for width in range(widths):
-        # the spans that start here
-        further = tl.minimum(width, tokens - 1 - token)
-        a, d, mean = _coefficients(at, width == further)
-        h = _relu(start + _load(end_here + _rowwise(further.to(tl.int64) * stride) + columns, inside, WHOLE))
-        centred = h - mean
-        dstart += tl.where(h > 0.0, a * u - d * centred, 0.0)
-        normed_sum += a * centred
-        # the spans that end here
-        further = tl.minimum(width, token)
-        a, d, mean = _coefficients(at - 4 * further, width == further)
-        h = _relu(_load(start_here - _rowwise(further.to(tl.int64) * stride) + columns, inside, WHOLE) + end)
-        dend += tl.where(h > 0.0, a * u - d * (h - mean), 0.0)
-        at += (tokens - width) * 4
-    out = _rowwise(rows.to(tl.int64)) * HIDDEN + columns
-    tl.store(dstart_ptr + out, dstart.to(dstart_ptr.dtype.element_ty), mask=inside)
-    tl.store(dend_ptr + out, dend.to(dend_ptr.dtype.element_ty), mask=inside)
-    part = normed_ptr + tl.program_id(0).to(tl.int64) * HIDDEN + columns
-    normed_sum = tl.where(_rowwise(is_row), normed_sum, 0.0)  # the last row once
-    tl.store(part, tl.sum(normed_sum, axis=0)[None, :, :], mask=inside)
+        # the spans that start here, and those that end here
+        further, back = tl.minimum(width, tokens - 1 - token), tl.minimum(width, token)
+        a, d, mean = _coefficients(span, width == further)
+        a_back, d_back, mean_back = _coefficients(span - 4 * back, width == back)
+        ends = end_here + (further.to(tl.int64) * stride)[:, None]
+        starts = start_here - (back.to(tl.int64) * stride)[:, None]
+        new_dstart, new_dend, new_normed_sum = (), (), ()
+        for part in tl.static_range(PARTS):
+            at = part * LANE_H + columns
+            h = _relu(start[part] + _load(ends + at, at < HIDDEN, WHOLE))
+            centred = h - mean
+            new_dstart += (dstart[part] + tl.where(h > 0.0, a * u[part] - d * centred, 0.0),)
+            new_normed_sum += (normed_sum[part] + a * centred,)
+            h = _relu(_load(starts + at, at < HIDDEN, WHOLE) + end[part])
+            dh = tl.where(h > 0.0, a_back * u[part] - d_back * (h - mean_back), 0.0)
+            new_dend += (dend[part] + dh,)
+        dstart, dend, normed_sum = new_dstart, new_dend, new_normed_sum
+        span += (tokens - width) * 4
+    out = (rows.to(tl.int64) * HIDDEN)[:, None]
+    for part in tl.static_range(PARTS):
+        at = part * LANE_H + columns
+        tl.store(dstart_ptr + out + at, dstart[part].to(dstart_ptr.dtype.element_ty), mask=at < HIDDEN)
+        tl.store(dend_ptr + out + at, dend[part].to(dend_ptr.dtype.element_ty), mask=at < HIDDEN)
+        of_program = tl.sum(tl.where(is_row[:, None], normed_sum[part], 0.0), axis=0)[None, :]  # the last row once
+        tl.store(normed_ptr + tl.program_id(0).to(tl.int64) * HIDDEN + at, of_program, mask=at < HIDDEN)
 
 
 @triton.jit(do_not_specialize=["programs", "blocks"], do_not_specialize_on_alignment=_WEIGHTS)
@@ -309,7 +325,8 @@ def span_logits_backward(grad_logits: Tensor, inputs: SpanInputs) -> dict[str, T
     widths = min(tokens, inputs.max_span_width)
     coefficients, u = _empty(inputs, blocks, span_count(tokens, widths), 4), _empty(inputs, hidden)
     _launch_scores(COEFFICIENTS, coefficients, inputs, projections, grad_logits.contiguous(), u)
-    grid = (triton.cdiv(blocks * tokens, GRADIENTS_TILE["BLOCK_T"]), triton.cdiv(hidden, GRADIENTS_TILE["BLOCK_H"]))
+    tile = _gradients_tile(start)
+    grid = (triton.cdiv(blocks * tokens, tile["BLOCK_T"]), triton.cdiv(hidden, tile["PARTS"] * tile["LANE_H"]))
     normed = _empty(inputs, grid[0], hidden)
     dstart, dend = (torch.empty(start.shape, dtype=start.dtype, device=start.device) for _ in range(2))
     block_sums = grad_logits.sum(1, dtype=torch.float32)
@@ -318,7 +335,7 @@ def span_logits_backward(grad_logits: Tensor, inputs: SpanInputs) -> dict[str, T
     with torch.cuda.device_of(start):
         _gradients_kernel[grid](
             start, end, u, coefficients, dstart, dend, normed, blocks * tokens, tokens, widths, stride,
-            HIDDEN=hidden, LANE_H=LANE_BYTES // start.element_size(), **GRADIENTS_TILE, **OPTIONS,
+            HIDDEN=hidden, **tile, **OPTIONS,
         )  # fmt: skip
         _totals_kernel[(triton.cdiv(hidden, TOTALS_TILE["BLOCK_H"]),)](
             normed, block_sums, gamma, beta, v, dgamma, dbeta, dv, dbias, grid[0], blocks,
@@ -339,14 +356,16 @@ def compile_variants():
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     for dtype, hidden, stride in itertools.product(dtypes, (256, 300, 40), ("i32:16", "i32")):
         of_all = {"stride": stride, "eps": "fp32"} | dict.fromkeys(["start_ptr", "end_ptr"], f"*{dtype}:16")
-        tile = _scores_tile(torch.empty(1, 1, hidden, dtype=dtypes[dtype], device="meta"))
+        projection = torch.empty(1, 1, hidden, dtype=dtypes[dtype], device="meta")
         case = f"{dtype} H={hidden} stride {stride}"
         for mode, name in enumerate(("logits", "best", "coefficients")):
             types = of_all | {"mask_ptr": "*i1", "out_ptr": "*i64" if mode == BEST else "*fp32"}
-            yield _variant(f"span {name} {case}", _scores_kernel, types, dict(MODE=mode, HIDDEN=hidden, **tile))
+            yield _variant(
+                f"span {name} {case}", _scores_kernel, types, dict(MODE=mode, HIDDEN=hidden) | _scores_tile(projection)
+            )
         aligned = dict.fromkeys(["u_ptr", "coefficients_ptr", "normed_ptr"], "*fp32:16")
         types = of_all | aligned | dict.fromkeys(["dstart_ptr", "dend_ptr"], f"*{dtype}:16")
-        constexprs = dict(HIDDEN=hidden, LANE_H=tile["LANE_H"], **GRADIENTS_TILE)
+        constexprs = dict(HIDDEN=hidden) | _gradients_tile(projection)
         yield _variant(f"span gradients {case}", _gradients_kernel, types, constexprs)
     yield _variant("span totals", _totals_kernel, {}, dict(HIDDEN=256, **TOTALS_TILE))
     yield _variant("span choice", _choose_kernel, dict(keys_ptr="*i64", places_ptr="*i64"), dict(BLOCK_P=1024))
@@ -387,11 +406,14 @@ def _projections(inputs: SpanInputs) -> tuple[Tensor, Tensor, int]:
 
 
 def _scores_tile(projection: Tensor) -> dict[str, int]:
-    """Whole rows of h, however long: above 8,192 columns they need more registers than there are."""
+    """Parts as wide, and as few rows, as let a thread hold eight of each where it holds whole rows."""
+    times = 1 << (-(-projection.shape[2] // 256) - 1).bit_length()  # 1 up to 256 columns, 2 up to 512
+    return dict(BLOCK_T=max(SCORES_TILE["BLOCK_T"] // times, 1), LANE_H=times * LANE_BYTES // projection.element_size())
+
+
+def _gradients_tile(projection: Tensor) -> dict[str, int]:
     lane_columns = LANE_BYTES // projection.element_size()
-    columns = max(1 << (projection.shape[2] - 1).bit_length(), lane_columns)
-    rows = max(SCORES_TILE["BLOCK_T"] * 256 // max(columns, 256), 1)
-    return dict(BLOCK_T=rows, BLOCK_H=columns, LANE_H=lane_columns)
+    return GRADIENTS_TILE | dict(PARTS=max(GRADIENTS_COLUMNS // lane_columns, 1), LANE_H=lane_columns)
 
 
 def _weights(inputs: SpanInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:

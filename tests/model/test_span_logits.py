@@ -22,8 +22,14 @@ PATHS = [pytest.param(spans, id="torch"), pytest.param(kernels, id="triton")]
 MIN = float(torch.finfo(torch.float32).min)
 some = settings(max_examples=cases(24), deadline=None, derandomize=True, database=None)
 
-TILE_TOKENS, TILE_HIDDEN = kernels.SCORES_TILE["BLOCK_T"], kernels.GRADIENTS_TILE["BLOCK_H"]
+TILE_TOKENS, TILE_HIDDEN = kernels.SCORES_TILE["BLOCK_T"], 256
 MOST_TILES = 4  # of a drawn case: the interpreter takes about 10 ms for each, and 40 ms for its gradients
+
+
+@pytest.fixture(autouse=True)
+def wide_parts(monkeypatch):
+    """The interpreter pays for each operation, not for its size: a row in one part."""
+    monkeypatch.setattr(kernels, "LANE_BYTES", 2048)
 
 
 @st.composite
@@ -273,6 +279,21 @@ def test_halves_of_one_projection_are_read_where_they_are(path):
         assert torch.equal(
             path.span_logits(SpanInputs(start, end, *arguments[2:], **options)),
             path.span_logits(SpanInputs(*arguments, **options)),
+        )
+
+
+@pytest.mark.parametrize("hidden, dtype", [(300, torch.float32), (256, torch.bfloat16)])
+def test_the_parts_of_a_row_join(monkeypatch, hidden, dtype):
+    arguments, options = make_case((1, 3, hidden, 2), 7, dtype, "normal")
+    grad = torch.randn(1, 5, generator=torch.Generator().manual_seed(0))
+    inputs = SpanInputs(*arguments, **options)
+    whole, whole_grads = kernels.span_logits(inputs), kernels.span_logits_backward(grad, inputs)
+    monkeypatch.setattr(kernels, "LANE_BYTES", 128)  # as on a GPU
+    torch.testing.assert_close(kernels.span_logits(inputs), whole, rtol=1e-5, atol=1e-5)
+    assert kernels.best_span(inputs)[1:] == spans.best_span(inputs)[1:]
+    for name, gradient in kernels.span_logits_backward(grad, inputs).items():
+        torch.testing.assert_close(
+            gradient, whole_grads[name], rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-4
         )
 
 

@@ -202,6 +202,7 @@ def pretend() -> Iterator[torch.device]:
         stack.enter_context(patch.object(torch.cuda, "_lazy_init", lambda: None))
         stack.enter_context(patch.object(torch, "Generator", Generator))
         stack.enter_context(patch.object(mips_topk, "TILE_ELEMENTS", TILE_ELEMENTS))
+        stack.enter_context(patch.object(span_logits, "LANE_BYTES", 2048))
         for tile in TILES:
             stack.enter_context(patch.dict(tile, FEW_PROGRAMS))
         for module, names in KERNELS.items():
