@@ -135,7 +135,7 @@ def scan_one_kernel(
         if NORM:
             squares = tl.where(squares == squares, squares, float("inf"))  # a maximum would lose NaN
             n_base = tl.sqrt(_largest(squares, ROWS // BASE, BASE))
-            tl.store(norm + base, n_base)
+            tl.store(norm + base, n_base, mask=tile_bases + tile * (ROWS // BASE) <= last_base)
             if tl.max(n_base, axis=0) == float("inf"):
                 tl.store(counts + 2, 1)
         else:

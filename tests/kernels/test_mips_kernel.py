@@ -410,3 +410,15 @@ def test_tiny_norms_are_not_flushed(count):
         expected_scores, expected_ids = book_models.search(queries[:count], blocks, 1)
         np.testing.assert_array_equal(ids.numpy(), expected_ids)
         np.testing.assert_array_equal(scores.numpy(), expected_scores.astype(np.float32))
+
+
+@settings(CASES, max_examples=cases(6))
+@given(count=st.sampled_from([1, 2]), d=dimensions, scale=st.sampled_from([-145, -100, -70, 0, 60, 124]), seed=seeds)
+def test_norms_taken_on_the_way_are_those_of_float64(count, d, scale, seed):
+    """Where squares of float32 would vanish, or overflow, too."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = torch.randn(40, d, generator=generator).clamp(-7, 7) * 2.0**scale
+    codes = kernel.bounds.Codes(blocks, None, 0, None, None)
+    found = kernel.scan(kernel.prepare(torch.ones(count, d), codes), codes, 16).norm
+    expected = torch.nn.functional.pad(blocks.double().norm(dim=1), (0, 8)).view(3, 16).amax(1)
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-12)
