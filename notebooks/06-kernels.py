@@ -40,7 +40,7 @@ from realm_min.verify.differences import central_difference
 os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported: they then run on tensors of the processor
 from realm_min.kernels import mips_topk as search_kernels
 from realm_min.kernels import span_logits as span_kernels
-from realm_min.kernels.ladder import counts, measure
+from realm_min.kernels.ladder import counts, measure, picture
 from realm_min.kernels.ladder import mips as search_ladder
 from realm_min.kernels.ladder import spans as span_ladder
 
@@ -298,6 +298,34 @@ plt.show()
 #
 # On rung 3 a warp needs 82 shuffles for *each* query, five for each of its 16 rows and two for the maximum; on rung 4
 # it needs 4 for all 128 rows and its 16 queries. On a GPU the same command measures every rung beside its prediction.
+#
+# ### The ladder, measured
+#
+# On an H200, beside the least time that its own bandwidth and rates, measured first, allow. The *kernel* is the scan
+# alone, the *whole* rung ends with the k best blocks, and *wrong* is the share of blocks that are not among the k best,
+# of random numbers and where scores lie close.
+
+# %%
+with open(Path("..") / "benchmarks" / "ladder-nvidia-h200.csv", encoding="utf-8", newline="") as file:
+    lines = file.read().splitlines()
+print(lines[0].removeprefix("# "))
+measured = []
+for row in csv.DictReader(line for line in lines if not line.startswith("#")):
+    numbers = {name: float(text) for name, text in row.items() if name not in ("ladder", "rung") and text}
+    measured.append({"ladder": row["ladder"], "rung": row["rung"], **numbers})
+print(f"{'ms':16}{'at least':>10}{'kernel':>10}{'whole':>10}{'wrong':>10}{'close':>10}")
+for row in measured[: len(search_ladder.RUNGS)]:
+    times = (f"{row[name]:10.3f}" for name in ("predicted_ms", "scan_ms", "measured_ms"))
+    print(f"{row['rung']:16}", *times, *(f"{row[name]:10.1%}" for name in ("wrong_random", "wrong_close")), sep="")
+picture.draw(measured)
+plt.show()
+
+# %% [markdown]
+# Rungs 1 and 2 are where the memory lets them be. Rung 3 takes several times its prediction: the shuffles. Rung 4's
+# kernel is back at the limit, of the memory again, and int8 lowers that. From there on the kernel is not what takes the
+# time: choosing groups and scoring their rows again are dozens of small operations, and twice the host must wait for a
+# number before it can start the next. There the kernels that REALM runs go on. And exactness: where scores lie close,
+# TF32 and int8 are wrong often, float32 itself is at times, and the certificate never.
 #
 # ### Who else climbed here
 #
