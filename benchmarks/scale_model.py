@@ -18,7 +18,6 @@ import numpy as np
 
 from realm_min.config import RealmConfig
 from realm_min.search.bounds import BASE_GROUP
-from realm_min.search.mips import MAXIMA_BYTES, group_size
 
 DIMENSIONS = 128
 CODE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # a dimension, as the scan reads it
@@ -26,6 +25,9 @@ BOUND_BYTES = {"float32": 8, "bfloat16": 16, "int8": 20}  # a group of BASE_GROU
 HEAD_BYTES, CANDIDATE_BYTES = 32, 8  # how much a rank searches for; a score and an id, packed into one int64
 BUCKET = 1 << 20  # gradients that are summed at a time
 QUERIES_AT_ONCE = 64  # which one pass over the blocks can serve
+# scale.csv holds searches that kept the maxima of groups of rows; today's keep the rows that reach a threshold.
+MAXIMA_BYTES = 16 << 20
+MAX_GROUP = 128
 MEASURED_CODES = ("float32", "int8")
 CSV = Path(__file__).parent / "scale.csv"
 
@@ -150,6 +152,14 @@ def reduce_seconds(constants: Constants, ranks: int, count: float, messages: int
     """
     step = messages * constants["reduce latency"] + count / ranks / constants["reduce bandwidth"]
     return 2 * (ranks - 1) * step
+
+
+def group_size(rows: int, k: int) -> int:
+    """Rows a group: large groups make few maxima to select from, small ones few rows to rescore for a large k."""
+    group = MAX_GROUP
+    while group > BASE_GROUP and rows < 32 * k * group:
+        group //= 2
+    return group
 
 
 def passes(rows: int, queries: int, k: int) -> int:

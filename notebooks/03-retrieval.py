@@ -8,7 +8,7 @@
 # p(z \mid x) = \frac{\exp f(x, z)}{\sum_{z'} \exp f(x, z')}.$$
 #
 # Nobody can read 13 million documents for one question, so the k with the largest f(x, z) are searched for: *maximum
-# inner product search*, MIPS. This notebook shows how `mips.py` does it exactly, why it may look at maxima of groups
+# inner product search*, MIPS. This notebook shows how that is done exactly, why a GPU may look at maxima of groups
 # alone, how it may even look at rounded numbers and *prove* that the answer is right, and what that is worth.
 #
 # | symbol | meaning | here |

@@ -1,9 +1,7 @@
-"""Products for the scan of a search, by what multiplies the fastest on this machine: measured, not guessed.
+"""Which scan is the fastest on this machine, measured once: what it reads, and what multiplies it (`scan.py`).
 
-torch's library of products and NumPy's differ by up to two either way from processor to processor (a matrix by one
-vector), and products of bfloat16 and int8 are many times as slow as those of float32 where there are no instructions
-for them. Whatever is
-chosen, a search returns the same bits: its bounds hold for a sum in any order.
+Products of a matrix by one vector differ by up to two between torch and NumPy, either way, from processor to processor,
+and products of bfloat16 and int8 are many times as slow as those of float32 where there are no instructions for them.
 """
 
 from __future__ import annotations
@@ -11,69 +9,96 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
-GROUP = 16  # rows whose maximum is taken, in what is timed
+from .bounds import BASE_GROUP, Codes, scan_queries
+from .scan import is_native, pairs_reaching, query_dtype, scan_errors
+
+SCANS = ("codes", "blocks")
+SAMPLE_ROWS = 1 << 14  # that are scanned to be timed: 8 MB of float32 in 128 dimensions, more than most caches
 REPEATS = 3  # of what is timed, after once that is not; the fastest counts
-SAMPLE = (1 << 14, 128)  # rows and columns of a product that is timed: 8 MB, more than a second-level cache
+HOPELESS = 3  # times the best: what took as long at first is not repeated
+QUERIES = (1, 8, 64)  # at once, that are measured
 
 
-def faster_scan(*scans: Callable[[], object], names: Sequence[str]) -> str:
-    """The name of the fastest of `scans`; of equals, the first."""
-    seconds = [seconds_of(scan) for scan in scans]
-    return names[seconds.index(min(seconds))]
+class Way(NamedTuple):
+    """What a scan reads, the index's "codes" or the "blocks" as they are, and in which arithmetic."""
+
+    scan: str
+    arithmetic: str
+
+    def __str__(self) -> str:
+        return f"{self.scan} by {self.arithmetic}"
 
 
-def seconds_of(work: Callable[[], object]) -> float:
-    """The fastest of some repeats."""
-    work()
-    found = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return min(found)
+def measured_queries(count: int) -> int:
+    """The number of queries whose measurement `count` queries go by."""
+    return next((q for q in QUERIES if count <= 2 * q - 1), QUERIES[-1])
 
 
-def matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out = a b, [rows, inner] by [inner, columns]; int8 gives int32."""
-    if a.dtype == torch.int8:
-        torch._int_mm(a, b, out=out)  # pyright: ignore[reportPrivateImportUsage] (torch's only product of int8)
-    elif b.shape[1] == 1:
-        torch.mv(a, b[:, 0], out=out[:, 0])
-    else:
-        torch.mm(a, b, out=out)
-
-
-def group_maxima(rows: Tensor, query: Tensor, group: int) -> np.ndarray:
-    """The largest score of every `group` consecutive rows, the last group maybe short, by NumPy alone.
-
-    rows [n, D], query [D], float32 -> [groups] float32. Nothing of torch's runs in between: threads of both libraries,
-    each waiting for work, would take the cores from each other.
-    """
-    scores = np.dot(rows.numpy(), query.numpy())  # [n]
-    whole = len(scores) // group * group
-    maxima = scores[:whole].reshape(-1, group).max(1)
-    return maxima if whole == len(scores) else np.append(maxima, scores[whole:].max())
-
-
-@functools.lru_cache(maxsize=8)
-def library(threads: int) -> str:
-    """Whose product of a matrix with one vector is the faster here, "torch" or "numpy", maxima included.
+@functools.lru_cache(maxsize=64)
+def fastest(
+    dtypes: tuple[tuple[str, torch.dtype], ...],
+    arithmetics: tuple[str, ...],
+    dimensions: int,
+    queries: int,
+    threads: int,
+    fill_norms: bool,
+) -> Way:
+    """The fastest way to scan, of `dtypes`, each a scan and the dtype that it reads, and of `arithmetics`.
 
     threads: of torch. Where it was told to use fewer than there are cores, NumPy, which was not told, is not asked.
+    fill_norms: the scan takes the norms of the rows too.
     """
+    found = ways(dtypes, arithmetics, threads)
+    return quickest({way: _sample_scan(way, dtype, dimensions, queries, fill_norms) for way, dtype in found})
+
+
+def ways(
+    dtypes: tuple[tuple[str, torch.dtype], ...], arithmetics: tuple[str, ...], threads: int
+) -> list[tuple[Way, torch.dtype]]:
+    """All ways to scan, with the dtype that each reads; the ones that may be hopeless come last."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if threads < cores:
-        return "torch"
-    rows, query = (torch.ones(shape, dtype=torch.float32) for shape in (SAMPLE, SAMPLE[1]))
-    out = torch.empty(SAMPLE[0], dtype=torch.float32)
-    return faster_scan(
-        lambda: torch.mv(rows, query, out=out).view(-1, GROUP).amax(1),
-        lambda: group_maxima(rows, query, GROUP),
-        names=("torch", "numpy"),
+    found = []
+    for arithmetic in arithmetics:
+        told = arithmetic == "numpy" and threads < cores and len(arithmetics) > 1
+        for scan, dtype in dtypes:
+            if not told and (arithmetic != "native" or len(arithmetics) == 1 or is_native(dtype, arithmetic)):
+                found.append((Way(scan, arithmetic), dtype))
+    return found
+
+
+def quickest(works: dict[Way, Callable[[], object]]) -> Way:
+    """The one that takes the least time; of equals, the first."""
+    best, least = next(iter(works)), float("inf")
+    for way, work in works.items():
+        seconds = _seconds(work)
+        if seconds < HOPELESS * least:
+            seconds = min(_seconds(work) for _ in range(REPEATS))
+        if seconds < least:
+            best, least = way, seconds
+    return best
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _sample_scan(way: Way, dtype: torch.dtype, dimensions: int, queries: int, fill_norms: bool) -> Callable[[], object]:
+    """A scan of made-up rows which none of them passes, to be timed."""
+    bases = SAMPLE_ROWS // BASE_GROUP
+    scale = torch.ones(bases, dtype=torch.float32) if dtype == torch.int8 else None
+    norm = torch.ones(bases, dtype=torch.float64)
+    codes = Codes(torch.ones(SAMPLE_ROWS, dimensions, dtype=dtype), scale, 0, None, norm)
+    asked = torch.ones(queries, dimensions, dtype=torch.float32)
+    scanned = scan_queries(asked, codes, query_dtype(codes, way.arithmetic))
+    thresholds = torch.full((queries,), 1e9, dtype=torch.float64)
+    weights = scanned.limit_weights(thresholds, scan_errors(codes, way.arithmetic))
+    return functools.partial(
+        pairs_reaching, codes, scanned, weights, range(SAMPLE_ROWS), way.arithmetic, fill_norms and way.scan == "blocks"
     )

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 COMPRESSIONS = (None, "bfloat16", "int8")
 BASE_GROUP = 16  # rows that share a scale and a bound; a search may join several into one group
 CHUNK_ELEMENTS = 1 << 24  # elements looked through at once; a quarter of them, where they are compressed
@@ -49,20 +48,25 @@ class ScanQueries:
     code_norm: Tensor  # [Q] ||q̂||
     delta: Tensor  # [Q] ||q - q̂||
 
-    def select(self, i: int) -> ScanQueries:
-        """Query i alone, still with its axis."""
-        return ScanQueries(*(getattr(self, field.name)[i : i + 1] for field in fields(self)))
+    def select(self, places: Tensor) -> ScanQueries:
+        """The queries at `places` [n] int64."""
+        return ScanQueries(*(getattr(self, field.name)[places] for field in fields(self)))
 
+    def limit_weights(self, thresholds: Tensor, errors: Rounding) -> Tensor:
+        """What makes limits of `limit_terms`: for thresholds [Q] float64 -> [3, Q] float64.
 
-def check_blocks(blocks: Tensor) -> None:
-    """Raise ValueError, naming what is wrong, for blocks that are not [N, D] of a searchable dtype."""
-    if not isinstance(blocks, Tensor) or blocks.dtype not in BLOCK_DTYPES:
-        kind = blocks.dtype if isinstance(blocks, Tensor) else type(blocks).__name__
-        raise ValueError(f"blocks are {kind}: give a torch tensor of float32, float16 or bfloat16")
-    if blocks.ndim != 2:
-        raise ValueError(f"blocks have shape {tuple(blocks.shape)}: give [blocks, dimensions]")
-    if 0 in blocks.shape:
-        raise ValueError(f"blocks have shape {tuple(blocks.shape)}: an empty index cannot be searched")
+        A score w of the scan may belong to a row that reaches the threshold t if w + rho |w| + b >= t, and b is
+        a n + ||q|| r + c, linear in the row's norm and residual. Then, with x = 2 rho <= 1,
+            w >= L = t - b - x (|t| + b):
+        were w < L, w + rho |w| + b would be below t, whatever the signs. Half of x would do but for terms in rho**2 and
+        the rounding of L itself, to float32 and in between. L is linear in n, r and 1, so the limits of many rows and
+        queries, in the unit of the product, are one product of two small matrices.
+        """
+        x = 2 * errors.rho
+        a = self.delta + errors.gamma * self.code_norm
+        c = errors.eta * self.unit
+        rows = (-(1 + x) * a, -(1 + x) * self.norm, thresholds - x * thresholds.abs() - (1 + x) * c)
+        return torch.stack(rows) / self.unit
 
 
 def compress(blocks: Tensor, compression: str | None, first: int = 0) -> Codes:
@@ -151,15 +155,62 @@ def widen(bounds: Tensor, group: int) -> Tensor:
     return group_max(bounds[:, None], group // BASE_GROUP)[:, 0]
 
 
+def limit_terms(codes: Codes, bases: slice) -> Tensor:
+    """Norm, residual and one of the base groups, in the unit of their codes. -> [bases, 3] float64
+
+    Times `ScanQueries.limit_weights` they are the least products by which rows may reach a threshold.
+    """
+    assert codes.norm is not None
+    norm = codes.norm[bases]
+    residual = torch.zeros_like(norm) if codes.residual is None else codes.residual[bases]
+    terms = torch.stack([norm, residual, torch.ones_like(norm)], 1)
+    return terms if codes.scale is None else terms.div_(code_scale(codes.scale[bases])[:, None])
+
+
+def code_scale(scale: Tensor) -> Tensor:
+    """Stored scales, float32 -> float64, none of them 0: eta has room for the change."""
+    return scale.double().clamp(min=2.0**-149)
+
+
+def pair_ends(
+    pairs: tuple[Tensor, Tensor, Tensor], codes: Codes, queries: ScanQueries, errors: Rounding
+) -> tuple[Tensor, Tensor]:
+    """Between what a true score lies, for (base group, query, product) [pairs] each. -> lower, upper [pairs] float64"""
+    assert codes.norm is not None
+    base, query, values = pairs
+    values = values * queries.unit[query]
+    if codes.scale is not None:
+        values = values * code_scale(codes.scale[base])
+    a = queries.delta + errors.gamma * queries.code_norm
+    slack = codes.norm[base] * a[query] + (errors.eta * queries.unit)[query] + errors.rho * values.abs()
+    if codes.residual is not None:
+        slack += codes.residual[base] * queries.norm[query]
+    return values - slack, values + slack
+
+
+def base_norms(squares: Tensor, rows: Tensor, start: int) -> Tensor:
+    """Bounds on the norms of rows [n, D] float32, numbered from `start`, for each base group. -> [bases] float64
+
+    squares: sums of squares of whole base groups, in float32: the norm of all rows bounds that of each. Squares below
+    2**-126 may have vanished, hence the addend; where squares overflow, the largest norm there is takes their place.
+    Raises ValueError when they did because a row is not finite.
+    """
+    if not squares.isfinite().all():
+        refuse_non_finite(rows, start)
+    size = BASE_GROUP * rows.shape[1]
+    largest = math.sqrt(size) * torch.finfo(torch.float32).max
+    norms = squares.double().sqrt() * (1 + size * 2.0**-23) + math.sqrt(size) * 2.0**-62
+    return norms.nan_to_num_(largest, largest)
+
+
 def scan_queries(queries: Tensor, codes: Codes, dtype: torch.dtype) -> ScanQueries:
-    """Queries [Q, D] as the scan multiplies them with the codes: in `dtype`, unless the codes are int8."""
+    """Queries [Q, D] as the scan multiplies them with the codes, in `dtype`: float32, bfloat16 or int8."""
     exact = queries.double()
     norm = (exact * exact).sum(1).sqrt() * (1 + 1e-12)
-    if codes.scale is not None:
-        step = (exact.abs().amax(1) / 127).clamp(min=1e-300)  # [Q] one unit of the int8 query
+    if dtype == torch.int8:
+        step = (exact.abs().amax(1) / 127).clamp(min=2.0**-200)  # [Q] one unit of the int8 query
         coded = (exact / step[:, None]).round_()
-        unit = step * 2.0**codes.exponent
-        hat = coded * step[:, None]
+        unit, hat = step, coded * step[:, None]
         coded = coded.to(torch.int8)
     else:
         # A power of two brings ||q|| under 2**-6: no partial sum of up to 1024 products can overflow.
@@ -168,7 +219,7 @@ def scan_queries(queries: Tensor, codes: Codes, dtype: torch.dtype) -> ScanQueri
         hat = coded.double() * unit[:, None]
     delta = ((exact - hat) ** 2).sum(1).sqrt() * (1 + 1e-12)
     code_norm = (hat * hat).sum(1).sqrt() * (1 + 1e-12)
-    return ScanQueries(exact, coded, unit, norm, code_norm, delta)
+    return ScanQueries(exact, coded, unit * 2.0**codes.exponent, norm, code_norm, delta)
 
 
 class Rounding(NamedTuple):

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..files.atomic import write_atomically
 from ..files.json_file import json_object
 from ..files.safetensors_file import read_with_metadata, write_safetensors
-from .bounds import COMPRESSIONS, check_blocks, shapes_of
+from .bounds import COMPRESSIONS, shapes_of
+from .checks import check_blocks
 
 FORMAT = "realm-min block index 2"
 EARLIER_FORMAT = "realm-min block index 1"  # with sums in place of a checksum

@@ -225,7 +225,8 @@ class ShardedBlockIndex:
         k, same = self._agreed(heads)
         counts = [max(count, 0) for count, *_ in heads]
         if not any(counts):
-            return torch.empty(0, k, device=self.device), torch.empty(0, k, dtype=torch.int64, device=self.device)
+            none = torch.empty(0, k, dtype=torch.float32, device=self.device)
+            return none, none.long()
         if same:
             everything = queries
         else:
@@ -265,7 +266,7 @@ class ShardedBlockIndex:
 
     def _candidates(self, queries: Tensor, k: int) -> Tensor:
         """The keys of the k best blocks of this slice, best first, [Q, k] int64; filled up where it has fewer."""
-        keys = torch.full((len(queries), k), NO_CANDIDATE, device=self.device)
+        keys = torch.full((len(queries), k), NO_CANDIDATE, dtype=torch.int64, device=self.device)
         if self._slice is not None:
             count = min(k, len(self._slice))
             scores, ids = self._slice.search(queries, count)

@@ -1,7 +1,7 @@
 """The CPU search against float64: exact for every compression, on data made to break it."""
 
+import contextlib
 import sys
-import time
 from unittest import mock
 
 import book_models
@@ -13,26 +13,51 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sizes import cases
 
-from realm_min.search import arithmetic, bounds, mips
+from realm_min.search import cpu_search, mips, scan
 from realm_min.search.mips import BlockIndex, mips_topk
 
-# The plain function, an index as it is by torch's and by NumPy's products, and what is read of a compressed one.
-PATHS = ("function", "torch", "numpy", "bfloat16", "int8", "int8, its blocks")
-CASES = settings(deadline=None, derandomize=True, max_examples=cases(48), suppress_health_check=[HealthCheck.too_slow])
+# The plain function, an index as it is, its codes, and a compressed one's blocks, in each arithmetic.
+PATHS = [
+    *(("function", arithmetic) for arithmetic in ("torch", "numpy")),
+    *(("index", arithmetic) for arithmetic in ("torch", "numpy")),
+    *((compression, arithmetic) for compression in ("bfloat16", "int8") for arithmetic in mips.ARITHMETICS),
+    ("int8, its blocks", "numpy"),
+]
+# Buffers and samples so small that few rows fill many of them.
+FEW = dict(
+    TILE_BYTES=mock.patch.object(scan, "TILE_BYTES", 20_000),
+    STAGED_BYTES=mock.patch.object(scan, "STAGED_BYTES", dict(numpy=10_000, torch=10_000)),
+    SCORES_BYTES=mock.patch.object(scan, "SCORES_BYTES", dict(numpy=2_000, torch=2_000)),
+    SAMPLE_ROWS=mock.patch.object(cpu_search, "SAMPLE_ROWS", (4, 32)),
+    PAIRS=mock.patch.object(cpu_search, "PAIRS", 500),
+    QUERIES_AT_ONCE=mock.patch.object(cpu_search, "QUERIES_AT_ONCE", 3),
+)
+CASES = settings(deadline=None, derandomize=True, max_examples=cases(16), suppress_health_check=[HealthCheck.too_slow])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few():
+    with contextlib.ExitStack() as stack:
+        for patch in FEW.values():
+            stack.enter_context(patch)
+        yield
 
 
 def index_of(path, blocks):
-    compression, _, its_blocks = path.partition(", ")
-    if path in ("torch", "numpy"):
-        return BlockIndex(blocks)
-    return BlockIndex(blocks, compression, scan="blocks" if its_blocks else "codes")
+    kind, arithmetic = path
+    compression, _, its_blocks = kind.partition(", ")
+    return BlockIndex(
+        blocks,
+        None if compression == "index" else compression,
+        scan="blocks" if its_blocks else "codes",
+        arithmetic=arithmetic,
+    )
 
 
 def search(path, queries, blocks, k, index=None):
-    if path == "function":
-        return mips_topk(queries, blocks, k)
-    with mock.patch.object(mips, "library", lambda threads: "numpy" if path == "numpy" else "torch"):
-        return (index or index_of(path, blocks)).search(queries, k)
+    if path[0] == "function":
+        return mips_topk(queries, blocks, k, arithmetic=path[1])
+    return (index or index_of(path, blocks)).search(queries, k)
 
 
 def rounded(queries, blocks, k):
@@ -100,7 +125,7 @@ ADVERSARIES = {
 
 
 @pytest.mark.parametrize("path", PATHS)
-@settings(CASES, max_examples=cases(40))
+@settings(CASES, max_examples=cases(20))
 @given(
     shape=shapes(),
     adversary=st.sampled_from(sorted(ADVERSARIES)),
@@ -117,21 +142,61 @@ def test_adversarial_data_stays_exact(path, shape, adversary, scale, seed):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_gaussian_blocks_in_many_tiles_rescore_little(path, monkeypatch):
-    for name in ("TILE_BYTES", "CACHED_TILE_BYTES", "SCORES_BYTES"):
-        monkeypatch.setattr(mips, name, 40_000)
-    monkeypatch.setattr(mips, "MAXIMA_BYTES", 3 * 4 * 160)  # three queries at a time
+def test_gaussian_blocks_rescore_little(path):
     generator = torch.Generator().manual_seed(0)
     queries, blocks = torch.randn(7, 64, generator=generator), torch.randn(20_003, 64, generator=generator)
-    assert_exact(path, queries, blocks, 4)
-    if path != "function":
-        index = index_of(path, blocks)
-        search(path, queries, blocks, 4, index)
-        report = index.last_search
-        assert (report.group_size, report.groups) == (128, 157)
-        assert len(report.rescored_groups) == len(report.rescored_rows) == 7
-        assert all(4 <= groups < 60 for groups in report.rescored_groups)
-        assert all(4 <= rows < 80 for rows in report.rescored_rows)
+    with mock.patch.object(cpu_search, "SAMPLE_ROWS", (512, 512)):
+        assert_exact(path, queries, blocks, 4)
+        if path[0] != "function":
+            index = index_of(path, blocks)
+            search(path, queries, blocks, 4, index)
+            report = index.last_search
+            assert (report.group_size, report.groups) == (16, 1251)
+            assert len(report.rescored_groups) == len(report.rescored_rows) == 7
+            assert all(1 <= groups < 80 for groups in report.rescored_groups)
+            assert all(4 <= rows < 80 for rows in report.rescored_rows)
+
+
+def test_candidates_are_rows(monkeypatch):
+    """With a large k of int8 codes: of 3,000 answers a query fewer than as many rows again are rescored in vain."""
+    monkeypatch.setattr(cpu_search, "SAMPLE_ROWS", (1 << 12, 1 << 14))
+    monkeypatch.setattr(cpu_search, "PAIRS", 1 << 22)
+    generator = torch.Generator().manual_seed(0)
+    queries, blocks = torch.randn(2, 64, generator=generator), torch.randn(60_000, 64, generator=generator)
+    index = BlockIndex(blocks, "int8", scan="codes", arithmetic="numpy")
+    index.search(queries, 3_000)
+    assert all(3_000 <= rows < 6_000 for rows in index.last_search.rescored_rows)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_guess_that_was_too_high_is_lowered(path, monkeypatch):
+    """All rows of the sample are among the best: what k of N should reach, fewer than k do."""
+    scans = []
+    monkeypatch.setattr(cpu_search._Search, "_keep", count_calls(cpu_search._Search._keep, scans))
+    blocks = integers((1_600, 16), 3, 0)
+    step = 1_600 // 32
+    blocks[::step] = 40 + integers((32, 16), 3, 1)
+    queries = 1 + integers((2, 16), 1, 2).abs()
+    for k in (5, 40, 900):
+        assert_exact(path, queries, blocks, k)
+    assert len(scans) > 3
+
+
+@pytest.mark.parametrize("arithmetic", ["torch", "numpy"])
+def test_blocks_that_change_after_they_were_indexed_end_a_search(arithmetic):
+    blocks = integers((64, 16), 3, 0)
+    index = BlockIndex(blocks, arithmetic=arithmetic)
+    blocks[1::2] = torch.nan
+    with pytest.raises(ValueError, match="block 1 holds NaN"):
+        index.search(torch.ones(1, 16), 40)
+
+
+def count_calls(function, calls):
+    def counted(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    return counted
 
 
 def test_compression_that_fails_costs_time_not_exactness():
@@ -139,65 +204,12 @@ def test_compression_that_fails_costs_time_not_exactness():
     blocks = torch.randn(4_000, 32, generator=generator)
     queries = torch.randn(2, 32, generator=generator)
     blocks[:, 0], queries[:, 0] = 1e5, 0.0  # int8 keeps nothing of the other 31 dimensions
-    index = BlockIndex(blocks, "int8", scan="codes")
+    index = BlockIndex(blocks, "int8", scan="codes", arithmetic="torch")
     scores, ids = index.search(queries, 3)
     assert index.last_search.rescored_groups == [index.last_search.groups] * 2
     expected = rounded(queries, blocks, 3)
     np.testing.assert_array_equal(scores.numpy(), expected[0])
     np.testing.assert_array_equal(ids.numpy(), expected[1])
-
-
-@pytest.mark.parametrize("compression", mips.COMPRESSIONS)
-@pytest.mark.parametrize("dtype", mips.BLOCK_DTYPES)
-def test_the_bounds_hold_row_by_row(compression, dtype):
-    generator = torch.Generator().manual_seed(1)
-    blocks = (torch.randn(333, 40, generator=generator) * torch.randn(333, 1, generator=generator).exp()).to(dtype)
-    codes = bounds.compress(blocks, compression)
-    coded = codes.codes.double()
-    if codes.scale is not None:
-        coded = coded * codes.scale.double().repeat_interleave(16)[:333, None] * 2.0**codes.exponent
-    norm = codes.norm.repeat_interleave(16)[:333]
-    assert (coded.norm(dim=1) <= norm).all() and (norm < 100 * blocks.double().norm(dim=1).max()).all()
-    if codes.residual is None:
-        assert torch.equal(coded, blocks.double())
-    else:
-        error = (coded - blocks.double()).norm(dim=1)
-        assert (error <= codes.residual.repeat_interleave(16)[:333]).all()
-        assert codes.residual.max() < 0.05 * norm.max()
-
-
-@pytest.mark.parametrize("compression", ["bfloat16", "int8"])
-def test_what_is_scanned_is_timed_once_and_shown(compression, monkeypatch):
-    timed = []
-
-    def slower_codes(*scans, names):
-        for scan in scans:
-            scan()
-        timed.append(names)
-        return names[-1]
-
-    monkeypatch.setattr(mips, "faster_scan", slower_codes)
-    index = BlockIndex(torch.randn(300, 16), compression)
-    assert f"compression='{compression}', scan=None" in repr(index)
-    for count in (1, 5):
-        index.search(torch.randn(count, 16), 3)
-    assert timed == [("codes", "blocks")] and "scan='blocks'" in repr(index)
-    with pytest.raises(ValueError, match="scan is 'both': choose one of"):
-        BlockIndex(torch.ones(5, 8), compression, scan="both")
-
-
-def test_the_faster_is_chosen_and_of_equals_the_first():
-    seconds = {"slow": 0.01, "fast": 0.0}
-    chosen = arithmetic.faster_scan(*(lambda s=s: time.sleep(s) for s in seconds.values()), names=[*seconds])
-    assert chosen == "fast"
-    assert arithmetic.library(torch.get_num_threads()) in ("torch", "numpy")
-
-
-@pytest.mark.parametrize("n,group", [(1, 16), (16, 16), (33, 16), (200, 128), (256, 128)])
-def test_maxima_of_groups_by_numpy(n, group):
-    rows, query = integers((n, 24), 3, n), integers((24,), 3, 1)
-    expected = [part.max() for part in (rows @ query).split(group)]
-    assert arithmetic.group_maxima(rows, query, group).tolist() == expected
 
 
 def test_nbytes_counts_what_is_held():

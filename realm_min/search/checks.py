@@ -1,0 +1,53 @@
+"""What can be searched: blocks, queries and k, or the error that names the value and the remedy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_blocks(blocks: Tensor) -> None:
+    """Raise ValueError, naming what is wrong, for blocks that are not [N, D] of a searchable dtype."""
+    if not isinstance(blocks, Tensor) or blocks.dtype not in BLOCK_DTYPES:
+        kind = blocks.dtype if isinstance(blocks, Tensor) else type(blocks).__name__
+        raise ValueError(f"blocks are {kind}: give a torch tensor of float32, float16 or bfloat16")
+    if blocks.ndim != 2:
+        raise ValueError(f"blocks have shape {tuple(blocks.shape)}: give [blocks, dimensions]")
+    if 0 in blocks.shape:
+        raise ValueError(f"blocks have shape {tuple(blocks.shape)}: an empty index cannot be searched")
+
+
+def check_search(queries: Tensor, blocks: Tensor, k: int, total: int | None = None) -> None:
+    """Raise ValueError, naming the value, for queries [Q, D] or k that `blocks` [N, D] cannot be searched with.
+
+    total: the number of blocks, where `blocks` are a slice of them.
+    """
+    check_search_shapes(queries, blocks, k, total)
+    refuse_queries(queries)
+
+
+def check_search_shapes(queries: Tensor, blocks: Tensor, k: int, total: int | None = None) -> None:
+    """`check_search` but for the queries' values, which a GPU is not to be waited for."""
+    if not isinstance(queries, Tensor) or queries.dtype not in BLOCK_DTYPES:
+        kind = queries.dtype if isinstance(queries, Tensor) else type(queries).__name__
+        raise ValueError(f"queries are {kind}: give a torch tensor of float32, float16 or bfloat16")
+    if queries.ndim != 2:
+        raise ValueError(f"queries have shape {tuple(queries.shape)}: give [queries, dimensions]")
+    if queries.shape[1] != blocks.shape[1]:
+        raise ValueError(f"queries have {queries.shape[1]} dimensions, the blocks {blocks.shape[1]}: they must agree")
+    if queries.device != blocks.device:
+        raise ValueError(f"queries are on {queries.device}, the blocks on {blocks.device}: move one with .to(device)")
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise ValueError(f"k is {k!r}: give an integer")
+    total = blocks.shape[0] if total is None else total
+    if not 1 <= k <= total:
+        raise ValueError(f"k is {k}: it must lie in 1..{total}, the number of blocks")
+
+
+def refuse_queries(queries: Tensor) -> None:
+    """Raise ValueError naming the first of queries [Q, D] that is not finite."""
+    finite = queries.isfinite().all(1)
+    if not finite.all():
+        raise ValueError(f"query {int((~finite).nonzero()[0])} holds NaN or infinity: queries must be finite")

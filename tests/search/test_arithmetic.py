@@ -1,0 +1,202 @@
+"""Which way to scan is chosen, that it is shown, and that threads, forks and contexts change no search."""
+
+import os
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from realm_min.search import arithmetic, mips
+from realm_min.search.arithmetic import Way
+from realm_min.search.mips import BlockIndex, mips_topk
+from realm_min.search.sharded_index import ShardedBlockIndex
+
+BLOCKS, QUERIES = torch.randn(2_000, 16, generator=torch.Generator().manual_seed(0)), torch.randn(3, 16)
+
+
+def same(found, expected):
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_the_fastest_is_chosen_of_equals_the_first_and_the_hopeless_is_tried_once():
+    calls = []
+
+    def work(name, seconds):
+        calls.append(name)
+        time.sleep(seconds)
+
+    ways = [Way("codes", name) for name in ("slow", "fast", "hopeless")]
+    works = {
+        way: lambda way=way, s=s: work(way.arithmetic, s) for way, s in zip(ways, (0.01, 0.001, 0.05), strict=True)
+    }
+    assert arithmetic.quickest(works) == ways[1]
+    assert calls.count("hopeless") == 1 and calls.count("fast") == 4
+    assert arithmetic.quickest({way: lambda: None for way in ways[:1]}) == ways[0]
+
+
+def test_what_is_measured():
+    dtypes = (("codes", torch.int8), ("blocks", torch.float32))
+    names = ("torch", "numpy", "native")
+    every = [str(way) for way, _ in arithmetic.ways(dtypes, names, 10**6)]
+    both = [f"{scan} by {name}" for name in names[:2] for scan in ("codes", "blocks")]
+    assert every == [*both, "codes by native"]
+    assert not any("numpy" in str(way) for way, _ in arithmetic.ways(dtypes, names, 0))  # fewer threads than cores
+    assert [str(way) for way, _ in arithmetic.ways(dtypes, ("numpy",), 0)] == ["codes by numpy", "blocks by numpy"]
+    assert [arithmetic.measured_queries(q) for q in (1, 2, 15, 16, 500)] == [1, 8, 8, 64, 64]
+
+
+def test_the_machine_is_measured():
+    dtypes = (("codes", torch.int8), ("blocks", torch.float32))
+    way = arithmetic.fastest(dtypes, ("torch", "numpy"), 16, 1, torch.get_num_threads(), False)
+    assert way.scan in mips.SCANS and way.arithmetic in ("torch", "numpy")
+
+
+@pytest.mark.parametrize("compression", mips.COMPRESSIONS)
+def test_the_choice_is_made_once_for_so_many_queries_and_shown(compression, monkeypatch):
+    asked = []
+
+    def fastest(dtypes, arithmetics, dimensions, queries, threads, fill_norms):
+        asked.append((dtypes, arithmetics, queries))
+        return Way(dtypes[-1][0], arithmetics[queries > 1])
+
+    monkeypatch.setattr(mips, "fastest", fastest)
+    monkeypatch.setattr(mips, "SMALL", 0)
+    index = BlockIndex(BLOCKS, compression)
+    head = f"BlockIndex(2000 x 16 torch.float32, compression={compression!r}"
+    assert repr(index) == head + ", cpu)"
+    expected = mips_topk(QUERIES, BLOCKS, 5, arithmetic="torch")
+    assert same(index.search(QUERIES, 5), expected) and same(index.search(QUERIES[:1], 5), [x[:1] for x in expected])
+    scan = "codes" if compression is None else "blocks"
+    assert repr(index) == head + f", 1 at once: {scan} by torch, 8 at once: {scan} by numpy, cpu)"
+    assert [queries for *_, queries in asked] == [8, 1]
+    given = BlockIndex(BLOCKS, compression, scan="codes", arithmetic="native")
+    given.search(QUERIES, 2)
+    assert "scan='codes', arithmetic='native', 8 at once: codes by native" in repr(given) and len(asked) == 2
+    asked.clear()
+    assert same(mips_topk(QUERIES, BLOCKS, 5), expected) and asked[0][2] == 8
+
+
+def test_other_choices_are_named():
+    with pytest.raises(ValueError, match=r"scan is 'both': choose one of \('codes', 'blocks'\)"):
+        BlockIndex(BLOCKS, scan="both")
+    for make in (BlockIndex, lambda blocks, arithmetic: mips_topk(QUERIES, blocks, 1, arithmetic=arithmetic)):
+        with pytest.raises(ValueError, match=r"arithmetic is 'avx': choose one of \('torch', 'numpy', 'native'\)"):
+            make(BLOCKS, arithmetic="avx")
+
+
+# What uses Python threads of its own, and the other ways.
+INDEXES = [("int8", "numpy"), ("bfloat16", "numpy"), (None, "torch"), ("int8", "native")]
+
+
+def test_many_searches_at_once_are_right():
+    expected = mips_topk(QUERIES, BLOCKS, 7)
+    indexes = [BlockIndex(BLOCKS, c, scan="codes", arithmetic=a) for c, a in INDEXES]
+    with ThreadPoolExecutor(8) as pool:
+        found = [pool.submit(indexes[i % 4].search, QUERIES, 7) for i in range(40)]
+        found += [pool.submit(mips_topk, QUERIES, BLOCKS, 7, arithmetic="numpy") for _ in range(8)]
+        assert all(same(f.result(), expected) for f in found)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_is_the_callers(threads, monkeypatch):
+    before = torch.get_num_threads()
+    started = []
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (started.append(thread), start(thread))[1])
+    try:
+        torch.set_num_threads(threads)
+        for compression, name in INDEXES:
+            index = BlockIndex(BLOCKS, compression, scan="codes", arithmetic=name)
+            assert same(index.search(QUERIES, 3), mips_topk(QUERIES, BLOCKS, 3, arithmetic="torch"))
+        with pytest.raises(ValueError, match="block 1999 holds NaN"):
+            mips_topk(QUERIES, torch.cat([BLOCKS[:-1], BLOCKS[:1] * torch.nan]), 3, arithmetic="numpy")
+        assert torch.get_num_threads() == threads
+        assert not any(thread.is_alive() for thread in started)
+        assert len(started) <= threads * 3 and (len(started) > 0) == (threads > 1)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_searches():
+    index = BlockIndex(BLOCKS, "int8", scan="codes", arithmetic="numpy")
+    expected = index.search(QUERIES, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        child = os.fork()
+    if not child:
+        os._exit(0 if same(index.search(QUERIES, 3), expected) else 1)
+    end = time.monotonic() + 60
+    while (status := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < end:
+        time.sleep(0.01)
+    if status[0] == 0:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    assert status == (child, 0)
+
+
+CONTEXTS = {
+    "bfloat16 by default": lambda: default_dtype(torch.bfloat16),
+    "float16 by default": lambda: default_dtype(torch.float16),
+    "float64 by default": lambda: default_dtype(torch.float64),
+    "inference mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+class default_dtype:
+    def __init__(self, dtype):
+        self.dtype = dtype
+
+    def __enter__(self):
+        self.before = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
+
+    def __exit__(self, *_):
+        torch.set_default_dtype(self.before)
+
+
+def everything(folder, blocks, queries):
+    """What every public way into the search returns."""
+    for name in ("torch", "numpy"):
+        yield mips_topk(queries, blocks, 4, arithmetic=name)
+    for compression in mips.COMPRESSIONS:
+        for name in mips.ARITHMETICS:
+            index = BlockIndex(blocks, compression, scan="codes", arithmetic=name)
+            yield index.search(queries, 4)
+        index.save(folder / "index")
+        again = BlockIndex.load(folder / "index").to("cpu")
+        yield again.search(queries, 4)
+        yield again.rows(torch.tensor([3, 1])), index.rows(torch.tensor([[0]]))
+        sharded = ShardedBlockIndex(blocks, compression)
+        yield sharded.search(queries, 4)
+        yield sharded.search(queries[:0], 4)
+        yield (sharded.rows(torch.tensor([3])),)
+
+
+@pytest.mark.parametrize("dtype", mips.BLOCK_DTYPES)
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_a_context_changes_nothing(context, dtype, tmp_path):
+    blocks = BLOCKS[:90].to(dtype)
+    expected = list(everything(tmp_path, blocks, QUERIES))
+    with CONTEXTS[context]():
+        inside = [blocks.clone(), QUERIES.clone()]  # tensors of inference mode, there
+        found = list(everything(tmp_path, *inside))
+        index = BlockIndex(inside[0], "int8", arithmetic="numpy")
+    assert len(found) == len(expected) and all(map(same, found, expected))
+    # Made inside and used outside.
+    assert all(map(same, everything(tmp_path, *inside), expected))
+    assert same(index.search(inside[1], 4), expected[0])
+    for result in found[0]:
+        result += 1  # an ordinary tensor
+
+
+def test_tensors_that_require_a_gradient_are_searched(tmp_path):
+    expected = list(everything(tmp_path, BLOCKS[:90], QUERIES))
+    asking = [BLOCKS[:90].clone().requires_grad_(), QUERIES.clone().requires_grad_()]
+    found = list(everything(tmp_path, *asking))
+    assert all(map(same, found, expected))
+    assert not any(tensor.requires_grad for tensors in found[:5] for tensor in tensors)
