@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PINS    = $(shell test -e $(STAMPS)/oracle && echo constraints-oracle.txt || echo constraints.txt)
 
 .PHONY: demo learn test test-long test-newest test-oldest test-kernels test-notebooks test-tf test-weights test-faults test-threads lint types format check-install lock notebooks \
-    notebooks-run bench bench-tiles bench-model bench-fast bench-train bench-scale verify-base train-demo ablation sdist clean
+    notebooks-run bench bench-tiles bench-model bench-fast bench-train bench-scale verify-base train-demo machine-code ablation sdist clean
 
 demo: $(STAMPS)/demo
 	$(RUN) -m realm_min ask "$${Q:---examples}"
@@ -42,9 +42,14 @@ test-oldest:
 	.venv-oldest/bin/pip install --constraint .venv-oldest/constraints.txt --editable ".[test]"
 	.venv-oldest/bin/python $(SUITE)
 
-# Every variant of the kernels, compiled for Ampere and Hopper without a GPU; the suite does so for Hopper alone.
+# Every variant of the kernels, compiled for Ampere, Hopper and Blackwell without a GPU; the suite compiles for Hopper
+# what is launched most.
 test-kernels: $(STAMPS)/test
-	ARCHITECTURES="80 90" $(RUN) -m pytest tests/kernels/test_kernels_compile.py
+	ARCHITECTURES="80 90 120" $(RUN) -m pytest tests/kernels/test_kernels_compile.py
+
+# What they compile to: machine-code.csv.
+machine-code: $(STAMPS)/bench
+	$(RUN) benchmarks/machine_code.py
 
 # Every notebook runs, and prints and draws what is stored.
 test-notebooks: $(STAMPS)/test

@@ -17,8 +17,8 @@ Under TRITON_INTERPRET=1 (set before this module is imported) the same functions
 T tokens, H hidden.
 """
 
-# Triton's language is compiled, not run: a launch gives plain numbers for constexprs.
-# pyright: reportArgumentType=false
+# Triton's language is compiled, not run: a launch gives plain numbers for constexprs, and static_range unrolls a loop.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 
 import itertools
 
