@@ -321,11 +321,16 @@ picture.draw(measured)
 plt.show()
 
 # %% [markdown]
-# Rungs 1 and 2 are where the memory lets them be. Rung 3 takes several times its prediction: the shuffles. Rung 4's
-# kernel is back at the limit, of the memory again, and int8 lowers that. From there on the kernel is not what takes the
-# time: choosing groups and scoring their rows again are dozens of small operations, and twice the host must wait for a
+# Rungs 1 and 2 are where the memory lets them be, their kernels a little better: some of a pass over the blocks may
+# still be in the L2 cache when the next one comes. Rung 3 takes several times its prediction: the shuffles. Rung 4's
+# kernel is back at the limit, of the memory again, and int8 lowers that. From there on the kernel is not what takes
+# the time: choosing groups and scoring their rows again are dozens of small operations, and the host must wait for a
 # number before it can start the next. There the kernels that REALM runs go on. And exactness: where scores lie close,
 # TF32 and int8 are wrong often, float32 itself is at times, and the certificate never.
+#
+# The reader's ladder, below, ends in a surprise: *best only* moves the fewest bytes and is slower than the rung before.
+# It carries the best through its loop, which takes registers (108 a thread against 80), and ends in small operations of
+# its own. A count of bytes predicts what is limited by bytes.
 #
 # ### Who else climbed here
 #
