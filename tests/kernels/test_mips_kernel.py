@@ -8,10 +8,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from operations import counted
 from realm_min.kernels import mips_topk as kernel
 from sizes import cases
-from torch.utils._python_dispatch import TorchDispatchMode
-from triton.runtime import interpreter
 
 from realm_min.search import mips
 from realm_min.search.mips import BlockIndex
@@ -204,62 +203,24 @@ def test_launches_are_on_the_device_of_their_tensors(monkeypatch, count):
 # ------------------------------------------------------------------------------------------ what the host does of it
 
 
-class Operations(TorchDispatchMode):
-    """Names of torch's operations, in order."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
+# Views, and memory that nothing is written to: no work for a GPU.
+FREE = {"empty", "empty_like", "detach", "split", "slice", "view", "alias", "select", "new_empty", "lift_fresh"}
 
 
 @pytest.mark.parametrize(("path", "count"), [(None, 1), (None, 5), ("bfloat16", 5), ("int8", 1), ("int8", 5)])
 def test_a_search_is_few_operations_and_waits_for_the_device_once(monkeypatch, path, count):
     index = BlockIndex(torch.randn(700, 16), path)
     queries = torch.randn(count, 16)
-    launched, waited = [], []
-    for name in ("prepare", "scan_one", "scan_many", "certify", "filter", "rescore", "unpack"):
-        triton_kernel = getattr(kernel, f"{name}_kernel")
-
-        class Counted:
-            def __getitem__(self, grid, triton_kernel=triton_kernel, name=name):
-                launched.append(name)
-                return triton_kernel[grid]
-
-        monkeypatch.setattr(kernel, f"{name}_kernel", Counted())
-    tolist = torch.Tensor.tolist
+    waited, tolist = [], torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: (waited.append(tensor.shape), tolist(tensor))[1])
-    # The interpreter copies tensors from the host to the host: it runs before the count.
-    with Operations() as operations:
-        monkeypatch.setattr(interpreter, "GridExecutor", quiet_executor(operations))
+    with counted(monkeypatch, kernel) as names:
         kernel.search(queries, index.blocks, index._codes, 3)
-    scan = "scan_one" if count == 1 and path != "int8" else "scan_many"
-    assert launched == ["prepare", scan, "certify", "filter", "rescore", "unpack"]
+    scan = "scan_one_kernel" if count == 1 and path != "int8" else "scan_many_kernel"
+    assert [name for name in names if name not in FREE] == [
+        *("zeros", "prepare_kernel", scan, "topk", "amin", "certify_kernel", "filter_kernel", "rescore_kernel"),
+        *("topk", "unpack_kernel"),
+    ]  # and none that stops the host
     assert waited == [(3 + 2 * count,)]
-    work = [name for name in operations.names if name not in FREE]
-    assert sorted(work) == ["amin", "topk", "topk", "zeros"], operations.names
-    stops = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "item", "masked_select", "_to_copy", "copy_"}
-    assert not stops & set(operations.names)
-
-
-# Views, and memory that nothing is written to: no work for a GPU.
-FREE = {"empty", "empty_like", "detach", "split", "slice", "view", "alias", "select", "new_empty", "lift_fresh"}
-
-
-def quiet_executor(operations):
-    """The interpreter's executor of a launch, whose own torch operations are not counted."""
-    executor = interpreter.GridExecutor
-
-    class Quiet(executor):
-        def __call__(self, *args, **kwargs):
-            before = len(operations.names)
-            super().__call__(*args, **kwargs)
-            del operations.names[before:]
-
-    return Quiet
 
 
 def test_int8_rescores_rows_not_groups(monkeypatch):
