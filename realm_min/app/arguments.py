@@ -22,7 +22,7 @@ from ..ranks.devices import add_device, check_device
 from ..text.corpus import factbook
 from ..text.documents import read_documents
 from ..text.questions import rows_to_ask
-from .training_arguments import CORPUS_HELP
+from .training_arguments import CORPUS_HELP, file_name
 
 KINDS = ("embedder", "scorer", "encoder", "reader", "openqa")  # of model that `convert` makes
 KNOWN = (  # published checkpoints, to whose values `verify` compares
@@ -97,7 +97,7 @@ def add_ask(parser: argparse.ArgumentParser) -> None:
     """The arguments of `realm-min ask`."""
     parser.add_argument(
         "questions", nargs="*", metavar="QUESTION",
-        help="none: those of the standard input, a line each, or at a prompt on a terminal",
+        help="none, or a hyphen: those of the standard input, a line each, or at a prompt on a terminal",
     )  # fmt: skip
     parser.add_argument("--examples", action="store_true", help="ask five questions about the World Factbook")
     add_model(parser, "the one that ships, over the CIA World Factbook")
@@ -131,7 +131,7 @@ def check_ask(options: argparse.Namespace) -> None:
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """The arguments of `realm-min evaluate`."""
     parser.add_argument(
-        "questions", type=Path, metavar="QUESTIONS",
+        "questions", type=file_name, metavar="QUESTIONS",
         help='each line {"question": "…", "answer": ["…", …]}; or DPR\'s .tsv, .csv or .json, or BEIR\'s queries',
     )  # fmt: skip
     add_model(parser, "the one that ships, over the CIA World Factbook")

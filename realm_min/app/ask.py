@@ -55,7 +55,7 @@ def questions_of(options: argparse.Namespace) -> Iterator[Asked]:
     Raises:
         ValueError: the standard input is closed, or ends before any question.
     """
-    if options.questions or options.examples:
+    if options.questions not in ([], ["-"]) or options.examples:
         return (Asked(question, "") for question in options.questions or EXAMPLES)
     if sys.stdin is not None and sys.stdin.isatty():
         return prompted()

@@ -198,6 +198,7 @@ class Parser(argparse.ArgumentParser):
                 break  # the rest is for that command's parser
             if word.startswith("--") and " " not in word:
                 self._check_option(word.partition("=")[0])
+        self._check_values(list(takewhile(lambda word: word != "--", words)))
         options, unknown = super().parse_known_args(words, *rest, **given)
         for word in unknown:
             if word.startswith("-"):
@@ -208,6 +209,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
+
+    def _check_values(self, words: list[str]) -> None:
+        """An error for an option whose value is blank, as that of a shell's variable that is not set."""
+        taking = {option for action in self._actions if action.nargs != 0 for option in action.option_strings}
+        for word, after in zip(words, [*words[1:], "-"], strict=False):
+            option, own, value = word.partition("=")
+            if option in taking and not (value if own else after).strip():
+                self.error(f"{option} is empty: give it a value, or leave it out")
 
     def _check_option(self, word: str) -> None:
         known = [option for action in self._actions for option in action.option_strings]

@@ -33,6 +33,13 @@ CORPUS_HELP = f'"{FACTBOOK}", or a folder or file of .txt, .md, .html, .jsonl or
 # ---- arguments
 
 
+def file_name(text: str) -> Path:
+    """A `type` for argparse: no name at all would be the current folder's."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} will not do: give the name of a file")
+    return Path(text)
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """--out, --device, --dropout, --save-every and --resume, which every run has."""
     parser.add_argument(
@@ -92,7 +99,7 @@ def add_pretrain(parser: argparse.ArgumentParser) -> None:
 def add_finetune(parser: argparse.ArgumentParser) -> None:
     """The arguments of `realm-min finetune`."""
     parser.add_argument(
-        "questions", type=Path, metavar="QUESTIONS.jsonl",
+        "questions", type=file_name, metavar="QUESTIONS.jsonl",
         help='each line {"question": "…", "answer": ["…", …]}, with "title" and "evidence" where it is known which '
         "document holds the evidence, and words that stand in it",
     )  # fmt: skip

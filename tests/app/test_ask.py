@@ -89,6 +89,8 @@ def test_questions_of_the_standard_input(folder, monkeypatch, capsys, encoding):
     assert [row["question"] for row in rows] == [QUESTION, "Où est Lima?", "where is oslo?"]
     status, given, _ = asked(monkeypatch, capsys, None, *(row["question"] for row in rows), "--model", str(folder))
     assert status == 0 and given == rows
+    status, rows, _ = asked(monkeypatch, capsys, b"where is oslo?\n", "-", "--model", str(folder))
+    assert status == 0 and [row["question"] for row in rows] == ["where is oslo?"]
 
 
 @pytest.mark.parametrize("typed", [None, b"", b"\n \n"])
