@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from .compatible.configuration import INHERITED, UNWRITTEN, Configuration
 from .compatible.left_out import OF_CONFIGURATIONS, leaves_out
+from .compatible.loading import take_saving_options
 from .files.atomic import write_atomically
 from .files.causes import check_readable
 from .files.hub import BLOCK_RECORDS_FILE, resolve_folder, take_hub_options
@@ -117,7 +119,7 @@ class RealmConfig(Configuration):
                 raise ValueError(f"{name}={value!r} must be a probability in [0, 1)")
         for name in _POSITIVE_NUMBERS:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
                 raise ValueError(f"{name}={value!r} must be a number above 0")
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
@@ -127,6 +129,9 @@ class RealmConfig(Configuration):
                 f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}: "
                 "every head needs the same width"
             )
+        pad, size = self.pad_token_id, self.vocab_size
+        if pad is not None and (not isinstance(pad, int) or not -size <= pad < size):
+            raise ValueError(f"pad_token_id={pad!r} is no id of vocab_size={size} words: give one of them, or None")
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act={self.hidden_act!r} is unknown: choose one of {', '.join(ACTIVATIONS)}")
         if self.position_embedding_type != "absolute":
@@ -160,15 +165,19 @@ class RealmConfig(Configuration):
         found: Any = (config, unused) if return_unused_kwargs else config
         return found
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write `folder/config.json`."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with write_atomically(Path(folder) / CONFIG_FILE) as temporary:
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **options: Any) -> None:
+        """Write `save_directory/config.json`; ValueError where it is to be sent to the hub, too."""
+        options["push_to_hub"] = push_to_hub
+        take_saving_options(options)
+        warn_of_unknown(options, ("push_to_hub",), "save_pretrained")
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        with write_atomically(folder / CONFIG_FILE) as temporary:
             temporary.write_text(self.to_json_string(use_diff=False), encoding="utf-8")
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | os.PathLike, return_unused_kwargs: bool = False, **overrides: Any
+        cls, pretrained_model_name_or_path: str | os.PathLike, *, return_unused_kwargs: bool = False, **overrides: Any
     ) -> RealmConfig:
         """Read the config.json of a folder or hub name; `overrides` replace what it says, as in `from_dict`.
 
@@ -176,19 +185,23 @@ class RealmConfig(Configuration):
             FileNotFoundError: the folder or its config.json is missing.
             ValueError: it is not JSON, is another model's, or holds impossible values.
         """
-        values, overrides = cls.get_config_dict(folder, **overrides)
+        values, overrides = cls.get_config_dict(pretrained_model_name_or_path, **overrides)
         found = values.get("model_type", cls.model_type)
         if found != cls.model_type:
-            raise ValueError(f'{folder} describes a model of type {found!r}; a REALM checkpoint has "realm"')
+            raise ValueError(
+                f'{pretrained_model_name_or_path} describes a model of type {found!r}; a REALM checkpoint has "realm"'
+            )
         return cls.from_dict(values, return_unused_kwargs, **overrides)
 
     @classmethod
-    def get_config_dict(cls, folder: str | os.PathLike, **overrides: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **overrides: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the config.json of a folder or hub name says, or that file itself; and `overrides` but the hub's."""
         options = take_hub_options(overrides)
-        path = Path(folder)
+        path = Path(pretrained_model_name_or_path)
         if not path.is_file():
-            path = resolve_folder(folder, "config", **options) / CONFIG_FILE
+            path = resolve_folder(pretrained_model_name_or_path, "config", **options) / CONFIG_FILE
         check_readable(path, f"{path} does not exist: give the folder of a REALM checkpoint")
         return read_json_object(path, "restore it from the checkpoint's source"), overrides
 

@@ -34,8 +34,8 @@ INHERITED: dict[str, Any] = {
     "remove_invalid_values": False, "repetition_penalty": 1.0, "return_dict_in_generate": False,
     "suppress_tokens": None, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "typical_p": 1.0,
 }  # fmt: skip
-# Names under which a configuration is given something that is written nowhere: where it was read from, above all.
-UNWRITTEN = ("_name_or_path", "_commit_hash", "_attn_implementation_internal")
+# Names under which a configuration is given something that is written nowhere: where it was read from, a secret.
+UNWRITTEN = ("_name_or_path", "_commit_hash", "_attn_implementation_internal", "token", "use_auth_token")
 _OF_OUTPUTS = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
 
 

@@ -47,6 +47,16 @@ _AUTO = names("register_for_auto_class", "there are no Auto classes for models; 
 
 OF_CONFIGURATIONS = _HUB | _AUTO
 
+# Of `from transformers import …`.
+OF_THE_PACKAGE = {
+    **names("AutoConfig AutoModel", "there are no Auto classes but AutoTokenizer; name the class itself"),
+    **names(
+        "REALM_PRETRAINED_CONFIG_ARCHIVE_MAP REALM_PRETRAINED_MODEL_ARCHIVE_LIST",
+        "names of the hub are given to from_pretrained; google/realm-orqa-nq-openqa is one",
+    ),
+    **names("load_tf_weights_in_realm", "convert TensorFlow's files first: realm-min convert FILES --out FOLDER"),
+}
+
 # Of the five models, from `PreTrainedModel` and `torch.nn.Module`.
 OF_MODELS = {
     **_HUB,

@@ -26,6 +26,11 @@ _OPTIONS: dict[str, tuple[tuple[Any, ...], str] | None] = {
 }  # fmt: skip
 
 
+_OF_SAVING = (
+    "token", "use_auth_token", "save_function", "save_peft_format", "variant", "commit_message", "repo_id", "private",
+)  # fmt: skip
+
+
 def take_loading_options(arguments: dict[str, Any]) -> None:
     """Take from the arguments of a `from_pretrained` those above.
 
@@ -42,5 +47,5 @@ def take_saving_options(arguments: dict[str, Any]) -> None:
     """Take from the arguments of a `save_pretrained` those that ask for nothing here; ValueError for the hub's."""
     if arguments.pop("push_to_hub", False):
         raise ValueError(f"push_to_hub=True: {OF_MODELS['push_to_hub']}")
-    for name in ("token", "use_auth_token", "save_function", "save_peft_format", "variant"):
+    for name in _OF_SAVING:
         arguments.pop(name, None)

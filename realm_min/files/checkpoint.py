@@ -282,6 +282,23 @@ def assign(
     return missing, unexpected
 
 
+def check_tensors(found: Mapping[str, torch.Tensor], source: str) -> None:
+    """Refuse what is no dict of tensors of numbers: TypeError for no dict, ValueError for what it holds."""
+    if not isinstance(found, Mapping):
+        raise TypeError(f"{source} is a {type(found).__name__}: give a dict of tensors, as model.state_dict() is")
+    kinds = {key: type(x).__name__ for key, x in found.items() if not isinstance(x, torch.Tensor)}
+    tensors = {key: tensor for key, tensor in found.items() if key not in kinds}
+    kinds |= {key: "tensor of the meta device" for key, tensor in tensors.items() if tensor.is_meta}
+    kinds |= {key: "sparse tensor" for key, tensor in tensors.items() if tensor.layout != torch.strided}
+    if kinds:
+        raise misfit(source, [f"no tensor of numbers: {key} is a {kind}" for key, kind in kinds.items()])
+
+
+def _same_numbers(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are equal, where both may have lost the same numbers."""
+    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
 def _by_canonical_key(
     found: Mapping[str, torch.Tensor], expected: dict[str, torch.Tensor], aliases: dict[str, str]
 ) -> tuple[dict[str, torch.Tensor], list[str], list[str]]:
@@ -292,8 +309,7 @@ def _by_canonical_key(
     for key, tensor in found.items():
         canonical = aliases.get(key, key)
         if canonical in weights:
-            first = weights[canonical]
-            if first.shape != tensor.shape or not torch.equal(first, tensor):
+            if not _same_numbers(weights[canonical], tensor):
                 problems.append(f"differing copies of one weight: {key} and {canonical}")
         elif canonical in expected:
             weights[canonical] = tensor

@@ -18,9 +18,9 @@ from ..files.unknown_names import did_you_mean
 from ..model.bert import Kept, Run
 from ..model.parameters import Parameters, Shapes, allocate, allocate_gradients, initialize_
 from ..ranks.devices import plain_arithmetic
-from .inputs import checked_head_mask
-from .module import Module, begin_anew, link_grads, moved_to
-from .outputs import Call, ModelOutput
+from .inputs import checked_head_mask, own_tensor
+from .module import FLOATS, Module, begin_anew, link_grads, moved_to
+from .outputs import Call, ModelOutput, call_of
 from .unrecorded import unrecorded
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ class RealmModel(Module):
     unread: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: RealmConfig, *, seed: int | None = None, initialize: bool = True) -> None:
+        if not isinstance(config, RealmConfig):
+            kind, name = f"{type(config).__module__}.{type(config).__qualname__}", type(self).__name__
+            raise ValueError(f"{name}({kind}): give a realm_min.RealmConfig, or call {name}.from_pretrained(folder)")
         config.check()
         self.config = config
         self.training = True
@@ -68,7 +71,7 @@ class RealmModel(Module):
         self._checkpoint_layers = False
         self.p = allocate(self.shapes(config), torch.float32, "cpu", unread=self.unread)
         if initialize:
-            drawn = int(torch.randint(2**63 - 1, ())) if seed is None else seed
+            drawn = int(torch.randint(2**63 - 1, (), device="cpu")) if seed is None else seed
             initialize_(self.p, config.initializer_range, config.pad_token_id, drawn)
 
     @classmethod
@@ -127,6 +130,7 @@ class RealmModel(Module):
         Raises:
             ValueError: keys that do not fit, all named at once. It is a RuntimeError too, which torch raises.
         """
+        checkpoint.check_tensors(state_dict, source)
         return LoadedKeys(*checkpoint.assign(self.tensors(), state_dict, self.aliases(), source, strict))
 
     # Modes and devices
@@ -183,7 +187,7 @@ class RealmModel(Module):
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | os.PathLike,
+        pretrained_model_name_or_path: str | os.PathLike | None,
         *own_arguments: Any,
         config: RealmConfig | str | os.PathLike | None = None,
         torch_dtype: torch.dtype | str | None = None,
@@ -195,11 +199,10 @@ class RealmModel(Module):
         """Read a checkpoint folder, written here or by transformers, without running pickled code.
 
         Args:
-            folder: config.json beside model.safetensors or pytorch_model.bin, sharded or not; or a hub name.
+            pretrained_model_name_or_path: a folder with config.json and weights, or a hub name; see `located`.
             own_arguments: the model's own (`retriever`, `query_embedder`), which can be given by name too.
-            config: used instead of the folder's.
+            config, state_dict: used instead of the folder's.
             torch_dtype, dtype: of the weights, float32 where it is left out; "auto" takes that of the file.
-            state_dict: used instead of the folder's.
             output_loading_info: draw anew what is missing, and return (model, what `checkpoint.loading_info` says).
             ignore_mismatched_sizes: draw anew, with a warning, what is missing or has another shape.
             arguments: where the files are (`revision`, `token`, …), and values that replace the configuration's.
@@ -209,10 +212,11 @@ class RealmModel(Module):
             ValueError, TypeError: weights that are damaged or do not fit the configuration; an unknown argument.
         """
         take_loading_options(arguments)
-        name, folder = str(folder), resolve_folder(folder, "config", "weights", **take_hub_options(arguments))
+        name, options = pretrained_model_name_or_path, take_hub_options(arguments)
+        folder = located(name, options, alone=config is not None and state_dict is not None)
         torch_dtype, own = arguments.pop("dtype", torch_dtype), cls._own(own_arguments, arguments)
         found = checkpoint.usual_names(cls._read_weights(folder, own) if state_dict is None else state_dict)
-        config = cls._read_config(folder, config, arguments | {"name_or_path": name})
+        config = cls._read_config(folder, config, arguments | {"name_or_path": str(name)})
         dtype = chosen_dtype(torch_dtype, config)
         anew = ignore_mismatched_sizes or output_loading_info
         model, info = cls._filled(config, own, found, str(folder), anew, ignore_mismatched_sizes)
@@ -270,7 +274,7 @@ class RealmModel(Module):
 
     def save_pretrained(
         self,
-        folder: str | os.PathLike,
+        save_directory: str | os.PathLike,
         is_main_process: bool = True,
         state_dict: dict[str, Tensor] | None = None,
         **options: Any,
@@ -287,7 +291,8 @@ class RealmModel(Module):
             self.config.to_dict() | {"architectures": [type(self).__name__], "torch_dtype": str(self.dtype)[6:]}
         )
         if is_main_process:
-            checkpoint.write_folder(folder, config, self.state_dict() if state_dict is None else state_dict, **options)
+            state = self.state_dict() if state_dict is None else state_dict
+            checkpoint.write_folder(save_directory, config, state, **options)
 
     # Calls
 
@@ -295,11 +300,12 @@ class RealmModel(Module):
         raise NotImplementedError
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        code = type(self).forward.__code__
-        known = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
-        for name in kwargs.keys() - set(known):
-            raise TypeError(f"{type(self).__name__} has no argument {name!r}{did_you_mean(name, known)}")
-        return self.forward(*args, **kwargs)
+        takes = {name: hint for name, hint in type(self).forward.__annotations__.items() if name != "return"}
+        for name in kwargs.keys() - takes.keys():
+            raise TypeError(f"{type(self).__name__} has no argument {name!r}{did_you_mean(name, takes)}")
+        given = [own_tensor(name, value, takes[name]) for name, value in zip(takes, args, strict=False)]
+        named = {name: own_tensor(name, value, takes[name]) for name, value in kwargs.items()}
+        return self.forward(*given, *args[len(given) :], **named)
 
     def _called(
         self,
@@ -327,10 +333,10 @@ class RealmModel(Module):
         return output if return_dict else output.to_tuple()
 
     def _state(self) -> tuple:
-        """What must not change between a call and its backward: modes and weights."""
+        """What must not change between a call and its backward: modes, weights, configurations."""
         models = (self, *self.parts.values())
-        modes = tuple(model.training for model in models)
-        return modes, tuple(version(x) for model in models for x in model.p.values())
+        modes, configs = (model.training for model in models), (dict(vars(model.config)) for model in models)
+        return tuple(modes), tuple(version(x) for model in models for x in model.p.values()), tuple(configs)
 
     def run_now(
         self,
@@ -382,8 +388,8 @@ class RealmModel(Module):
         Args:
             output: what the call returned; None takes the last call. With it two calls can both be differentiated:
                 `a, b = model(x), model(z); model.backward(a, projected_score=…); model.backward(b, projected_score=…)`.
-            cotangents: ∂loss/∂output for each output named, where the loss is the caller's own (`projected_score=…`);
-                none for the `loss` that the call returned.
+            cotangents: ∂loss/∂output for each output named, where the loss is the caller's own (`projected_score=…`),
+                of any dtype; none for the `loss` that the call returned.
 
         In evaluation mode a forward keeps no activations, so the call is first made once more; so it is for a second
         backward of one call, since the first frees them.
@@ -393,20 +399,21 @@ class RealmModel(Module):
             were given), `relevance_score`.
 
         Raises:
-            RuntimeError: the model was not called, or its mode or weights have changed since.
+            RuntimeError: the model was not called, or its mode, weights or configuration have changed since.
+            TypeError: `output` is something else than a call returned.
             ValueError: an output that the call did not return, or a cotangent of another shape.
         """
-        call = self._last if output is None else output.call
+        call = self._last if output is None else call_of(output)
         if call is None:
             raise RuntimeError(f"{type(self).__name__}.backward() needs a forward: call the model first")
-        if call.state != self._state():
-            changed = "mode (train or eval)" if call.state[0] != self._state()[0] else "weights"
+        now = zip(call.state, self._state(), ("mode (train or eval)", "weights", "configuration"), strict=True)
+        for changed in [what for then, what_it_is, what in now if then != what_it_is]:
             raise RuntimeError(f"the model's {changed} changed after the call: call it again, then backward()")
         if not cotangents:
             if "loss" not in call.outputs:
                 raise ValueError("the last call returned no loss: give labels, or a cotangent for an output")
             cotangents = {"loss": torch.ones(call.outputs["loss"], dtype=self.dtype, device=self.device)}
-        call.check(cotangents)
+        cotangents = call.checked(cotangents, self.dtype, self.device)
         for model in (self, *self.parts.values()):
             if model._grads is not None:
                 begin_anew(model.p, model._grads)
@@ -451,6 +458,16 @@ def version(tensor: Tensor) -> tuple[int, int | None]:
     return id(tensor), None if tensor.is_inference() else tensor._version
 
 
+def located(name: str | os.PathLike | None, options: dict[str, Any], alone: bool) -> Path:
+    """A folder of config.json beside model.safetensors or pytorch_model.bin, sharded or not.
+
+    `alone`: nothing of it is read, a configuration and weights were given, and it may have no name.
+    """
+    if name is None and alone:
+        return Path("the state dict")
+    return resolve_folder("" if name is None else name, "config", "weights", **options)
+
+
 def chosen_dtype(dtype: torch.dtype | str | None, config: RealmConfig) -> torch.dtype | None:
     """The `torch_dtype` of a `from_pretrained`, None for the weights' usual one.
 
@@ -461,6 +478,9 @@ def chosen_dtype(dtype: torch.dtype | str | None, config: RealmConfig) -> torch.
     found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
     if given is None:
         return None
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    if found not in FLOATS:
         raise ValueError(f'torch_dtype={dtype!r} is no floating dtype: give torch.float16, "float16" or "auto", say')
     return found
+
+
+RealmPreTrainedModel = RealmModel  # transformers' name of it

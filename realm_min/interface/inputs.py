@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,25 @@ class Inputs(NamedTuple):
     def to(self, device: torch.device) -> Inputs:
         """The same, on a device."""
         return Inputs(*(None if tensor is None else tensor.to(device) for tensor in self))
+
+
+def own_tensor(name: str, value: Any, hint: str) -> Any:
+    """An argument of a call: of a tensor a copy, so that what the caller writes into it later changes no gradient.
+
+    Args:
+        hint: of the argument's type, as `forward` has it.
+
+    Raises:
+        TypeError: it is none, where the call takes tensors alone.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if value is not None and hint.partition(" ")[0] == "Tensor":
+        raise TypeError(
+            f'{name} is a {type(value).__name__}: give a tensor, as tokenizer(…, return_tensors="pt") makes them, '
+            "each under its name (model(**encoding)), or torch.tensor(…)"
+        )
+    return value
 
 
 def checked_batch(config: RealmConfig, inputs: Inputs) -> Batch:

@@ -19,6 +19,8 @@ from .parts import Part, Tree, part
 if TYPE_CHECKING:
     from typing_extensions import Self  # of the standard library from Python 3.11 on
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what weights can be
+
 
 @leaves_out(OF_MODELS)
 class Module(Tree):
@@ -210,8 +212,8 @@ def moved_to(args: tuple, kwargs: dict[str, Any]) -> tuple[torch.device | None, 
             device = given
         elif not isinstance(given, (bool, type(None))):  # non_blocking, copy
             raise TypeError(f"to({given!r}): give a device, a floating dtype, or both")
-    if dtype is not None and not dtype.is_floating_point:
-        raise TypeError(f"to({dtype}): give a floating dtype")
+    if dtype not in (None, *FLOATS):
+        raise TypeError(f"to({dtype}): give a floating dtype of 16 bits or more")
     if isinstance(device, int):
         device = f"cuda:{device}"
     return None if device is None else torch.device(device), dtype

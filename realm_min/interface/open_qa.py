@@ -170,8 +170,8 @@ class RealmForOpenQA(RealmModel):
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> LoadedKeys:
         """As RealmModel's, but a sharded model takes `block_emb` as it is, a memory map maybe, in place of a copy."""
-        found = state_dict.get(KEY)
-        if not self.sharded or found is None or found.shape != self.block_emb.shape:
+        found = state_dict.get(KEY) if self.sharded else None
+        if found is None or found.shape != self.block_emb.shape:
             return super().load_state_dict(state_dict, *args, **kwargs)
         loaded = super().load_state_dict({**state_dict, KEY: self.block_emb}, *args, **kwargs)
         self.block_emb = found.to(self.block_emb.dtype)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 
@@ -17,18 +18,21 @@ class Call:
     forward: Callable[[bool], tuple[ModelOutput, Any]]  # makes it once more, keeping what the backward takes if told so
     outputs: dict[str, tuple[int, ...]]  # shapes of those that have a gradient
     kept: Any  # None where nothing was kept
-    state: tuple  # of the model's modes and weights
+    state: tuple  # of the model's modes, weights and configurations
 
-    def check(self, cotangents: dict[str, Tensor]) -> None:
-        """Raise the ValueError that names a cotangent of no output, or of another shape."""
+    def checked(self, cotangents: dict[str, Any], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+        """The cotangents in the model's dtype. ValueError for one of no output, or of another shape."""
+        found = {}
         for name, cotangent in cotangents.items():
             if name not in self.outputs:
                 raise ValueError(
                     f"the last call returned no {name!r} to differentiate: it has {', '.join(self.outputs)}"
                 )
-            if cotangent.shape != self.outputs[name]:
-                expected = tuple(self.outputs[name])
-                raise ValueError(f"the cotangent of {name} has shape {tuple(cotangent.shape)}: expected {expected}")
+            found[name] = torch.as_tensor(cotangent, dtype=dtype, device=device).detach()
+            if found[name].shape != self.outputs[name]:
+                shape, expected = tuple(found[name].shape), tuple(self.outputs[name])
+                raise ValueError(f"the cotangent of {name} has shape {shape}: expected {expected}")
+        return found
 
 
 @dataclass
@@ -76,6 +80,16 @@ class ModelOutput(OrderedDict[str, Any]):
 
     if not TYPE_CHECKING:  # whose types are a dict's
         __delitem__ = pop = setdefault = update = _fixed
+
+
+def call_of(output: object) -> Call | None:
+    """The call that returned an output; TypeError for a part of one, or something else."""
+    if not isinstance(output, ModelOutput):
+        raise TypeError(
+            f"backward() was given a {type(output).__name__}: give the whole output that the call returned, with "
+            "return_dict=True, or nothing, for the last call"
+        )
+    return output.call
 
 
 @dataclass

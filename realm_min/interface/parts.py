@@ -37,27 +37,34 @@ class Tree:
 
     def named_children(self) -> Iterator[tuple[str, Tree]]:
         """The parts right below, each once, though it has two names."""
-        first = dict.fromkeys(name.partition(".")[0] for name in self.tensors() if "." in name)
         once: dict[Tree, str] = {}
-        for name in first:
-            once.setdefault(self.child(name), name)
+        for name, child in self._children():
+            once.setdefault(child, name)
         yield from ((name, child) for child, name in once.items())
+
+    def _children(self) -> Iterator[tuple[str, Tree]]:
+        """The parts right below, one under each of its names."""
+        for name in dict.fromkeys(name.partition(".")[0] for name in self.tensors() if "." in name):
+            yield name, self.child(name)
 
     def children(self) -> Iterator[Tree]:
         return (child for _, child in self.named_children())
 
-    def named_modules(self, memo: set | None = None, prefix: str = "") -> Iterator[tuple[str, Tree]]:
-        """This and all parts below it, each once."""
+    def named_modules(
+        self, memo: set | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tree]]:
+        """This and all parts below it, each once, or under each of its names."""
         memo = set() if memo is None else memo
         if self in memo:
             return
-        memo.add(self)
+        if remove_duplicate:
+            memo.add(self)
         yield prefix, self
-        for name, child in self.named_children():
-            yield from child.named_modules(memo, f"{prefix}.{name}" if prefix else name)
+        for name, child in self._children():
+            yield from child.named_modules(memo, f"{prefix}.{name}" if prefix else name, remove_duplicate)
 
-    def modules(self) -> Iterator[Tree]:
-        return (module for _, module in self.named_modules())
+    def modules(self, remove_duplicate: bool = True) -> Iterator[Tree]:
+        return (module for _, module in self.named_modules(remove_duplicate=remove_duplicate))
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import RealmConfig
+from ..files.checkpoint import check_tensors
 from ..model.bert import Kept
 from ..model.realm import embed, embed_backward, relevance_score, relevance_score_backward
 from .base import LoadedKeys, RealmModel
@@ -45,15 +47,19 @@ class RealmScorer(RealmModel):
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> LoadedKeys:
         """As `RealmModel.load_state_dict`. Where the two embedders differ in `state_dict`, they part here too."""
-        if self.query_embedder is self.embedder and any(
+        check_tensors(state_dict, kwargs.get("source", "the state dict"))
+        before = self.query_embedder
+        if before is self.embedder and any(
             f"query_{key}" in state_dict and not torch.equal(tensor, state_dict[f"query_{key}"])
             for key, tensor in state_dict.items()
             if key.startswith("embedder.")
         ):
-            separate = RealmEmbedder(self.config, seed=self.seed, initialize=False).to(self.device).to(self.dtype)
-            separate.checkpoint_layers = self.checkpoint_layers
-            self.query_embedder = separate.train(self.training)
-        return super().load_state_dict(state_dict, *args, **kwargs)
+            self.query_embedder = copy.deepcopy(self.embedder)
+        try:
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        except Exception:
+            self.query_embedder = before
+            raise
 
     def forward(
         self,

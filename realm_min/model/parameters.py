@@ -77,6 +77,7 @@ def norm_shapes(name: str, size: int) -> Shapes:
     return {f"{name}.weight": (size,), f"{name}.bias": (size,)}
 
 
+@torch.inference_mode(False)  # a model made within that mode is trained and loaded into outside of it, too
 def allocate(
     shapes: Shapes, dtype: torch.dtype, device: torch.device | str, *, unread: tuple[str, ...] = ()
 ) -> Parameters:
@@ -179,6 +180,7 @@ def initialize_(parameters: Parameters, std: float, padding_id: int | None, seed
         elif tensor.dim() == 1:
             tensor.fill_(1)
         else:
-            tensor.copy_(torch.empty(tensor.shape, dtype=tensor.dtype).normal_(0, std, generator=generator))
+            drawn = torch.empty(tensor.shape, dtype=tensor.dtype, device=generator.device)
+            tensor.copy_(drawn.normal_(0, std, generator=generator))
             if name.endswith("word_embeddings.weight") and padding_id is not None:
                 tensor[padding_id].zero_()

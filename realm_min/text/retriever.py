@@ -183,7 +183,9 @@ class RealmRetriever:
         return (separators == 1) & ~is_separator
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike, **tokenizer_options: Any) -> RealmRetriever:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **tokenizer_options: Any
+    ) -> RealmRetriever:
         """Read block_records.npy, the titles and sources beside it, and the tokenizer of a folder or hub name.
 
         `tokenizer_options` go to the tokenizer.
@@ -192,17 +194,19 @@ class RealmRetriever:
             FileNotFoundError: the folder or one of its files is missing.
             ValueError: a file is damaged or foreign.
         """
-        folder = resolve_folder(folder, "blocks", "tokenizer", **take_hub_options(tokenizer_options))
+        options = take_hub_options(tokenizer_options)
+        folder = resolve_folder(pretrained_model_name_or_path, "blocks", "tokenizer", **options)
         path = folder / BLOCK_RECORDS_FILE
         check_readable(path, f"{path} does not exist: give a folder that holds {BLOCK_RECORDS_FILE}")
         tokenizer = RealmTokenizerFast.from_pretrained(folder, **tokenizer_options)
         records = read_block_records(path)
         return cls(records, tokenizer, *read_sources(folder, len(records)))
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write block_records.npy, titles, sources and the tokenizer's files; transformers' class reads them back."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        write_block_records(Path(folder) / BLOCK_RECORDS_FILE, self.block_records)
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_block_records(folder / BLOCK_RECORDS_FILE, self.block_records)
         write_sources(folder, self.titles, self.sources)
         self.tokenizer.save_pretrained(folder)
 

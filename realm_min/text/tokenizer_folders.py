@@ -53,7 +53,8 @@ class TokenizerFolders(BaseTokenizer):
             arguments |= cls.vocabulary_file(folder)
         arguments.setdefault("name_or_path", str(pretrained_model_name_or_path))
         tokenizer = cls(**arguments)
-        tokenizer.without_effect = {n: v for n, v in saved.items() if n not in known} | tokenizer.without_effect
+        # Of those that have none only what the folder holds is written back: another may be a secret.
+        tokenizer.without_effect = {name: overrides.get(name, saved[name]) for name in saved if name not in known}
         return tokenizer
 
     @classmethod

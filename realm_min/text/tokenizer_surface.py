@@ -34,7 +34,10 @@ class TokenizerSurface(TokenizerFolders):
 
     vocab_files_names = {"vocab_file": "vocab.txt"}
     can_save_slow_tokenizer = True
-    clean_up_tokenization = staticmethod(clean_up_spaces)
+
+    @staticmethod
+    def clean_up_tokenization(out_string: str) -> str:
+        return clean_up_spaces(out_string)
 
     # Calls
 

@@ -126,6 +126,13 @@ REFUSED = {
     "verify indexed --plot x.jpg": "x.jpg should end in .png",
     "verify indexed --known bert": "argument --known: invalid choice: 'bert'",
     "convert ckpt --out o --kind bert": "argument --kind: invalid choice: 'bert'",
+    # blank, as a variable of the shell that is not set
+    "evaluate ''": "argument QUESTIONS: '' will not do: give the name of a file",
+    "finetune '' c.jsonl --out o": "argument QUESTIONS.jsonl: '' will not do: give the name of a file",
+    "index c.jsonl --out ''": "realm-min index: error: --out is empty: give it a value, or leave it out",
+    "index c.jsonl --out o --model ''": "--model is empty: give it a value, or leave it out",
+    "ask why? --model=": "--model is empty",
+    "evaluate q.jsonl --predictions ''": "--predictions is empty",
     # files and folders
     "ask why? --plot none/x.png": "--plot none/x.png: there is no folder none; make it",
     "verify indexed --plot none/x.png": "--plot none/x.png: there is no folder none",
@@ -224,7 +231,7 @@ def test_the_package_names_are_imported_when_they_are_used():
         "assert vars(realm_min)['RealmEmbedder'] is RealmEmbedder\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    for name in realm_min.__all__:
+    for name in set(realm_min.__all__) - {"RealmPreTrainedModel"}:  # another name of what interface/base.py has
         assert getattr(realm_min, name).__name__ == name
     with pytest.raises(AttributeError, match="module 'realm_min' has no attribute 'RealmEncoder'"):
         _ = realm_min.RealmEncoder

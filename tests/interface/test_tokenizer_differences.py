@@ -170,6 +170,8 @@ def test_a_secret_is_never_written(tokenizer, small, tmp_path):
     config = json.loads((tmp_path / "made" / "tokenizer_config.json").read_text())
     (tmp_path / "made" / "tokenizer_config.json").write_text(json.dumps(config | {"token": "hf_SECRET"}))
     read.append(type(tokenizer).from_pretrained(tmp_path / "made"))
+    with pytest.warns(UserWarning, match="has no 'api_key', which has no effect"):
+        read.append(type(tokenizer).from_pretrained(tmp_path / "made", api_key="hf_SECRET"))
     for number, one in enumerate([made, *read]):
         one.save_pretrained(tmp_path / str(number))
         for file in (tmp_path / str(number)).iterdir():
