@@ -100,6 +100,25 @@ def test_inherited_examples_run(name, hub, monkeypatch):
     assert found.get("unused_kwargs", {"foo": False}) == {"foo": False}
 
 
+@pytest.mark.parametrize("method", ["from_pretrained", "add_tokens", "add_special_tokens"])
+def test_inherited_examples_of_tokenizers_run(method, tmp_path, monkeypatch, vocabulary):
+    """They are written for BERT and GPT-2, and make its tables larger, which a model here says that it does not do."""
+    monkeypatch.chdir(tmp_path)
+    words = vocabulary.read_text(encoding="utf-8") + "<unk>\n"
+    code = example_of(f"RealmTokenizer.{method}").replace("model.resize_token_embeddings(len(tokenizer))", "")
+    assert code.count("tokenizer = ") >= 1
+    for name in {*re.findall(r"from_pretrained\(\"([\w./-]+)\"", code)}:
+        path = tmp_path / name
+        (path.parent if path.suffix else path).mkdir(parents=True, exist_ok=True)
+        (path if path.suffix else path / "vocab.txt").write_text(words, encoding="utf-8")
+        if not path.suffix:
+            realm_min.RealmEmbedder(realm_min.RealmConfig(**SIZES | dict(vocab_size=9)), seed=1).save_pretrained(path)
+    for tokenizer in (realm_min.RealmTokenizer, realm_min.RealmTokenizerFast):
+        names = dict.fromkeys(("BertTokenizer", "BertTokenizerFast", "GPT2Tokenizer"), tokenizer)
+        found = run(code, names | dict.fromkeys(("BertModel", "GPT2Model"), realm_min.RealmEmbedder))
+        assert len(found["tokenizer"]) == words.count("\n") + found.get("num_added_toks", 0)
+
+
 # That of the scorer stops in transformers' own tokenizer: its two questions are not of one length.
 @pytest.mark.parametrize("name", ["RealmEmbedder", "RealmKnowledgeAugEncoder", "RealmForOpenQA"])
 def test_an_example_gives_transformers_numbers(name, hub, monkeypatch):
