@@ -18,10 +18,10 @@ from .bounds import BASE_GROUP, Codes, scan_queries
 from .scan import is_native, pairs_reaching, query_dtype, scan_errors
 
 SCANS = ("codes", "blocks")
-SAMPLE_ROWS = 1 << 14  # that are scanned to be timed: 8 MB of float32 in 128 dimensions, more than most caches
+SAMPLE_ROWS = {1: 1 << 16, 8: 1 << 15, 64: 1 << 14}  # timed for so many queries; one waits for memory, not for cache
 REPEATS = 3  # of what is timed, after once that is not; the fastest counts
 HOPELESS = 3  # times the best: what took as long at first is not repeated
-QUERIES = (1, 8, 64)  # at once, that are measured
+QUERIES = tuple(SAMPLE_ROWS)  # at once, that are measured
 
 
 class Way(NamedTuple):
@@ -91,14 +91,15 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _sample_scan(way: Way, dtype: torch.dtype, dimensions: int, queries: int, fill_norms: bool) -> Callable[[], object]:
     """A scan of made-up rows which none of them passes, to be timed."""
-    bases = SAMPLE_ROWS // BASE_GROUP
+    rows = SAMPLE_ROWS[queries]
+    bases = rows // BASE_GROUP
     scale = torch.ones(bases, dtype=torch.float32) if dtype == torch.int8 else None
     norm = torch.ones(bases, dtype=torch.float64)
-    codes = Codes(torch.ones(SAMPLE_ROWS, dimensions, dtype=dtype), scale, 0, None, norm)
+    codes = Codes(torch.ones(rows, dimensions, dtype=dtype), scale, 0, None, norm)
     asked = torch.ones(queries, dimensions, dtype=torch.float32)
     scanned = scan_queries(asked, codes, query_dtype(codes, way.arithmetic))
     thresholds = torch.full((queries,), 1e9, dtype=torch.float64)
     weights = scanned.limit_weights(thresholds, scan_errors(codes, way.arithmetic))
     return functools.partial(
-        pairs_reaching, codes, scanned, weights, range(SAMPLE_ROWS), way.arithmetic, fill_norms and way.scan == "blocks"
+        pairs_reaching, codes, scanned, weights, range(rows), way.arithmetic, fill_norms and way.scan == "blocks"
     )

@@ -52,6 +52,10 @@ class ScanQueries:
         """The queries at `places` [n] int64."""
         return ScanQueries(*(getattr(self, field.name)[places] for field in fields(self)))
 
+    def bound_weights(self, errors: Rounding) -> tuple[Tensor, Tensor, Tensor]:
+        """What a row's norm, its residual and one are multiplied by in the bound, but for its term in the score: [Q]"""
+        return self.delta + errors.gamma * self.code_norm, self.norm, errors.eta * self.unit
+
     def limit_weights(self, thresholds: Tensor, errors: Rounding) -> Tensor:
         """What makes limits of `limit_terms`: for thresholds [Q] float64 -> [3, Q] float64.
 
@@ -63,9 +67,8 @@ class ScanQueries:
         queries, in the unit of the product, are one product of two small matrices.
         """
         x = 2 * errors.rho
-        a = self.delta + errors.gamma * self.code_norm
-        c = errors.eta * self.unit
-        rows = (-(1 + x) * a, -(1 + x) * self.norm, thresholds - x * thresholds.abs() - (1 + x) * c)
+        a, r, c = self.bound_weights(errors)
+        rows = (-(1 + x) * a, -(1 + x) * r, thresholds - x * thresholds.abs() - (1 + x) * c)
         return torch.stack(rows) / self.unit
 
 
@@ -181,10 +184,10 @@ def pair_ends(
     values = values * queries.unit[query]
     if codes.scale is not None:
         values = values * code_scale(codes.scale[base])
-    a = queries.delta + errors.gamma * queries.code_norm
-    slack = codes.norm[base] * a[query] + (errors.eta * queries.unit)[query] + errors.rho * values.abs()
+    a, r, c = queries.bound_weights(errors)
+    slack = codes.norm[base] * a[query] + c[query] + errors.rho * values.abs()
     if codes.residual is not None:
-        slack += codes.residual[base] * queries.norm[query]
+        slack += codes.residual[base] * r[query]
     return values - slack, values + slack
 
 

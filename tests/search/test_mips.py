@@ -182,6 +182,17 @@ def test_a_guess_that_was_too_high_is_lowered(path, monkeypatch):
     assert len(scans) > 3
 
 
+def test_k_rows_that_were_kept_are_no_proof():
+    """Sixteen bad rows of coarse codes reach a guess that was too high, and better ones do not."""
+    blocks = torch.zeros(1_600, 16)
+    blocks[:, 0] = 20 + torch.arange(1_600) % 7
+    blocks[::50, 0] = 100  # the sample
+    blocks[16:32] = torch.tensor([1, 1e4] + [39] * 14)  # 146 off, at most, by their codes
+    query = torch.zeros(1, 16)
+    query[0, 0] = 1
+    assert_exact(("int8", "numpy"), query, blocks, 40)
+
+
 @pytest.mark.parametrize("arithmetic", ["torch", "numpy"])
 def test_blocks_that_change_after_they_were_indexed_end_a_search(arithmetic):
     blocks = integers((64, 16), 3, 0)
