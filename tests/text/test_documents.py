@@ -36,7 +36,7 @@ def read(corpus):
         ("be.txt", codecs.BOM_UTF16_BE + "ä\n".encode("utf-16-be"), Document("be", "ä\n", "be.txt")),
         ("32.txt", codecs.BOM_UTF32_LE + "ä".encode("utf-32-le"), Document("32", "ä", "32.txt")),
         ("crlf.txt", b"a\r\nb\rc", Document("crlf", "a\r\nb\rc", "crlf.txt")),
-        ("a.txt.gz", gzip.compress(b"zipped"), Document("a", "zipped", "a.txt.gz")),
+        ("a.txt.gz", gzip.compress(b"zipped", mtime=0), Document("a", "zipped", "a.txt.gz")),
     ],
 )
 def test_a_file_of_text(tmp_path, name, data, document):
@@ -83,7 +83,7 @@ A_AND_B = [Document("A", "a", "7"), Document("", "b b", "x/9")]
 @pytest.mark.parametrize("form", ["utf-8", "utf-8-sig", "utf-16", "gz"])
 def test_records(tmp_path, name, text, form):
     path = tmp_path / (name + ".gz" if form == "gz" else name)
-    path.write_bytes(gzip.compress(text.encode()) if form == "gz" else text.encode(form))
+    path.write_bytes(gzip.compress(text.encode(), mtime=0) if form == "gz" else text.encode(form))
     assert read(path) == (A_AND_B, [])
     assert read(tmp_path) == (A_AND_B, [])
 
@@ -217,7 +217,7 @@ def test_what_is_no_corpus_is_refused(tmp_path):
         ("n.txt", b"\0", r"n.txt is not text \(it holds NUL bytes\): take it out"),
         ("l.txt", b"\xff", r"l.txt is not UTF-8 text: convert it or take it out"),
         ("o.json", b"{}", r'o.json holds no documents: each needs a "text" or "contents"'),
-        ("z.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-9], "z.jsonl.gz is damaged or not gzipped"),
+        ("z.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99, mtime=0)[:-9], "z.jsonl.gz is damaged or not gzipped"),
         ("y.txt.gz", b"plain", "y.txt.gz is damaged or not gzipped"),
         ("u.jsonl", codecs.BOM_UTF16_LE + b"a", "u.jsonl is not the utf-16 that it begins as"),
     ):
@@ -229,7 +229,9 @@ def test_what_is_no_corpus_is_refused(tmp_path):
 def test_records_stream(tmp_path):
     """A file with a fault at its end gives what stands before it."""
     path = tmp_path / "c.jsonl.gz"
-    path.write_bytes(gzip.compress(json.dumps({"text": "word " * 1000}).encode() + b"\n") * 2 + gzip.compress(b"{"))
+    path.write_bytes(
+        gzip.compress(json.dumps({"text": "word " * 1000}).encode() + b"\n") * 2 + gzip.compress(b"{", mtime=0)
+    )
     lines = json_lines(path)
     assert [next(lines)[0], next(lines)[0]] == [1, 2]
     with pytest.raises(ValueError, match="line 3 is not valid JSON"):

@@ -23,7 +23,7 @@ def written(folder, name, data):
         ("nq.jsonl", '{"question": "who?", "answer": ["A", "b"]}\n', Question("who?", ["A", "b"])),
         ("bom.jsonl", b'\xef\xbb\xbf{"question": "who?", "answer": ["A"]}\r\n\r\n', Question("who?", ["A"])),
         ("utf16.jsonl", '{"question": "who?", "answer": ["A"]}\n'.encode("utf-16"), Question("who?", ["A"])),
-        ("z.jsonl.gz", gzip.compress(b'{"question": "who?", "answer": ["A"]}'), Question("who?", ["A"])),
+        ("z.jsonl.gz", gzip.compress(b'{"question": "who?", "answer": ["A"]}', mtime=0), Question("who?", ["A"])),
         ("dpr.json", '[{"question": "who?", "answers": ["A"], "ctxs": []}]', Question("who?", ["A"])),
         ("lines.json", '{"question": "who?", "answers": ["A"]}\n', Question("who?", ["A"])),
         ("dpr.csv", "who?\t['A', \"b's\"]\r\n", Question("who?", ["A", "b's"])),
@@ -91,7 +91,7 @@ def test_items_of_an_array_are_named_by_their_number(tmp_path):
     with pytest.raises(ValueError, match=r"q\.json is not valid JSON"):
         list(read_rows(written(tmp_path, "q.json", '[{"question": "who?"},')))
     with pytest.raises(ValueError, match=r"q\.jsonl\.gz is damaged or not gzipped"):
-        list(read_rows(written(tmp_path, "q.jsonl.gz", gzip.compress(b"{}" * 99)[:-9])))
+        list(read_rows(written(tmp_path, "q.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:-9])))
 
 
 def test_ids_and_questions_without_answers(tmp_path):
