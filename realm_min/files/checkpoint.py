@@ -288,7 +288,7 @@ def check_tensors(found: Mapping[str, torch.Tensor], source: str) -> None:
         raise TypeError(f"{source} is a {type(found).__name__}: give a dict of tensors, as model.state_dict() is")
     kinds = {key: type(x).__name__ for key, x in found.items() if not isinstance(x, torch.Tensor)}
     tensors = {key: tensor for key, tensor in found.items() if key not in kinds}
-    kinds |= {key: "tensor of the meta device" for key, tensor in tensors.items() if tensor.is_meta}
+    kinds |= {key: "tensor of the meta device" for key, tensor in tensors.items() if tensor.device.type == "meta"}
     kinds |= {key: "sparse tensor" for key, tensor in tensors.items() if tensor.layout != torch.strided}
     if kinds:
         raise misfit(source, [f"no tensor of numbers: {key} is a {kind}" for key, kind in kinds.items()])
