@@ -33,7 +33,7 @@ from realm_min.files.output import check_folder
 from realm_min.ranks.devices import chosen_device
 
 from . import bench_tuning
-from .bench_clock import Clock, Row, failure
+from .bench_clock import SETTLE, Clock, Row, failure
 from .bench_device import describe, measure_device
 from .bench_peers import COMPILED, CPU_PEERS, PEERS, missing_peers
 from .bench_plots import plot
@@ -254,6 +254,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         torch.cuda.set_device(options.device)
     choose_blocks(options, console)
     clock = Clock(options.device, options.repeats, options.seconds, options.seconds_in_all)
+    clock.settle = 0.0 if clock.cuda or options.quick else SETTLE
     measured = measure_device(clock)
     changes = own_or_given(options)
     heading = describe(clock, measured, options)

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 
 NEED = "install what the benchmark compares with: pip install -e '.[bench]'"
+# On a CPU, seconds: threads of the library that the contender before used wait for work so long, and take the cores.
+SETTLE = 0.1
 FLUSHED = 4  # times the second-level cache is overwritten between two calls
 
 Row = dict[str, Any]  # of the table of figures, by the names of its columns
@@ -41,6 +43,7 @@ class Clock:
         self.device, self.repeats, self.seconds = device, repeats, seconds
         self.cuda = device.type == "cuda"
         self.end = time.perf_counter() + limit
+        self.settle = 0.0  # seconds before a call: see SETTLE
         if self.cuda:
             cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 64 << 20)
             self.flushed = torch.empty(FLUSHED * cache, dtype=torch.int8, device=device)
@@ -76,6 +79,7 @@ class Clock:
         if self.cuda:
             self.wait()
             self.flushed.zero_()
+        time.sleep(self.settle)
         start = self.mark()
         for _ in range(calls):
             result = function()
