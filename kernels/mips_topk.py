@@ -291,7 +291,8 @@ def group_rows(n: int, k: int, most: int) -> int:
 def largest_group(dtype: torch.dtype, queries: int, d: int) -> int:
     """Rows that a group of the scan can have at most: those of a tile."""
     # Alone and of 16 bits, 32 rows lie in one warp; more would make it wait for the others at each tile.
-    return 32 if _alone(dtype, queries) and dtype.itemsize == 2 else scan_config(dtype, queries, d)["ROWS"]
+    rows = scan_config(dtype, queries, d)["ROWS"]
+    return min(rows, 32) if _alone(dtype, queries) and dtype.itemsize == 2 else rows
 
 
 def room_for(n: int, k: int) -> int:
