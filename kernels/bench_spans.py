@@ -1,7 +1,7 @@
 """The benchmark of span logits: transformers' module with autograd against ours, both held to float64 and a floor.
 
 Where transformers has no REALM any more, the module is `EagerSpans`, the same computation in plain torch. Either is
-also timed as torch.compile makes it, on a GPU.
+also timed as torch.compile makes it, on a GPU. A peer uses what users have: all of torch, which our own code does not.
 """
 
 from __future__ import annotations

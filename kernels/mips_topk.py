@@ -203,7 +203,7 @@ def scan(prepared: Prepared, codes: bounds.Codes, group: int) -> Scanned:
         if not alone:  # several queries are bound by their products: one more pass for the norms costs little
             nothing = torch.zeros(1, max(d, 8), dtype=torch.float32, device=device)
             nowhere = replace(prepared, coded=nothing, shares=nothing)
-            _launch_one(nowhere, codes, Scanned(ends, group_bounds, norm, group), with_norm=True)
+            _launch_one(nowhere, codes, Scanned(ends, group_bounds, norm, bounds.BASE_GROUP), with_norm=True)
     scanned = Scanned(ends, group_bounds, norm, group)
     if alone:
         _launch_one(prepared, codes, scanned, with_norm=codes.norm is None)
@@ -416,7 +416,7 @@ def _common_variants() -> Iterator[Variant]:
             options = OPTIONS | {option: config[option] for option in ("num_warps", "num_stages")}
             chunks, stages = -(-d // config["BLOCK_D"]), config["num_stages"]
             sizes = config | dict(UNIT=_unit(d), G=group, CHUNKS=chunks, RESIDUAL=dtype.itemsize < 4, INT8=int8)
-            sizes |= dict(STAGES=stages)
+            sizes |= dict(STAGES=stages if chunks == 1 or _alone(dtype, q) else 1)
             title = f"{name} D={d} Q={q} G={group}"
             if _alone(dtype, q):
                 for norm in (False, True):
@@ -425,8 +425,7 @@ def _common_variants() -> Iterator[Variant]:
                         f"scan {title} NORM={norm}", scan_one_kernel, wanted, options | REGISTERS, codes=codes
                     )
             else:
-                wanted = sizes | dict(STAGES=stages if chunks == 1 else 1)
-                yield variant(f"scan {title}", scan_many_kernel, wanted, options, codes=codes, queries=codes)
+                yield variant(f"scan {title}", scan_many_kernel, sizes, options, codes=codes, queries=codes)
         some = max(1, TILE_ELEMENTS // block_d)
         sizes = dict(UNIT=_unit(d), BLOCK_D=block_d, INT8=int8, RESIDUAL=int8, G=16, ROWS=min(16, some))
         yield variant(f"prepare {name} D={d}", prepare_kernel, sizes, OPTIONS, coded=f"*{name}")
