@@ -12,10 +12,10 @@ On a CPU four steps find the answer:
 4. Rescore (`rescore.py`). The rows left get their final score, and the k best of them are the answer, if the k-th
    reaches t: whatever was not kept scores less. If it does not, the guess was too high, and a lower one is tried.
 
-So the guess decides how long a search takes, and never what it finds. A GPU reduces the scores of a group of G rows to
-their maximum, and certifies groups (`certify` in `bounds.py`): the k best lie in the k groups of largest maximum, for a
-block in the top k has a score no smaller than the k-th best, so has its group's maximum, and at most k groups can hold
-one. Ties go to the smaller id.
+So the guess decides how long a search takes, and never what it finds. A GPU (`kernels/mips_topk.py`) reduces the scores
+of a group of G rows to their maximum, and certifies groups; notebook 3 does so step by step with `certify` of
+`bounds.py`. The k best lie in the k groups of largest maximum, for a block in the top k has a score no smaller than the
+k-th best, so has its group's maximum, and at most k groups can hold one. Ties go to the smaller id.
 
 The bound b is proved, and computed, in `bounds.py`. The answer does not depend on the path, the tile or the batch.
 
