@@ -271,7 +271,7 @@ def scan_config(dtype: torch.dtype, queries: int, d: int) -> dict[str, int]:
         stages = 1 if rows * d * size > 32 << 10 else 3
         return dict(ROWS=rows, BLOCK_Q=1, BLOCK_D=block_d, num_warps=4, num_stages=stages)
     block_q = 16 if queries <= 16 else 64 if queries <= 64 or size == 4 or wide else 128
-    rows = 64 if size == 4 or (size == 1 and wide) else 128  # 128 wide rows of int8 take more registers than sm_120 has
+    rows = 64 if size == 4 or wide else 128  # 128 wide rows take more registers than sm_80 and sm_120 have
     if size == 4 and wide:
         block_d = 64
     return dict(
