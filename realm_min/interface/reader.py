@@ -15,7 +15,7 @@ from ..config import RealmConfig
 from ..model.bert import PLAIN, Batch, Encoded, Kept, Run
 from ..model.parameters import Parameters, Shapes, bert_shapes, linear_shapes, mlm_head_shapes, norm_shapes
 from ..model.realm import correct_spans, loss_of_correct, read, read_backward, read_tokens
-from ..model.spans import best_span, span_candidate, span_candidates, span_logits
+from ..model.spans import SpanInputs, best_span, span_candidate, span_candidates, span_logits
 from ..ranks.devices import plain_arithmetic
 from .base import RealmModel
 from .inputs import Inputs, checked_batch
@@ -120,18 +120,18 @@ def best_span_of(
     """
     beam, tokens = batch.types.shape
     (inputs, encoded), kept = read_tokens(p, config, batch, in_block[:beam], relevance[:beam], run)
-    _, block, start, end = best_span(inputs)
+    scores = None if answers is None else span_logits(inputs)
+    block, candidate, start, end = best_of(inputs, scores)
     output = RealmReaderOutput(
         block_idx=block,
-        candidate=torch.as_tensor(span_candidate(start, end, tokens)),
+        candidate=candidate,
         start_pos=start[None],
         end_pos=end[None],
         hidden_states=encoded.hidden_states,
         attentions=encoded.attentions,
     )
     slopes = None
-    if answers is not None:
-        scores = span_logits(inputs)
+    if answers is not None and scores is not None:
         gold = (positions[:beam].clamp(-1, tokens) for positions in answers[:2])
         correct = correct_spans(*span_candidates(tokens, config.max_span_width, scores.device), *gold)
         # A question whose answer was not retrieved teaches nothing: its losses are 0.
@@ -141,6 +141,17 @@ def best_span_of(
         output = RealmReaderOutput(loss, retriever_loss, reader_loss, answers.has_answers, correct, **output)
         slopes = dretriever[0], dreader.view_as(scores)
     return output, (kept, slopes)
+
+
+def best_of(inputs: SpanInputs, scores: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Block, candidate, start and end of the best span; from its scores, where the losses need them anyway."""
+    tokens = inputs.start_projection.shape[1]
+    if scores is None:
+        _, block, start, end = best_span(inputs)
+        return block, torch.as_tensor(span_candidate(start, end, tokens)), start, end
+    starts, ends = span_candidates(tokens, inputs.max_span_width, scores.device)
+    candidate = scores.amax(0).argmax()
+    return scores.amax(1).argmax(), candidate, starts[candidate], ends[candidate]
 
 
 def best_span_of_backward(cotangents: dict[str, Tensor], kept: Kept, grads: Parameters) -> tuple[Tensor, Tensor]:
