@@ -145,7 +145,7 @@ $(STAMPS)/venv:
 	mkdir -p $(STAMPS)
 	touch $@
 
-$(STAMPS)/test $(STAMPS)/bench $(STAMPS)/weights $(STAMPS)/ablation: $(STAMPS)/oracle
+$(STAMPS)/test $(STAMPS)/bench $(STAMPS)/weights $(STAMPS)/leads $(STAMPS)/realm $(STAMPS)/ablation: $(STAMPS)/oracle
 
 $(STAMPS)/oracle: $(STAMPS)/venv setup.cfg constraints-oracle.txt
 	$(VENV)/bin/pip install --constraint constraints-oracle.txt --editable ".[oracle]"
