@@ -3,7 +3,7 @@
 Each rung is a small complete Triton kernel and its launch; read `mips.py` and `spans.py` from the top. Each gives the
 answer of the rung before, but two that say by how much they miss it and the last that mends them. `python -m
 realm_min.kernels.ladder` says of each what it moves and computes (`counts.py`), how long a card needs for that at
-least, what the compiler made of it (`machine_code.py`), how often it is wrong and, on a GPU, how long it takes
+least, what the compiler made of it (`../bench_machine_code.py`), how often it is wrong and, on a GPU, how long it takes
 (`measure.py`). Notebook 6 climbs them. The kernels that REALM runs, `../mips_topk.py` and `../span_logits.py`, go
 further.
 

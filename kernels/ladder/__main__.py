@@ -19,8 +19,9 @@ from rich.table import Table
 
 from realm_min.app.console import Console
 
+from ..bench_machine_code import Counts, compile_ahead, disassembled
 from ..triton_language import triton
-from . import machine_code, measure, mips, picture, rows, spans
+from . import measure, mips, picture, rows, spans
 from .counts import CARDS, Card
 from .rows import Row
 
@@ -146,12 +147,21 @@ def architecture(asked: int | None) -> int:
 def code_table(options: argparse.Namespace, sm: int) -> Table:
     """What the compiler made of each rung's kernel."""
     found = Table(title=f"machine code for sm_{sm} (triton {triton.__version__}); rung 6 scans with rung 5's kernel")
-    for heading in ("rung", *machine_code.Facts._fields):
+    for heading in ("rung", "registers", "spilled", "shared", *Counts._fields):
         found.add_column(heading.replace("_", " "), justify="left" if heading == "rung" else "right")
     for compiled in (mips.compiled_as(options.dimensions), spans.compiled_as(options.hidden)):
-        for name, what in compiled.items():
-            found.add_row(name, *(f"{number:,}" for number in machine_code.facts(what, sm)))
+        for name, (kernel, pointers, constexprs) in compiled.items():
+            code = disassembled(compile_ahead(kernel, types_of(kernel, pointers, constexprs), constexprs, sm))
+            numbers = (code.registers, code.spilled, code.shared, *code.whole)
+            found.add_row(name, *(f"{x:,}" if isinstance(x, int) else x for x in numbers))
     return found
+
+
+def types_of(kernel, pointers: dict[str, str], constexprs: dict[str, int]) -> dict[str, str]:  # noqa: ANN001
+    """Of what is neither a pointer nor a constexpr, two are floats, and 16 divides two more, as it does in REALM."""
+    others = dict(c="fp32", eps="fp32", d="i32:16", hidden="i32:16")
+    plain = {name: others.get(name, "i32") for name in kernel.arg_names if name not in constexprs}
+    return plain | {name: f"{kind}:16" for name, kind in pointers.items()}
 
 
 if __name__ == "__main__":
