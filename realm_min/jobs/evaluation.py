@@ -13,7 +13,6 @@ by a match, and have no F1.
 
 from __future__ import annotations
 
-import math
 import re
 import string
 import unicodedata
@@ -28,6 +27,7 @@ from torch import Tensor
 from ..interface.open_qa import Answer
 from ..ranks.distributed import World
 from ..text.questions import Question, Row, listed
+from .statistics import top_k_match, wilson
 
 TOP_K = (1, 5, 10, 20, 50, 100)
 
@@ -140,12 +140,6 @@ def has_answer_span(block: Sequence, answers: Iterable[Sequence], max_span_width
 def spelled(wordpieces: Sequence) -> str:
     """Wordpieces or their ids as text in which the text of a part is found."""
     return "".join(f" {wordpiece} " for wordpiece in wordpieces)
-
-
-def top_k_match(hits: Sequence[bool], ks: Iterable[int], name: str = "match") -> dict[str, float]:
-    """{"top_k_match": 1.0 if one of the first k retrieved blocks holds an answer} for each k; hits are best first."""
-    first = hits.index(True) if True in hits else len(hits)
-    return {f"top_{k}_{name}": float(first < min(k, len(hits))) for k in ks}
 
 
 # ---- many questions
@@ -294,14 +288,3 @@ def _columns(results: Iterable[dict[str, float | None]]) -> dict[str, list[float
             if value is not None:
                 column.append(value)
     return columns
-
-
-def wilson(mean: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share: how far the mean of all such questions may be from that of these `n`.
-
-    (Wilson 1927.) For values between 0 and 1, as F1's, it is rather too wide: their variance is below mean (1 - mean).
-    """
-    z = 1.959963984540054  # 97.5 % of a normal distribution lie below it
-    centre, scale = mean + z * z / (2 * n), 1 + z * z / n
-    half = z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)

@@ -23,9 +23,8 @@ from realm_min.jobs.evaluation import (
     official_exact_match,
     summary,
     token_f1,
-    top_k_match,
-    wilson,
 )
+from realm_min.jobs.statistics import wilson
 
 texts = st.text(st.sampled_from("aAnN the.,-é\u0301 1中\n"), max_size=30)
 check = settings(deadline=None, derandomize=True, max_examples=200)
@@ -143,16 +142,6 @@ def test_has_answer_span():
     assert has_answer_span(block, [block], max_span_width=4)
 
 
-def test_top_k_match():
-    assert top_k_match([False, False, True, False], (1, 2, 3, 4)) == {
-        "top_1_match": 0.0,
-        "top_2_match": 0.0,
-        "top_3_match": 1.0,
-        "top_4_match": 1.0,
-    }
-    assert top_k_match([False], (1, 5)) == {"top_1_match": 0.0, "top_5_match": 0.0}
-
-
 def test_means():
     assert means([{"a": 1.0, "f1": None}, {"a": 0.0, "f1": None}]) == {"a": 0.5, "f1": None}
     assert means([{"a": 1.0}, {}, {"a": None}, {"a": 0.5}]) == {"a": 0.75}
@@ -162,20 +151,6 @@ def test_means():
 def test_summary_says_of_how_many_and_how_surely():
     found = summary([{"a": 1.0, "f1": None}, {"a": 0.0, "f1": None}, {}])
     assert found == {"a": 0.5, "f1": None, "n": {"a": 2, "f1": 0}, "interval_95": {"a": wilson(0.5, 2)}}
-
-
-@pytest.mark.parametrize(
-    "right, n, low, high",
-    [
-        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, table I, method 3
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-        (29, 29, 0.8830, 1.0),
-    ],
-)
-def test_wilson(right, n, low, high):
-    assert wilson(right / n, n) == pytest.approx((low, high), abs=5e-5)
 
 
 # ---- properties
@@ -215,14 +190,6 @@ def test_spans_are_found_like_substrings(block, answers):
     text = "".join(map(str, block))
     expected = any(0 < len(answer) <= 3 and "".join(map(str, answer)) in text for answer in answers)
     assert has_answer_span(block, answers, 3) == expected
-
-
-@check
-@given(st.lists(st.booleans(), min_size=1, max_size=20))
-def test_top_k_match_counts_the_first_k(hits):
-    ks = range(1, len(hits) + 3)
-    assert top_k_match(hits, ks) == {f"top_{k}_match": float(any(hits[:k])) for k in ks}
-    assert top_k_match(hits, [1], "word_match") == {"top_1_word_match": float(hits[0])}
 
 
 # ---- the loop over questions
