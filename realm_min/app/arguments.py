@@ -16,6 +16,7 @@ from ..files.causes import check_readable
 from ..files.hub import find_folder
 from ..files.output import PARTIAL, check_file, check_folder, refuse_existing
 from ..files.tensorflow_files import check_tensorflow, find_checkpoint
+from ..jobs.per_question import read_sides, shared_measures
 from ..jobs.ranking import read_judgements
 from ..jobs.settings import COUNT, NATURAL
 from ..ranks.devices import add_device, check_device
@@ -25,6 +26,7 @@ from ..text.questions import rows_to_ask
 from .training_arguments import CORPUS_HELP, file_name
 
 KINDS = ("embedder", "scorer", "encoder", "reader", "openqa")  # of model that `convert` makes
+BM25 = "bm25"  # a --baseline that is no folder
 KNOWN = (  # published checkpoints, to whose values `verify` compares
     "realm-cc-news-pretrained-embedder",
     "realm-cc-news-pretrained-encoder",
@@ -136,7 +138,10 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_model(parser, "the one that ships, over the CIA World Factbook")
     add_device(parser)
-    parser.add_argument("--predictions", type=Path, metavar="FILE", help="write a JSON line for each question")
+    parser.add_argument(
+        "--predictions", type=Path, metavar="FILE",
+        help="write what each question gave: a row of a table where FILE ends in .csv, a JSON line else",
+    )  # fmt: skip
     parser.add_argument("--run", type=Path, metavar="FILE", help="write the documents found, as a run of TREC's")
     parser.add_argument("--qrels", type=Path, metavar="FILE", help="measure the documents found by these judgements")
     parser.add_argument("--regex", action="store_true", help="answers are regular expressions, as CuratedTrec's are")
@@ -160,6 +165,61 @@ def check_evaluate(options: argparse.Namespace) -> None:
     if options.run and options.run == options.predictions:
         raise ValueError(f"--predictions and --run are both {options.run}: name two files")
     _check_indexed_model(options.model)
+
+
+# ---- retrieve
+
+
+def add_retrieve(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min retrieve`."""
+    add_evaluate(parser)
+    parser.add_argument(
+        "--baseline", metavar="NAME",
+        help='measure another retriever over the model\'s blocks: "bm25" (needs bm25s), or the folder or hub name of a '
+        "sentence encoder, any BERT whose tokens are averaged",
+    )  # fmt: skip
+
+
+def check_retrieve(options: argparse.Namespace) -> None:
+    """As `check_index`, of `realm-min retrieve`."""
+    check_evaluate(options)
+    if options.baseline == BM25:
+        if find_spec("bm25s") is None:
+            raise ModuleNotFoundError("--baseline bm25 needs bm25s: pip install 'realm-min[baselines]'")
+    elif options.baseline:
+        find_folder(options.baseline)
+
+
+# ---- compare
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min compare`."""
+    parser.add_argument(
+        "files", nargs="+", type=file_name, metavar="FILE",
+        help="what evaluate or retrieve wrote with --predictions: A and B; or, before --against, A's, one a seed",
+    )  # fmt: skip
+    parser.add_argument(
+        "--against", nargs="+", type=file_name, metavar="FILE",
+        help="B's, one a seed; as many as A's are paired with them in their order",
+    )  # fmt: skip
+    parser.add_argument(
+        "--measure", nargs="+", action="extend", metavar="NAME", help="compare by these alone (default: all)"
+    )
+    parser.add_argument(
+        "--resamples", type=COUNT.read, default=10_000, metavar="N", help="draws of the bootstrap (default: 10,000)"
+    )
+    parser.add_argument("--seed", type=NATURAL.read, default=0, metavar="N", help="of the draws (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print every figure as one JSON object")
+
+
+def check_compare(options: argparse.Namespace) -> None:
+    """As `check_index`, of `realm-min compare`."""
+    if options.against is None and len(options.files) != 2:
+        raise ValueError(
+            f"{len(options.files)} files were given: give two, A and B; or the files of A, --against and those of B"
+        )
+    shared_measures(*read_sides(options.files, options.against), options.measure)
 
 
 # ---- verify

@@ -54,6 +54,14 @@ COMMANDS = {
         "app.evaluate.run", "Measure the answers to questions whose answers are known.",
         arguments.add_evaluate, arguments.check_evaluate,
     ),
+    "retrieve": Command(
+        "app.evaluate.retrieve", "Measure the blocks found for questions, without a reader; or those that BM25 finds.",
+        arguments.add_retrieve, arguments.check_retrieve,
+    ),
+    "compare": Command(
+        "app.compare.run", "Hold two systems against each other, question by question: is the difference sure?",
+        arguments.add_compare, arguments.check_compare,
+    ),
     "ict": Command(
         "app.train.ict", "Warm a retriever up with the Inverse Cloze Task.",
         training.add_ict, training.check_ict,

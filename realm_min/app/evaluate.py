@@ -1,6 +1,6 @@
-"""`realm-min evaluate`: measure the answers to questions whose answers, or whose documents, are known.
+"""`realm-min evaluate` and `retrieve`: measure answers, or blocks found, for questions of which they are known.
 
-A question that cannot be asked or answered costs itself alone: it is named by its line and counted. What is answered is
+A question that cannot be asked or answered costs itself alone: it is named by its line and counted. What is measured is
 kept in FILE.partial beside the first file to be written, and the same command goes on from there.
 """
 
@@ -9,23 +9,26 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import torch
 
 from ..files.atomic import naming, only_writer, write_atomically
 from ..jobs import ranking
-from ..jobs.evaluation import Result, compiled, evaluate, summary
+from ..jobs.baselines import baseline
+from ..jobs.evaluation import Result, compiled, evaluate, evaluate_retrieval, summary
 from ..jobs.journal import journal_rows, json_line, open_journal
+from ..jobs.per_question import PLACE, rows_written
 from ..ranks.devices import chosen_device
 from ..ranks.distributed import world
 from ..text.questions import Row, rows_to_ask
 from .cli import load_model
-from .console import progress_bar, skipped_named
+from .console import progress_bar, progress_report, skipped_named
 from .printable import remark, say, say_json
 
 BATCH = 8  # questions at once
@@ -34,20 +37,53 @@ RUN_DEPTH = 1000  # blocks that a ranking of documents is made of
 Judged = ranking.Judgements | None
 
 
+class Measuring(NamedTuple):
+    """What a command measures of each question."""
+
+    measure: Callable[..., Iterator[Result]]  # called as `jobs.evaluation.evaluate`
+    reads: bool  # and answers
+    retriever: str = "the model"  # another one has another name
+
+    @property
+    def done(self) -> str:
+        """What is said of a question that is measured."""
+        return "answered" if self.reads else "measured"
+
+
 def run(options: argparse.Namespace) -> None:
     """Run `realm-min evaluate`."""
+    measure_all(options, lambda model: Measuring(evaluate, reads=True))
+
+
+def retrieve(options: argparse.Namespace) -> None:
+    """Run `realm-min retrieve`."""
+
+    def measuring(model: Any) -> Measuring:
+        if not options.baseline:
+            return Measuring(evaluate_retrieval, reads=False)
+        texts = [model.retriever.text(number) for number in range(len(model.retriever.block_records))]
+        with progress_report() as report:
+            search, identity = baseline(options.baseline, texts, model.device, report)
+        return Measuring(partial(evaluate_retrieval, search=search), False, identity)
+
+    measure_all(options, measuring)
+
+
+def measure_all(options: argparse.Namespace, measuring: Callable[[Any], Measuring]) -> None:
+    """Measure all questions as the options say; `measuring` of the model says what."""
     ranks, device = world(), chosen_device(options.device)
     judged = ranking.read_judgements(options.qrels) if options.qrels else None
     rows = list(islice(rows_to_ask(options.questions, bool(options.run or options.qrels)), options.limit))
     if options.regex and ranks.is_first:
         name_bad_patterns(rows)
     model = load_model(options.model).to(device)
+    way = measuring(model)
     first = options.predictions or options.run
     journal = first and first.with_name(first.name + ".partial")
     with ExitStack() as held:
-        done = ranks.on_first(lambda: begin(journal, held, model, rows, options))
-        values = answer_all(model, rows, done, journal, options)
-        found = ranks.on_first(lambda: finish(options, journal, values, judged))
+        done = ranks.on_first(lambda: begin(journal, held, identity_of(model, way, rows, options)))
+        values = answer_all(model, way, rows, done, journal, options)
+        found = ranks.on_first(lambda: finish(options, way.done, journal, values, judged))
     if ranks.is_first:
         if options.json:
             say_json(found)
@@ -55,31 +91,39 @@ def run(options: argparse.Namespace) -> None:
             print_measures(found)
 
 
-def begin(journal: Path | None, held: ExitStack, model: Any, rows: list[Row], options: argparse.Namespace) -> int:
+def identity_of(model: Any, way: Measuring, rows: list[Row], options: argparse.Namespace) -> dict[str, Any]:
+    """What decides the result, so that another command does not go on with it."""
+    return {
+        "command": options.command,
+        "questions": hashlib.sha256(repr(rows).encode(errors="surrogatepass")).hexdigest(),
+        "model": model_digest(model),
+        "retriever": way.retriever,
+        "regex": options.regex,
+        "documents": bool(options.run or options.qrels),
+    }
+
+
+def begin(journal: Path | None, held: ExitStack, identity: dict[str, Any]) -> int:
     """Open the journal, as its only writer while `held` is open; returns how many rows it holds."""
     if journal is None:
         return 0
     held.enter_context(only_writer(journal.with_suffix("")))
-    identity = {
-        "questions": hashlib.sha256(repr(rows).encode(errors="surrogatepass")).hexdigest(),
-        "model": model_digest(model),
-        "regex": options.regex,
-        "documents": bool(options.run or options.qrels),
-    }
     return open_journal(journal, identity, BATCH)
 
 
 def answer_all(
-    model: Any, rows: list[Row], done: int, journal: Path | None, options: argparse.Namespace
+    model: Any, way: Measuring, rows: list[Row], done: int, journal: Path | None, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Answer the rows from `done` on, into the journal on rank 0; without one, what is found is returned."""
+    """Measure the rows from `done` on, into the journal on rank 0; without one, what is found is returned."""
     ranks, values = world(), []
     depth = RUN_DEPTH if options.run or options.qrels else 0
-    results = evaluate(model, rows[done:], options.regex, batch_size=BATCH, world=ranks, depth=depth)
+    results = way.measure(model, rows[done:], regex=options.regex, batch_size=BATCH, world=ranks, depth=depth)
     with progress_bar() as bar, open(journal, "ab") if journal and ranks.is_first else nullcontext() as file:
         try:
-            for result in bar.track(results, len(rows) - done, description="Answering questions"):
-                value = value_of(model, result, depth > 0)
+            for result in bar.track(
+                results, len(rows) - done, description="Answering questions" if way.reads else "Searching"
+            ):
+                value = value_of(model, result, way.reads, depth > 0)
                 done += 1
                 if file is not None:
                     with naming(file.name):
@@ -88,23 +132,25 @@ def answer_all(
                 elif ranks.is_first:
                     values.append(value)
         except KeyboardInterrupt:
-            kept = f"are answered and kept in {journal}. The same command goes on from there"
-            lost = "were answered; with --predictions FILE they are kept"
+            kept = f"are {way.done} and kept in {journal}. The same command goes on from there"
+            lost = f"were {way.done}; with --predictions FILE they are kept"
             raise KeyboardInterrupt(f"{done:,} of {len(rows):,} questions {kept if journal else lost}.") from None
     return values
 
 
-def value_of(model: Any, result: Result, ranked: bool) -> dict[str, Any]:
+def value_of(model: Any, result: Result, reads: bool, ranked: bool) -> dict[str, Any]:
     """What is kept of a result."""
     row, answer = result.row, result.answer
     value: dict[str, Any] = {"line": row.line, "id": row.id, "question": row.question.question if row.question else ""}
-    value["prediction"] = result.prediction
-    if answer is None:
+    if reads:
+        value["prediction"] = result.prediction
+    if result.reason:
         return value | {"skipped": result.reason}
-    block = answer.blocks[answer.block_rank]
-    value |= {"probability": answer.probability, "document": answer.document, "title": block.title, "block": block.id}
-    value |= {"start_char": answer.start_char, "end_char": answer.end_char}
-    value |= {"document_start": answer.document_start, "document_end": answer.document_end}
+    if answer is not None:
+        block = answer.blocks[answer.block_rank]
+        value |= {"probability": answer.probability, "document": answer.document}
+        value |= {"title": block.title, "block": block.id}
+        value |= {name: getattr(answer, name) for name in PLACE}
     value["measures"] = result.measures
     if ranked:
         named = ((model.retriever.document(number), score) for number, score in result.retrieved)
@@ -113,7 +159,7 @@ def value_of(model: Any, result: Result, ranked: bool) -> dict[str, Any]:
 
 
 def finish(
-    options: argparse.Namespace, journal: Path | None, values: Iterable[dict[str, Any]], judged: Judged
+    options: argparse.Namespace, done: str, journal: Path | None, values: Iterable[dict[str, Any]], judged: Judged
 ) -> dict[str, Any]:
     """Write what was asked for, forget the journal, name what was skipped, and return the summary.
 
@@ -122,7 +168,8 @@ def finish(
     """
     measures, skipped = [], []
     with skipped_named() as skip, ExitStack() as held:
-        predictions, run_file = (opened(path, held) for path in (options.predictions, options.run))
+        rows = held.enter_context(rows_written(options.predictions))
+        run_file = options.run and held.enter_context(open(held.enter_context(write_atomically(options.run)), "wb"))
         for value in journal_rows(journal) if journal else values:
             documents = value.pop("ranking", [])
             if "skipped" in value:
@@ -135,17 +182,15 @@ def finish(
                     found |= ranking.measures(names, judged.get(ranking.one_word(value["id"]), {}))
                 measures.append(found)
                 value |= found
-            if predictions:
-                predictions.write(json_line(value))
+            rows.append(value)
             if run_file:
                 lines = ranking.run_lines(value["id"], documents)
                 run_file.writelines(line.encode(errors="backslashreplace") for line in lines)
         if not measures:
             forget(journal)
-            raise ValueError(f"no question of {options.questions} could be answered: {skipped[0]}")
+            raise ValueError(f"no question of {options.questions} could be {done}: {skipped[0]}")
     forget(journal)
-    counts = {"questions": len(measures) + len(skipped), "answered": len(measures), "skipped": len(skipped)}
-    return counts | summary(measures)
+    return {"questions": len(measures) + len(skipped), done: len(measures), "skipped": len(skipped)} | summary(measures)
 
 
 def forget(journal: Path | None) -> None:
@@ -153,15 +198,10 @@ def forget(journal: Path | None) -> None:
         journal.unlink()
 
 
-def opened(path: Path | None, held: ExitStack) -> BinaryIO | None:
-    """A file to write that becomes `path` when `held` closes, None for none."""
-    return held.enter_context(open(held.enter_context(write_atomically(path)), "wb")) if path else None
-
-
 def print_measures(found: dict[str, Any]) -> None:
     """The counts, and of each measure the mean, its 95 % interval and how many questions it is of."""
     counts, intervals = found["n"], found["interval_95"]
-    for name in ("questions", "answered", "skipped"):
+    for name in list(found)[: list(found).index("skipped") + 1]:
         say(f"{name:<21} {found[name]:>8,}")
     say(f"{'':<21} {'mean':>8}   {'95 % interval':<18} n")
     for name in counts:

@@ -31,6 +31,9 @@ from .statistics import top_k_match, wilson
 
 TOP_K = (1, 5, 10, 20, 50, 100)
 
+# Questions and k to the scores [questions, k] float32 and numbers [questions, k] int64 of the k best blocks, in order.
+Search = Callable[[list[str], int], tuple[Tensor, Tensor]]
+
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 
@@ -38,7 +41,8 @@ _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 class Result(NamedTuple):
     """A question, its answer, and every measure by name: 0.0 to 1.0, or None where it has no meaning.
 
-    Where it could not be answered, `reason` says why, and there are neither answer nor measures.
+    Where it could not be answered, `reason` says why, and there are neither answer nor measures. Where nothing was to
+    be read there is no answer, and the measures are of what was retrieved.
     """
 
     row: Row
@@ -168,11 +172,54 @@ def evaluate(
     Raises:
         ValueError: there are fewer blocks than the reader is to read; `questions` are none.
     """
-    world = World() if world is None else world
-    num_blocks, beam = len(model.retriever.block_records), model.config.reader_beam_size
+    task = _task(model, model.retrieve, regex, ks, depth, beam=model.config.reader_beam_size)
+    return _on_all_ranks(task, questions, batch_size, world)
+
+
+def evaluate_retrieval(
+    model: Any,
+    questions: Iterable[Question | Row],
+    search: Search | None = None,
+    regex: bool = False,
+    ks: Sequence[int] = TOP_K,
+    batch_size: int = 8,
+    world: World | None = None,
+    depth: int = 0,
+) -> Iterator[Result]:
+    """As `evaluate`, without a reader: the measures are those of the blocks that are found.
+
+    Args:
+        search: finds the model's blocks in its place. Under `world` each rank calls it with questions of its own, none
+            maybe. None: the model itself finds them.
+    """
+    task = _task(model, search or model.retrieve, regex, ks, depth, beam=0)
+    return _on_all_ranks(task, questions, batch_size, world)
+
+
+class Task(NamedTuple):
+    """What is asked of every question of an evaluation."""
+
+    model: Any
+    search: Search
+    regex: bool
+    ks: list[int]
+    depth: int  # blocks to retrieve
+    beam: int  # of them to read, 0 for none
+    wordpieces: Callable[[int], list[int]]  # of a block
+
+
+def _task(model: Any, search: Search, regex: bool, ks: Sequence[int], depth: int, beam: int) -> Task:
+    num_blocks = len(model.retriever.block_records)
     ks = [k for k in ks if k <= num_blocks]
+    depth = max(beam, min(num_blocks, max([1, depth, *ks])))
     wordpieces = lru_cache(maxsize=20_000)(lambda block: _wordpieces(model, [model.retriever.text(block)])[0])
-    task = Task(model, regex, ks, max(beam, min(num_blocks, max([depth, *ks]))), wordpieces)
+    return Task(model, search, regex, ks, depth, beam, wordpieces)
+
+
+def _on_all_ranks(
+    task: Task, questions: Iterable[Question | Row], batch_size: int, world: World | None
+) -> Iterator[Result]:
+    world = World() if world is None else world
     rows = (as_row(number, question) for number, question in enumerate(questions, start=1))
     while batches := [batch for _ in range(world.size) if (batch := list(islice(rows, batch_size)))]:
         mine = batches[world.rank] if world.rank < len(batches) else []
@@ -180,20 +227,10 @@ def evaluate(
             yield from results
 
 
-class Task(NamedTuple):
-    """What is asked of every question of an evaluation."""
-
-    model: Any
-    regex: bool
-    ks: list[int]
-    depth: int  # blocks to retrieve
-    wordpieces: Callable[[int], list[int]]  # of a block
-
-
 def _evaluate_batch(task: Task, batch: list[Row]) -> list[Result]:
     faults = [task.model.fault_of(row.question.question) if row.question else row.reason for row in batch]
     asked = [row.question.question for row, fault in zip(batch, faults, strict=True) if row.question and not fault]
-    found = zip(*task.model.retrieve(asked, task.depth), strict=True)  # every rank searches, whatever it asks
+    found = zip(*task.search(asked, task.depth), strict=True)  # every rank searches, whatever it asks
     return [
         _result(task, row, row.question, *next(found))
         if row.question and not fault
@@ -203,13 +240,15 @@ def _evaluate_batch(task: Task, batch: list[Row]) -> list[Result]:
 
 
 def _result(task: Task, row: Row, question: Question, scores: Tensor, blocks: Tensor) -> Result:
-    model, beam = task.model, task.model.config.reader_beam_size
-    measures: dict[str, float | None] = {}
+    model, beam = task.model, task.beam
+    answer, measures = None, {}
     try:
-        answer = model.answer_from(question.question, scores[:beam], blocks[:beam])
+        if beam:
+            answer = model.answer_from(question.question, scores[:beam], blocks[:beam])
         if question.answers:
-            read = [block.text for block in answer.blocks]
-            measures = measure(model, question, answer.text, read, task.regex) | _hits(task, question, blocks.tolist())
+            if answer is not None:
+                measures |= measure(model, question, answer.text, [block.text for block in answer.blocks], task.regex)
+            measures |= _hits(task, question, blocks.tolist())
     except ValueError as error:  # every block is empty, say, or one is no text
         return Result(row, None, [], {}, str(error))
     return Result(row, answer, list(zip(blocks.tolist(), scores.tolist(), strict=True)), measures)

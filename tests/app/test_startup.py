@@ -84,7 +84,7 @@ def test_help_and_version(tmp_path):
 
 REFUSED = {
     # commands and options
-    "boil": "there is no command 'boil': give one of index, ask, evaluate, ict, mlm, pretrain, finetune, verify, conv",
+    "boil": "there is no command 'boil': give one of index, ask, evaluate, retrieve, compare, ict, mlm, pretrain, fine",
     "evalute q.jsonl": "there is no command 'evalute': did you mean evaluate?",
     "--versoin": "there is no option --versoin: did you mean --version?",
     "ask why? --modle x": "realm-min ask: error: there is no option --modle: did you mean --model?",
@@ -94,6 +94,7 @@ REFUSED = {
     "finetune q.jsonl c.jsonl --refresh 3": "did you mean --refresh-ranks or --refresh-blocks or --refresh-every?",
     "pretrain c.jsonl --encoder-alon": "there is no option --encoder-alon: did you mean --encoder-alone?",
     "ask why? -j": "there is no option -j: see realm-min ask --help",
+    "retrieve q.jsonl --base bm25": "there is no option --base: did you mean --baseline?",
     "evaluate q.jsonl more": "there is nothing to do with more: see realm-min evaluate --help",
     # values
     "ask why? -k many": "argument -k: 'many' will not do: give a whole number, 1 or more",
@@ -143,6 +144,14 @@ REFUSED = {
     "evaluate worse.jsonl": 'worse.jsonl holds no question to ask: line 1 has no "answer"',
     "evaluate q.jsonl --qrels bad.jsonl": "bad.jsonl line 1 is",
     "evaluate q.jsonl --run none/r": "--run none/r: there is no folder none",
+    "retrieve empty.jsonl": "empty.jsonl holds no question",
+    "retrieve q.jsonl --model indexed --baseline none": "there is no folder 'none'",
+    "compare q.jsonl": "1 files were given: give two, A and B; or the files of A, --against and those of B",
+    "compare q.jsonl none.csv": "none.csv: No such file or directory",
+    "compare q.jsonl bad.jsonl": "1 of bad.jsonl are not in q.jsonl, 'why?' the first: measure both on one file",
+    "compare q.jsonl q.jsonl": "no measure is in every file: q.jsonl has none; q.jsonl has none",
+    "compare q.jsonl --against q.jsonl --measure f1": "q.jsonl has no measure 'f1': it has none",
+    "compare q.jsonl empty.jsonl --resamples 0": "argument --resamples: '0' will not do",
     "finetune none.jsonl c.jsonl --out o": "none.jsonl: No such file or directory",
     "finetune title.jsonl c.jsonl --out o": '"title" is 3, not a string',
     "finetune q.jsonl c.jsonl --out o --dev bad.jsonl": 'bad.jsonl line 2 has no "answer"',

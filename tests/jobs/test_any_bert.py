@@ -12,7 +12,7 @@ from oracle import transformers
 import realm_min
 from realm_min.app import indexing
 from realm_min.app.cli import main
-from realm_min.jobs import warm_start
+from realm_min.jobs import baselines, warm_start
 from realm_min.text.corpus import Document
 
 SIZES = dict(
@@ -181,3 +181,28 @@ def test_training_from_a_bert(folder, tmp_path, capsys, command):
     assert main([command, str(corpus), "--model", str(folder), *out]) == 0
     said = capsys.readouterr().err
     assert ("has no pooler: it is drawn from the seed" in said) == (command == "ict")
+
+
+def test_sentences_are_means_of_tokens(folder, recwarn):
+    """As sentence-transformers has it: the mean over all tokens, as long as the positions are, and the cosine."""
+    tokenizer, trunk = eight_capitals.tokenizer(), bert("BertForMaskedLM").bert
+    texts = [f"{block.title}. {block.text}" for block in eight_capitals.BLOCKS]
+    texts.append("Capital: Lima. " * 40)  # more than 128 positions: cut
+    questions = [question.question for question in eight_capitals.QUESTIONS]
+
+    def embed(texts):
+        with torch.no_grad():
+            read = [tokenizer(text, truncation=True, max_length=128, return_tensors="pt") for text in texts]
+            means = torch.stack([trunk(**inputs).last_hidden_state[0].mean(0) for inputs in read])
+        return means / means.norm(dim=1, keepdim=True)
+
+    counts = []
+    report = lambda stage, done, total: counts.append((done, total))  # noqa: E731
+    search, identity = baselines.baseline(str(folder), texts, torch.device("cpu"), report)
+    assert counts == [(9, 9)] and not [said for said in recwarn if "pooler" in str(said.message)]
+    scores, blocks = search(questions, 9)
+    expected = embed(questions) @ embed(texts).T
+    assert torch.allclose(scores, expected.gather(1, blocks), atol=1e-5)
+    assert torch.equal(blocks.sort(dim=1).values, torch.arange(9).expand(8, 9))
+    assert identity != baselines.baseline(str(folder), texts[:8], torch.device("cpu")).identity
+    assert [tuple(tensor.shape) for tensor in search([], 2)] == [(0, 2), (0, 2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,14 @@ def open_qa(**values: Any) -> RealmForOpenQA:
     model = RealmForOpenQA(config, retriever=RealmRetriever([record(block) for block in BLOCKS], tokenizer()), seed=1)
     model.eval().block_emb = embedding.embed_blocks(model.embedder, tokenizer(), BLOCKS)
     return model
+
+
+def bert_folder(folder: Path) -> Path:
+    """`folder`, with a BERT of CONFIG in it and the tokenizer."""
+    RealmEmbedder(RealmConfig(**CONFIG), seed=3).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", **CONFIG}))
+    return folder
 
 
 class BuilderHere:
