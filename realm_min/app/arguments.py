@@ -18,7 +18,7 @@ from ..files.output import PARTIAL, check_file, check_folder, refuse_existing
 from ..files.tensorflow_files import check_tensorflow, find_checkpoint
 from ..jobs.per_question import read_sides, shared_measures
 from ..jobs.ranking import read_judgements
-from ..jobs.settings import COUNT, NATURAL
+from ..jobs.settings import COUNT, NATURAL, SHARE
 from ..ranks.devices import add_device, check_device
 from ..text.corpus import factbook
 from ..text.documents import read_documents
@@ -105,7 +105,13 @@ def add_ask(parser: argparse.ArgumentParser) -> None:
     add_model(parser, "the one that ships, over the CIA World Factbook")
     add_device(parser)
     parser.add_argument("-k", type=COUNT.read, metavar="N", help="blocks to read for a question (default: the model's)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a question")
+    parser.add_argument(
+        "--threshold", type=SHARE.read, metavar="P",
+        help="say that nothing was found where p(y|x) is below P (default: the model's; 0 for a model of your own)",
+    )  # fmt: skip
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--blocks", action="store_true", help="show each block that was read, too")
+    shown.add_argument("--json", action="store_true", help="print one JSON object a question")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE.png",
         help="draw what was retrieved, scored and attended to for one question (needs matplotlib)",

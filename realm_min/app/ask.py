@@ -1,27 +1,24 @@
-"""`realm-min ask`: questions in, answers and the blocks that were read out, on a terminal or as JSON."""
+"""`realm-min ask`: questions in, answers out, each with its sentence and its source, on a terminal or as JSON."""
 
 from __future__ import annotations
 
 import argparse
 import io
 import sys
-import textwrap
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import chain
 from typing import NamedTuple
 
-from rich.padding import Padding
-
 from ..interface.open_qa import Answer, RealmForOpenQA
 from ..ranks import distributed
 from ..ranks.devices import chosen_device
 from ..ranks.watcher import RankFailedError
-from . import plots
+from . import default_model, plots
+from .answer_lines import print_answer
 from .cli import load_model, one_line
-from .console import Console, Text
-from .printable import printable, read_line, remark, say_json
+from .printable import read_line, remark, say_json
 
 
 class Asked(NamedTuple):
@@ -29,12 +26,13 @@ class Asked(NamedTuple):
     where: str | None  # it stands, for an error; None at a prompt, where asking goes on
 
 
+# Asked as people ask, not in the Factbook's words; each has one answer.
 EXAMPLES = (
-    "What is the capital of Uruguay?",
-    "Which countries border Switzerland?",
-    "What is the highest point of Kenya?",
-    "Who is the president of France?",
-    "What is the official language of Brazil?",
+    "What is the capital of Kazakhstan?",
+    "What money do they use in Switzerland?",
+    "What kind of government does Japan have?",
+    "When did Ghana gain independence?",
+    "Who is the prime minister of Canada?",
 )
 
 
@@ -47,6 +45,13 @@ def run(options: argparse.Namespace) -> int:
     if not world.is_first:
         model.follow()
     return world.on_first(lambda: answer_all(options, model, asked[0]))
+
+
+def threshold_of(options: argparse.Namespace) -> float:
+    """The p(y|x) below which an answer counts as not found: what --threshold says, else what the model is known by."""
+    if options.threshold is not None:
+        return options.threshold
+    return default_model.NOT_FOUND_BELOW if options.model is None else 0.0
 
 
 def questions_of(options: argparse.Namespace) -> Iterator[Asked]:
@@ -85,9 +90,13 @@ def lines_asked() -> Iterator[Asked]:
 
 
 def prompted() -> Iterator[Asked]:
-    remark("Ask in English; an empty line or Ctrl-D ends.")
-    while question := read_line("? "):
-        yield Asked(question, None)
+    remark("Ask in English. Ctrl-C clears the line; an empty line or Ctrl-D ends.")
+
+    def lines() -> Iterator[Asked]:
+        while question := read_line("? "):
+            yield Asked(question, None)
+
+    return lines()
 
 
 def answer_all(options: argparse.Namespace, model: RealmForOpenQA, asked: Iterator[Asked]) -> int:
@@ -105,7 +114,9 @@ def answer_all(options: argparse.Namespace, model: RealmForOpenQA, asked: Iterat
 
 def answer_questions(options: argparse.Namespace, model: RealmForOpenQA, asked: Iterator[Asked]) -> int:
     """Answer each question as it comes; one that cannot be answered is named, and costs no other its answer."""
-    show, status = (print_json if options.json else print_answer), 0
+    status, threshold = 0, threshold_of(options)
+    if options.k:
+        model.check_searchable(options.k)
     for question, where in asked:
         try:
             model.check_questions([question])
@@ -114,36 +125,18 @@ def answer_questions(options: argparse.Namespace, model: RealmForOpenQA, asked: 
             status = status if where is None else 2
             continue
         answer = model.answer([question], options.k)[0]
-        show(answer)
+        if options.json:
+            print_json(answer, threshold)
+        else:
+            print_answer(answer, threshold, asked=where is not None, blocks=options.blocks)
         if options.plot:
             plots.plot_answer(model, answer, options.plot)
             remark(f"Drawn in {options.plot}")
     return status
 
 
-def print_json(answer: Answer) -> None:
+def print_json(answer: Answer, threshold: float) -> None:
+    """One JSON object in a line: `found` says whether p(y|x) reaches the threshold, the rest what `Answer` holds."""
     values = asdict(answer)
-    values = {"question": values.pop("question"), "answer": values.pop("text"), **values}
-    say_json(values)
-
-
-def print_answer(answer: Answer) -> None:
-    """The answer, then each block that was read, the answer's whole and its span highlighted, of others the start."""
-    console = Console()
-    console.print(Text(printable(answer.question), style="bold"))
-    console.print(Text.assemble((printable(answer.text), "bold green"), f"   p(y|x) {answer.probability:.3g}"))
-    for rank, block in enumerate(answer.blocks):
-        heading = f"{rank + 1}. block {block.id} of {printable(block.document)}   score {block.score:.3f}"
-        heading += f"   p(z|x) {block.probability:.3g}"
-        console.print(Text(heading, style="cyan"))
-        if rank == answer.block_rank:
-            text = highlighted(block.text, answer.start_char, answer.end_char, console)
-        else:
-            text = Text(textwrap.shorten(block.text, 150, placeholder=" …"), style="dim")
-        console.print(Padding(text, (0, 0, 0, 3), expand=False))
-    console.print()
-
-
-def highlighted(text: str, start: int, end: int, console: Console) -> Text:
-    opening, closing = ("", "") if console.color_system else ("[[", "]]")  # what no colour shows, brackets do
-    return Text.assemble(text[:start], opening, (text[start:end], "bold black on green"), closing, text[end:])
+    found = answer.probability >= threshold
+    say_json({"question": values.pop("question"), "answer": values.pop("text"), "found": found, **values})

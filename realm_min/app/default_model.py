@@ -47,6 +47,8 @@ from ..text.retriever import RealmRetriever
 from .printable import remark
 
 PACKED_FILE = Path(__file__).parents[1] / "assets" / "default-model.realm"
+# p(y|x) below which `realm-min ask` says that it found nothing. 0 asks for nothing, until a model is calibrated.
+NOT_FOUND_BELOW = 0.0
 MAGIC = b"realm-min unpacked model, format 2\n"
 EARLIER_FOLDER = re.compile(r"factbook-[0-9a-f]{16}(\.partial)?")  # where earlier versions kept 230 MB
 

@@ -16,7 +16,7 @@ import sys
 import unicodedata
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 # Tags and variation selectors: nothing of them is seen, whatever their category.
@@ -60,12 +60,26 @@ def say_json(value: Any, indent: int | None = None) -> None:
 
 
 def read_line(prompt: str) -> str:
-    """A line of the standard input, without the spaces around it; "" at its end."""
-    try:
-        return input(printable(prompt)).strip()
-    except EOFError:
-        say()
-        return ""
+    """A line that is typed, without the spaces around it; "" at the end of the input. Ctrl-C begins it anew.
+
+    On a terminal it can be edited and earlier lines come back, where Python has readline. The prompt is no result: if
+    those go to a file, it is shown on the standard error.
+    """
+    on_a_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if on_a_terminal:
+        with suppress(ImportError):  # on Windows
+            import readline  # noqa: F401  which input() then uses
+    while True:
+        try:
+            if on_a_terminal:
+                return input(printable(prompt)).strip()
+            print(printable(prompt), end="", file=sys.stderr, flush=True)
+            return sys.stdin.readline().strip()
+        except EOFError:
+            say()
+            return ""
+        except KeyboardInterrupt:
+            remark()
 
 
 @contextmanager

@@ -242,7 +242,7 @@ class RealmForOpenQA(RealmModel):
         Raises:
             ValueError: no retriever; more blocks asked for than there are; inputs of a wrong rank, shape or range.
         """
-        self._check_searchable(self.searcher_beam_size)
+        self.check_searchable(self.searcher_beam_size)
         answer_ids = answers_of_each(answer_ids, len(input_ids))
         question = checked_batch(self.config, Inputs(input_ids, attention_mask, token_type_ids))
         of_question, config = self.embedder.run_now(len(input_ids)), self.config
@@ -317,7 +317,7 @@ class RealmForOpenQA(RealmModel):
         Raises:
             ValueError: an empty or overlong question; k below 1 or above the number of blocks.
         """
-        self._check_searchable(k)
+        self.check_searchable(k)
         return self.search(self._embed_questions(listed(questions)), k)
 
     def answer(self, questions: str | list[str], num_blocks: int | None = None) -> list[Answer]:
@@ -417,9 +417,9 @@ class RealmForOpenQA(RealmModel):
         scores, ids = self.index.search(_searchable(projections.to(self.index.device)), k)
         return scores.to(self.block_emb.device), ids.to(self.block_emb.device)
 
-    def _check_searchable(self, k: int) -> None:
-        _ = self.evidence  # raises where there is none
-        if not 1 <= k <= self.block_emb.shape[0]:
+    def check_searchable(self, k: int) -> None:
+        """ValueError if there is no retriever, or there are not `k` blocks."""
+        if self.evidence and not 1 <= k <= self.block_emb.shape[0]:  # `evidence` raises
             raise ValueError(
                 f"{k} blocks were asked for, and there are {self.block_emb.shape[0]}: ask for 1 to "
                 f"{self.block_emb.shape[0]} (searcher_beam_size in training, reader_beam_size in evaluation)"

@@ -2,14 +2,20 @@
 
 import io
 import json
+import re
 import sys
 
 import eight_capitals
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from realm_min import RealmConfig, RealmForOpenQA, RealmRetriever
-from realm_min.app import ask
-from realm_min.app.cli import main
+from realm_min.app import answer_lines, ask, printable
+from realm_min.app.cli import main, parser
+from realm_min.interface.open_qa import Answer, RetrievedBlock
+from realm_min.text.corpus import split_sentences
 
 QUESTION = "what is the capital of norway?"
 TEXTS = {
@@ -76,6 +82,105 @@ def test_every_span_of_a_block_is_found_in_its_document(folder):
                 assert start is end is None
             elif not record[first : first + 2].strip() != record[first : first + 2]:
                 assert " ".join(text[start:end].split()) == record[first : first + 2]
+
+
+# ---- what is shown
+
+
+def test_what_is_below_the_threshold_is_not_found(folder, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    given = [QUESTION, "--model", str(folder)]
+    status, (row,), _ = asked(monkeypatch, capsys, None, *given)
+    assert status == 0 and row["found"] is True  # without a threshold every answer is one
+    share = row["probability"]
+    for threshold, found in ((share * 0.99, True), (min(share * 1.01, 1), False)):
+        _, (row,), _ = asked(monkeypatch, capsys, None, *given, "--threshold", str(threshold))
+        assert row["found"] is found
+        assert main(["ask", *given, "--threshold", str(threshold)]) == 0
+        line = capsys.readouterr().out.splitlines()[1].strip()
+        said = f"Not found. The best of what was read, {row['answer']}, has p(y|x) {share:.3g}, below {threshold:.3g}"
+        assert line == (f"{row['answer']}   p(y|x) {share:.3g}" if found else said)
+    monkeypatch.setattr(ask.default_model, "NOT_FOUND_BELOW", 0.7)
+    read = lambda *words: ask.threshold_of(parser().parse_args(["ask", *words]))  # noqa: E731
+    assert (read(), read("--model", "m"), read("--threshold", "0.2")) == (0.7, 0.0, 0.2)
+
+
+def answer_of(text, start, end, **own):
+    block = RetrievedBlock(7, text, 1.5, 1.0, "c.jsonl:3", "Land", 0, len(text))
+    given = dict(document="c.jsonl:3", document_start=0, document_end=1, probability=0.5, block_rank=0)
+    return Answer("why?", text[start:end], start, end, **{**given, "blocks": [block], **own})
+
+
+def printed(capsys, answer, **given):
+    answer_lines.print_answer(answer, **given)
+    return capsys.readouterr().out.splitlines()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.lists(st.sampled_from(["A b. ", "Cd  e f! ", "1912 was. ", "北京 g.\n", "U.S. H", " "]), min_size=1), st.data()
+)
+def test_a_sentence_holds_its_answer(parts, data):
+    text = "".join(parts).strip() or "A"
+    start = data.draw(st.integers(0, len(text) - 1).filter(lambda i: not text[i].isspace()))
+    end = data.draw(st.integers(start + 1, len(text)).filter(lambda i: not text[i - 1].isspace()))
+    before, answer, after = answer_lines.sentence(text, start, end)
+    whole, single = " ".join(text.split()), " ".join(text[start:end].split())
+    assert answer == single and before + answer + after in whole
+    sentences = split_sentences(whole)
+    assert any(before + answer + after == " ".join(sentences[i:j]) for i in range(len(sentences))
+               for j in range(i + 1, len(sentences) + 1))  # fmt: skip
+    if len(inside := split_sentences(before + answer + after)) > 1:  # no more of them than the answer is in
+        assert len(before) < len(inside[0]) and len(after) < len(inside[-1])
+    for room in (1, 2, 5, 9, 40):
+        shown = answer_lines.in_a_line((before, answer, after), room)
+        assert sum(map(cell_len, shown)) <= room
+
+
+def test_a_long_sentence_is_cut_about_its_answer(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    text = "Short. " + "much before it " * 9 + "the answer" + " and much behind" * 9 + ". Short."
+    start = text.index("the answer")
+    _, _, sentence, source = printed(capsys, answer_of(text, start, start + 10))
+    assert sentence == "  … before it [[the answer]] and much …"
+    assert source == "  from Land (c.jsonl:3), the 1st o …"
+
+
+def test_five_answers_and_five_blocks_fit_on_a_screen(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = "It is so. " * 150
+    one = answer_of(text, 700, 702)
+    assert len(ask.EXAMPLES) * len(printed(capsys, one)) <= 24 - 3  # the command, a remark, the next prompt
+    five = answer_of(text, 700, 702, blocks=[one.blocks[0]] * 5, block_rank=3)
+    lines = printed(capsys, five, blocks=True)
+    assert len(lines) <= 24 - 2 and sum(line.startswith("  4. Land") for line in lines) == 1
+    assert printed(capsys, one, asked=False) == printed(capsys, one)[1:]
+
+
+def test_colours_can_be_turned_off(monkeypatch, capsys):
+    """As https://no-color.org asks; what no colour shows, brackets do."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    one = answer_of("It is so.", 6, 8)
+    assert any("\x1b[1;30;42m" in line for line in printed(capsys, one))
+    monkeypatch.setenv("NO_COLOR", "1")
+    lines = "\n".join(printed(capsys, one))
+    assert "[[" in lines and not re.search(r"\x1b\[[0-9;]*[34]\d", lines)
+
+
+def test_an_index_that_knows_no_documents_names_its_blocks(capsys):
+    block = RetrievedBlock(7, "It is so.", 1.5, 1.0, "7", None, None, None)
+    assert printed(capsys, answer_of("It is so.", 6, 8, blocks=[block] * 12, block_rank=11))[-1] == (
+        "  from block 7, the 12th of 12 blocks read"
+    )
+
+
+def test_a_prompt_stays_out_of_the_results(monkeypatch, capsys):
+    """`realm-min ask > answers.txt` at a terminal: the prompt is on the screen, not in the file."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(" where is oslo? \n"))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    assert printable.read_line("? ") == "where is oslo?" and printable.read_line("? ") == ""
+    assert capsys.readouterr() == ("", "? ? ")
 
 
 # ---- the standard input

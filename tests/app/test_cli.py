@@ -230,11 +230,17 @@ def test_ctrl_c_and_resume(tmp_path, folder):
 # ---- ask
 
 
-def test_ask_shows_answer_and_blocks(folder, capsys):
-    assert main(["ask", "What is the capital of Peru?", "--model", str(folder), "-k", "3"]) == 0
-    out = capsys.readouterr().out
-    assert out.startswith("What is the capital of Peru?\n") and "p(y|x) 0." in out
-    assert out.count("p(z|x)") == 3 and out.count("[[") == out.count("]]") == 1
+def test_ask_shows_answer_sentence_and_source(folder, capsys):
+    command = ["ask", "What is the capital of Peru?", "--model", str(folder), "-k", "3"]
+    assert main(command) == 0
+    question, answer, sentence, source = capsys.readouterr().out.splitlines()
+    assert question == "What is the capital of Peru?" and "   p(y|x) 0." in answer
+    assert f"[[{answer.split('   p(y|x)')[0].strip()}]]" in sentence
+    assert source.startswith("  from ") and source.endswith(" of 3 blocks read")
+    assert main([*command, "--blocks"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == [question, answer, sentence, source] and len(lines) <= 4 + 3 * 3 + 2
+    assert sum("p(z|x)" in line for line in lines) == 3 and "".join(lines).count("[[") == 2
 
 
 def test_ask_json(folder, capsys):
@@ -279,27 +285,34 @@ def test_default_model_of_another_factbook(tmp_path, monkeypatch, capsys, defaul
 def test_prompt_on_a_terminal(folder):
     here, there = pty.openpty()
     process = forked.start(
-        forked.command, "ask", "--model", folder, files=dict.fromkeys((0, 1, 2), there),
+        heed_ctrl_c, "ask", "--model", folder, files=dict.fromkeys((0, 1, 2), there),
         environment={"TERM": "xterm-256color"},
     )  # fmt: skip
     os.close(there)
+    shown, closed = b"", False
+
+    def until(ending):
+        def has_come():
+            nonlocal shown, closed
+            try:
+                while select.select([here], [], [], 0)[0] and not closed:
+                    read = os.read(here, 65536)
+                    shown, closed = shown + read, not read
+            except OSError:  # as Linux says that the other end is closed
+                closed = True
+            return closed if ending is None else shown.endswith(ending)
+
+        processes.until(has_come, [process.pid], f"{ending} is shown")
+
+    until(b"? ")
+    os.write(here, b"never asked")
+    until(b"never asked")
+    os.kill(process.pid, signal.SIGINT)  # it clears the line
+    until(b"? ")
     os.write(here, b"What is the capital of Peru?\n" + b"why " * 200 + b"\n\n")
-    shown = b""
-
-    def is_closed():
-        nonlocal shown
-        try:
-            while select.select([here], [], [], 0)[0]:
-                read = os.read(here, 65536)
-                shown += read
-                if not read:
-                    return True
-        except OSError:  # as Linux says that the other end is closed
-            return True
-
-    processes.until(is_closed, [process.pid], "the terminal is closed")
+    until(None)
     assert forked.finish(process) == 0
-    assert b"p(y|x)" in shown and b"[[" not in shown and b"\x1b[1;30;42m" in shown  # the span is in colour
+    assert shown.count(b"p(y|x)") == 1 and b"[[" not in shown and b"\x1b[1;30;42m" in shown  # the span is in colour
     assert b"the limit is 512" in shown
 
 
@@ -456,10 +469,14 @@ def fails(capsys, *arguments):
     return lines[0]
 
 
-def test_bad_questions(folder, capsys):
+def test_bad_questions(folder, monkeypatch, capsys):
     assert "the question is empty" in fails(capsys, "ask", " ", "--model", folder)
     assert "wordpieces, the limit is 512" in fails(capsys, "ask", "why " * 511, "--model", folder)
-    assert "99 blocks were asked for, and there are" in fails(capsys, "ask", "why?", "-k", 99, "--model", folder)
+    message = "99 blocks were asked for, and there are"
+    assert message in fails(capsys, "ask", "why?", "-k", 99, "--model", folder)
+    monkeypatch.setattr(ask.sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(ask, "read_line", None)  # it is refused before the first question
+    assert message in fails(capsys, "ask", "-k", 99, "--model", folder)
 
 
 def test_bad_folders(folder, tmp_path, capsys):
