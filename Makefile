@@ -10,7 +10,8 @@ unexport PYTHONDONTWRITEBYTECODE
 PINS    = $(shell test -e $(STAMPS)/oracle && echo constraints-oracle.txt || echo constraints.txt)
 
 .PHONY: demo learn test test-long test-newest test-oldest test-kernels test-notebooks test-tf test-weights test-faults test-threads lint types format check-install lock notebooks \
-    notebooks-run bench bench-tiles bench-model bench-fast bench-train bench-scale verify-base train-demo machine-code ablation sdist clean
+    notebooks-run bench bench-tiles bench-model bench-fast bench-train bench-scale verify-base train-demo machine-code ablation seen-kinds tables docs \
+    sdist clean
 
 demo: $(STAMPS)/demo
 	$(RUN) -m realm_min ask "$${Q:---examples}"
@@ -78,6 +79,11 @@ notebooks: $(STAMPS)/notebooks
 notebooks-run: $(STAMPS)/test
 	$(RUN) notebooks/run_notebooks.py $(NOTEBOOKS)
 
+# A site of README.md and docs/, in out/site; a link that leads nowhere is an error.
+docs: $(STAMPS)/docs
+	$(VENV)/bin/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env -c docs . out/site
+	@echo "Open out/site/README.html"
+
 lint: $(STAMPS)/test types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -114,7 +120,7 @@ bench-fast: $(STAMPS)/bench
 bench-train: $(STAMPS)/bench
 	$(RUN) benchmarks/bench_train.py
 
-# Ranks of one thread each, and the constants of the cost model; the tables of docs/scaling.md and README.md are made anew.
+# Ranks of one thread each, and the constants of the cost model; the tables of docs/scaling.md and docs/processes.md are made anew.
 bench-scale: $(STAMPS)/bench
 	$(RUN) benchmarks/bench_scale.py
 
@@ -136,6 +142,15 @@ ablation: $(STAMPS)/ablation
 	$(TRAIN) benchmarks/ablation.py --work $(WORK) --training $(WEBQUESTIONS)/webquestions.train.jsonl \
 	    --questions $(WEBQUESTIONS)/webquestions.dev.jsonl $(WEBQUESTIONS)/webquestions.devtest.jsonl
 
+# After make learn, ablation or seen-kinds: the tables of README.md and docs/evidence.md.
+tables: $(STAMPS)/test
+	$(RUN) benchmarks/evidence.py
+
+# How the default model answers what it was asked in training, and what it was not: seen-kinds.csv.
+seen-kinds: $(STAMPS)/ablation
+	$(if $(WEBQUESTIONS),,$(error WEBQUESTIONS is not set: make seen-kinds WEBQUESTIONS=FOLDER))
+	$(RUN) benchmarks/seen_kinds.py --webquestions $(WEBQUESTIONS)
+
 sdist: $(STAMPS)/venv
 	$(VENV)/bin/pip install --quiet build
 	$(RUN) -m build --sdist
@@ -152,7 +167,7 @@ $(STAMPS)/oracle: $(STAMPS)/venv setup.cfg constraints-oracle.txt
 	touch $@
 
 $(STAMPS)/%: $(STAMPS)/venv setup.cfg constraints.txt
-	@echo "Installing what \"make $*\" needs into $(VENV); torch is the large part: README.md, \"Installing\", says how large."
+	@echo "Installing what \"make $*\" needs into $(VENV); torch is the large part: docs/install.md says how large."
 	$(VENV)/bin/pip install --constraint $(PINS) --editable ".[$*]"
 	touch $@
 

@@ -62,7 +62,7 @@ from realm_min.search.sharded_index import ShardedBlockIndex, read_blocks
 from realm_min.text import corpus
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "docs" / "scaling.md", ROOT / "README.md"]
+DOCUMENTS = [ROOT / "docs" / "scaling.md", ROOT / "docs" / "processes.md"]
 PARTS = ("constants", "search", "embedding", "training")
 RANKS = (1, 2, 4)
 BLOCKS, K = 4_000_000, 5

@@ -955,27 +955,27 @@ def factbook_slice(questions: Iterable[Question], blocks: Iterable[Block]) -> li
     pages: dict[str, str] = {}
     for block in blocks:
         pages[block.title] = pages.get(block.title, " | ") + f"{normalize_answer(' '.join(block))} | "
-    names = {title: _slice_names(title, page) for title, page in factbook_pages().items() if title in pages}
+    names = {title: slice_names(title, page) for title, page in factbook_pages().items() if title in pages}
     return [
         question
         for question in questions
         if any(
             f" {answer} " in pages[title]
-            for title in _named(question.question, names)
+            for title in named(question.question, names)
             for answer in map(normalize_answer, question.answers)
             if answer
         )
     ]
 
 
-def _slice_names(title: str, page: Page) -> re.Pattern:
+def slice_names(title: str, page: Page) -> re.Pattern:
     long_form = _plain(page.get("Country name - conventional long form", "none")).split(";")[0]
     names = {title.lower().removeprefix("the ")} | ({long_form.lower()} - {"none", ""})
     names |= {"us"} if title == "United States" else set()
     return re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(names)))})(?!\w)")
 
 
-def _named(question: str, names: dict[str, re.Pattern]) -> list[str]:
+def named(question: str, names: dict[str, re.Pattern]) -> list[str]:
     """Titles of the countries that a question names."""
     return [title for title, pattern in names.items() if pattern.search(question.lower())]
 

@@ -8,9 +8,10 @@
                                             WebQuestions
     pack       finetune's                   nothing: writes the file that ships
 
-A fact is a field's value phrased, "what is the capital of norway. Oslo" with Oslo hidden. These texts are REALM's X, a
-corpus other than the blocks, as CC-News is in the paper (section 4.3); fine-tuning asks other questions. Beside the
-recipe stands a branch, for `make ablation`, in which the embedder learns too, from nothing but the hidden words:
+A fact is a field's value phrased, "what is the capital of norway. Oslo" with Oslo hidden: a question made by the
+templates that fine-tuning's are made by, though another one, with its answer behind it. Natural sentences, as the paper
+pre-trains on, these are not (docs/evidence.md). Beside the recipe stands a branch, for `make ablation`, in which the
+embedder learns too, from nothing but the hidden words:
 
     copy       mlm's                        words hidden in blocks, a part of the block beside them
     ground     ict's embedder, copy's       what read does, for longer

@@ -1,8 +1,11 @@
-"""BERT's AdamW (Loshchilov and Hutter 2019, algorithm 2; Devlin et al. 2018, section A.2), by hand.
+"""AdamW (Loshchilov and Hutter 2019, algorithm 2) with the settings of BERT (Devlin et al. 2018, section A.2), by hand.
 
 Adam's step with the weight decay decoupled from it and kept off biases and LayerNorms; the learning rate rises
 linearly over the warm-up and then falls linearly to 0; gradients are clipped by their global norm. Every update is in
 place, so that a training step allocates next to nothing.
+
+BERT's own code differs: it does not correct the averages for their start at 0, so that at the same rate its first steps
+go further, and its rate falls from the first step on, under the warm-up too (docs/deviations.md).
 """
 
 from __future__ import annotations

@@ -147,7 +147,8 @@ def use_of_retrieval(relevance: Tensor, log_likelihood: Tensor) -> dict[str, Sum
 
     Returns:
         retrieval_utility: Σ_z p(z|x) [log p(y|z,x) - log p(y|∅,x)], how much better than the null document the
-            retrieved ones predict y, in nats a text (REALM appendix D).
+            retrieved ones predict y, in nats a text: the mean of REALM's RU(z|x) (appendix D). Its published code has
+            another number, log p(y|x) - log p(y|∅,x) a masked wordpiece, on held-out text (docs/deviations.md).
         null_probability: p(∅|x).
     """
     prior, of_span = ops.softmax(relevance), log_likelihood.sum(2)  # [batch, candidates] each

@@ -108,15 +108,63 @@ def test_pictures_name_modules_that_exist():
         assert len(found) > 30 and found <= names, f"{picture.name} names {sorted(found - names)}"
 
 
-def test_a_reader_is_led_to_every_module():
-    """Those of the paper are in the README's reading path, once; the others lie in a folder that it names."""
+def reading_path():
+    """The README's section, as its text."""
     text = prose(ROOT / "README.md")
-    section = text[text.index("\n## Read") : text.index("\n## ", text.index("\n## Read") + 1)]
-    listed = [(ROOT / target).relative_to(ROOT) for _, target in re.findall(r"\[(`[^`]+`)\]\(([^)]+\.py)\)", section)]
+    return text[text.index("\n## Read") : text.index("\n## ", text.index("\n## Read") + 1)]
+
+
+def test_a_reader_is_led_to_every_module():
+    """Those of the paper are in the README or docs/layout.md, once; the others lie in a folder that this one names."""
+    layout, listed = ROOT / "docs" / "layout.md", []
+    for path, text in ((ROOT / "README.md", reading_path()), (layout, prose(layout))):
+        found = re.findall(r"\[(`[^`]+`)\]\(([^)]+\.py)\)", text)
+        listed += [(path.parent / target).resolve().relative_to(ROOT) for _, target in found]
     assert len(listed) == len(set(listed)) and set(listed) <= set(modules())
-    folders = re.findall(r"^\| `(\w+)/` \|", section, flags=re.MULTILINE)
+    folders = re.findall(r"^\| `(\w+)/` \|", prose(layout), flags=re.MULTILINE)
     missing = set(modules()) - set(listed)
     assert not [path for path in missing if path.parent.name not in folders or path.parent.name in ("model", "learn")]
+
+
+def test_equation_1_is_met_within_300_lines():
+    """By who reads from the README's first line, and goes to the book where the reading path begins with it."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    book = (ROOT / "realm_min" / "textbook.py").read_text(encoding="utf-8")
+    to_the_book = readme[: readme.index("[`textbook.py`]", readme.index("\n## Read"))].count("\n")
+    to_the_gradient = book[: book.index("This line is what REALM is.")].count("\n")
+    assert "(equation 1)" in book[: book.index("def marginal_log_likelihood_backward")]
+    assert to_the_book + to_the_gradient < 300
+
+
+def test_every_page_begins_with_the_question_that_it_answers():
+    for path in (ROOT / "docs").glob("*.md"):
+        first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+        assert re.fullmatch(r"# [^?]+\?", first), f"{path.name} begins with {first!r}"
+
+
+def test_twelve_questions_are_answered_where_it_says():
+    """Links are followed by the tests above; here parts of the book, heads of modules, and sections of notebooks."""
+    path = ROOT / "docs" / "questions.md"
+    cell = r"((?:[^|\\]|\\.)+)"
+    rows = re.findall(
+        rf"^\| (\d+) \| {cell}\? \| {cell} \| {cell} \|$", path.read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    assert [int(number) for number, *_ in rows] == list(range(1, 13))
+    book = (ROOT / "realm_min" / "textbook.py").read_text(encoding="utf-8")
+    for _, question, _, places in rows:
+        sections = re.findall(r'\[notebook \d\]\(([^)]+)\), "([^"]+)"', places)
+        parts = re.findall(r"book, part (\d), \[`(\w+)`\]", places)
+        heads = re.findall(r"the head of \[`\w+\.py`\]\(([^)]+)\)", places)
+        assert sections or parts or heads, question
+        for notebook, section in sections:
+            source = (path.parent / notebook).with_suffix(".py").read_text(encoding="utf-8")
+            assert re.search(rf"^# ##+ {re.escape(section)}$", source, flags=re.MULTILINE), (question, section)
+        for part, symbol in parts:
+            text = book[book.index(f"# ---- {part}. ") :]
+            assert f"\ndef {symbol}(" in text[: text.find("\n# ---- ")], (question, symbol)
+        for module in heads:
+            head = ast.get_docstring(ast.parse((path.parent / module).read_text(encoding="utf-8")))
+            assert head and len(head) > 300, (question, module)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

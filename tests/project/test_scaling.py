@@ -17,7 +17,7 @@ from realm_min.ranks import distributed
 from realm_min.ranks.distributed import World
 from realm_min.search.mips import BlockIndex
 
-DOCUMENTS = [Path(__file__).parents[2] / name for name in ("docs/scaling.md", "README.md")]
+DOCUMENTS = [Path(__file__).parents[2] / name for name in ("docs/scaling.md", "docs/processes.md")]
 SMALL = ("block", "pair", "query", "candidate")  # constants that a fit may leave at 0
 CONSTANTS = {
     "cores": 2.0, "process": 3e8, "scan alone": 7e9, "scan together": 1e10, "product alone": 1e11,

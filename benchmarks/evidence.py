@@ -1,0 +1,151 @@
+"""What the recorded files say of learning, as the tables of README.md and docs/evidence.md: `make tables`.
+
+Shares are in per cent. [low, high] is Wilson's 95 % interval of a share of n questions; of several seeds it is
+Student's of their mean. Nothing is measured here; `tests/project/test_evidence.py` holds the tables to the files.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+from scale_model import fill
+
+from realm_min.files.atomic import write_atomically
+from realm_min.jobs.statistics import wilson
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks"
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "evidence.md"]
+MEASURES = ("R@1", "R@5", "R@20", "EM")
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % points of t, by the number of seeds
+TEXTS = {"trained": "270 texts of 90 facts", "held_out": "90 texts of 30 facts"}  # app/learn.py: 3 texts a fact
+ENCODERS = {
+    "mlm": "words hidden in blocks",
+    "read": "then 80 updates on facts and retrieved blocks, what fine-tuning begins with",
+    "copy": "after `mlm`, words to be looked up in a stretch of the block",
+    "ground": "then 150 updates on facts and retrieved blocks",
+    "pretrain": "then the retriever learns too",
+}
+
+
+def read(name: str) -> list[dict[str, str]]:
+    with open(FOLDER / name, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def share(hits: int, n: int) -> str:
+    """ "63.5 [49.9, 75.2]", of 33 of 52."""
+    low, high = wilson(hits / n, n)
+    return f"{100 * hits / n:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def over_seeds(values: list[float]) -> str:
+    """The mean of shares, one a seed, and its interval as far as it lies within 0 and 100."""
+    count, mean = len(values), sum(values) / len(values)
+    half = STUDENT[count] * math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1) / count)
+    return f"{100 * mean:.1f} [{100 * max(mean - half, 0):.1f}, {100 * min(mean + half, 1):.1f}]"
+
+
+def at_best(hits: int) -> str:
+    """The smallest p that McNemar's exact test can give where one system has so many questions more than the other."""
+    return f"{min(1.0, 2 * 0.5 ** abs(hits)):.2g}"
+
+
+def table(*rows: list[str]) -> str:
+    head, *others = rows
+    lines = [head, ["---", *("---:" for _ in head[1:])], *others]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+# ---- the tables
+
+
+def learnt(group: str, gradient: bool, last: bool = True) -> str:
+    """R@1 of `make learn` at its last record, or its first."""
+    rows = [row for row in read("learn.csv") if row["gradient"] == str(int(gradient))]
+    step = (max if last else min)(int(row["step"]) for row in rows)
+    return over_seeds([float(row[f"{group}_r1"]) for row in rows if int(row["step"]) == step])
+
+
+def hits_of(retriever: str, split: str) -> tuple[dict[str, int], int]:
+    """How many questions of the ablation have each measure that was taken, and of how many."""
+    (row,) = [row for row in read("ablation.csv") if (row["retriever"], row["split"]) == (retriever, split)]
+    n = int(row["questions"])
+    return {name: round(float(row[name]) * n / 100) for name in MEASURES if row[name]}, n
+
+
+def stages(split: str) -> str:
+    rows = [["retriever", *MEASURES]]
+    for row in read("ablation.csv"):
+        if row["split"] == split:
+            hits, n = hits_of(row["retriever"], split)
+            rows.append([row["retriever"], *(share(hits[name], n) if name in hits else "" for name in MEASURES)])
+    return table(*rows)
+
+
+def kinds() -> str:
+    rows = [["questions", "n", *MEASURES]]
+    for seen, name in (("1", "country and answer were asked for in training"), ("0", "they were not")):
+        some = [row for row in read("seen-kinds.csv") if row["seen"] == seen]
+        rows.append([name, str(len(some)), *(share(sum(int(r[m]) for r in some), len(some)) for m in MEASURES)])
+    return table(*rows)
+
+
+def encoders() -> str:
+    rows = [["encoder after", "finds the fact's block"]]
+    for row in read("ablation-encoders.csv"):
+        found = share(int(row["finds its block"]), int(row["facts"]))
+        rows.append([f"`{row['encoder']}`: {ENCODERS[row['encoder']]}", found])
+    return table(*rows)
+
+
+def learning() -> str:
+    rows = [["R@1", "n", "before", "with the gradient", "without"]]
+    for group, name in (("trained", "facts that training asks for"), ("held_out", "facts never asked for")):
+        figures = [learnt(group, True, last=False), learnt(group, True), learnt(group, False)]
+        rows.append([name, f"{TEXTS[group]}, 3 seeds", *figures])
+    return table(*rows)
+
+
+def front() -> str:
+    (default, n), (ict, _), (realm, _) = (
+        hits_of(name, "dev") for name in ("the model that ships", "ICT", "ICT + REALM")
+    )
+    seen, unseen = ([row for row in read("seen-kinds.csv") if row["seen"] == kind] for kind in "10")
+    learn, ablation, apart = (f"`make {c}`, `{f}.csv`" for c, f in (
+        ("learn", "learn"), ("ablation", "ablation"), ("seen-kinds", "seen-kinds")))  # fmt: skip
+    head = ["what", "figure", "n", "command, file in `benchmarks/`"]
+    rows = [[f"a small retriever learns from masked words alone: R@1, {name}",
+             f"{learnt(group, True)}; without its gradient {learnt(group, False)}", f"{TEXTS[group]}, 3 seeds", learn]
+            for group, name in (("trained", "facts asked for"), ("held_out", "facts never asked for"))]  # fmt: skip
+    for name, words in (("R@5", "an answer is in the 5 blocks read"), ("EM", "exact match")):
+        what = f"the model that ships, WebQuestions' dev questions: {words}"
+        rows.append([what, share(default[name], n), str(n), ablation])
+    for some, words in ((seen, "asked for in training"), (unseen, "not asked for")):
+        rows.append([f"exact match, country and answer {words}", share(sum(int(r["EM"]) for r in some), len(some)),
+                     str(len(some)), apart])  # fmt: skip
+    gain = realm["R@5"] - ict["R@5"]
+    figure = f"{share(ict['R@5'], n)} → {share(realm['R@5'], n)}; p ≥ {at_best(gain)}"
+    rows.append(["R@5 after ICT → with 100 updates by REALM's gradient, on made questions", figure, str(n), ablation])
+    return table(head, *rows)
+
+
+def tables() -> dict[str, str]:
+    return {
+        "front": front(), "learning": learning(), "kinds": kinds(), "encoders": encoders(),
+        **{f"stages {split}": stages(split) for split in ("dev", "devtest", "train")},
+    }  # fmt: skip
+
+
+def main() -> None:
+    made = tables()
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        with write_atomically(document) as temporary:
+            temporary.write_text(fill(text, made), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
