@@ -7,6 +7,9 @@ the fine-tuned one, over the first 5 blocks; its spans are ranked with f(x, z) w
 a retrieval score for the two others. The questions that fine-tuning learns from are many more: on them the retrievers
 before it are compared too, without EM, since the reader has seen their answers.
 
+The row "ICT + REALM" learns by REALM's gradient from questions made by templates, with no null document, nothing barred
+and the blocks' embeddings as they are: not the paper's pre-training on natural text (docs/evidence.md).
+
 REALM's retriever learns from an encoder which blocks hold a fact. How well that can tell them apart is in a second
 table, in CSV beside the first: how often, of 5 blocks that the retriever after ICT finds, p(y|z,x) is highest for the
 one that holds the hidden fact.

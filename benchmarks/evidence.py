@@ -21,6 +21,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "evidence.md"]
 MEASURES = ("R@1", "R@5", "R@20", "EM")
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % points of t, by the number of seeds
 TEXTS = {"trained": "270 texts of 90 facts", "held_out": "90 texts of 30 facts"}  # app/learn.py: 3 texts a fact
+SEARCH = "index int8"
 ENCODERS = {
     "mlm": "words hidden in blocks",
     "read": "then 80 updates on facts and retrieved blocks, what fine-tuning begins with",
@@ -31,8 +32,9 @@ ENCODERS = {
 
 
 def read(name: str) -> list[dict[str, str]]:
+    """A recorded table's rows; its head of lines that begin with # is left out."""
     with open(FOLDER / name, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
 
 def share(hits: int, n: int) -> str:
@@ -132,9 +134,25 @@ def front() -> str:
     return table(head, *rows)
 
 
+def speed() -> str:
+    """How many times as fast as transformers: medians of the repeats' ratios."""
+    rows = [["times as fast as transformers 4.40.2", "figure", "repeats", "command, file in `benchmarks/`"]]
+    asked, machines = "embed 1 question of 14 tokens", (("model", "an Intel Xeon"), ("model-epyc", "an AMD EPYC"))
+    for name, machine in machines:
+        (row,) = [row for row in read(f"{name}.csv") if row["work"] == asked]
+        what = f"a question is embedded, two cores of {machine}"
+        rows.append([what, f"{float(row['ratio']):.2f}", row["repeats"], f"`make bench-model`, `{name}.csv`"])
+    (row,) = [row for row in read("kernels-nvidia-h200.csv") if (row["section"], row["contender"]) == ("search", SEARCH)
+              and (row["queries"], row["k"]) == ("1", "5")]  # fmt: skip
+    what = f"exact search over {int(row['blocks']):,} blocks in int8, one NVIDIA H200"
+    figure = f"{float(row['against_torch']):.1f}, in {1000 * float(row['seconds']):.2f} ms"
+    rows.append([what, figure, row["repeats"], "`make bench`, `kernels-nvidia-h200.csv`"])
+    return table(*rows)
+
+
 def tables() -> dict[str, str]:
     return {
-        "front": front(), "learning": learning(), "kinds": kinds(), "encoders": encoders(),
+        "front": front(), "speed": speed(), "learning": learning(), "kinds": kinds(), "encoders": encoders(),
         **{f"stages {split}": stages(split) for split in ("dev", "devtest", "train")},
     }  # fmt: skip
 
