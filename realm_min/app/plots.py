@@ -1,8 +1,8 @@
 """A question's answer as a picture, for `realm-min ask --plot`: what was retrieved, which spans scored, what was read.
 
-Four parts, from f(x, z) to the answer's wordpieces: p(z|x) of the blocks read; S_read of the spans about the answer,
-and of every span of its block; the last layer's attention of the answer's tokens, averaged over them, head by head; and
-its mean over heads laid over the text.
+Four parts, from f(x, z) to the answer's wordpieces: p(z|x) of the blocks read; S_retr + S_read, what the answer is
+chosen by, of the spans about it and of every span of its block; the last layer's attention of the answer's tokens,
+averaged over them, head by head; and its mean over heads laid over the text.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ NEIGHBOURS = 9  # tokens on either side of the answer, in the close-up
 LINE = 150  # characters in a line of the coloured text
 ADVANCE = 0.602  # a monospaced character's width over its font size (DejaVu Sans Mono)
 WIDTH = 15  # of the figure, in inches
+SCORE = "S_retr + S_read"  # ORQA's score of a span: its block's f(x, z) and what the reader makes of the span
 ANSWER, OTHER, OUTSIDE = "#d1495b", "#7d98b3", "#e8e8e8"
 
 
@@ -67,7 +68,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def span_table(read: Any) -> np.ndarray:
-    """S_read of the first block's spans by width - 1 and first token, [widths, tokens]; NaN outside the block."""
+    """S_retr + S_read of the first block's spans by width - 1 and first token [widths, tokens]; NaN outside the block."""
     starts, ends = read.starts.cpu().numpy(), read.ends.cpu().numpy()
     inside = read.in_block[0].cpu().numpy()
     table = np.full(((ends - starts).max() + 1, len(inside)), np.nan)
@@ -121,7 +122,7 @@ def draw_spans_near(axes: Any, scores: np.ndarray, tokens: list[str], start: int
     """The spans that begin near the answer, with their first tokens named."""
     inside = np.flatnonzero(~np.isnan(scores[0]))
     first, last = max(inside[0], start - NEIGHBOURS), min(inside[-1], end + NEIGHBOURS)
-    heat(axes, scores[:, first : last + 1], "S_read")
+    heat(axes, scores[:, first : last + 1], SCORE)
     frame(axes, start - first, end - start)
     axes.set_xticks(range(last - first + 1), tokens[first : last + 1], rotation=60, ha="right", rotation_mode="anchor",
                     fontsize=8)  # fmt: skip
@@ -131,7 +132,7 @@ def draw_spans_near(axes: Any, scores: np.ndarray, tokens: list[str], start: int
 
 def draw_all_spans(axes: Any, scores: np.ndarray, start: int, end: int) -> None:
     """Every span of the block; the axis of tokens is that of the attention below."""
-    heat(axes, scores, "S_read")
+    heat(axes, scores, SCORE)
     frame(axes, start, end - start)
     widths_axis(axes, len(scores))
     axes.tick_params(labelbottom=False)

@@ -103,6 +103,8 @@ def test_the_figure_holds_the_models_numbers(model, tmp_path, monkeypatch):
     assert np.nanmax(drawn) == pytest.approx(logits.max().item(), abs=1e-5)
     assert np.unravel_index(np.nanargmax(drawn), drawn.shape) == (end - start, start)
     assert np.nanmax(near.images[0].get_array()) == np.nanmax(drawn)
+    scales = [axes.get_ylabel() for axes in figures[0].axes if axes.get_label() == "<colorbar>"]
+    assert scales == ["S_retr + S_read", "S_retr + S_read", "attention"]  # the relevance is in what is drawn
 
     attention = np.asarray(heads.images[0].get_array())  # [heads, tokens]
     expected = encoded.attentions[-1][0, :, start : end + 1].mean(1)
