@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PINS    = $(shell test -e $(STAMPS)/oracle && echo constraints-oracle.txt || echo constraints.txt)
 
 .PHONY: demo learn test test-long test-newest test-oldest test-kernels test-notebooks test-tf test-weights test-faults test-threads lint types format check-install lock notebooks \
-    notebooks-run bench bench-tiles bench-model bench-fast bench-train bench-scale verify-base train-demo machine-code ablation seen-kinds tables docs \
+    notebooks-run pictures bench bench-tiles bench-model bench-fast bench-train bench-scale verify-base train-demo machine-code ablation seen-kinds tables docs \
     sdist clean
 
 demo: $(STAMPS)/demo
@@ -83,6 +83,10 @@ notebooks-run: $(STAMPS)/test
 docs: $(STAMPS)/docs
 	$(VENV)/bin/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env -c docs . out/site
 	@echo "Open out/site/README.html"
+
+# The pictures of docs/pictures.md, from the code that they show.
+pictures: $(STAMPS)/test
+	$(RUN) docs/pictures/draw.py
 
 lint: $(STAMPS)/test types
 	$(VENV)/bin/ruff format --check .
