@@ -7,6 +7,12 @@
 # that stores nothing it does not need. It runs every rung in Triton's interpreter, holds it to the book, counts what it
 # moves, and places recorded runs under the roofline of their machine.
 #
+# **Needed before:** the search by groups and its certificate (notebook 3), the algebra of the span logits (notebook 5),
+# and that a processor has registers, caches and memory. No GPU is needed.
+#
+# **After it you can** say of a kernel what it moves and what it computes, predict its time from both, and read the
+# kernels that REALM runs. Two hours.
+#
 # | symbol | meaning | REALM |
 # | --- | --- | --- |
 # | N, D | blocks, and dimensions of their embeddings | 13,353,718 and 128 |
@@ -17,20 +23,31 @@
 # The rungs are `kernels/ladder/mips.py` and `kernels/ladder/spans.py`. The code that REALM runs has climbed further:
 # `realm_min/search/mips.py` and `realm_min/model/spans.py` for a processor, `kernels/mips_topk.py` and
 # `kernels/span_logits.py` for a GPU, and `kernels/bench.py` recorded the figures.
+#
+# To run it in Colab, open [Colab](https://colab.research.google.com/), choose *File, Upload notebook*, and take this
+# file.
 
 # %%
-import csv
+# In Colab this installs what the notebook needs, which takes some minutes. Elsewhere it does nothing.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("realm_min") is None:
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "realm-min[demo]"], check=True)
+
+# %%
 import inspect
 import os
 import time
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+import realm_min
 from realm_min import textbook
-from realm_min.app.cli import load_model
+from realm_min.app.figures import for_a_room, show
 from realm_min.interface.inputs import Inputs
 from realm_min.interface.open_qa import block_mask
 from realm_min.model import spans
@@ -40,19 +57,19 @@ from realm_min.verify.differences import central_difference
 os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported: they then run on tensors of the processor
 from realm_min.kernels import mips_topk as search_kernels
 from realm_min.kernels import span_logits as span_kernels
-from realm_min.kernels.ladder import counts, measure, picture
+from realm_min.kernels.ladder import counts, measure
 from realm_min.kernels.ladder import mips as search_ladder
 from realm_min.kernels.ladder import spans as span_ladder
 
 torch.set_num_threads(2)
 torch.manual_seed(0)
-plt.rcParams.update({"figure.dpi": 80, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+for_a_room()
 
-model = load_model(None)
+model = realm_min.load()  # the default model
 blocks = model.block_emb  # Embed_doc of every block of the Factbook, [N, D]
 questions = [
     "What is the capital of Uruguay?",
-    "Which countries border Switzerland?",
+    "What is the capital of Burkina Faso?",
     "What is the climate of Iceland?",
 ]
 inputs = model.retriever.tokenizer(questions, padding=True, return_tensors="pt")
@@ -70,21 +87,14 @@ print("blocks", tuple(blocks.shape), " queries", tuple(queries.shape))
 #   \text{with the arithmetic intensity} \quad I = \frac{a}{b}.$$
 #
 # Against $I$, that bound is the *roofline*: a slope where memory is the limit, a ceiling where arithmetic is, and
-# between them the ridge at $I = \pi / \beta$. The benchmark measures $\beta$ (a large copy) and $\pi$ (a matrix
-# product) first, and writes them at the head of its CSV.
+# between them the ridge at $I = \pi / \beta$. Measured on an H200 by `make bench`, with a large copy and with matrix
+# products (`benchmarks/kernels-nvidia-h200.csv`):
 
 # %%
-with open(Path("..") / "benchmarks" / "kernels-cpu.csv", encoding="utf-8", newline="") as file:
-    lines = file.read().splitlines()
-heading = dict(line[2:].split(": ", 1) for line in lines if line.startswith("#"))
-recorded = list(csv.DictReader(line for line in lines if not line.startswith("#")))
-bandwidth = float(heading["copy bandwidth, GB/s read and written"]) * 1e9
-rates = {dtype: float(heading[f"matrix rate, GFLOP/s {dtype}"]) * 1e9 for dtype in ("float32", "bfloat16")}
-print(heading["device"], heading["date"], sep=", ")
-print(f"bandwidth {bandwidth / 1e9:.1f} GB/s, ", end="")
-print(
-    *(f"{dtype} {rate / 1e9:.0f} GFLOP/s, ridge at {rate / bandwidth:.0f}" for dtype, rate in rates.items()), sep="; "
-)
+BANDWIDTH = 4258.2e9  # bytes a second, read and written
+RATES = {"float32": 50989e9, "bfloat16": 799027e9, "int8": 963024e9}  # operations a second
+for dtype, rate in RATES.items():
+    print(f"{dtype:9} {rate / 1e12:4.0f} TFLOP/s, ridge at {rate / BANDWIDTH:4.0f} operations a byte")
 
 # %% [markdown]
 # ## The ladder of the search
@@ -98,7 +108,7 @@ def naive(queries: torch.Tensor, blocks: torch.Tensor, k: int) -> tuple[torch.Te
     return scores.topk(k)
 
 
-def show(kernel: object, first: str) -> None:
+def show_source(kernel: object, first: str) -> None:
     """A kernel's source from the line that holds `first`."""
     source = inspect.getsource(getattr(kernel, "fn", kernel))
     print(source[source.rindex("\n", 0, source.index(first)) + 1 :].rstrip())
@@ -121,7 +131,7 @@ def climb(number: int) -> None:
 # over the registers of 128 threads; `tl.load` and `tl.store` are the only traffic with memory.
 
 # %%
-show(search_ladder._scores, "query = ")
+show_source(search_ladder._scores, "query = ")
 climb(1)
 
 # %% [markdown]
@@ -138,7 +148,7 @@ climb(1)
 # maximum hold the k best rows, and only those are scored again.
 
 # %%
-show(search_ladder._group_maxima, "query = ")
+show_source(search_ladder._group_maxima, "query = ")
 climb(2)
 
 # %% [markdown]
@@ -152,15 +162,16 @@ scores = (some @ queries[0]).numpy()
 G = search_ladder.tile_rows(some.shape[1])
 print("maxima are right:", np.allclose(maxima.numpy(), scores.reshape(-1, G).max(1), rtol=1e-5))
 threshold = maxima.sort().values[-2]
-figure, axis = plt.subplots(figsize=(8, 2.6), layout="constrained")
+figure, axis = plt.subplots(figsize=(9, 3.4))
 for group, maximum in enumerate(maxima.tolist()):
     rows = np.arange(group * G, (group + 1) * G)
     kept = maximum >= threshold
     axis.plot(rows, scores[rows], ".", markersize=4, color="C0" if kept else "0.75")
     axis.plot([rows[0], rows[-1]], [maximum] * 2, color="C0" if kept else "0.5", linewidth=1.5)
 axis.axhline(threshold, color="C3", linewidth=0.8, linestyle=":")
-axis.set(xlabel="row", ylabel="score", title=f"groups of {G} rows, their maxima; blue: the two groups kept for k = 2")
-plt.show()
+axis.set(xlabel="row", ylabel="score", title=f"groups of {G} rows, their maxima; blue: kept for k = 2")
+show(figure, "Scores of 1,024 blocks as dots, with a bar at the maximum of each group of neighbours. The two groups "
+     "of largest maximum are blue and hold the two best scores.")  # fmt: skip
 
 # %% [markdown]
 # ### Rung 3: one pass
@@ -169,7 +180,7 @@ plt.show()
 # registers while the queries go by.
 
 # %%
-show(search_ladder._one_pass, "e = tl.load")
+show_source(search_ladder._one_pass, "e = tl.load")
 climb(3)
 
 # %% [markdown]
@@ -185,12 +196,14 @@ climb(3)
 # thread.
 
 # %%
-show(search_ladder._tensor_cores, "scores = tl.zeros")
+show_source(search_ladder._tensor_cores, "scores = tl.zeros")
 climb(4)
 
 # %% [markdown]
 # Tensor cores take float32 as TF32: of 23 binary digits behind the point the last 13 are cut (`_cut` does so in the
-# interpreter, which would multiply exactly). A product is off by at most $2.2 \cdot 2^{-10} |q| |e|$. Where scores lie
+# interpreter, which would multiply exactly). A number that keeps 10 digits is short by less than $2^{-10}$ of itself,
+# so a product of two is short by less than $2 \cdot 2^{-10} |q_i| |e_i|$. Summed over i, by Cauchy and Schwarz, that is
+# at most $2 \cdot 2^{-10} |q| |e|$, and 2.2 in place of 2 leaves room for the rounding of the sum. Where scores lie
 # closer than that, groups may be chosen wrongly. Blocks that all look in one direction are such a case:
 
 # %%
@@ -213,8 +226,8 @@ for number in (1, 2, 3, 4):
 # scaled: the kernel ends as rung 4's does, with a maximum, of integers.
 
 # %%
-show(search_ladder.compress, "n, d = ")
-show(search_ladder._int8, "scores = tl.zeros")
+show_source(search_ladder.compress, "n, d = ")
+show_source(search_ladder._int8, "scores = tl.zeros")
 climb(5)
 print(f"wrong where scores lie close: {share_wrong(5):.0%}")
 
@@ -229,12 +242,12 @@ print(f"wrong where scores lie close: {share_wrong(5):.0%}")
 # of the k best. All others are scored again, in float64.
 
 # %%
-show(search_ladder.certificate, "codes = ")
-show(search_ladder.undecided, "threshold = ")
+show_source(search_ladder.certificate, "codes = ")
+show_source(search_ladder.undecided, "threshold = ")
 climb(6)
 print(f"wrong where scores lie close: {share_wrong(6):.0%}")
 
-figure, axes = plt.subplots(1, 2, figsize=(10, 2.8), layout="constrained")
+figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.6))
 for axis, (title, (q, e), k) in zip(
     axes, (("the Factbook, k = 2", (queries[:1], blocks[:4096]), 2), ("close scores, k = 1", close, 1)), strict=True
 ):
@@ -244,8 +257,9 @@ for axis, (title, (q, e), k) in zip(
     for groups, color in ((torch.arange(len(middle)), "0.6"), (chosen, "C0")):
         axis.errorbar(groups, middle[groups], half[groups], fmt="none", ecolor=color, capsize=2)
     axis.axhline(float(lower.topk(k).values[0, -1]), color="C3", linewidth=0.8, linestyle=":")
-    axis.set(title=f"{title}: {len(chosen)} of {len(middle)} groups are scored again", xlabel="group", ylabel="score")
-plt.show()
+    axis.set(title=f"{title}:\n{len(chosen)} of {len(middle)} groups scored again", xlabel="group", ylabel="score")
+show(figure, "Intervals of the groups' best scores. On the Factbook few reach the threshold and are blue; where "
+     "scores lie close, all do.")  # fmt: skip
 
 # %% [markdown]
 # Nothing is assumed about the data: where all scores lie together, everything is scored again, and the price is time,
@@ -266,23 +280,25 @@ print(f"groups scored again {index.last_search.rescored_groups} of {index.last_s
 
 # %%
 card = counts.CARDS["H100 SXM"]
-figure, axes = plt.subplots(1, 2, figsize=(10, 2.8), layout="constrained", sharey=True)
 print(f"{'':16}{'1 query':>24}{'64 queries':>24}")
 for rung in search_ladder.RUNGS:
     phases = [counts.search_phases(rung.name, Q, 2_000_000, 128, 5) for Q in (1, 64)]
     cells = [f"{sum(p.memory for p in of) / 1e6:10,.0f} MB {1e3 * counts.seconds(of, card):7.3f} ms" for of in phases]
     print(f"{rung.name:16}", *(f"{cell:>23}" for cell in cells))
-    for axis, of in zip(axes, phases, strict=True):
-        left = 0.0
-        for phase, color in zip(of, ("0.6", "C1", "C2"), strict=False):
-            width = 1e3 * counts.seconds([phase], card)
-            axis.barh(rung.name, width, left=left, color=color)
-            left += width
-axes[0].invert_yaxis()
-for axis, title in zip(axes, ("1 query", "64 queries (rungs 1 and 2: 20 ms)"), strict=True):
-    axis.set(title=title, xlabel="ms at least: scan grey, selection and bounds orange, rescoring green")
-axes[1].set_xlim(0, 0.6)
-plt.show()
+
+# %%
+figure, axis = plt.subplots(figsize=(9, 3.6))
+for rung in search_ladder.RUNGS:
+    left = 0.0
+    for phase, color in zip(counts.search_phases(rung.name, 64, 2_000_000, 128, 5), ("0.6", "C1", "C2"), strict=False):
+        width = 1e3 * counts.seconds([phase], card)
+        axis.barh(rung.name, width, left=left, color=color)
+        left += width
+axis.invert_yaxis()
+axis.set(title="64 queries (rungs 1 and 2: 20 ms)", xlim=(0, 0.6))
+axis.set_xlabel("ms at least: scan grey, selection and bounds orange, rescoring green")
+show(figure, "Bars of the least time of each rung for 64 queries: rungs 1 and 2 run off the scale, one pass takes "
+     "half a millisecond, tensor cores less, and int8 the least, with some more for its certificate.")  # fmt: skip
 
 # %% [markdown]
 # A count knows nothing of shuffles. The compiler does, and needs no GPU: `python -m realm_min.kernels.ladder` compiles
@@ -306,19 +322,31 @@ plt.show()
 # of random numbers and where scores lie close.
 
 # %%
-with open(Path("..") / "benchmarks" / "ladder-nvidia-h200.csv", encoding="utf-8", newline="") as file:
-    lines = file.read().splitlines()
-print(lines[0].removeprefix("# "))
-measured = []
-for row in csv.DictReader(line for line in lines if not line.startswith("#")):
-    numbers = {name: float(text) for name, text in row.items() if name not in ("ladder", "rung") and text}
-    measured.append({"ladder": row["ladder"], "rung": row["rung"], **numbers})
+MEASURED = {  # benchmarks/ladder-nvidia-h200.csv: at least, kernel, whole rung in ms; share wrong, random and close
+    "1 scores stored": (15.670, 14.851, 16.577, 0.000, 0.009),
+    "2 group maxima": (15.435, 14.160, 15.561, 0.000, 0.009),
+    "3 one pass": (0.643, 3.309, 4.389, 0.000, 0.009),
+    "4 tensor cores": (0.248, 0.245, 1.297, 0.003, 0.403),
+    "5 int8": (0.067, 0.093, 1.117, 0.034, 1.000),
+    "6 certificate": (0.108, 0.093, 1.515, 0.000, 0.000),
+}
 print(f"{'ms':16}{'at least':>10}{'kernel':>10}{'whole':>10}{'wrong':>10}{'close':>10}")
-for row in measured[: len(search_ladder.RUNGS)]:
-    times = (f"{row[name]:10.3f}" for name in ("predicted_ms", "scan_ms", "measured_ms"))
-    print(f"{row['rung']:16}", *times, *(f"{row[name]:10.1%}" for name in ("wrong_random", "wrong_close")), sep="")
-picture.draw(measured)
-plt.show()
+for rung, (least, kernel, whole, wrong, wrong_close) in MEASURED.items():
+    print(f"{rung:16}{least:10.3f}{kernel:10.3f}{whole:10.3f}{wrong:10.1%}{wrong_close:10.1%}")
+
+figure, axis = plt.subplots(figsize=(9.5, 3.6))
+for place, (label, color) in enumerate(
+    (("predicted at least", "0.75"), ("its kernel", "C0"), ("the whole rung", "C3"))
+):
+    axis.bar(
+        np.arange(6) + 0.27 * (place - 1), [row[place] for row in MEASURED.values()], 0.26, label=label, color=color
+    )
+axis.set(yscale="log", ylabel="milliseconds")
+axis.set_xticks(range(6), [rung.replace(" ", "\n", 1) for rung in MEASURED])
+axis.legend()
+show(figure, "Predicted and measured milliseconds of the six rungs on a logarithmic axis. Kernels come near their "
+     "prediction but for rung 3; from rung 4 on the whole rung takes about a millisecond, far above its "
+     "kernel.")  # fmt: skip
 
 # %% [markdown]
 # Rungs 1 and 2 are where the memory lets them be, their kernels a little better: some of a pass over the blocks may
@@ -343,7 +371,7 @@ plt.show()
 # different here is how they meet: no score in memory, tensor cores on codes, and an answer that is proved.
 # `kernels/ladder/__init__.py` says more.
 #
-# ## The traffic on a processor
+# ## The traffic of a search
 #
 # For REALM's 13 million blocks and k = 5, as `BlockIndex` scans them. The rescoring is put at k groups a query, 2k for
 # bfloat16 and 7k for int8, about what the benchmark counted on random data.
@@ -365,8 +393,8 @@ def traffic(version: str, Q: int, N: int = 13_353_718, D: int = 128, k: int = 5,
 versions = ("naive", "float32", "bfloat16", "int8")
 colors = {"blocks": "0.7", "scores, written and read": "C3", "group maxima, written and read": "C0",
           "rescored rows": "C2"}  # fmt: skip
-figure, axes = plt.subplots(1, 3, figsize=(10, 2.6), layout="constrained", sharey=True)
-for axis, Q in zip(axes, (1, 64, 512), strict=True):
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True)
+for axis, Q in zip(axes, (1, 64), strict=True):
     for place, version in enumerate(versions):
         left = 0.0
         for part, count in traffic(version, Q).items():
@@ -377,10 +405,11 @@ for axis, Q in zip(axes, (1, 64, 512), strict=True):
     axis.set_xlim(0, 1.18 * sum(traffic("naive", Q).values()) / 1e9)
 axes[0].set_yticks(range(4), versions)
 axes[0].invert_yaxis()
-handles, labels = axes[2].get_legend_handles_labels()
+handles, labels = axes[1].get_legend_handles_labels()
 parts = dict(zip(labels, handles, strict=True))
-figure.legend(parts.values(), parts.keys(), loc="outside lower center", ncols=4, frameon=False)
-plt.show()
+figure.legend(parts.values(), parts.keys(), loc="outside lower center", ncols=2)
+show(figure, "Gigabytes moved by a search: for one query nearly all of it is the blocks, for 64 queries of the naive "
+     "way half of it is the score matrix.")  # fmt: skip
 print(f"the score matrix of 512 queries alone: {4 * 512 * 13_353_718 / 1e9:.1f} GB")
 
 # %% [markdown]
@@ -389,49 +418,41 @@ print(f"the score matrix of 512 queries alone: {4 * 512 * 13_353_718 / 1e9:.1f} 
 #
 # ## The roofline
 #
-# Recorded runs over two million blocks, k = 5, against their intensity: 2QND operations over the least bytes that the
-# version has to move, as counted above. Each line of points is one contender at 1, 16, 64 and 512 queries.
+# Runs recorded on the H200 over 13,353,718 blocks, k = 5, against their intensity: 2QND operations over the least bytes
+# that the version has to move, as counted above. Each line of points is one contender at 1, 16, 64 and 512 queries.
 
 # %%
-figure, axis = plt.subplots(figsize=(8, 4.4), layout="constrained")
-intensities = np.logspace(-0.7, 3, 200)
-for dtype, style in (("float32", "k-"), ("bfloat16", "k--")):
-    roof = np.minimum(intensities * bandwidth, rates[dtype])
-    axis.loglog(intensities, roof / 1e9, style, linewidth=1, label=f"roof, {dtype} products")
-contenders = {"torch": "naive", "faiss": "float32", "index float32": "float32", "index bfloat16": "bfloat16",
-              "index int8": "int8"}  # fmt: skip
-for number, (contender, version) in enumerate(contenders.items()):
-    runs = [run for run in recorded if (run["section"], run["contender"], run["k"]) == ("search", contender, "5")]
-    points = []
-    for run in runs:
-        Q, N = int(run["queries"]), int(run["blocks"])
-        operations = 2 * Q * N * 128
-        points.append((operations / sum(traffic(version, Q, N).values()), operations / float(run["seconds"]) / 1e9))
-    name = {"torch": "naive (torch)", "faiss": "FAISS flat"}.get(contender, contender.replace("index", "ours,"))
-    axis.loglog(*zip(*points, strict=True), "o-", color=f"C{number}", linewidth=0.8, markersize=5, label=name)
-for who, marker in (("transformers", "x"), ("ours", "D")):
-    run = next(
-        r for r in recorded if r["section"] == "spans, forward" and r["contender"] == who and r["blocks"] == "64"
-    )
-    B, T, W, H = 64, 320, 10, 256
-    operations = 8 * B * spans.span_count(T, W) * H
-    least = 4 * (2 * B * T * H + B * spans.span_count(T, W))
-    point = operations / least, operations / float(run["seconds"]) / 1e9
-    axis.loglog(*point, marker, color="C6", markersize=6, label=f"span logits, {who}", linestyle="none")
-axis.set(xlabel="operations a byte", ylabel="GFLOP/s")
-axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+RECORDED = {  # benchmarks/kernels-nvidia-h200.csv: seconds of 1, 16, 64 and 512 queries
+    "torch": (0.00394269, 0.00640486, 0.0155066, 0.130671),
+    "index float32": (0.00186245, 0.00233126, 0.00248154, 0.0147126),
+    "index bfloat16": (0.00113336, 0.00148, 0.0013948, 0.00559629),
+    "index int8": (0.000775808, 0.00118013, 0.00104259, 0.0043249),
+}
+figure, axis = plt.subplots(figsize=(9, 4.8))
+intensities = np.logspace(-0.7, 3.2, 200)
+for dtype, style in (("float32", "k-"), ("int8", "k--")):
+    axis.loglog(intensities, np.minimum(intensities * BANDWIDTH, RATES[dtype]) / 1e12, style, linewidth=1,
+                label=f"roof, {dtype} products")  # fmt: skip
+for contender, version in zip(RECORDED, versions, strict=True):
+    operations = [2 * Q * 13_353_718 * 128 for Q in (1, 16, 64, 512)]
+    moved = [sum(traffic(version, Q).values()) for Q in (1, 16, 64, 512)]
+    rates = [work / seconds / 1e12 for work, seconds in zip(operations, RECORDED[contender], strict=True)]
+    axis.loglog(np.divide(operations, moved), rates, "o-", label=contender.replace("torch", "naive (torch)"))
+axis.set(xlabel="operations a byte", ylabel="TFLOP/s")
+axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 axis.grid(alpha=0.25)
-plt.show()
+show(figure, "A roofline: a slope, then two ceilings. The naive way stops at the left, since its score matrix keeps "
+     "its intensity low; the indices climb on to the right with the number of queries, int8 highest.")  # fmt: skip
 
 # %% [markdown]
 # At one query every contender hangs under the slope, and a smaller copy moves the point to the right and up. With more
 # queries the naive version stops climbing, since each query brings its own column of scores: its intensity cannot pass
-# $2D / 8$. The fused versions climb on towards the ceiling. Span logits stand far below the roof: relu and LayerNorm
-# are not matrix products, and their ceiling is that of ordinary arithmetic.
+# $2D / 8 = 32$. The fused versions climb on towards the ceiling: from 16 queries to 64 their time hardly changes, since
+# the blocks are read once, whoever asks. What keeps them below the roof is choosing groups and scoring them again. The
+# float32 index rises above the roof of float32 products, because its scan multiplies in TF32 on tensor cores, and the
+# certificate makes up for it.
 #
-# **On a GPU.** No GPU was at hand when these figures were recorded, so there is no GPU point here; `make bench`
-# records one wherever it finds a device. What can be said without one is the intensity, which belongs to the
-# algorithm. Hold it against the ridge of a device, its operations a second over its bytes a second:
+# The intensity belongs to the algorithm, not to the machine. Hold it against the ridge of a device of yours:
 
 # %%
 print("operations a byte           1 query   64 queries   512 queries")
@@ -514,8 +535,8 @@ def climb_spans(number: int) -> None:
     print(f"rung {rung.name}: the book's logits to 1e-5:", np.allclose(logits, true_logits, atol=1e-5))
 
 
-show(span_ladder._hidden, "width = ")
-show(span_ladder._normalised, "h = tl.load")
+show_source(span_ladder._hidden, "width = ")
+show_source(span_ladder._normalised, "h = tl.load")
 climb_spans(1)
 
 # %% [markdown]
@@ -526,7 +547,7 @@ climb_spans(1)
 # Three sums over what is in registers, and nothing between two kernels.
 
 # %%
-show(span_ladder._logit, "h = tl.maximum")
+show_source(span_ladder._logit, "h = tl.maximum")
 climb_spans(2)
 
 # %% [markdown]
@@ -539,11 +560,11 @@ climb_spans(2)
 # right: seven of them were read a step before.
 
 # %%
-show(span_ladder._one_pass, "span = ")
+show_source(span_ladder._one_pass, "span = ")
 climb_spans(3)
 
 # %%
-figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
+figure, axis = plt.subplots(figsize=(8, 4.2))
 length, tile, widths = 20, 8, 6
 for width in range(widths):
     for start in range(length - width):
@@ -552,11 +573,12 @@ for width in range(widths):
         axis.add_patch(face)
 axis.add_patch(plt.Rectangle((8, 3), 8, 1, fill=False, edgecolor="k", linewidth=2))
 note = "program 1 at width 4:\nrows 8..15 of S in registers,\nrows 11..18 of E loaded"
-axis.annotate(note, (13, 4.05), (9.2, 8.3), arrowprops=dict(arrowstyle="->"), fontsize=8)  # fmt: skip
+axis.annotate(note, (13, 4.05), (9.2, 8.3), arrowprops=dict(arrowstyle="->"))  # fmt: skip
 axis.set(xlim=(0, length), ylim=(9.2, 0), xlabel="first token of the span", ylabel="width", title="the span logits")
 axis.set_yticks(np.arange(widths) + 0.5, range(1, widths + 1))
 axis.set_xticks(np.arange(0, length, 4) + 0.5, range(0, length, 4))
-plt.show()
+show(figure, "The span logits as rows of widths, coloured by the program that computes them; a frame marks eight "
+     "spans that one program computes in one turn of its loop.")  # fmt: skip
 
 # %% [markdown]
 # The last tile of each row is ragged: a span must not run past the end of its block (`valid`), nor a tile past the
@@ -568,7 +590,7 @@ plt.show()
 # To answer, one span is needed and not 3,155 logits a block: each program stores its best and where that is.
 
 # %%
-show(span_ladder._best_only, "span = ")
+show_source(span_ladder._best_only, "span = ")
 score, place = span_ladder.score_spans(span_ladder.RUNGS[3], x)
 print("rung 4 best only: the book's best span:", int(place) == true_logits.argmax())
 
@@ -582,17 +604,11 @@ for rung in span_ladder.RUNGS:
 # %% [markdown]
 # ## The clock
 #
-# On the machine this ran on, the better of several runs by turns: the code for a processor, which took the same steps.
+# The span logits on the machine this ran on, the best of several runs by turns: the code for a processor took the same
+# steps. (Notebook 3 times the search.)
 
 # %% tags=["varies"]
-many = torch.randn(300_000, 128)  # as in the benchmark: enough of them that no cache holds all
-asked = torch.randn(1, 128)
-compressed = BlockIndex(many, "int8")
-index = BlockIndex(many)
 contenders = {
-    "search, naive": lambda: naive(asked, many, 5),
-    "search, BlockIndex float32": lambda: index.search(asked, 5),
-    "search, BlockIndex int8": lambda: compressed.search(asked, 5),
     "span logits, naive": lambda: naive_spans(S, E),
     "span logits, spans.py": lambda: spans.span_logits(spans.SpanInputs(S, E, *weights, **options)),
 }
@@ -656,16 +672,15 @@ print("backward against finite differences, to 1e-4:", close)
 #
 # ## Exercises
 #
-# **1.** From how many queries on is the float32 scan of the recorded machine limited by arithmetic rather than by
-# memory? And if the blocks are read as int8 but multiplied at the float32 rate?
+# **1.** From how many queries on is the float32 scan of the H200 limited by arithmetic rather than by memory? And the
+# int8 scan?
 #
 # <details><summary>Solution</summary>
 #
 # The scan does 2QND operations on 4ND bytes: I = Q/2, or 2Q for int8. It meets the ridge where $I = \pi / \beta$.
 #
 # ```python
-# ridge = rates["float32"] / bandwidth
-# print("float32 from", 2 * ridge, "queries; int8 from", ridge / 2)
+# print("float32 from", 2 * RATES["float32"] / BANDWIDTH, "queries; int8 from", RATES["int8"] / BANDWIDTH / 2)
 # ```
 # That is why compression helps one query most, and a batch of 512 less.
 # </details>

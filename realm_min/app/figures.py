@@ -1,4 +1,6 @@
-"""What every plot needs: the text of others drawn as it is, and a file that is complete or absent."""
+"""What every plot needs: the text of others drawn as it is, and a file that is complete or absent; in a notebook,
+letters that a whole room can read, and words for who cannot see the picture.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,8 @@ from .printable import printable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NOTEBOOK_DPI, NOTEBOOK_POINTS = 144, 11  # of a notebook's figures: dots an inch, and the size of the smallest letters
+
 
 def drawable(text: str) -> str:
     """`text` in one line, its control characters as escapes, and its dollars no signs of mathematics."""
@@ -24,3 +28,23 @@ def save_figure(figure: Figure, path: str | os.PathLike, dpi: int) -> None:
         # A character that matplotlib's own font lacks is drawn as a box.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(temporary, format="png", dpi=dpi)
+
+
+def for_a_room() -> None:
+    """Have Matplotlib draw a notebook's figures large enough for a classroom's wall."""
+    import matplotlib
+
+    small = {f"{part}size": NOTEBOOK_POINTS for part in ("font.", "axes.title", "axes.label", "legend.font")}
+    ticks = {f"{axis}tick.labelsize": NOTEBOOK_POINTS for axis in "xy"}
+    plain = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+    matplotlib.rcParams.update({"figure.dpi": NOTEBOOK_DPI, "figure.constrained_layout.use": True})
+    matplotlib.rcParams.update({**small, **ticks, **plain})
+
+
+def show(figure: Figure, alternative: str) -> None:
+    """Display a figure in a notebook, with a text that says what it shows to those who cannot see it."""
+    from IPython.display import display
+    from matplotlib import pyplot
+
+    display(figure, metadata={"image/png": {"alt": alternative}})
+    pyplot.close(figure)
