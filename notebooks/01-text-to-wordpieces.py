@@ -5,6 +5,11 @@
 # whole articles: they are *blocks* of at most 288 wordpieces (REALM, section 4.3), so that one always fits the reader.
 # This notebook goes from text to blocks, and from blocks to the ids that every model here takes.
 #
+# **Needed before:** some Python. Notebook 0 shows where it leads.
+#
+# **After it you can** cut a corpus into blocks, spell a word in wordpieces by hand, and say what a model gets to read.
+# Forty minutes.
+#
 # | step | here |
 # | --- | --- |
 # | a corpus to documents | `documents.read_documents`, `corpus.factbook_documents` |
@@ -15,6 +20,18 @@
 #
 # The corpus is the CIA World Factbook. Take a `RealmTokenizer` to read and a `RealmTokenizerFast` to work: they give
 # the same ids.
+#
+# To run it in Colab, open [Colab](https://colab.research.google.com/), choose *File, Upload notebook*, and take this
+# file.
+
+# %%
+# In Colab this installs what the notebook needs, which takes some minutes. Elsewhere it does nothing.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("realm_min") is None:
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "realm-min[demo]"], check=True)
 
 # %%
 import re
@@ -29,6 +46,7 @@ from matplotlib.patches import Patch
 
 import realm_min
 from realm_min import RealmTokenizer, RealmTokenizerFast
+from realm_min.app.figures import for_a_room, show
 from realm_min.text.corpus import MAX_WORDPIECES, Document, cut_blocks, factbook_documents, record, split_sentences
 from realm_min.text.wordpiece import (
     character_kind,
@@ -40,7 +58,7 @@ from realm_min.text.wordpiece import (
 )
 
 torch.set_num_threads(2)
-plt.rcParams.update({"figure.dpi": 80, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+for_a_room()
 
 VOCABULARY = Path(realm_min.__file__).parent / "assets" / "vocab.txt"
 tokenizer, fast = RealmTokenizer(VOCABULARY), RealmTokenizerFast(VOCABULARY)
@@ -165,11 +183,12 @@ centers = [np.sqrt(bins[g - 1] * bins[g]) for g in range(1, 17) if (group == g).
 means = [lengths_of_words[group == g].mean() for g in range(1, 17) if (group == g).any()]
 jitter = np.random.default_rng(0).uniform(-0.3, 0.3, (2, len(frequencies)))
 
-figure, axes = plt.subplots(figsize=(7, 3))
+figure, axes = plt.subplots(figsize=(7.5, 3.6))
 axes.scatter(frequencies * np.exp(jitter[0]), lengths_of_words + jitter[1], s=2, alpha=0.2, color="gray", linewidths=0)
 axes.plot(centers, means, "o-", color="tab:blue")
 axes.set(xscale="log", xlabel="times in the Factbook", ylabel="wordpieces")
-plt.show()
+show(figure, "Words of the Factbook by how often they stand there and in how many wordpieces they are spelled: rare "
+     "words take two to three, frequent ones one.")  # fmt: skip
 per_word = (frequencies * lengths_of_words).sum() / frequencies.sum()
 print(f"{len(counts):,} different words; {per_word:.3f} wordpieces a word of running text")
 
@@ -227,7 +246,7 @@ assert [" ".join(text for text, _ in block) for block in filled] == [block.text 
 print(f"{len(lengths)} sentences, {sum(lengths):,} wordpieces, room for {room} in a block")
 print(f"{len(filled)} blocks; {-(-sum(lengths) // room)} would be the least if sentences could be torn")
 
-figure, axes = plt.subplots(figsize=(8, 2.6))
+figure, axes = plt.subplots(figsize=(9, 3.4))
 for row, block in enumerate(filled):
     axes.barh(row, MAX_WORDPIECES - room, color="tab:orange")
     ends = MAX_WORDPIECES - room + np.cumsum([length for _, length in block])
@@ -237,7 +256,8 @@ for row, block in enumerate(filled):
 axes.axvline(MAX_WORDPIECES, color="black", linewidth=1)
 axes.invert_yaxis()
 axes.set(xlabel="wordpieces", ylabel="block", yticks=range(len(filled)), title="Norway, Government")
-plt.show()
+show(figure, "Blocks of one document as bars: special tokens and title in orange, then its sentences in blue, up to "
+     "the limit of 288 wordpieces.")  # fmt: skip
 
 # %% [markdown]
 # Orange is what every block pays: special tokens and the title. Each shade of blue is a sentence, and the line is the
@@ -253,14 +273,14 @@ sentence_lengths = np.array(
 )
 assert block_lengths.max() <= MAX_WORDPIECES
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8))
+figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4))
 left.hist(sentence_lengths, bins=np.geomspace(1, sentence_lengths.max(), 40), color="tab:blue")
 left.set(xscale="log", xlabel="wordpieces in a sentence", ylabel="sentences")
 right.hist(block_lengths, bins=range(1, 290, 8), color="tab:blue")
 right.axvline(MAX_WORDPIECES, color="black", linewidth=1)
 right.set(xlabel="wordpieces in a block, all included", ylabel="blocks")
-plt.tight_layout()
-plt.show()
+show(figure, "Histograms: sentences have some ten to thirty wordpieces, a few hundreds; most blocks are just below "
+     "288.")  # fmt: skip
 print(f"a quarter of the documents: {len(blocks):,} blocks")
 print(f"on average {block_lengths.mean():.0f} of {MAX_WORDPIECES} wordpieces")
 print(f"{(sentence_lengths > MAX_WORDPIECES - 3).sum()} of {len(sentence_lengths):,} sentences are longer than a block")
@@ -280,7 +300,7 @@ random_rows = np.random.default_rng(0).choice(len(blocks), 16, replace=False)
 sorted_rows = np.argsort(block_lengths, kind="stable")[500:516]
 colors = {"padding": "white", "special": "black", "title": "tab:orange", "text": "lightsteelblue"}
 
-figure, axes = plt.subplots(1, 2, figsize=(10, 2.8))
+figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.4))
 for ax, rows, name in zip(axes, (random_rows, sorted_rows), ("random", "of similar length"), strict=True):
     batch = fast([blocks[i].title for i in rows], [blocks[i].text for i in rows], padding=True, return_tensors="pt")
     special = torch.isin(batch["input_ids"], torch.tensor([fast.cls_token_id, fast.sep_token_id]))
@@ -291,9 +311,9 @@ for ax, rows, name in zip(axes, (random_rows, sorted_rows), ("random", "of simil
     ax.set(title=f"{name}: {padded:.0%} padding", xlabel="token", yticks=range(0, 16, 5))
 axes[0].set_ylabel("block of the batch")
 legend = [Patch(facecolor=color, edgecolor="gray", label=name) for name, color in colors.items()]
-axes[1].legend(handles=legend, bbox_to_anchor=(1, 1), loc="upper left", frameon=False)
-plt.tight_layout()
-plt.show()
+axes[1].legend(handles=legend, bbox_to_anchor=(1, 1), loc="upper left")
+show(figure, "Two batches of sixteen blocks: random ones are padded by a sixth, sixteen of similar length by "
+     "hardly anything.")  # fmt: skip
 
 # %% [markdown]
 # ## Exercises

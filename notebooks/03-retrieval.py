@@ -11,29 +11,46 @@
 # inner product search*, MIPS. This notebook shows how that is done exactly, why a GPU may look at maxima of groups
 # alone, how it may even look at rounded numbers and *prove* that the answer is right, and what that is worth.
 #
+# **Needed before:** inner products, the inequality of Cauchy and Schwarz, and what an embedding is (notebook 2, last
+# part).
+#
+# **After it you can** prove that k groups suffice, derive every term of the bound, and say when an exact search is
+# fast. An hour.
+#
 # | symbol | meaning | here |
 # | --- | --- | --- |
 # | $q$ | query, $\mathrm{Embed_{input}}(x)$ | `queries` [Q, D] |
 # | $e$ | a block, $\mathrm{Embed_{doc}}(z)$ | `blocks` [N, D] |
 # | $\hat e$ | its code: the same in fewer bits | `Codes.codes` [N, D] |
 # | $G$ | rows a group | `SearchReport.group_size` |
+#
+# To run it in Colab, open [Colab](https://colab.research.google.com/), choose *File, Upload notebook*, and take this
+# file.
 
 # %%
-import time
+# In Colab this installs what the notebook needs, which takes some minutes. Elsewhere it does nothing.
+import importlib.util
+import subprocess
+import sys
 
+if importlib.util.find_spec("realm_min") is None:
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "realm-min[demo]"], check=True)
+
+# %%
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from realm_min.app.cli import load_model
+import realm_min
+from realm_min.app.figures import for_a_room, show
 from realm_min.model import ops
 from realm_min.search import bounds, mips
 from realm_min.text.corpus import factbook_documents
 
 torch.set_num_threads(2)
-plt.rcParams.update({"figure.dpi": 80, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+for_a_room()
 
-model = load_model(None)
+model = realm_min.load()  # the default model
 tokenizer, records = model.retriever.tokenizer, model.retriever.block_records
 blocks = model.block_emb  # [N, D]
 N, D = blocks.shape
@@ -67,16 +84,17 @@ queries = embed(questions)
 retrieval = ops.softmax(relevance(queries)).sort(dim=1, descending=True).values  # p(z|x) [Q, N], best first
 mass = retrieval.cumsum(1)
 
-figure, axes = plt.subplots(figsize=(6, 2.8))
+figure, axes = plt.subplots(figsize=(7.5, 3.6))
 axes.semilogx(range(1, N + 1), mass.t().numpy(), color="tab:gray", alpha=0.2, linewidth=0.8)
 axes.semilogx(range(1, N + 1), mass.mean(0).numpy(), color="tab:blue", linewidth=2)
 axes.set(xlabel="k", ylabel="p(z|x) held by the k best", ylim=(0, 1.02))
-plt.show()
+show(figure, "The share of p(z|x) that the k best blocks hold, against k: a few blocks hold most of it for most "
+     "questions, a hundred nearly all for all.")  # fmt: skip
 print({k: round(float(mass[:, k - 1].mean()), 3) for k in (1, 5, 100, 1000)})
 
 # %% [markdown]
-# (The thick line is the mean. A retriever without training spreads p(z|x) over all blocks, a diagonal bend at the far
-# right; training moves the curve up and to the left.)
+# (The thick line is the mean. Training moved it up and to the left. How a retriever without training looks depends on
+# how its weights were drawn: that of notebook 4 starts with p(z|x) spread over all blocks, a bend at the far right.)
 #
 # ## Why groups suffice
 #
@@ -118,7 +136,7 @@ for seed in range(1000):  # draw until no group holds two of the best
         break
 few_maxima = bounds.group_max(few_scores[:, None], 16)[:, 0]
 
-figure, axes = plt.subplots(1, 2, figsize=(10, 3), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(10.5, 4), sharey=True)
 for ax, count in zip(axes, (few_k, few_k - 1), strict=True):
     kept = few_maxima.topk(count).indices
     in_kept = torch.isin(torch.arange(160) // 16, kept)
@@ -135,9 +153,10 @@ for ax, count in zip(axes, (few_k, few_k - 1), strict=True):
         if chosen:
             ax.scatter(sorted(chosen), few_scores[sorted(chosen)], s=45, marker=marker, color=color, label=label)
     ax.set(xlabel="block", title=f"{count} groups kept, k = {few_k}")
-    ax.legend(frameon=False, bbox_to_anchor=(0.5, -0.18), loc="upper center", ncols=3)
+    ax.legend(bbox_to_anchor=(0.5, -0.2), loc="upper center", ncols=3)
 axes[0].set_ylabel("f(x, z)")
-plt.show()
+show(figure, "Scores of 160 blocks in groups of 16. With four groups kept the four best blocks are found; with "
+     "three, one of them is lost and a worse one takes its place.")  # fmt: skip
 
 # %% [markdown]
 # How often does it matter? Over all questions, with k = 10 and m groups kept, the share of the true answers that is
@@ -156,13 +175,14 @@ def recall(scores: torch.Tensor, kept: int) -> float:
     return float((answer_groups[:, :, None] == kept_groups[:, None]).any(2).float().mean())
 
 
-figure, axes = plt.subplots(figsize=(6, 2.8))
+figure, axes = plt.subplots(figsize=(7.5, 3.6))
 for name, rows_scores in {"as in the Factbook": all_scores, "shuffled": shuffled}.items():
     axes.plot(range(1, 13), [recall(rows_scores, m) for m in range(1, 13)], "o-", label=name)
 axes.axvline(k, color="black", linewidth=1, linestyle=":")
 axes.set(xlabel="groups kept, m", ylabel=f"share of the {k} best found", xticks=range(1, 13))
-axes.legend(frameon=False)
-plt.show()
+axes.legend()
+show(figure, "The share of the ten best blocks found against the number of groups kept: in the Factbook's order "
+     "few groups hold most, shuffled it takes all ten.")  # fmt: skip
 assert recall(all_scores, k) == recall(shuffled, k) == 1
 
 # %% [markdown]
@@ -174,12 +194,23 @@ assert recall(all_scores, k) == recall(shuffled, k) == 1
 #
 # $$|q^\top e - q^\top \hat e| = |q^\top (e - \hat e)| \le \|q\|\, r .$$
 #
-# The query is coded too, and floating point rounds, so the whole bound is
+# The query is coded too, and floating point rounds. Between the truth $q^\top e$ and the number $\hat s$ that the scan
+# stores lie five small steps, and each has a bound, with $n \ge \|\hat e\|$ stored for each group as well:
 #
-# $$b = \|q\|\, r + \|q - \hat q\|\, n + \gamma\, \|\hat q\|\, n + \rho\, |\hat s| + \eta,$$
+# 1. the code of the block, $|q^\top (e - \hat e)| \le \|q\|\, r$;
+# 2. the code of the query, $|(q - \hat q)^\top \hat e| \le \|q - \hat q\|\, n$;
+# 3. the sum. Each operation in float32 is off by a factor $1 + \delta$ with $|\delta| \le u = 2^{-24}$, and a product
+#    passes through at most D of them on its way into the sum. So the sum is off by at most
+#    $\bigl((1 + u)^D - 1\bigr) \sum_i |\hat q_i \hat e_i| \le \gamma\, \|\hat q\|\, n$, with $\gamma \approx D u$.
+#    Matrix units cut where a processor rounds, twice as much: `bounds.rounding` takes $\gamma = (4D + 16)\, u$;
+# 4. storing the result in fewer digits, which is off by at most $\rho\, |\hat s|$;
+# 5. underflow: numbers too small to be represented are lost, $\eta$ in all.
 #
-# with $n \ge \|\hat e\|$, $\hat s$ the scan's score, $\gamma$ and $\rho$ the rounding of the sum and of its result,
-# $\eta$ underflow. The true maximum of a group lies in $[m - b, m + b]$. Let $t$ be the k-th largest *lower* end. There
+# Together
+#
+# $$b = \|q\|\, r + \|q - \hat q\|\, n + \gamma\, \|\hat q\|\, n + \rho\, |\hat s| + \eta.$$
+#
+# The true maximum of a group lies in $[m - b, m + b]$. Let $t$ be the k-th largest *lower* end. There
 # are k groups that surely have a block of score $t$ or more, so no block under $t$ is among the k best, and **a group
 # whose upper end is below $t$ holds no answer**. All others are rescored from the float32 blocks. The result is the
 # float32 answer, with proof, whatever the codes; bad codes only cost time. Here for int8:
@@ -204,14 +235,15 @@ codes = bounds.compress(blocks, "int8")
 scan, maxima, lower, upper, threshold = certificate(query, codes, G, k)
 order = maxima[0].argsort(descending=True)
 answers = set((ids[0] // G).tolist())
-figure, axes = plt.subplots(figsize=(9, 3))
+figure, axes = plt.subplots(figsize=(9.5, 3.6))
 for place, g in enumerate(order.tolist()):
     color = "tab:green" if g in answers else "tab:orange" if upper[0, g] >= threshold[0] else "lightgray"
     axes.vlines(place, lower[0, g], upper[0, g], color=color, linewidth=1.5)
 axes.plot(maxima[0, order], color="black", linewidth=1)
 axes.axhline(threshold[0], color="black", linestyle=":", linewidth=1)
 axes.set(xlabel="groups, largest maximum first", ylabel="maximum ± b")
-plt.show()
+show(figure, "Groups sorted by their maximum, each with the interval of its true maximum. A dotted line is the "
+     "threshold: green groups above it hold answers, orange ones reach it in vain, grey ones end below.")  # fmt: skip
 count = int((upper[0] >= threshold[0]).sum())
 print(f"t = {threshold[0]:.3f}: {count} of {maxima.shape[1]} groups are rescored, {len(answers)} hold the answers")
 
@@ -228,11 +260,12 @@ bound = bounds.error_bound(coded, codes.norm, codes.residual, gamma, eta).repeat
 share = ((scan - queries.double() @ blocks.double().t()).abs() / bound).flatten()
 assert float(share.max()) < 1
 
-figure, axes = plt.subplots(figsize=(6, 2.4))
+figure, axes = plt.subplots(figsize=(7.5, 3.4))
 axes.hist(share.numpy(), bins=np.linspace(0, 1, 101), color="tab:blue")
 axes.axvline(1, color="black", linewidth=1)
-axes.set(xlabel="error of the scan, as a share of its bound", ylabel="pairs of question and block")
-plt.show()
+axes.set(xlabel="error of the scan, as a share of its bound", ylabel="pairs")
+show(figure, "A histogram of the scan's error as a share of its bound: nearly all pairs of question and block "
+     "stay below a fifth, none reaches one.")  # fmt: skip
 print(f"mean {share.mean():.3f}, largest {share.max():.3f} of the bound, over {share.numel():,} pairs")
 
 # %% [markdown]
@@ -260,49 +293,38 @@ print(f"int8 codes alone, no certificate: {agreeing:.1%} of the answers")
 # %% [markdown]
 # ## Time against N
 #
-# Embeddings drawn at random stand for more blocks than the Factbook has: one query, k = 5, blocks of 128 dimensions.
-# "product, top-k" is what one writes first: all scores, then `topk`. Times are the shortest of several runs on the
-# machine at hand.
+# A clock in a notebook says as much about what else the machine does as about the search. So these times were recorded
+# on a quiet one, by `make bench` (two cores of an Intel Xeon that multiply bfloat16 and int8 by themselves): one query,
+# k = 5, blocks of 128 dimensions drawn at random. "product, top-k" is what one writes first: all scores, then `topk`.
+# The dotted lines are the least time in which the memory, at 28.8 GB a second, can hand over the blocks or their codes.
 
-
-# %% tags=["varies"]
-def seconds(work: object, repeats: int = 4) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)  # others waited for something
-
-
-generator = torch.Generator().manual_seed(0)
-many = torch.randn(1 << 18, 128, generator=generator)
-one = torch.randn(1, 128, generator=generator)
-sizes = [1 << e for e in range(10, 19, 2)]
-curves: dict[str, list[float]] = {"product, top-k": []} | {
-    f"BlockIndex, {c or 'float32'}": [] for c in mips.COMPRESSIONS
+# %%
+BLOCKS = (100_000, 200_000, 400_000, 800_000, 1_600_000, 3_200_000, 8_000_000)
+SECONDS = {  # benchmarks/kernels-cpu.csv, "time against blocks"
+    "torch": (0.00204006, 0.00517293, 0.0107566, 0.0219844, 0.0443072, 0.0994992, 0.24356),
+    "index float32": (0.00287427, 0.0060752, 0.0115929, 0.0223098, 0.041875, 0.0828318, 0.190035),
+    "index int8": (0.00162726, 0.00313021, 0.0051335, 0.0090166, 0.0165098, 0.0315478, 0.0739708),
 }
-for n in sizes:
-    some = many[:n]
-    curves["product, top-k"].append(seconds(lambda some=some: (one @ some.t()).topk(5)))
-    for compression in mips.COMPRESSIONS:
-        index = mips.BlockIndex(some, compression, scan=compression and "codes")
-        curves[f"BlockIndex, {compression or 'float32'}"].append(seconds(lambda index=index: index.search(one, 5)))
-
-figure, axes = plt.subplots(figsize=(7, 3.2))
-for (name, times), color in zip(curves.items(), ("tab:gray", "tab:green", "tab:orange", "tab:blue"), strict=True):
-    axes.loglog(sizes, np.multiply(times, 1e3), "o-", label=name, color=color)
+names = {"torch": "product, top-k", "index float32": "BlockIndex, float32", "index int8": "BlockIndex, int8"}
+figure, axes = plt.subplots(figsize=(8.5, 4))
+for (contender, times), color in zip(SECONDS.items(), ("tab:gray", "tab:green", "tab:blue"), strict=True):
+    axes.loglog(BLOCKS, np.multiply(times, 1e3), "o-", label=names[contender], color=color)
+for size, color in ((4, "tab:green"), (1, "tab:blue")):
+    axes.loglog(BLOCKS, np.multiply(BLOCKS, 1e3 * 128 * size / 28.8e9), ":", color=color)
 axes.set(xlabel="blocks, N", ylabel="milliseconds a query")
-axes.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
-plt.show()
-for name, times in curves.items():
-    print(f"{name:<22}", *(f"{1e3 * t:8.2f} ms" for t in times))
+axes.legend()
+show(figure, "Milliseconds of a search against the number of blocks, on two logarithmic axes. All lines are "
+     "straight and parallel and lie a little above what the memory allows; int8 takes less than half of "
+     "the time.")  # fmt: skip
+for contender, times in SECONDS.items():
+    print(f"{names[contender]:<20}", *(f"{1e3 * t:7.1f} ms" for t in times))
 
 # %% [markdown]
-# At small N a search costs what its few steps cost to call, about the same for any N. At large N it costs what it
-# reads, so the lines become straight and parallel, and where the processor multiplies bfloat16 and int8 by itself, the
-# fewer the bytes a block the lower the line.
-# `benchmarks/kernels-cpu.csv` holds times up to 2,000,000 blocks, measured on a quiet machine, with FAISS beside them.
+# The lines are straight and parallel, because a search takes what it reads: a quarter of the bytes is well under half
+# of the time. At a hundred thousand blocks the plain way is still the fastest in float32, since a search through
+# `BlockIndex` has more steps, and each costs its call. On a processor that cannot multiply int8 by itself, codes would
+# be slower than the blocks; `BlockIndex` measures that once and scans whichever is faster. `docs/measured.md` has such
+# a machine too.
 #
 # ## Exercises
 #

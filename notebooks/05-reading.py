@@ -277,7 +277,7 @@ for start, end in gold:
     print(f"the right answer at token {start}: {better:.1%} of the spans have a higher score")
 
 # %% [markdown]
-# ## From spans to an answer: ORQA's softmax
+# ## From spans to an answer
 #
 # ORQA lets one softmax run over all spans s of all blocks b that are read. The answer's probability is the share of
 # *every* span with the same wordpieces, wherever it stands:
