@@ -68,7 +68,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def span_table(read: Any) -> np.ndarray:
-    """S_retr + S_read of the first block's spans by width - 1 and first token [widths, tokens]; NaN outside the block."""
+    """S_retr + S_read of the first block's spans, [widths, tokens] by width - 1 and first token; NaN outside it."""
     starts, ends = read.starts.cpu().numpy(), read.ends.cpu().numpy()
     inside = read.in_block[0].cpu().numpy()
     table = np.full(((ends - starts).max() + 1, len(inside)), np.nan)
