@@ -29,7 +29,9 @@ import argparse
 import csv
 import json
 import math
+import multiprocessing
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +43,7 @@ from default_data import Data
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from realm_min.files.atomic import write_atomically
 from realm_min.interface.embedder import RealmEmbedder
 from realm_min.interface.reader import RealmReader
 from realm_min.jobs import warm_start
@@ -59,17 +62,19 @@ MOST_TOKENS = 288
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 REAL = ("lead", "web", "slice")  # questions that people asked; their evidence is any block that holds an answer
 PART_BYTES = 15_000_000
+KEEP_EVERY = 75  # seconds
 KEEP_WORDS = "word_embeddings"
 
 
 class Retriever(NamedTuple):
     """What decides the retriever's training, beside data and seed."""
 
-    steps: int = 900
-    batch_size: int = 128
+    steps: int = 2000
+    batch_size: int = 192
     learning_rate: float = 2e-4
+    workers: int = 0  # processes that make what is learnt from
     teacher: float = 0.4  # of the teacher in the target, where there is evidence
-    most_tokens: int = 200  # of a block
+    most_tokens: int = 256  # of a block
     mixture: tuple[tuple[str, float], ...] = (
         ("lead", 0.16), ("web", 0.16), ("slice", 0.04), ("field", 0.18), ("made", 0.32), ("sentence", 0.14),
     )  # fmt: skip
@@ -78,51 +83,74 @@ class Retriever(NamedTuple):
 class Reader(NamedTuple):
     """What decides the reader's training, beside data and seed; the mixture moves from the first to the second."""
 
-    steps: int = 1600
-    batch_size: int = 32
-    learning_rate: float = 1.5e-4
+    steps: int = 6000
+    batch_size: int = 64
+    learning_rate: float = 2e-4
+    workers: int = 0  # processes that make what is learnt from
     beam: int = 4
     among: int = 10  # the best blocks, of which those without the answer are drawn
     unanswerable: float = 0.125
-    most_tokens: int = 256
+    most_tokens: int = 300
     mixture: tuple[tuple[str, float], ...] = (
         ("lead", 0.08), ("web", 0.08), ("slice", 0.03), ("field", 0.21), ("made", 0.6),
     )  # fmt: skip
     later: tuple[tuple[str, float], ...] = (
-        ("lead", 0.3), ("web", 0.12), ("slice", 0.1), ("field", 0.23), ("made", 0.25),
+        ("lead", 0.2), ("web", 0.12), ("slice", 0.05), ("field", 0.24), ("made", 0.39),
     )  # fmt: skip
 
 
 # ---- inputs
 
 
-def batch_of(
-    firsts: Sequence[np.ndarray], seconds: Sequence[np.ndarray] | None, most: int, device: torch.device
-) -> tuple[Batch, Tensor]:
-    """ "[CLS] first [SEP]" or "[CLS] first [SEP] second [SEP]" as a batch; and the tokens of the second [rows, tokens].
+class Rows(NamedTuple):
+    """ "[CLS] first [SEP]" or "[CLS] first [SEP] second [SEP]" of some texts, side by side."""
 
-    Of a pair that is too long the second is cut.
-    """
-    rows = []
+    places: np.ndarray  # which of all texts these are [rows]
+    ids: np.ndarray  # [rows, tokens] uint16
+    begins: np.ndarray  # where the second begins, or would [rows]
+    lengths: np.ndarray  # tokens of each row [rows]
+
+
+def side_by_side(
+    firsts: Sequence[np.ndarray], seconds: Sequence[np.ndarray] | None, most: int, places: np.ndarray
+) -> Rows:
+    """The texts at some places; of a pair of more than `most` tokens the second is cut."""
+    firsts = [firsts[i][: most - 2] for i in places]
+    begins = np.array([len(first) + 2 for first in firsts])
+    pairs = None
+    if seconds is not None:
+        pairs = [seconds[i][: max(0, most - 1 - begin)] for i, begin in zip(places, begins, strict=True)]
+    lengths = begins if pairs is None else begins + [len(second) + 1 for second in pairs]
+    ids = np.full((len(firsts), max(int(lengths.max()), 12)), PAD, np.uint16)
     for i, first in enumerate(firsts):
-        second = None if seconds is None else seconds[i][: most - 3 - len(first)]
-        rows.append([np.concatenate([[CLS], first[: most - 2], [SEP]]), *([] if second is None else [second, [SEP]])])
-    lengths = np.array([sum(map(len, row)) for row in rows])
-    begins = np.array([len(row[0]) for row in rows])
-    tokens = max(int(lengths.max()), 12)
-    ids = np.full((len(rows), tokens), PAD)
-    for row, parts in zip(ids, rows, strict=True):
-        whole = np.concatenate(parts)
-        row[: len(whole)] = whole
-    place = np.arange(tokens)
-    mask = place < lengths[:, None]
-    types = mask & (place >= begins[:, None])
-    in_second = types & (place < lengths[:, None] - 1)
-    on_device = [torch.from_numpy(array).to(device) for array in (ids, mask.astype(np.int64), types.astype(np.int64))]
-    if device.type == "cuda" and not mask.all():  # padded rows are read too: one launch for all lengths
-        on_device[1] = on_device[1][:, None].expand(-1, tokens, -1)
-    positions = torch.arange(tokens, device=device).expand(len(rows), -1)
-    return Batch(on_device[0], on_device[1], on_device[2], positions), torch.from_numpy(in_second).to(device)
+        ids[i, 0], ids[i, begins[i] - 1], ids[i, lengths[i] - 1] = CLS, SEP, SEP
+        ids[i, 1 : begins[i] - 1] = first
+        if pairs is not None:
+            ids[i, begins[i] : lengths[i] - 1] = pairs[i]
+    return Rows(places, ids, begins, lengths)
+
+
+def portioned(
+    firsts: Sequence[np.ndarray], seconds: Sequence[np.ndarray] | None, most: int, portions: int = 1
+) -> list[Rows]:
+    """All texts, those of similar length side by side."""
+    lengths = [len(first) + (0 if seconds is None else len(seconds[i])) for i, first in enumerate(firsts)]
+    some = by_length(lengths, -(-len(firsts) // portions))
+    return [side_by_side(firsts, seconds, most, places) for places in some]
+
+
+def on_device(rows: Rows, device: torch.device) -> tuple[Batch, Tensor]:
+    """The rows as a batch; and which tokens are the second text's [rows, tokens]."""
+    ids = torch.from_numpy(rows.ids.astype(np.int32)).to(device).long()
+    begins, lengths = (torch.from_numpy(each).to(device)[:, None] for each in (rows.begins, rows.lengths))
+    positions = torch.arange(ids.shape[1], device=device).expand(len(ids), -1)
+    mask = positions < lengths
+    types = mask & (positions >= begins)
+    in_second = types & (positions < lengths - 1)
+    read = mask.long()
+    if device.type == "cuda" and rows.lengths.min() < ids.shape[1]:  # padded rows are read too: one launch for all
+        read = read[:, None].expand(-1, ids.shape[1], -1)
+    return Batch(ids, read, types.long(), positions), in_second
 
 
 def by_length(lengths: Sequence[int], size: int) -> Iterator[np.ndarray]:
@@ -164,7 +192,8 @@ def teach(data: Data, minilm: Path, device: torch.device, dtype: torch.dtype) ->
     def of(rows: Callable[[np.ndarray], tuple], lengths: np.ndarray, size: int) -> Tensor:
         found = torch.empty(len(lengths), model.config.hidden_size, dtype=dtype, device=device)
         for numbers in by_length(lengths, size):
-            batch, _ = batch_of(*rows(numbers), MOST_TOKENS, device)
+            (some,) = portioned(*rows(numbers), MOST_TOKENS)
+            numbers, (batch, _) = numbers[some.places], on_device(some, device)
             found[torch.from_numpy(numbers).to(device)] = mean(batch).to(dtype)
         return found
 
@@ -207,20 +236,20 @@ def turned(questions: Tensor, blocks: Tensor, size: int) -> tuple[Tensor, Tensor
 
 
 class Clock:
-    """Shortens a schedule so that it ends within `seconds`."""
+    """Fits a schedule of at most `most` steps into `seconds`, by how long the steps so far took."""
 
-    def __init__(self, steps: int, seconds: float | None) -> None:
-        self.steps, self.seconds, self.started, self.number = steps, seconds, time.perf_counter(), 0
+    def __init__(self, most: int, seconds: float | None) -> None:
+        self.most = self.steps = most
+        self.seconds, self.started, self.number, self.begun = seconds, time.perf_counter(), 0, 0.0
 
     def running(self) -> bool:
-        """Whether there is another step; the first ones say how long they take."""
-        if self.number in (4, 30, 100, 300) and self.seconds is not None:
-            if self.number == 4:  # they compile kernels
-                self.begun = time.perf_counter()
-            else:
-                each = (time.perf_counter() - self.begun) / (self.number - 4)
-                left = self.seconds - (time.perf_counter() - self.started)
-                self.steps = min(self.steps, self.number + max(1, int(left / each)))
+        """Whether there is another step."""
+        if self.number == 4:  # those before compile kernels
+            self.begun = time.perf_counter()
+        elif self.seconds is not None and (self.number in (12, 40) or (self.number and self.number % 100 == 0)):
+            each = (time.perf_counter() - self.begun) / (self.number - 4)
+            left = self.seconds - (time.perf_counter() - self.started)
+            self.steps = min(self.most, self.number + max(1, int(left / each)))
         self.number += 1
         return self.number <= self.steps
 
@@ -245,31 +274,72 @@ def drawn(rng: np.random.Generator, pools: dict[str, np.ndarray], mixture: dict[
     return [int(i) for name, count in zip(names, counts, strict=True) for i in rng.choice(pools[name], count)]
 
 
+class Ahead:
+    """What a loop's steps learn from, made some steps before they come, in other processes where there are any.
+
+    `make(number, progress)` is a step's, and draws from its number alone.
+    """
+
+    DEPTH = 12  # steps
+
+    def __init__(self, make: Callable[[int, float], Any], workers: int) -> None:
+        self.make, self.made, self.pool = make, {}, None
+        if workers:
+            self.pool = multiprocessing.get_context("fork").Pool(workers, _remember, (make,))
+
+    def take(self, number: int, progress: float) -> Any:
+        if self.pool is None:
+            return self.make(number, progress)
+        for later in range(number, number + self.DEPTH):
+            if later not in self.made:
+                self.made[later] = self.pool.apply_async(_remembered, (later, progress))
+        try:
+            return self.made.pop(number).get(30)
+        except multiprocessing.TimeoutError:  # a process that hangs: go on without them
+            self.pool.terminate()
+            self.pool = None
+            return self.make(number, progress)
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.pool is not None:
+            self.pool.terminate()
+            self.pool.join()
+
+
+_MAKERS: list[Callable[[int, float], Any]] = []  # of the one pool that a worker is of
+
+
+def _remember(make: Callable[[int, float], Any]) -> None:
+    torch.set_num_threads(1)
+    _MAKERS.append(make)
+
+
+def _remembered(number: int, progress: float) -> Any:
+    return _MAKERS[-1](number, progress)
+
+
 # ---- the retriever
 
 
 def embed_rows(
-    model: RealmEmbedder, rows: tuple, most: int, device: torch.device, keep: bool, portions: int = 1
-) -> tuple[Tensor, list[tuple[np.ndarray, Any]]]:
+    model: RealmEmbedder, portions: list[Rows], device: torch.device, keep: bool
+) -> tuple[Tensor, list[tuple[Tensor, Any]]]:
     """Embed texts [texts, proj], and what `embed_rows_backward` takes."""
-    firsts, seconds = rows
-    lengths = [len(first) + (0 if seconds is None else len(seconds[i])) for i, first in enumerate(firsts)]
-    found, kept = None, []
-    for some in by_length(lengths, -(-len(firsts) // portions)):
-        batch, _ = batch_of(
-            [firsts[i] for i in some], None if seconds is None else [seconds[i] for i in some], most, device
-        )
-        (y, _), kept_embed = embed(model.p, model.config, batch, Run(keep=keep))
-        found = y.new_empty(len(firsts), y.shape[1]) if found is None else found
-        found[torch.from_numpy(some).to(device)] = y
-        kept.append((some, kept_embed))
-    assert found is not None
+    count = sum(len(rows.places) for rows in portions)
+    found, kept = torch.empty(count, model.config.retriever_proj_size, dtype=model.dtype, device=device), []
+    for rows in portions:
+        places = torch.from_numpy(rows.places).to(device)
+        (found[places], _), kept_embed = embed(model.p, model.config, on_device(rows, device)[0], Run(keep=keep))
+        kept.append((places, kept_embed))
     return found, kept
 
 
-def embed_rows_backward(dy: Tensor, kept: list[tuple[np.ndarray, Any]], model: RealmEmbedder) -> None:
-    for some, kept_embed in kept:
-        embed_backward(dy[torch.from_numpy(some).to(dy.device)], kept_embed, model.own_grads)
+def embed_rows_backward(dy: Tensor, kept: list[tuple[Tensor, Any]], model: RealmEmbedder) -> None:
+    for places, kept_embed in kept:
+        embed_backward(dy[places], kept_embed, model.own_grads)
 
 
 class Taught(NamedTuple):
@@ -290,44 +360,69 @@ def evidence_of(data: Data, question: int, ranked: np.ndarray) -> np.ndarray:
     return known.astype(np.int64)
 
 
+class Asked(NamedTuple):
+    """What a step of the retriever learns from."""
+
+    numbers: list[int]  # of questions
+    pool: np.ndarray  # numbers of blocks
+    right: np.ndarray  # which of them are evidence, bool [questions, blocks]
+    questions: list[Rows]
+    blocks: list[Rows]
+
+
+def asked(data: Data, ranked: np.ndarray, numbers: list[int], rng: np.random.Generator, most: int) -> Asked:
+    pool, right = pool_of(data, ranked, numbers, rng)
+    return Asked(
+        numbers, pool, right, portioned(*question_rows(data, numbers), 64), portioned(*block_rows(data, pool), most, 3)
+    )  # fmt: skip
+
+
 def train_retriever(
     data: Data, taught: Taught, model: RealmEmbedder, settings: Retriever, seed: int, seconds: float | None,
     device: torch.device, log: Callable[..., None],
 ) -> None:  # fmt: skip
-    rng, clock = np.random.default_rng([seed, 1]), Clock(settings.steps, seconds)
     pools = {name: data.of_kind(name) for name, _ in settings.mixture}
-    optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=min(40, settings.steps // 10))
-    while clock.running():
+
+    def make(number: int, progress: float) -> Asked:
+        rng = np.random.default_rng([seed, 1, number])
         numbers = drawn(rng, pools, dict(settings.mixture), settings.batch_size)
-        pool, right = pool_of(data, taught, numbers, rng)
-        losses = retriever_step(model, data, taught, numbers, pool, right.to(device), settings, clock.progress, device)
-        update(model, optimizer, clock, len(numbers))
-        if clock.number % 50 == 1 or clock.number == clock.steps:
-            log("retriever", clock.number, clock.steps, *(float(loss) / len(numbers) for loss in losses))
+        return asked(data, taught.ranked, numbers, rng, settings.most_tokens)
+
+    optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=min(40, settings.steps // 10))
+    with Ahead(make, settings.workers) as ahead:
+        clock = Clock(settings.steps, seconds)
+        while clock.running():
+            batch = ahead.take(clock.number, clock.progress)
+            losses = retriever_step(model, taught, batch, settings, clock.progress, device)
+            update(model, optimizer, clock, len(batch.numbers))
+            if clock.number % 50 == 1 or clock.number == clock.steps:
+                log("retriever", clock.number, clock.steps, *(float(loss) / len(batch.numbers) for loss in losses))
 
 
-def pool_of(data: Data, taught: Taught, numbers: list[int], rng: np.random.Generator) -> tuple[np.ndarray, Tensor]:
+def pool_of(
+    data: Data, ranked: np.ndarray, numbers: list[int], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """The blocks of a batch, evidence and hard negatives, and which are evidence: bool [questions, blocks]."""
     taken = []
     for number in numbers:
-        ranked, known = taught.ranked[number], evidence_of(data, number, taught.ranked[number][:20])
+        known = evidence_of(data, number, ranked[number][:20])
         if len(known):
             taken.append(known[0] if rng.random() < 0.5 else rng.choice(known))
-        wrong = ranked[~np.isin(ranked, data.evidence[number])]
+        wrong = ranked[number][~np.isin(ranked[number], data.evidence[number])]
         if len(wrong):
             taken.append(wrong[min(len(wrong) - 1, int(rng.exponential(6)))])
     pool = np.unique(np.array(taken, np.int64))
-    return pool, torch.from_numpy(np.stack([np.isin(pool, data.evidence[number]) for number in numbers]))
+    return pool, np.stack([np.isin(pool, data.evidence[number]) for number in numbers])
 
 
 def retriever_step(
-    model: RealmEmbedder, data: Data, taught: Taught, numbers: list[int], pool: np.ndarray, right: Tensor,
-    settings: Retriever, progress: float, device: torch.device,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    model: RealmEmbedder, taught: Taught, batch: Asked, settings: Retriever, progress: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Adds the gradients of the batch's summed loss; returns the loss to the target and the squared distance."""
-    rows, blocks = torch.tensor(numbers, device=device), torch.from_numpy(pool).to(device)
-    x, kept_x = embed_rows(model, question_rows(data, numbers), 64, device, True)
-    z, kept_z = embed_rows(model, block_rows(data, pool), settings.most_tokens, device, True, 3)
+    rows, blocks = torch.tensor(batch.numbers, device=device), torch.from_numpy(batch.pool).to(device)
+    right = torch.from_numpy(batch.right).to(device)
+    x, kept_x = embed_rows(model, batch.questions, device, True)
+    z, kept_z = embed_rows(model, batch.blocks, device, True)
     scores = x @ z.t()  # [questions, blocks]
     opinion = softmax(SCALE * (taught.questions[rows].float() @ taught.blocks[blocks].float().t()))
     probability = softmax(scores)
@@ -351,7 +446,7 @@ def embed_all(model: RealmEmbedder, data: Data, device: torch.device) -> tuple[T
         found = torch.empty(ragged.rows(), model.config.retriever_proj_size, device=device)
         for numbers in by_length(lengths_of(ragged), size):
             found[torch.from_numpy(numbers).to(device)] = embed_rows(
-                model, rows(data, numbers), MOST_TOKENS, device, False
+                model, portioned(*rows(data, numbers), MOST_TOKENS), device, False
             )[0]
         return found
 
@@ -371,16 +466,25 @@ class Reading(NamedTuple):
     ignored: list[bool]  # of each question: elsewhere the answer's words count neither way
 
 
+class Pairs(NamedTuple):
+    """Some of the pairs of question and block, side by side; and pairs of row and span, [2, spans] each."""
+
+    rows: Rows
+    right: np.ndarray  # the answers
+    neither: np.ndarray  # what counts neither way
+
+
 def readings(data: Data, ranked: np.ndarray, numbers: list[int], rng: np.random.Generator, settings: Reader) -> Reading:
     """What some questions read: a block that is evidence, others that the retriever ranks high."""
     blocks, evidence, ignored = [], [], []
     for number in numbers:
         known, row = evidence_of(data, number, ranked[number]), ranked[number][: settings.among]
-        if len(known) == 0 or rng.random() < settings.unanswerable:
-            wrong = ranked[number][~np.isin(ranked[number], data.evidence[number])]
+        wrong = ranked[number][~np.isin(ranked[number], data.evidence[number])]
+        if len(wrong) and (len(known) == 0 or rng.random() < settings.unanswerable):
             blocks.append(rng.permutation(wrong[: settings.among])[: settings.beam])
             evidence.append(known[:0])
         else:
+            known = known if len(known) else data.evidence[number].astype(np.int64)
             first = known[0] if rng.random() < 0.6 else rng.choice(known[:5])
             others = rng.permutation(row[row != first])[: settings.beam - 1]
             blocks.append(rng.permutation(np.array([first, *others])))
@@ -392,71 +496,77 @@ def readings(data: Data, ranked: np.ndarray, numbers: list[int], rng: np.random.
     return Reading(numbers, np.stack(blocks), evidence, ignored)
 
 
-class Scored(NamedTuple):
-    """The spans of some of the pairs."""
-
-    pairs: np.ndarray  # rows of all pairs
-    scores: Tensor  # [pairs, spans]
-    tokens: Batch
-    begins: np.ndarray  # first token of each block
-    kept: Any
-
-
-def score_pairs(
-    model: RealmReader, data: Data, reading: Reading, relevance: Tensor, most: int, device: torch.device,
-    keep: bool, portions: int,
-) -> Iterator[Scored]:  # fmt: skip
-    """relevance: f(x, z) [questions, beam]."""
+def pairs_of(data: Data, reading: Reading, most: int, portions: int) -> list[Pairs]:
+    """What the reader reads, and where the answers stand in it."""
     beam = reading.blocks.shape[1]
     firsts = [data.questions[number] for number in reading.questions for _ in range(beam)]
     seconds = [record_of(data, int(block)) for block in reading.blocks.reshape(-1)]
-    lengths = [len(first) + len(second) for first, second in zip(firsts, seconds, strict=True)]
-    for some in by_length(lengths, -(-len(firsts) // portions)):
-        batch, in_block = batch_of([firsts[i] for i in some], [seconds[i] for i in some], most, device)
-        of_rows = relevance.reshape(-1)[torch.from_numpy(some).to(device)]
-        (scores, _), kept = read(model.p, model.config, batch, in_block, of_rows, Run(keep=keep))
-        yield Scored(some, scores, batch, np.array([len(firsts[i]) + 2 for i in some]), kept)
+    return [
+        Pairs(rows, *answer_spans(data, reading, rows)) for rows in portioned(firsts, seconds, most, portions)
+    ]  # fmt: skip
 
 
-def answer_spans(data: Data, reading: Reading, scored: Scored, most: int) -> tuple[Tensor, Tensor]:
-    """Which spans are right, and which are to count neither way: bool [pairs, spans] each."""
-    beam, tokens = reading.blocks.shape[1], scored.tokens.types.shape[1]
-    places: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
-    for row, pair in enumerate(scored.pairs):
+def answer_spans(data: Data, reading: Reading, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Row and span of what is right, and of what is to count neither way: [2, spans] each."""
+    beam, tokens = reading.blocks.shape[1], rows.ids.shape[1]
+    found: tuple[set, set] = (set(), set())
+    for row, pair in enumerate(rows.places):
         i, block = pair // beam, int(reading.blocks.reshape(-1)[pair])
-        counts = bool(np.isin(block, reading.evidence[i]))
+        counts = block in reading.evidence[i].tolist()
         if not counts and not (reading.ignored[i] and len(reading.evidence[i])):
             continue
-        begin = int(scored.begins[row])
-        text = record_of(data, block)[: most - 1 - begin]
+        begin = int(rows.begins[row])
+        text = rows.ids[row, begin : rows.lengths[row] - 1]
         for answer in data.answers_of(reading.questions[i]):
             for start in occurrences(text, answer):
                 first, last = begin + int(start), begin + int(start) + len(answer) - 1
-                places[counts].append((row, int(span_candidate(first, last, tokens))))
-    masks = []
-    for counts in (True, False):
-        mask = torch.zeros(scored.scores.shape, dtype=torch.bool)
-        if places[counts]:
-            rows, spans = zip(*places[counts], strict=True)
-            mask[list(rows), list(spans)] = True
-        masks.append(mask.to(scored.scores.device))
-    return masks[0], masks[1] & ~masks[0]
+                found[not counts].add((row, int(span_candidate(first, last, tokens))))
+    right, neither = (np.array(sorted(spans), np.int64).reshape(-1, 2).T for spans in found)
+    return right, neither
+
+
+class Scored(NamedTuple):
+    """The spans of some of the pairs."""
+
+    pairs: Pairs
+    places: Tensor  # which of all pairs
+    scores: Tensor  # [pairs, spans]
+    tokens: Batch
+    kept: Any
+
+    def mask(self, spans: np.ndarray) -> Tensor:
+        """bool [pairs, spans], true at pairs of row and span."""
+        found = torch.zeros(self.scores.shape, dtype=torch.bool, device=self.scores.device)
+        rows, places = torch.from_numpy(spans).to(found.device)
+        found[rows, places] = True
+        return found
+
+
+def score_pairs(
+    model: RealmReader, portions: list[Pairs], relevance: Tensor, device: torch.device, keep: bool
+) -> Iterator[Scored]:
+    """relevance: f(x, z) [questions, beam]."""
+    for pairs in portions:
+        batch, in_block = on_device(pairs.rows, device)
+        places = torch.from_numpy(pairs.rows.places).to(device)
+        of_rows = relevance.reshape(-1)[places]
+        (scores, _), kept = read(model.p, model.config, batch, in_block, of_rows, Run(keep=keep))
+        yield Scored(pairs, places, scores, batch, kept)
 
 
 def reader_step(
-    model: RealmReader, data: Data, reading: Reading, relevance: Tensor, most: int, device: torch.device
+    model: RealmReader, reading: Reading, portions: list[Pairs], relevance: Tensor, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Adds the gradients of the batch's summed loss; returns it, and the share that the right spans have, summed."""
     shape, lowest = reading.blocks.shape, torch.finfo(relevance.dtype).min
     of_all, of_right = (relevance.new_full((shape[0] * shape[1],), lowest) for _ in range(2))
     parts = []
-    for scored in score_pairs(model, data, reading, relevance, most, device, True, 2):
-        right, neither = answer_spans(data, reading, scored, most)
-        scores = scored.scores.masked_fill(neither, lowest)
-        rows = torch.from_numpy(scored.pairs).to(device)
-        of_all[rows] = logsumexp(scores, 1)
-        of_right[rows] = logsumexp(scores.masked_fill(~right, lowest), 1).clamp(min=lowest)
-        parts.append((scored, scores, right, rows))
+    for scored in score_pairs(model, portions, relevance, device, True):
+        right = scored.mask(scored.pairs.right)
+        scores = scored.scores.masked_fill(scored.mask(scored.pairs.neither) & ~right, lowest)
+        of_all[scored.places] = logsumexp(scores, 1)
+        of_right[scored.places] = logsumexp(scores.masked_fill(~right, lowest), 1).clamp(min=lowest)
+        parts.append((scored, scores, right))
     null = relevance.new_zeros(shape[0], 1)
     total = logsumexp(torch.cat([of_all.view(shape), null], 1), 1)  # [questions]
     answerable = torch.tensor([len(known) > 0 for known in reading.evidence], device=device)
@@ -465,8 +575,8 @@ def reader_step(
     found = answerable & (held > lowest / 2)
     wanted = torch.where(found, held, torch.zeros_like(held))
     weight = (found | ~answerable).to(total.dtype)
-    for scored, scores, right, rows in parts:
-        of_question = torch.div(rows, shape[1], rounding_mode="floor")
+    for scored, scores, right in parts:
+        of_question = torch.div(scored.places, shape[1], rounding_mode="floor")
         dscores = (scores - total[of_question, None]).exp_()
         share = (scores - wanted[of_question, None]).exp_() * right
         dscores -= torch.where(found[of_question, None], share, torch.zeros_like(share))
@@ -476,29 +586,38 @@ def reader_step(
 
 def train_reader(
     data: Data, model: RealmReader, x: Tensor, z: Tensor, settings: Reader, seed: int, seconds: float | None,
-    device: torch.device, log: Callable[..., None],
+    device: torch.device, log: Callable[..., None], keep: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
-    """x, z: the retriever's embeddings of all questions and blocks."""
-    rng = np.random.default_rng([seed, 2])
+    """x, z: the retriever's embeddings of all questions and blocks; `keep` is called now and then."""
     ranked = best(x, z, min(30, len(z))).cpu().numpy()
     pools = {}
     for name, _ in settings.mixture:
         numbers = data.of_kind(name)
         pools[name] = np.array([i for i in numbers if len(evidence_of(data, i, ranked[i]))], np.int64)
         log("reader", 0, 0, name, len(pools[name]))
-    optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=min(60, settings.steps // 10))
-    clock = Clock(settings.steps, seconds)
-    while clock.running():
-        moved = min(1.0, clock.progress / 0.8)
-        later = dict(settings.later)
-        mixture = {name: (1 - moved) * share + moved * later[name] for name, share in settings.mixture}
+    first, later = dict(settings.mixture), dict(settings.later)
+
+    def make(number: int, progress: float) -> tuple[Reading, list[Pairs]]:
+        rng, moved = np.random.default_rng([seed, 2, number]), min(1.0, progress / 0.8)
+        mixture = {name: (1 - moved) * share + moved * later[name] for name, share in first.items()}
         reading = readings(data, ranked, drawn(rng, pools, mixture, settings.batch_size), rng, settings)
-        rows, blocks = torch.tensor(reading.questions, device=device), torch.from_numpy(reading.blocks).to(device)
-        relevance = (z[blocks] * x[rows, None]).sum(2)  # [questions, beam]
-        losses = reader_step(model, data, reading, relevance, settings.most_tokens, device)
-        update(model, optimizer, clock, settings.batch_size)
-        if clock.number % 50 == 1 or clock.number == clock.steps:
-            log("reader", clock.number, clock.steps, *(float(loss) / settings.batch_size for loss in losses))
+        return reading, pairs_of(data, reading, settings.most_tokens, 3)
+
+    optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=min(60, settings.steps // 10))
+    kept_at = time.perf_counter()
+    with Ahead(make, settings.workers) as ahead:
+        clock = Clock(settings.steps, seconds)
+        while clock.running():
+            if time.perf_counter() - kept_at > KEEP_EVERY:
+                keep()
+                kept_at = time.perf_counter()
+            reading, portions = ahead.take(clock.number, clock.progress)
+            rows, blocks = torch.tensor(reading.questions, device=device), torch.from_numpy(reading.blocks).to(device)
+            relevance = (z[blocks] * x[rows, None]).sum(2)  # [questions, beam]
+            losses = reader_step(model, reading, portions, relevance, device)
+            update(model, optimizer, clock, settings.batch_size)
+            if clock.number % 50 == 1 or clock.number == clock.steps:
+                log("reader", clock.number, clock.steps, *(float(loss) / settings.batch_size for loss in losses))
 
 
 # ---- measures
@@ -540,13 +659,13 @@ def best_spans(
     """Of each question and block the best span's wordpieces, its score, and the logsumexp of all spans."""
     beam = reading.blocks.shape[1]
     found: list[list[Any]] = [[None] * beam for _ in reading.questions]
-    for scored in score_pairs(model, data, reading, relevance, 320, device, False, 2):
+    for scored in score_pairs(model, pairs_of(data, reading, 320, 2), relevance, device, False):
         tokens = scored.tokens.types.shape[1]
         starts, ends = span_candidates(tokens, model.config.max_span_width)
         top, place = scored.scores.max(1)
-        ids = scored.tokens.words.cpu()
+        ids, totals = scored.pairs.rows.ids, logsumexp(scored.scores, 1).tolist()
         for row, (pair, score, span, total) in enumerate(
-            zip(scored.pairs, top.tolist(), place.tolist(), logsumexp(scored.scores, 1).tolist(), strict=True)
+            zip(scored.places.tolist(), top.tolist(), place.tolist(), totals, strict=True)
         ):
             found[pair // beam][pair % beam] = (
                 ids[row, int(starts[span]) : int(ends[span]) + 1].tolist(), score, total,
@@ -592,84 +711,109 @@ def new_models(minilm: Path, seed: int, device: torch.device) -> tuple[RealmEmbe
     return embedder.to(device).eval(), reader.to(device).eval()
 
 
-def run(given: argparse.Namespace) -> None:
-    device, out = torch.device(given.device), given.out
-    out.mkdir(parents=True, exist_ok=True)
-    torch.set_float32_matmul_precision("high")
-    started, lines = time.perf_counter(), []
+class Chain:
+    """The stages in a folder, and what is known of them as they go on."""
 
-    def log(*values: Any) -> None:
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given, self.out, self.device = given, given.out, torch.device(given.device)
+        self.started, self.lines = time.perf_counter(), []
+        self.settings = tuple(
+            settings._replace(
+                steps=given.steps or settings.steps, batch_size=given.batch_size or settings.batch_size,
+                workers=given.workers,
+            )
+            for settings in (Retriever(), Reader())
+        )  # fmt: skip
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.data = default_data.load(given.data)
+        self.embedder, self.reader = new_models(given.minilm, given.seed, self.device)
+        self.log("read", len(self.data.kinds), "questions")
+
+    def log(self, *values: Any) -> None:
         shown = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
-        lines.append(f"{time.perf_counter() - started:7.1f} " + " ".join(shown))
-        print(lines[-1], flush=True)
-        (out / "log.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        self.lines.append(f"{time.perf_counter() - self.started:7.1f} " + " ".join(shown))
+        print(self.lines[-1], flush=True)
+        for folder in filter(None, (self.out, self.given.parts)):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "log.txt").write_text("\n".join(self.lines) + "\n", encoding="utf-8")
 
-    def seconds(share: float) -> float | None:
-        return None if given.seconds is None else share * given.seconds
+    def seconds(self, share: float) -> float | None:
+        return None if self.given.seconds is None else share * self.given.seconds
 
-    retriever, reading = Retriever(), Reader()
-    if given.steps:
-        retriever, reading = retriever._replace(steps=given.steps), reading._replace(steps=given.steps)
-    if given.batch_size:
-        retriever, reading = (settings._replace(batch_size=given.batch_size) for settings in (retriever, reading))
-    data = default_data.load(given.data)
-    embedder, reader = new_models(given.minilm, given.seed, device)
-    for name, model in (("embedder", embedder), ("reader", reader)):
-        if given.start and (given.start / f"{name}.safetensors").is_file():
-            read_weights(model, given.start / f"{name}.safetensors")
-            log("begins with", name, given.start)
-    log("read", len(data.kinds), "questions")
-    if not (out / "embedder.safetensors").is_file():
-        if given.retriever:
-            taught_questions, taught_blocks = teach(data, given.minilm, device, torch.float32)
-            ranked = best(taught_questions, taught_blocks, min(30, len(taught_blocks))).cpu().numpy()
-            taught = Taught(
-                taught_questions, taught_blocks, *turned(taught_questions, taught_blocks, 128), ranked
+    def stage(self, name: str, model: Any, learn: Callable[[], None]) -> None:
+        """Run a stage, or read what it left; where it fails, its model is kept as it then is."""
+        path = self.out / f"{name}.safetensors"
+        start = self.given.start and self.given.start / path.name
+        if path.is_file() or (start and start.is_file()):
+            read_weights(model, path if path.is_file() else start)
+            self.log(name, "is read")
+        if not path.is_file():
+            try:
+                learn()
+            except Exception:  # what was learnt until then is worth keeping
+                self.log(traceback.format_exc())
+            write_weights(model, path)
+
+    def retriever(self) -> None:
+        data, given = self.data, self.given
+        if not given.retriever:
+            return
+        questions, blocks = teach(data, given.minilm, self.device, torch.float32)
+        ranked = best(questions, blocks, min(30, len(blocks))).cpu().numpy()
+        taught = Taught(questions, blocks, *turned(questions, blocks, self.embedder.config.retriever_proj_size), ranked)
+        self.log("taught")
+        seconds = self.seconds(given.retriever)
+        train_retriever(data, taught, self.embedder, self.settings[0], given.seed, seconds, self.device, self.log)
+
+    def read(self, x: Tensor, z: Tensor) -> None:
+        if self.given.reader:
+            seconds, data = self.seconds(self.given.reader), self.data
+            train_reader(
+                data, self.reader, x, z, self.settings[1], self.given.seed, seconds, self.device, self.log,
+                lambda: self.measure(x, z),
             )  # fmt: skip
-            log("taught")
-            train_retriever(
-                data, taught, embedder, retriever, given.seed, seconds(given.retriever), device, log
-            )  # fmt: skip
-        write_weights(embedder, out / "embedder.safetensors")
-    else:
-        read_weights(embedder, out / "embedder.safetensors")
-    x, z = embed_all(embedder, data, device)
-    log("embedded")
-    parts = {"": slice(0, None), "leads": slice(0, data.num_leads), "factbook": slice(data.num_leads, None)}
-    if not (out / "reader.safetensors").is_file():
-        if given.reader:
-            train_reader(data, reader, x, z, reading, given.seed, seconds(given.reader), device, log)
-        write_weights(reader, out / "reader.safetensors")
-    else:
-        read_weights(reader, out / "reader.safetensors")
-    rows = []
-    for kind, name in (("dev", "leads"), ("dev", ""), ("fdev", "factbook"), ("fdev", "")):
-        found = evaluate(data, reader, x, z, kind, parts[name], device)
-        log(kind, name or "all", summary(found))
-        rows += [{"blocks": name or "all", **row} for row in found]
-    with open(out / "dev.csv", "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    settings = {"seed": given.seed, "retriever": retriever._asdict(), "reader": reading._asdict()}
-    (out / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    if given.parts:
-        write_parts(out, given.parts)
-    log("done")
+
+    def measure(self, x: Tensor, z: Tensor) -> None:
+        """Answer the development questions with the models as they are; write the answers and the weights."""
+        rows, leads = [], self.data.num_leads
+        for kind, name, blocks in (
+            ("dev", "leads", slice(0, leads)), ("dev", "all", slice(0, None)),
+            ("fdev", "factbook", slice(leads, None)), ("fdev", "all", slice(0, None)),
+        ):  # fmt: skip
+            found = evaluate(self.data, self.reader, x, z, kind, blocks, self.device)
+            self.log(kind, name, summary(found))
+            rows += [{"blocks": name, **row} for row in found]
+        with open(self.out / "dev.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        if self.given.parts:
+            write_parts(self.out, {"embedder": self.embedder, "reader": self.reader}, self.given.parts)
+
+    def run(self) -> None:
+        self.stage("embedder", self.embedder, self.retriever)
+        x, z = embed_all(self.embedder, self.data, self.device)
+        self.log("embedded")
+        self.measure(x, z)
+        self.stage("reader", self.reader, lambda: self.read(x, z))
+        self.measure(x, z)
+        stated = {"seed": self.given.seed, "settings": [settings._asdict() for settings in self.settings]}
+        (self.out / "settings.json").write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
+        self.log("done")
 
 
-def write_parts(out: Path, parts: Path) -> None:
-    """What was learnt in half precision, end to end, in files of PART_BYTES; beside them the log and the rows."""
+def write_parts(out: Path, models: dict[str, Any], parts: Path) -> None:
+    """The weights in half precision, end to end, in files of PART_BYTES; beside them the answers on dev."""
     parts.mkdir(parents=True, exist_ok=True)
     halves = b"".join(
-        tensor.half().numpy().tobytes()
+        models[name].p[key].detach().cpu().contiguous().half().numpy().tobytes()
         for name in ("embedder", "reader")
-        for _, tensor in sorted(load_file(out / f"{name}.safetensors").items())
+        for key in sorted(own_keys(models[name]))
     )
     for number, start in enumerate(range(0, len(halves), PART_BYTES)):
-        (parts / f"weights.{number}").write_bytes(halves[start : start + PART_BYTES])
-    for name in ("log.txt", "dev.csv", "settings.json"):
-        (parts / name).write_bytes((out / name).read_bytes())
+        with write_atomically(parts / f"weights.{number}") as temporary:
+            temporary.write_bytes(halves[start : start + PART_BYTES])
+    (parts / "dev.csv").write_bytes((out / "dev.csv").read_bytes())
 
 
 def join_parts(parts: Path, minilm: Path, out: Path) -> None:
@@ -700,8 +844,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--reader", type=float, default=0.55, help="the reader's")
     parser.add_argument("--steps", type=int, help="of each schedule, for a trial")
     parser.add_argument("--batch-size", type=int, help="of each, for a trial")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make what is learnt from")
     parser.add_argument("--seed", type=int, default=0)
-    run(parser.parse_args(arguments))
+    Chain(parser.parse_args(arguments)).run()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """The default model's recipe: questions made from leads, the file that is learnt from, the two steps' gradients."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
 import train_default as recipe
 from default_data import KINDS, Data, Places, Ragged, as_letters, load, part_of, save
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lead_questions import lead_questions, resolved, subject_of
 
 from realm_min import RealmConfig
@@ -121,20 +125,24 @@ def test_gradient_of_the_retriever():
         *(torch.randn(rows, size, generator=random, dtype=torch.float64) for size in (4, 8) for rows in (3, 3)),
         np.array([[0, 1, 2]] * 3),
     )
-    pool, right = np.array([0, 2]), torch.tensor([[True, True], [False, False]])  # the second has the teacher alone
-    settings, progress = recipe.Retriever(), 0.5
+    questions, blocks = recipe.question_rows(DATA, [0, 1]), recipe.block_rows(DATA, [0, 2])
+    batch = recipe.Asked(
+        [0, 1], np.array([0, 2]), np.array([[True, True], [False, False]]),  # the second has the teacher alone
+        recipe.portioned(*questions, 64), recipe.portioned(*blocks, 200, 2),
+    )  # fmt: skip
+    chosen, progress = recipe.Retriever(), 0.5
 
     def step():
         model.zero_grads()
-        return recipe.retriever_step(model, DATA, taught, [0, 1], pool, right, settings, progress, CPU)
+        return recipe.retriever_step(model, taught, batch, chosen, progress, CPU)
 
     def loss():
         """To the target as it stands, which is no function of the weights, and the squared distances."""
-        x, _ = recipe.embed_rows(model, recipe.question_rows(DATA, [0, 1]), 64, CPU, False)
-        z, _ = recipe.embed_rows(model, recipe.block_rows(DATA, pool), 200, CPU, False)
+        x, _ = recipe.embed_rows(model, batch.questions, CPU, False)
+        z, _ = recipe.embed_rows(model, batch.blocks, CPU, False)
         log_p = torch.log_softmax(x @ z.t(), 1)
         opinion = torch.softmax(recipe.SCALE * taught.questions[[0, 1]] @ taught.blocks[[0, 2]].t(), 1)
-        t = settings.teacher
+        t = chosen.teacher
         found = -t * (opinion[0] * log_p[0]).sum() - (1 - t) * torch.logsumexp(log_p[0], 0)
         found -= (opinion[1] * log_p[1]).sum()
         off = (x - taught.turned_questions[:2]).square().sum() + (z - taught.turned_blocks[[0, 2]]).square().sum()
@@ -155,16 +163,16 @@ def test_gradient_of_the_reader_with_its_null_span(answerable):
 
     def step():
         model.zero_grads()
-        return recipe.reader_step(model, DATA, reading, relevance, 60, CPU)[0]
+        return recipe.reader_step(model, reading, recipe.pairs_of(DATA, reading, 60, 2), relevance, CPU)[0]
 
     # By hand: the first question's answer is [24], in block 1 alone; the second's [22] and [22, 23], in both of its.
     def loss():
         total = torch.zeros(2, dtype=torch.float64)
-        for scored in recipe.score_pairs(model, DATA, reading, relevance, 60, CPU, False, 1):
+        for scored in recipe.score_pairs(model, recipe.pairs_of(DATA, reading, 60, 1), relevance, CPU, False):
             tokens = scored.tokens.types.shape[1]
             starts, ends = recipe.span_candidates(tokens, 3)
             for i, answers in enumerate(([[24]], [[22], [22, 23]])):
-                mine = [row for row, pair in enumerate(scored.pairs) if pair // 2 == i]
+                mine = [row for row, pair in enumerate(scored.places.tolist()) if pair // 2 == i]
                 every = torch.cat([scored.scores[mine].reshape(-1), torch.zeros(1, dtype=torch.float64)])
                 right = [
                     scored.scores[row, span]
@@ -188,11 +196,20 @@ def test_gradient_of_the_reader_with_its_null_span(answerable):
 def test_words_of_an_answer_elsewhere_count_neither_way_where_the_evidence_is_known():
     reading = recipe.Reading([1], np.array([[1, 0]]), [np.array([1])], [True])
     data = DATA._replace(answers=Ragged.of([[22], [22, 23], [22], [27]], "uint16"))
-    model = RealmReader(CONFIG, seed=0)
-    for scored in recipe.score_pairs(model, data, reading, torch.zeros(1, 2), 60, CPU, False, 1):
-        right, neither = recipe.answer_spans(data, reading, scored, 60)
-        (row,), (other,) = right.nonzero()[:, 0].tolist(), neither.nonzero()[:, 0].tolist()
-        assert reading.blocks.reshape(-1)[scored.pairs[[row, other]]].tolist() == [1, 0]
+    (pairs,) = recipe.pairs_of(data, reading, 60, 1)
+    (row,), (other,) = {*pairs.right[0].tolist()}, {*pairs.neither[0].tolist()}
+    assert reading.blocks.reshape(-1)[pairs.rows.places[[row, other]]].tolist() == [1, 0]
+    assert pairs.right.shape == (2, 1) and pairs.neither.shape == (2, 1)
+
+
+def double(number, progress):
+    return 2 * number, progress
+
+
+@pytest.mark.parametrize("workers", [0, 2] if "fork" in multiprocessing.get_all_start_methods() else [0])
+def test_what_is_made_ahead_is_what_the_step_asks_for(workers):
+    with recipe.Ahead(double, workers) as ahead:
+        assert [ahead.take(number, 0.5) for number in range(1, 30)] == [(2 * number, 0.5) for number in range(1, 30)]
 
 
 def test_turning_keeps_inner_products_and_suits_a_layer_norm():
@@ -204,15 +221,32 @@ def test_turning_keeps_inner_products_and_suits_a_layer_norm():
     assert float(x.mean(1).abs().max()) < 1e-5
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_what_is_read_is_of_one_shape_whatever_was_ranked(drawn):
+    """Questions of which every ranked block holds the answer, or none; fewer blocks than are to be read."""
+    blocks = drawn.draw(st.integers(2, 7))
+    numbered = st.integers(0, blocks - 1)
+    evidence = [drawn.draw(st.frozensets(numbered, min_size=least)) for least in (0, 1)] + [frozenset()]
+    data = DATA._replace(evidence=Ragged.of([sorted(row) for row in evidence], "uint16"))
+    ranked = np.array([drawn.draw(st.permutations(range(blocks))) for _ in range(3)])
+    numbers = [i for i in (0, 1) if len(recipe.evidence_of(data, i, ranked[i]))]
+    rng, chosen = np.random.default_rng(drawn.draw(st.integers(0, 99))), recipe.Reader(unanswerable=0.5)
+    for _ in range(6):
+        found = recipe.readings(data, ranked, numbers, rng, chosen)
+        assert len(found.evidence) == len(found.ignored) == len(numbers)
+        for number, read, known in zip(numbers, found.blocks, found.evidence, strict=True):
+            assert len(read) == 4 and {*read.tolist()} <= {*range(blocks)}
+            holding = {*read.tolist()} & {*evidence[number]}
+            assert bool(len(known)) == bool(holding)  # where there is no evidence, none is read
+
+
 def test_weights_come_back_in_parts(tmp_path, monkeypatch):
     models = RealmEmbedder(CONFIG, seed=0), RealmReader(CONFIG, seed=1)
     monkeypatch.setattr(recipe, "PART_BYTES", 5000)
     monkeypatch.setattr(recipe, "new_models", lambda *_: models)
-    for name, model in zip(("embedder", "reader"), models, strict=True):
-        recipe.write_weights(model, tmp_path / f"{name}.safetensors")
-    for name in ("log.txt", "dev.csv", "settings.json"):
-        (tmp_path / name).write_text("")
-    recipe.write_parts(tmp_path, tmp_path / "parts")
+    (tmp_path / "dev.csv").write_text("")
+    recipe.write_parts(tmp_path, dict(zip(("embedder", "reader"), models, strict=True)), tmp_path / "parts")
     assert len([*(tmp_path / "parts").glob("weights.*")]) > 2
     (tmp_path / "again").mkdir()
     recipe.join_parts(tmp_path / "parts", tmp_path, tmp_path / "again")
