@@ -79,18 +79,20 @@ class AdamW:
     def _norms(self, parameters: dict[str, Tensor], grads: dict[str, Tensor]) -> dict[str, float]:
         """The norm of each gradient but constant ones, under the first name of its parameter."""
         once = {id(parameters[name]): name for name in reversed(grads)}
-        return {
-            name: self._norm_of_table(name, grad) if is_table(name) else norm_of(grad)
+        norms = {
+            name: self._norms_of_table(name, grad) if is_table(name) else norms_of(grad)
             for name, grad in grads.items()
             if once[id(parameters[name])] == name and not is_constant(grad)
         }
+        numbers = iter(fetched([norm for of_one in norms.values() for norm in of_one]))
+        return {name: math.hypot(*(next(numbers) for _ in of_one)) for name, of_one in norms.items()}
 
-    def _norm_of_table(self, name: str, grad: Tensor) -> float:
-        """As `norm_of`; which rows the gradient reaches is remembered on the way."""
+    def _norms_of_table(self, name: str, grad: Tensor) -> list[Tensor]:
+        """As `norms_of`; which rows the gradient reaches is remembered on the way."""
         of_rows = torch.linalg.vector_norm(grad, dim=1)
         reached = of_rows != 0
         self._reached[name] = reached.logical_or_(self._reached.get(name, reached))
-        return float(torch.linalg.vector_norm(of_rows))
+        return [torch.linalg.vector_norm(of_rows)]
 
     def _update_one(self, name: str, parameter: Tensor, grad: Tensor, clip: float, rate: float) -> None:
         """The step of one parameter, with `clip` times its gradient."""
@@ -198,8 +200,19 @@ def is_transposed(tensor: Tensor) -> bool:
 
 def norm_of(grad: Tensor) -> float:
     """The Euclidean norm of one gradient."""
+    return math.hypot(*fetched(norms_of(grad)))
+
+
+def norms_of(grad: Tensor) -> list[Tensor]:
+    """The norms of a gradient's pieces, [] each, where they were computed."""
     (grad,) = as_stored(grad)
-    return math.hypot(*(float(torch.linalg.vector_norm(grad[rows])) for rows in ops.pieces(grad)))
+    return [torch.linalg.vector_norm(grad[rows]) for rows in ops.pieces(grad)]
+
+
+def fetched(numbers: list[Tensor]) -> list[float]:
+    """Tensors [] as numbers; those of one device come together, since to wait for each stops a GPU a hundred times."""
+    kinds = {(number.device, number.dtype) for number in numbers}
+    return torch.stack(numbers).tolist() if len(kinds) == 1 else [float(number) for number in numbers]
 
 
 def global_norm(norms: Iterable[float]) -> float:
