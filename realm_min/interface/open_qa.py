@@ -19,7 +19,7 @@ from ..files import checkpoint
 from ..model import ops
 from ..model.bert import Kept, Run
 from ..model.parameters import Parameters, Shapes
-from ..model.realm import embed, embed_backward
+from ..model.realm import embed, embed_backward, joint_probability, marginal_probability
 from ..model.spans import span_candidates
 from ..ranks.distributed import World, world
 from ..search.mips import BlockIndex
@@ -61,9 +61,10 @@ class RetrievedBlock:
 class Answer:
     """The best span, as it stands in its block, widened to whole words as ORQA does (`text/words.py`).
 
-    `blocks[block_rank].text[start_char:end_char] == text`. `probability` is p(y|x): the share of the softmax over all
-    spans of all blocks read that falls on spans of these very wordpieces, wherever they stand. `document_start` up to
-    `document_end` is where it stands in its block's document; None where that is not known, or in the title.
+    `blocks[block_rank].text[start_char:end_char] == text`. `document_start` up to `document_end` is where it stands in
+    its block's document; None where that is not known, or in the title. `score` is S(b, s), f(x, b) included. Of the
+    spans of these very wordpieces, wherever they stand in the blocks read, p(y|x) is `probability` as ORQA trains it,
+    in one softmax over all spans of all blocks, and `marginal_probability` by REALM's equation 1, Σ_z p(y|z,x) p(z|x).
     """
 
     question: str
@@ -73,7 +74,9 @@ class Answer:
     document: str
     document_start: int | None
     document_end: int | None
+    score: float
     probability: float
+    marginal_probability: float
     block_rank: int
     blocks: list[RetrievedBlock]
 
@@ -343,7 +346,6 @@ class RealmForOpenQA(RealmModel):
         best = int(logits.argmax())
         block, candidate = divmod(best, logits.shape[1])
         start, end = int(starts[candidate]), int(ends[candidate])
-        probabilities = ops.softmax(logits.reshape(-1)).view_as(logits)
         same = spans_equal_to(ids, starts, ends, ids[block, start : end + 1])  # [beam, spans]
         first_char, last_char = whole_words(texts[block], int(offsets[block, start, 0]), int(offsets[block, end, 1]))
         read = zip(numbers, texts, scores.tolist(), ops.softmax(scores).tolist(), strict=True)
@@ -356,7 +358,9 @@ class RealmForOpenQA(RealmModel):
             document=retriever.document(numbers[block]),
             document_start=document_start,
             document_end=document_end,
-            probability=float(probabilities[same].sum()),
+            score=float(logits[block, candidate]),
+            probability=float(joint_probability(logits, same)),
+            marginal_probability=float(marginal_probability(logits, same, scores.to(logits))),
             block_rank=block,
             blocks=[
                 RetrievedBlock(i, text, score, prior, retriever.document(i), retriever.title(i), *retriever.place(i))

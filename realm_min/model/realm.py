@@ -284,3 +284,30 @@ def correct_spans(starts: Tensor, ends: Tensor, gold_starts: Tensor, gold_ends: 
     """
     is_start = starts == gold_starts[:, :, None]  # [beam, answers, spans]
     return (is_start & (ends == gold_ends[:, :, None])).any(1)
+
+
+# ---- How probable an answer is
+
+
+def joint_probability(scores: Tensor, same: Tensor) -> Tensor:
+    """p(y|x) as ORQA trains it (Lee et al. 2019, section 6): the answer's share of one softmax over all spans read.
+
+    Args:
+        scores: S(b, s) of every span of every block, f(x, b) included, [beam, spans].
+        same: which spans spell the answer, bool [beam, spans].
+    """
+    return ops.softmax(scores.reshape(-1)).view_as(scores)[same].sum()
+
+
+def marginal_probability(scores: Tensor, same: Tensor, relevance: Tensor) -> Tensor:
+    """p(y|x) = Σ_z p(y|z,x) p(z|x) (REALM, equation 1), with a softmax over the spans of each block on its own.
+
+    It is another number than `joint_probability`, which lets a block whose spans score high weigh more than p(z|x).
+
+    Args:
+        scores, same: as there; f(x, z) is the same for all spans of a block, and so cancels in p(y|z,x).
+        relevance: f(x, z) [beam].
+    """
+    has_spans = scores.amax(1, keepdim=True) > torch.finfo(scores.dtype).min / 2  # of an empty block, none counts
+    of_block = ops.softmax(scores) * (same & has_spans)  # [beam, spans]
+    return (ops.softmax(relevance) * of_block.sum(1)).sum()

@@ -118,14 +118,19 @@ def test_probabilities_are_the_books(model):
             return ids[block, starts[span] : ends[span] + 1].tolist()
 
         wanted = spelled(best_block, best_span)
-        same = sum(
-            shares[block, span]
+        same = np.array([
+            sum(
+                shares[block, span]
+                for span in range(len(starts))
+                if spelled(block, span) == wanted and block_mask[block, starts[span]] and block_mask[block, ends[span]]
+            )
             for block in range(4)
-            for span in range(len(starts))
-            if spelled(block, span) == wanted and block_mask[block, starts[span]] and block_mask[block, ends[span]]
-        )
+        ])  # fmt: skip
         assert answer.block_rank == best_block
-        assert abs(answer.probability - same / shares.sum()) < 1e-5
+        assert abs(answer.probability - same.sum() / shares.sum()) < 1e-5
+        # Equation 1: each block's softmax on its own, then p(z|x).
+        assert abs(answer.marginal_probability - (priors * same / shares.sum(1)).sum()) < 1e-5
+        assert abs(answer.score - logits.max()) < 1e-4
 
 
 def test_retrieval_is_the_largest_inner_products(model):
