@@ -789,6 +789,7 @@ class Chain:
             writer.writerows(rows)
         if self.given.parts:
             write_parts(self.out, {"embedder": self.embedder, "reader": self.reader}, self.given.parts)
+            np.save(self.given.parts / "blocks.npy", z.cpu().half().numpy())
 
     def run(self) -> None:
         self.stage("embedder", self.embedder, self.retriever)
