@@ -309,19 +309,19 @@ class RealmModel(Module):
 
     def _called(
         self,
-        forward: Callable[[bool], tuple[Output, Kept]],
+        forward: Callable[[Self, bool], tuple[Output, Kept]],
         differentiable: tuple[str, ...] | dict[str, tuple[int, ...]],
         return_dict: bool | None,
     ) -> Output | tuple:
         """Make a call, and remember it for `backward`: in evaluation mode without what it keeps.
 
         Args:
-            forward: given whether to keep what the backward takes, returns the output and that.
+            forward: of the model, which it must not hold, and whether to keep what the backward takes; returns both.
             differentiable: names of the outputs that have a gradient, or their shapes where the output has them not.
         """
         self._last = None  # what the call before kept is freed first
         with plain_arithmetic(self.device.type):
-            output, kept = forward(self.training)
+            output, kept = forward(self, self.training)
         shapes = differentiable
         if not isinstance(shapes, dict):
             shapes = {name: tuple(output[name].shape) for name in shapes if name in output}
@@ -420,7 +420,7 @@ class RealmModel(Module):
         kept, call.kept = call.kept, None
         with plain_arithmetic(self.device.type):
             if kept is None:
-                _, kept = call.forward(True)
+                _, kept = call.forward(self, True)
             return self._backward(kept, cotangents)
 
     def _backward(self, kept: Kept, cotangents: dict[str, Tensor]) -> dict[str, Tensor]:

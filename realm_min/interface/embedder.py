@@ -56,8 +56,8 @@ class RealmEmbedder(RealmModel):
         batch = checked_batch(self.config, inputs)
         run = self.run_now(len(batch.types), head_mask, output_attentions, output_hidden_states)
 
-        def call(keep: bool) -> tuple[RealmEmbedderOutput, Kept]:
-            (projected, encoded), kept = embed(self.p, self.config, batch, run._replace(keep=keep))
+        def call(model: RealmEmbedder, keep: bool) -> tuple[RealmEmbedderOutput, Kept]:
+            (projected, encoded), kept = embed(model.p, model.config, batch, run._replace(keep=keep))
             return RealmEmbedderOutput(projected, encoded.hidden_states, encoded.attentions), kept
 
         return self._called(call, ("projected_score",), return_dict)

@@ -83,14 +83,14 @@ class RealmKnowledgeAugEncoder(RealmModel):
             self._check_labels(sequences, tokens, relevance_score, labels, mlm_mask)
         run = self.run_now(len(batch.types), head_mask, output_attentions, output_hidden_states)
 
-        def predict(keep: bool) -> tuple[MaskedLMOutput, Kept]:
-            encoded, kept_bert = bert(self.p, self.config, batch, "tokens", run._replace(keep=keep))
+        def predict(model: RealmKnowledgeAugEncoder, keep: bool) -> tuple[MaskedLMOutput, Kept]:
+            encoded, kept_bert = bert(model.p, model.config, batch, "tokens", run._replace(keep=keep))
             shape = encoded.hidden.shape  # [sequences, tokens, hidden]
-            logits, kept_head = mlm_logits(self.p, self.config, encoded.hidden.reshape(-1, shape[2]))
+            logits, kept_head = mlm_logits(model.p, model.config, encoded.hidden.reshape(-1, shape[2]))
             logits = logits.view(*shape[:2], -1)
             loss = words = kept_loss = None
             if labels is not None and relevance_score is not None:
-                words = counted_words(logits, labels, self.config.num_candidates, mlm_mask)
+                words = counted_words(logits, labels, model.config.num_candidates, mlm_mask)
                 loss, kept_loss = marginal_loss(words.log_likelihood, relevance_score, mlm_mask, whole_span)
             output = MaskedLMOutput(loss, logits, encoded.hidden_states, encoded.attentions)
             return output, (kept_bert, kept_head, words, kept_loss, shape)

@@ -251,15 +251,15 @@ class RealmForOpenQA(RealmModel):
         of_question, config = self.embedder.run_now(len(input_ids)), self.config
         of_readers = [self.reader.run_now(min(config.reader_beam_size, self.searcher_beam_size)) for _ in input_ids]
 
-        def answer(keep: bool) -> tuple[RealmForOpenQAOutput, Kept]:
+        def answer(model: RealmForOpenQA, keep: bool) -> tuple[RealmForOpenQAOutput, Kept]:
             # x: [batch, proj]
-            (x, _), kept_x = embed(self.embedder.p, self.config, question, of_question._replace(keep=keep))
-            _, block_ids = self.search(x, self.searcher_beam_size)
+            (x, _), kept_x = embed(model.embedder.p, model.config, question, of_question._replace(keep=keep))
+            _, block_ids = model.search(x, model.searcher_beam_size)
             found, kept_readers = [], []
             for i, run in enumerate(of_readers):
                 answers = None if answer_ids is None else answer_ids[i]
                 run = run._replace(keep=keep)
-                *read, kept = self._read(input_ids[i : i + 1], x[i], block_ids[i], answers, run)
+                *read, kept = model._read(input_ids[i : i + 1], x[i], block_ids[i], answers, run)
                 found.append(read)
                 kept_readers.append(kept)
             reader_outputs, predicted = zip(*found, strict=True)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 @dataclass
 class Call:
-    """A model's call, for its backward."""
+    """A model's call, for its backward. It must not hold the model, which holds it: neither would be freed at once."""
 
-    forward: Callable[[bool], tuple[ModelOutput, Any]]  # makes it once more, keeping what the backward takes if told so
+    forward: Callable[[Any, bool], tuple[ModelOutput, Any]]  # makes it again; of the model, and whether to keep `kept`
     outputs: dict[str, tuple[int, ...]]  # shapes of those that have a gradient
     kept: Any  # None where nothing was kept
     state: tuple  # of the model's modes, weights and configurations

@@ -89,8 +89,8 @@ class RealmReader(RealmModel):
             answers = checked_answers((start_positions, end_positions, has_answers), beam, self.device)
         run = self.run_now(beam, head_mask, output_attentions, output_hidden_states)
         return self._called(
-            lambda keep: best_span_of(
-                self.p, self.config, batch, block_mask, relevance_score, answers, run._replace(keep=keep)
+            lambda model, keep: best_span_of(
+                model.p, model.config, batch, block_mask, relevance_score, answers, run._replace(keep=keep)
             ),
             ("loss", "retriever_loss", "reader_loss"),
             return_dict,

@@ -108,9 +108,9 @@ class RealmScorer(RealmModel):
         of_queries = self.query_embedder.run_now(len(queries.types), *asked)
         of_documents = self.embedder.run_now(len(documents.types), *asked)
 
-        def score(keep: bool) -> tuple[RealmScorerOutput, Kept]:
-            (x, _), kept_x = embed(self.query_embedder.p, self.config, queries, of_queries._replace(keep=keep))
-            (z, _), kept_z = embed(self.embedder.p, self.config, documents, of_documents._replace(keep=keep))
+        def score(model: RealmScorer, keep: bool) -> tuple[RealmScorerOutput, Kept]:
+            (x, _), kept_x = embed(model.query_embedder.p, model.config, queries, of_queries._replace(keep=keep))
+            (z, _), kept_z = embed(model.embedder.p, model.config, documents, of_documents._replace(keep=keep))
             z = z.view(len(x), -1, z.shape[1])  # [batch, candidates, proj]
             scores, kept = relevance_score(x, z)  # [batch, candidates]
             return RealmScorerOutput(scores, x, z), (kept_x, kept_z, kept)

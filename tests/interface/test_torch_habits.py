@@ -1,7 +1,9 @@
 """What programs do around a model with torch, and with transformers' arguments: it computes what it would without."""
 
 import copy
+import gc
 import json
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import eight_capitals
@@ -213,6 +215,36 @@ def test_auto_tokenizer(tmp_path):
 
 
 # ---- threads
+
+
+def calls():
+    """A model of each class, and a call of it."""
+    config = realm_min.RealmConfig(**CONFIG | dict(reader_beam_size=2, max_span_width=2))
+    pairs, block = IDS[:, None].expand(-1, 2, -1), torch.tensor([[False, True, True, False]] * 2)
+    words = dict(relevance_score=torch.ones(1, 2), labels=IDS[:1], mlm_mask=torch.ones(1, 4))
+    yield realm_min.RealmEmbedder(config), lambda model: model(IDS)
+    yield realm_min.RealmScorer(config), lambda model: model(IDS, candidate_input_ids=pairs)
+    yield realm_min.RealmKnowledgeAugEncoder(config), lambda model: model(pairs[:1], **words)
+    yield realm_min.RealmReader(config), lambda model: model(IDS, relevance_score=torch.ones(2), block_mask=block)
+    yield (
+        eight_capitals.open_qa(),
+        lambda model: model(**model.retriever.tokenizer("the capital of peru", return_tensors="pt")),
+    )
+
+
+def test_a_model_that_was_called_is_freed_at_once():
+    """By its last reference: Python looks for circles late, and by then a next model may not have found room."""
+    gc.disable()
+    try:
+        for model, call in calls():
+            for training in (False, True):
+                call(model.train(training))
+            name, weights = type(model).__name__, [weakref.ref(tensor) for tensor in model.state_dict().values()]
+            freed = weakref.ref(model)
+            del model
+            assert freed() is None and all(weight() is None for weight in weights), name
+    finally:
+        gc.enable()
 
 
 def test_threads_share_a_model_and_its_tokenizer(asked):
