@@ -340,15 +340,21 @@ class RealmForOpenQA(RealmModel):
 
     def answer_from(self, question: str, scores: Tensor, block_ids: Tensor) -> Answer:
         """Answer a question from given blocks: f(x, z) [blocks] float32 and their numbers [blocks] int64."""
+        texts = [self.evidence.text(i) for i in block_ids.tolist()]
+        return self.best_answer(question, scores, block_ids, texts, self.score_spans(question, texts, scores))
+
+    def best_answer(
+        self, question: str, scores: Tensor, block_ids: Tensor, texts: list[str], read: SpanScores
+    ) -> Answer:
+        """The answer that `answer_from` gives, of what `score_spans` read in the blocks' texts."""
         retriever, numbers = self.evidence, block_ids.tolist()
-        texts = [retriever.text(i) for i in numbers]
-        ids, offsets, _, starts, ends, logits, _ = self.score_spans(question, texts, scores)
+        ids, offsets, _, starts, ends, logits, _ = read
         best = int(logits.argmax())
         block, candidate = divmod(best, logits.shape[1])
         start, end = int(starts[candidate]), int(ends[candidate])
         same = spans_equal_to(ids, starts, ends, ids[block, start : end + 1])  # [beam, spans]
         first_char, last_char = whole_words(texts[block], int(offsets[block, start, 0]), int(offsets[block, end, 1]))
-        read = zip(numbers, texts, scores.tolist(), ops.softmax(scores).tolist(), strict=True)
+        blocks = zip(numbers, texts, scores.tolist(), ops.softmax(scores).tolist(), strict=True)
         document_start, document_end = retriever.place(numbers[block], first_char, last_char)
         return Answer(
             question=question,
@@ -364,7 +370,7 @@ class RealmForOpenQA(RealmModel):
             block_rank=block,
             blocks=[
                 RetrievedBlock(i, text, score, prior, retriever.document(i), retriever.title(i), *retriever.place(i))
-                for i, text, score, prior in read
+                for i, text, score, prior in blocks
             ],
         )
 
