@@ -56,6 +56,7 @@ ABOVE = {
     "interface": {"compatible", "config", "files", "model", "search", "text", "ranks"},
     "learn": {"config", "model", "interface", "search", "text", "jobs"},
     "jobs": {"compatible", "config", "files", "model", "interface", "search", "text", "ranks", "learn"},
+    "page": {"config", "files", "model", "interface", "search", "text", "ranks", "learn", "jobs", "app"},
 }
 
 
