@@ -9,7 +9,7 @@ STAMPS := $(VENV)/stamps
 unexport PYTHONDONTWRITEBYTECODE
 PINS    = $(shell test -e $(STAMPS)/oracle && echo constraints-oracle.txt || echo constraints.txt)
 
-.PHONY: demo learn test test-long test-newest test-oldest test-kernels test-notebooks test-tf test-weights test-faults test-threads lint types format check-install lock notebooks \
+.PHONY: demo learn test test-long test-newest test-oldest test-kernels test-notebooks test-tf test-weights test-faults test-threads test-page lint types format check-install lock notebooks \
     notebooks-run pictures bench bench-tiles bench-model bench-fast bench-train bench-scale verify-base train-demo machine-code ablation seen-kinds tables docs \
     sdist clean
 
@@ -63,6 +63,11 @@ test-tf: $(STAMPS)/test $(STAMPS)/tf
 # A thousand answers on eight threads; the suite asks for fewer.
 test-threads: $(STAMPS)/test
 	$(RUN) -m pytest tests/heavy/test_threads.py
+
+# `realm-min page` in a headless Chromium, the system's: apt-get install chromium, or CHROMIUM=FILE. Screenshots of all
+# views go to SHOTS, if it is set.
+test-page: $(STAMPS)/test $(STAMPS)/browser
+	$(RUN) -m pytest -s tests/heavy/test_page_browser.py
 
 test-weights: $(STAMPS)/test $(STAMPS)/weights
 	$(RUN) -m pytest -s tests/heavy/test_weights.py

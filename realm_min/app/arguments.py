@@ -27,6 +27,7 @@ from .training_arguments import CORPUS_HELP, file_name
 
 KINDS = ("embedder", "scorer", "encoder", "reader", "openqa")  # of model that `convert` makes
 BM25 = "bm25"  # a --baseline that is no folder
+LAST_PORT = 65535
 KNOWN = (  # published checkpoints, to whose values `verify` compares
     "realm-cc-news-pretrained-embedder",
     "realm-cc-news-pretrained-encoder",
@@ -39,6 +40,15 @@ KNOWN = (  # published checkpoints, to whose values `verify` compares
 def add_model(parser: argparse.ArgumentParser, default: str) -> None:
     """The option --model."""
     parser.add_argument("--model", metavar="FOLDER", help=f"a model's folder or hub name (default: {default})")
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """The options -k and --threshold."""
+    parser.add_argument("-k", type=COUNT.read, metavar="N", help="blocks to read for a question (default: the model's)")
+    parser.add_argument(
+        "--threshold", type=SHARE.read, metavar="P",
+        help="say that nothing was found where p(y|x) is below P (default: the model's; 0 for a model of your own)",
+    )  # fmt: skip
 
 
 # ---- index
@@ -104,11 +114,7 @@ def add_ask(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--examples", action="store_true", help="ask five questions about the World Factbook")
     add_model(parser, "the one that ships, over the CIA World Factbook")
     add_device(parser)
-    parser.add_argument("-k", type=COUNT.read, metavar="N", help="blocks to read for a question (default: the model's)")
-    parser.add_argument(
-        "--threshold", type=SHARE.read, metavar="P",
-        help="say that nothing was found where p(y|x) is below P (default: the model's; 0 for a model of your own)",
-    )  # fmt: skip
+    add_reading(parser)
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--blocks", action="store_true", help="show each block that was read, too")
     shown.add_argument("--json", action="store_true", help="print one JSON object a question")
@@ -130,6 +136,42 @@ def check_ask(options: argparse.Namespace) -> None:
         if len(options.questions) != 1:
             raise ValueError(f"--plot draws one question, and {len(options.questions)} were given: give one")
         check_plot(options.plot)
+    _check_indexed_model(options.model)
+
+
+# ---- page
+
+
+def add_page(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `realm-min page`."""
+    parser.add_argument("question", nargs="?", metavar="QUESTION", help="what the page asks first")
+    add_model(parser, "the one that ships, over the CIA World Factbook")
+    add_device(parser)
+    add_reading(parser)
+    parser.add_argument(
+        "--port", type=NATURAL.read, default=0, metavar="N", help="of 127.0.0.1 (default: any free one)"
+    )
+    parser.add_argument("--no-browser", action="store_true", help="only say where the page is")
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE.html", help="write the answer to QUESTION as one file, and serve nothing"
+    )
+
+
+def check_page(options: argparse.Namespace) -> None:
+    """As `check_index`, of `realm-min page`."""
+    check_device(options.device)
+    if options.question is not None and not options.question.strip():
+        raise ValueError("the question is empty: ask something")
+    if options.port > LAST_PORT:
+        raise ValueError(f"--port {options.port} is no port: give a number up to {LAST_PORT}, or leave it out")
+    if options.save:
+        if options.question is None:
+            raise ValueError("--save writes the answer to a question: give one")
+        if options.save.suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"--save writes HTML: {options.save} should end in .html")
+        check_file("--save", options.save)
+    elif any(find_spec(package) is None for package in ("starlette", "uvicorn")):
+        raise ModuleNotFoundError("the page needs starlette and uvicorn: pip install 'realm-min[page]'")
     _check_indexed_model(options.model)
 
 

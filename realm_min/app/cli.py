@@ -50,6 +50,10 @@ COMMANDS = {
         "app.ask.run", "Answer questions and show the blocks that were read.",
         arguments.add_ask, arguments.check_ask,
     ),
+    "page": Command(
+        "page.command.run", "Ask in the browser, on a page that shows what the model computes.",
+        arguments.add_page, arguments.check_page,
+    ),
     "evaluate": Command(
         "app.evaluate.run", "Measure the answers to questions whose answers are known.",
         arguments.add_evaluate, arguments.check_evaluate,
@@ -106,7 +110,7 @@ def run(options: argparse.Namespace) -> int | None:
         ValueError, OSError, ModuleNotFoundError: bad input; what needs no model is refused before torch is imported.
     """
     command = COMMANDS[options.command]
-    if options.command == "ask":
+    if options.command in ("ask", "page"):
         # Threads that spin between one question's products burn seconds where others want the cores, too
         # (benchmarks/first-use.csv). torch's OpenMP reads this as it is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")

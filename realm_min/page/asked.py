@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..app.answer_lines import name, sentence
 from ..interface.open_qa import Answer, RealmForOpenQA, SpanScores
-from ..model import ops
-from ..text.corpus import split_sentences
 
 Json = dict[str, Any]
 MOST_BLOCKS = 20  # that the page reads for a question
@@ -45,9 +44,9 @@ def ask(model: RealmForOpenQA, question: str, k: int | None = None) -> Json:
         "vector": digits(x),
         "answer": {
             "text": answer.text, "probability": answer.probability, "block": answer.block_rank,
-            "start": answer.start_char, "end": answer.end_char, "document": answer.document,
-            "sentence": sentence_of(texts[answer.block_rank], answer.start_char, answer.end_char),
-            "mixture": mixture(read, scores),
+            "start": answer.start_char, "end": answer.end_char, "source": name(answer.blocks[answer.block_rank]),
+            "sentence": sentence(texts[answer.block_rank], answer.start_char, answer.end_char),
+            "mixture": answer.marginal_probability,
         },
         "blocks": [block_of(answer, rank, own, part_of(read, rank)) for rank, own in enumerate(alone)],
     }  # fmt: skip
@@ -86,25 +85,6 @@ def part_of(read: SpanScores, rank: int) -> SpanScores:
     )
 
 
-def mixture(read: SpanScores, scores: Tensor) -> float:
-    """Equation 1 for the answer, Σ_z p(y|z,x) p(z|x), where each block's spans have a softmax of their own.
-
-    The probability of an `Answer` is ORQA's: one softmax over the spans of all blocks.
-    """
-    block, span = divmod(int(read.logits.argmax()), read.logits.shape[1])
-    first, last = int(read.starts[span]), int(read.ends[span])
-    own = ops.softmax(read.logits)  # p(y|z,x) of every span [blocks, spans]
-    same = torch.stack([equal_to(read, rank, read.ids[block, first : last + 1]) for rank in range(len(own))])
-    return float(((own * same).sum(1) * ops.softmax(scores.to(own))).sum())
-
-
-def equal_to(read: SpanScores, rank: int, wanted: Tensor) -> Tensor:
-    """Which spans of a block are the wordpieces `wanted`: bool [spans]."""
-    ids, length = read.ids[rank], len(wanted)
-    windows = ids.unfold(0, length, 1)  # [tokens - length + 1, length]
-    return (windows == wanted).all(1)[read.starts.clamp(max=len(windows) - 1)] & (read.ends - read.starts == length - 1)
-
-
 def block_of(answer: Answer, rank: int, alone: Answer, read: SpanScores) -> Json:
     """A block that was read: f(x, z), p(z|x), its tokens, the score of each of its spans, and what it says alone."""
     block, scores, first = answer.blocks[rank], *span_table(read)
@@ -134,24 +114,6 @@ def span_table(read: SpanScores) -> tuple[np.ndarray, int]:
     table[ends - starts, starts] = np.where(inside[starts] & inside[ends], logits, np.nan)
     places = np.flatnonzero(inside)
     return table[:, places[0] : places[-1] + 1], int(places[0])
-
-
-def sentence_of(text: str, start: int, end: int) -> list[int]:
-    """Where the sentence stands that holds the characters from start to end: its first one and the one after its last.
-
-    Where several hold them, from the first's beginning to the last's end.
-    """
-    place, first, last = 0, start, end
-    for sentence in split_sentences(text):
-        begin = text.find(sentence, place)
-        if begin < 0:
-            continue
-        place = begin + len(sentence)
-        if begin <= start < place:
-            first = begin
-        if begin < end <= place:
-            last = place
-    return [first, last]
 
 
 # ---- attention

@@ -84,7 +84,7 @@ def test_help_and_version(tmp_path):
 
 REFUSED = {
     # commands and options
-    "boil": "there is no command 'boil': give one of index, ask, evaluate, retrieve, compare, ict, mlm, pretrain, fine",
+    "boil": "there is no command 'boil': give one of index, ask, page, evaluate, retrieve, compare, ict, mlm, pretrain",
     "evalute q.jsonl": "there is no command 'evalute': did you mean evaluate?",
     "--versoin": "there is no option --versoin: did you mean --version?",
     "ask why? --modle x": "realm-min ask: error: there is no option --modle: did you mean --model?",
