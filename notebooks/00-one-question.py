@@ -64,11 +64,18 @@ print(ids)
 # %% [markdown]
 # ## 2. A vector
 #
-# BERT makes one vector of the question, Embed(x). It was trained so that texts about the same thing point the same way.
+# BERT gives every piece a vector, and changes it layer by layer, by what the other pieces are. The last vector of
+# `[CLS]` stands for the whole question. A small layer makes Embed(x) of it, which was trained so that texts about the
+# same thing point the same way.
 
 # %%
-x = model.embedder(**encoded, return_dict=True).projected_score[0]  # [proj]
-print(f"{len(x)} numbers, the first eight:", x[:8].numpy().round(2))
+output = model.embedder(**encoded, output_hidden_states=True, return_dict=True)
+shapes = {tuple(state.shape) for state in output.hidden_states}
+print(f"{len(output.hidden_states)} times, [batch, pieces, hidden]:", *shapes)
+cls = output.hidden_states[-1][0, 0]
+x = output.projected_score[0]  # [proj]
+print(f"[CLS], {len(cls)} numbers, the first six:   ", cls[:6].numpy().round(2))
+print(f"Embed(x), {len(x)} numbers, the first six:", x[:6].numpy().round(2))
 
 # %% [markdown]
 # ## 3. Retrieve
@@ -98,8 +105,8 @@ show(figure, "A histogram of the relevance of all blocks, with the five that are
 # ## 4. Read
 #
 # The question is put beside each block, `[CLS] question [SEP] block [SEP]`, and BERT reads both together. Then every
-# *span*, every run of at most ten wordpieces of a block, gets a score: how well it reads as an answer, plus how
-# relevant its block is.
+# *span*, every run of at most ten wordpieces of a block, gets a score: how well it reads as an answer, S_read, plus how
+# relevant its block is, S_retr, which is f(x, z).
 
 # %%
 texts = [model.retriever.text(number) for number in numbers.tolist()]
@@ -116,8 +123,10 @@ probabilities = ops.softmax(read.logits.flatten()).view_as(read.logits)
 for place in read.logits.flatten().argsort(descending=True)[:5].tolist():
     block, span = divmod(place, spans)
     pieces = read.ids[block, read.starts[span] : read.ends[span] + 1].tolist()
-    print(f"score {read.logits[block, span]:6.2f}   p {probabilities[block, span]:.4f}   block {numbers[block]:5}   "
-          f"{tokenizer.decode(pieces)!r}")  # fmt: skip
+    score, relevance = float(read.logits[block, span]), float(scores[block])
+    said = f"S_retr {relevance:5.2f} + S_read {score - relevance:5.2f} = {score:5.2f}"
+    print(f"{said}   p {probabilities[block, span]:.4f}   block {numbers[block]:5}   {tokenizer.decode(pieces)!r}")
+print("p of all spans of each block together:", probabilities.sum(1).numpy().round(3))
 
 # %% [markdown]
 # ## 5. Answer

@@ -1,4 +1,4 @@
-"""Every notebook runs, and prints and draws what is stored: `make test-notebooks`, two to three minutes."""
+"""Every notebook runs, and prints and draws what is stored: `make test-notebooks`, some minutes."""
 
 import base64
 import io
