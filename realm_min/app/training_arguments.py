@@ -22,6 +22,7 @@ from ..jobs.settings import (
     check_new_run,
     settings_from,
 )
+from ..jobs.tagging import tagger
 from ..ranks.devices import add_device, check_device
 from ..text.corpus import FACTBOOK
 from ..text.documents import read_documents
@@ -145,6 +146,7 @@ def check_ict(options: argparse.Namespace) -> None:
 def check_mlm(options: argparse.Namespace) -> None:
     """As `check_ict`, of `realm-min mlm`."""
     settings_from(options, Mlm()).check()
+    tagger(options.tagger)
     _check_run(options)
     read_documents(options.corpus)
 
@@ -152,6 +154,7 @@ def check_mlm(options: argparse.Namespace) -> None:
 def check_pretrain(options: argparse.Namespace) -> None:
     """As `check_ict`, of `realm-min pretrain`."""
     settings_from(options, Pretrain()).check()
+    tagger(options.tagger)
     _check_run(options)
     read_documents(options.corpus)
 

@@ -18,13 +18,13 @@ from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
 from ..interface.open_qa import RealmForOpenQA
 from ..learn.finetuning import Encoded, Evidence, finetune_step
 from ..learn.ict import cloze, ict_step, sentences_and_blocks
-from ..learn.masking import SpanFinder, salient_spans
 from ..learn.mlm import masked_blocks, mlm_step
 from ..learn.pretraining import Text, gather_evidence, hide, masked_texts, pretrain_step
 from ..learn.steps import Sum
 from ..ranks.distributed import world
 from ..ranks.share import share_of
 from ..text.corpus import Block, corpus_hash, record, split_sentences
+from ..text.names_and_dates import SpanFinder
 from ..text.questions import Question, TrainingQuestion
 from . import loop, refresh
 from .draws import Draws
@@ -33,6 +33,7 @@ from .evaluation import evaluate, means
 from .preparation import PretrainingCorpus, encode_blocks, encode_questions, pretraining_corpus
 from .refresh import INDEX_FOLDER, IndexRefresher
 from .settings import Finetune, Ict, Mlm, Pretrain, TrainingRun
+from .tagging import tagger
 from .warm_start import EMBEDDER, KNOWLEDGE_ENCODER
 
 # A run's own defaults: those of its settings.
@@ -81,12 +82,13 @@ def mlm(
     """
     loop.check_batch(settings.batch_size)
     check_mlm(settings, encoder)
+    find = tagger(settings.tagger)
 
     def step(number: int) -> dict[str, Sum]:
         picked = loop.batch(number, settings.batch_size, len(blocks), settings.seed)
         share, own = share_of([blocks[i] for i in picked])
         draws = Draws(settings.seed, number, share.places)
-        read, labels = masked_blocks(own, tokenizer, draws.generators(), encoder, settings)
+        read, labels = masked_blocks(own, tokenizer, draws.generators(), encoder, settings, find)
         return mlm_step(encoder, read, labels, draws.dropout_seeds())
 
     identity = {"task": "mlm", "corpus": corpus_hash(blocks), "config": encoder.config.to_dict()}
@@ -117,7 +119,7 @@ def pretrain(
     tokenizer: Any,
     settings: Pretrain = PRETRAIN,
     *,
-    find: SpanFinder = salient_spans,
+    find: SpanFinder | None = None,
     texts: list[Text] | None = None,
 ) -> Path:
     """Train both models in place; write FOLDER/embedder and FOLDER/knowledge_encoder, and the tokenizer beside them.
@@ -127,7 +129,7 @@ def pretrain(
 
     Args:
         tokenizer: a RealmTokenizerFast.
-        find: finds salient spans; a tagger can take its place.
+        find: finds salient spans in the place of `settings.tagger`.
         texts: X, the texts to mask, where they are not the blocks' own, as CC-News in the paper, whose blocks are
             Wikipedia's (section 4.3). Their `block` is NO_BLOCK.
 
@@ -138,6 +140,7 @@ def pretrain(
     """
     _check_pretrain(settings, blocks, embedder, knowledge_encoder)
     loop.check_batch(settings.batch_size, run.refresh_ranks)
+    find = find or tagger(settings.tagger)
     with refresh.builders(run, blocks, embedder, tokenizer) as builders:
         if builders is not None:
             with loop.only_job(run.folder):

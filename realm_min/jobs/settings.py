@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,30 @@ RATE = Range(float, lambda value: 0 < value < math.inf, "a number above 0")
 SHARE = Range(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 DROPOUT = Range(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 
+
+class Name(NamedTuple):
+    """The texts that a value may be; `pattern` matches all of one, and `words` describes it as what to give."""
+
+    pattern: str
+    words: str
+
+    def check(self, name: str, value: str) -> None:
+        """ValueError if `value`, called `name`, is not allowed."""
+        if not re.fullmatch(self.pattern, value):
+            raise ValueError(f"{name}={value!r} names nothing: give {self.words}")
+
+    def read(self, text: str) -> str:
+        """The text itself: a `type` for argparse, which names the option if it is refused."""
+        if not re.fullmatch(self.pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r} will not do: give {self.words}")
+        return text
+
+
+FUNCTION = Name(r"[\w.]+:\w+", "module:function")
+RULES = "realm_min.text.names_and_dates:salient_spans"
+
 Count = Annotated[int, COUNT]
+Function = Annotated[str, FUNCTION]
 Natural = Annotated[int, NATURAL]
 Several = Annotated[int, SEVERAL]
 Rate = Annotated[float, RATE]
@@ -103,6 +127,7 @@ class Mlm(NamedTuple):
         "wordpieces of the text around it that stand beside it, its title included, where what is masked can be looked "
         "up; the encoder learns to use a document so, after it has learnt to fill masks. 0: nothing does",
     ] = 0
+    tagger: Annotated[Function, "what finds names and dates in a text, to be hidden"] = RULES
     freeze_word_embeddings: Annotated[bool, "leave the word embeddings as they are"] = True
     seed: Annotated[Natural, "of weights, masks, batches and dropout"] = 0
 
@@ -136,14 +161,19 @@ class Pretrain(NamedTuple):
         "what is marginalised over the documents: each masked wordpiece, or, as in the paper, the whole masked span",
     ] = "token"
     masking: Annotated[Masking, "what is hidden: a name or date, random tokens, or random spans"] = "salient"
+    tagger: Annotated[Function, "what finds names and dates in a text, to be hidden"] = RULES
     max_passage: Annotated[Count, "wordpieces of a text, its title and special tokens included"] = 96
     max_block: Annotated[Count, "wordpieces of a block that are read, likewise"] = MAX_WORDPIECES
     freeze_word_embeddings: Annotated[bool, "leave the word embeddings as they are"] = False
     seed: Annotated[Natural, "of weights, masks, batches and dropout"] = 0
 
     def check(self) -> None:
-        """ValueError if a setting is out of range."""
+        """ValueError if a setting is out of range, or two do not go together."""
         check_ranges(self)
+        if self.masking != "salient" and self.tagger != RULES:
+            raise ValueError(
+                f"tagger={self.tagger!r} finds nothing with masking={self.masking!r}: leave one of them out"
+            )
 
 
 class Finetune(NamedTuple):
@@ -175,11 +205,11 @@ class Finetune(NamedTuple):
 
 
 class Declared(NamedTuple):
-    """One setting: `range` of a number, `choices` of a word, neither of a flag."""
+    """One setting: `range` of a number or a name, `choices` of a word, neither of a flag."""
 
     name: str
     default: bool | int | float | str
-    range: Range | None
+    range: Range | Name | None
     choices: tuple[str, ...]
     help: str
 
@@ -208,7 +238,7 @@ def add_options(parser: argparse.ArgumentParser, defaults: NamedTuple) -> None:
     for name, default, span, choices, text in declarations(defaults):
         option = f"--{name.replace('_', '-')}"
         if span:
-            metavar = "N" if span.kind is int else "RATE"
+            metavar = "NAME" if isinstance(span, Name) else "N" if span.kind is int else "RATE"
             parser.add_argument(option, type=span.read, metavar=metavar, help=f"{text} (default: {default})")
         elif choices:
             parser.add_argument(option, choices=choices, help=f"{text} (default: {default})")

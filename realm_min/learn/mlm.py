@@ -25,7 +25,7 @@ from ..model.realm import IGNORED, masked_words, masked_words_backward
 from ..text.corpus import Block
 from ..text.sequences import join, pad
 from . import masking
-from .masking import Passage
+from .masking import Passage, SpanFinder, salient_spans
 from .steps import Sum
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def masked_blocks(
     random: list[np.random.Generator],
     encoder: RealmKnowledgeAugEncoder,
     settings: Mlm,
+    find: SpanFinder = salient_spans,
 ) -> tuple[Batch, Tensor]:
     """What the encoder reads of each block, "[CLS] title. text [SEP]" with masks in it, and the labels.
 
@@ -55,6 +56,7 @@ def masked_blocks(
 
     Args:
         random: draws the stretches and masks of each block.
+        find: finds salient spans.
 
     Returns:
         The batch and the labels, [batch, tokens] int64, on the encoder's device.
@@ -66,7 +68,7 @@ def masked_blocks(
         evidence = None
         if settings.evidence:
             passage, evidence = stretches(passage, rng, settings)
-        positions = {*masking.random_tokens(passage, rng), *masking.salient_span(passage, rng)}
+        positions = {*masking.random_tokens(passage, rng), *masking.salient_span(passage, rng, find)}
         if evidence:  # more of them, and in a row: what can be looked up need not be guessed from its neighbours
             positions |= {*masking.random_spans(passage, rng)}
         ids, labels = masking.mask(passage.ids, sorted(positions), tokenizer.mask_token_id)

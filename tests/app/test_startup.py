@@ -109,10 +109,15 @@ REFUSED = {
     "pretrain c.jsonl --out o --seed -1": "argument --seed: '-1' will not do: give a whole number, 0 or more",
     "pretrain c.jsonl --out o --num-candidates 1": "argument --num-candidates: '1' will not do",
     "pretrain c.jsonl --out o --masking names": "argument --masking: invalid choice: 'names'",
+    "pretrain c.jsonl --out o --tagger spacy": "argument --tagger: 'spacy' will not do: give module:function",
     "finetune q.jsonl c.jsonl --out o --reader-beam-size 0": "argument --reader-beam-size: '0' will not do",
     # settings that do not go together
     "ict c.jsonl --out o --batch-size 6": "batch_size=6 must be a multiple of group=4",
     "mlm c.jsonl --out o --evidence 40": "evidence=40 cannot hold a text of max_wordpieces=288",
+    "pretrain c.jsonl --out o --masking spans --tagger a:b": "tagger='a:b' finds nothing with masking='spans'",
+    "pretrain c.jsonl --out o --tagger none.at:all": "there is no module none for the tagger none.at:all: install it",
+    "mlm c.jsonl --out o --tagger json:find": "json has no function 'find' for the tagger json:find: it has JSOND",
+    "mlm c.jsonl --out o --tagger builtins:repr": "the tagger builtins:repr gave \"'Marie Curie",
     "finetune q.jsonl c.jsonl --out o --refresh-ranks 1": "refresh_ranks=1 have nothing to build",
     "ask a? b? --plot x.png": "2 were given",
     "finetune q.jsonl indexed --model run --out o": "indexed holds a model already: leave out --model run",
@@ -261,7 +266,10 @@ def test_every_setting_is_an_option(command):
     for name, default, span, choices, text in settings.declarations(defaults):
         option = f"--{name.replace('_', '-')}"
         assert text and (span is None or not choices)
-        if span:
+        if isinstance(span, settings.Name):
+            changed[name] = "os.path:join"
+            words += [option, changed[name]]
+        elif span:
             changed[name] = default + 8 if span.kind is int else default / 2
             words += [option, str(changed[name])]
         elif choices:
@@ -291,6 +299,8 @@ def test_settings_are_those_of_their_jobs():
         (Mlm(seed=-1), "seed=-1 is out of range: give a whole number, 0 or more"),
         (Pretrain(masking="names"), "masking='names' is unknown: choose one of salient, tokens, spans"),
         (Finetune(warmup=-0.1), "warmup=-0.1 is out of range"),
+        (Mlm(tagger="spacy"), "tagger='spacy' names nothing: give module:function"),
+        (Pretrain(tagger="a:b", masking="tokens"), "tagger='a:b' finds nothing with masking='tokens'"),
     ],
 )
 def test_a_setting_out_of_range_is_named(wrong, message):

@@ -27,6 +27,26 @@ SALIENT = [
     # Joined words; a joining word at the end of a run belongs to no name.
     ("west of the Bay of Bengal and Rio de Janeiro, of the north", ["Bay of Bengal", "Rio de Janeiro"]),
     ("along Côte d'Ivoire, Guinea-Bissau and the U.S. coast", ["Côte", "Guinea-Bissau", "U.S."]),
+    # Centuries and eras, in figures and in words.
+    ("In the 19th century, and the late 19th-century novel.", ["19th century", "late 19th-century"]),
+    ("From the 16th and 17th centuries to the early 20th century", ["16th and 17th centuries", "early 20th century"]),
+    (
+        "of the fifth century BC, the Nineteenth century, the 2nd millennium",
+        ["fifth century BC", "Nineteenth century", "2nd millennium"],
+    ),
+    ("killed in 44 BC and in AD 79, before the late 1920s", ["44 BC", "AD 79", "late 1920s"]),
+    ("the 14th to the 17th centuries; a century, 20 centuries", ["14th to the 17th centuries"]),
+    ("born on 25\u00a0April 1719", ["25\u00a0April 1719"]),
+    # One word at a sentence's start: the subject of a verb, an owner, or met inside a sentence.
+    (
+        "Paris is the capital. Einstein developed it. Italy joined. Beijing won.",
+        ["Paris", "Einstein", "Italy", "Beijing"],
+    ),
+    ("Texas was free. Germany's king left.", ["Texas", "Germany's"]),
+    ("Baku, by the sea, is large. They saw Baku.", ["Baku", "Baku"]),
+    ("Tensions rose. However, it was. Swimming is good. Physics has laws. Today is one. Education was free.", []),
+    ("Scholars believed it. Wolves ended. Located there, it was. Written for him.", []),
+    ("Glass is hard. The glass broke. Wolves had to go, and a wolf was. Cats, he said, led.", []),
     # No name: a single letter, part of a formula.
     ("of CO2 by vitamin C in plan B", []),
     ("", []),
