@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from pathlib import Path
 
 from scale_model import fill
@@ -56,8 +57,10 @@ def at_best(hits: int) -> str:
 
 
 def table(*rows: list[str]) -> str:
+    """Rows as Markdown, the head first; a column of numbers alone stands on the right."""
     head, *others = rows
-    lines = [head, ["---", *("---:" for _ in head[1:])], *others]
+    numbers = [all(re.fullmatch(r"[\d., \[\]]*", cell) for cell in column) for column in zip(*others, strict=True)]
+    lines = [head, ["---:" if right else "---" for right in numbers], *others]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
