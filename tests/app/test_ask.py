@@ -107,8 +107,7 @@ def test_what_is_below_the_threshold_is_not_found(folder, monkeypatch, capsys):
 
 def answer_of(text, start, end, **own):
     block = RetrievedBlock(7, text, 1.5, 1.0, "c.jsonl:3", "Land", 0, len(text))
-    given = dict(document="c.jsonl:3", document_start=0, document_end=1, score=1.0, probability=0.5, block_rank=0)
-    given["marginal_probability"] = 0.5
+    given = dict(document="c.jsonl:3", document_start=0, document_end=1, probability=0.5, block_rank=0)
     given |= dict(score=2.0, marginal_probability=0.4)
     return Answer("why?", text[start:end], start, end, **{**given, "blocks": [block], **own})
 
