@@ -75,7 +75,7 @@
         const cell = { likelihood: el("span"), guess: el("small"), prior: meter(0), posterior: meter(0, "posterior"), r: arrow() };
         cells[name].push(cell);
         return [
-          el("td", { class: `number ${name}`, "data-label": `${name} gradient, p(y|z,x)` }, cell.likelihood, " ", cell.guess),
+          el("td", { class: `number ${name}`, "data-label": `${name}: p(y|z,x)` }, cell.likelihood, " ", cell.guess),
           el("td", { class: `pair ${name}` }, cell.prior, cell.posterior), el("td", { class: name }, cell.r),
         ];
       });
