@@ -12,6 +12,7 @@ from importlib import import_module
 from operator import index
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 from ..text.names_and_dates import Span, SpanFinder
 
@@ -33,7 +34,7 @@ def tagger(name: str) -> SpanFinder:
     if not callable(find):
         has = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
         raise ValueError(f"{module_name} has no function {function!r} for the tagger {name}: it has {has or 'none'}")
-    checked = partial(checked_spans, name, find)
+    checked = partial(checked_spans, name, cast(SpanFinder, find))
     checked(PROBE)  # so that what it lacks, a model say, is known before a corpus is read
     return checked
 
