@@ -74,10 +74,11 @@ def new_job(stage: str, models: dict[str, RealmModel], step: Step, settings: Any
     """A `Job` whose optimizer, seed and frozen tensors are those of its settings.
 
     Args:
-        settings: a NamedTuple with steps, learning_rate, warmup, freeze_word_embeddings and seed.
+        settings: a NamedTuple with steps, learning_rate, warmup, optimizer, freeze_word_embeddings and seed.
         identity: what else decides the result, as JSON values: the task, the corpus, the models' configurations.
     """
-    optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=int(settings.warmup * settings.steps))
+    warmup, bert = int(settings.warmup * settings.steps), settings.optimizer == "bert"
+    optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=warmup, bert=bert)
     still = frozen(settings.freeze_word_embeddings)
     return Job(stage, models, optimizer, step, {**identity, **settings._asdict()}, settings.seed, still)
 

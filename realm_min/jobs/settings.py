@@ -84,6 +84,10 @@ Rate = Annotated[float, RATE]
 Share = Annotated[float, SHARE]
 Marginal = Literal["token", "span"]
 Masking = Literal["salient", "tokens", "spans"]
+Optimizer = Annotated[
+    Literal["adamw", "bert"],
+    "AdamW as its paper has it, or as BERT's own code, without bias correction: two to three times the way at a rate",
+]
 
 
 # ---- the jobs
@@ -99,6 +103,7 @@ class Ict(NamedTuple):
     title_rate: Annotated[Share, "share of the sentences that their block's title precedes"] = 0.5
     learning_rate: Annotated[Rate, "the highest, after the warm-up"] = 1e-4
     warmup: Annotated[Share, "share of the steps in which the learning rate rises"] = 0.1
+    optimizer: Optimizer = "adamw"
     max_query: Annotated[Count, "wordpieces of a sentence that are read"] = 64
     max_evidence: Annotated[Count, "wordpieces of a block that are read"] = 288
     freeze_word_embeddings: Annotated[bool, "leave the word embeddings as they are"] = True
@@ -121,6 +126,7 @@ class Mlm(NamedTuple):
     batch_size: Annotated[Count, "blocks an update"] = 16
     learning_rate: Annotated[Rate, "the highest, after the warm-up"] = 2e-4
     warmup: Annotated[Share, "share of the steps in which the learning rate rises"] = 0.1
+    optimizer: Optimizer = "adamw"
     max_wordpieces: Annotated[Count, "of a text with masks in it, its title and special tokens included"] = 288
     evidence: Annotated[
         Natural,
@@ -149,6 +155,7 @@ class Pretrain(NamedTuple):
     num_candidates: Annotated[Several, "documents a text, the null document among them"] = 8
     learning_rate: Annotated[Rate, "the highest, after the warm-up"] = 5e-5
     warmup: Annotated[Share, "share of the steps in which the learning rate rises"] = 0.1
+    optimizer: Optimizer = "adamw"
     refresh_every: Annotated[Count, "steps between indexes"] = 200  # see `refresh`
     # A stage before the one that trains both, in which the encoder learns to use what is retrieved. Until it can, what
     # it says of documents is noise to the retriever.
@@ -183,6 +190,7 @@ class Finetune(NamedTuple):
     batch_size: Annotated[Count, "questions an update"] = 8
     learning_rate: Annotated[Rate, "the highest, after the warm-up"] = 5e-5
     warmup: Annotated[Share, "share of the steps in which the learning rate rises"] = 0.1
+    optimizer: Optimizer = "adamw"
     # Without it a young retriever leaves the reader nothing to learn from.
     read_an_answer: Annotated[
         bool, "where the best blocks hold no answer, read the best one that does in place of the last"

@@ -4,8 +4,8 @@ Adam's step with the weight decay decoupled from it and kept off biases and Laye
 linearly over the warm-up and then falls linearly to 0; gradients are clipped by their global norm. Every update is in
 place, so that a training step allocates next to nothing.
 
-BERT's own code differs: it does not correct the averages for their start at 0, so that at the same rate its first steps
-go further, and its rate falls from the first step on, under the warm-up too (docs/deviations.md).
+With `bert` it is as BERT's own code has it, which does not correct the averages for their start at 0, so that at the
+same rate its first steps go further, and whose rate falls from the first step on (docs/deviations.md).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class AdamW:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-6
     max_grad_norm: float = 1.0
+    bert: bool = False  # as its code: averages stay uncorrected, step 0 has a rate of 0, the decay counts from step 0
     step: int = 0
 
     def __post_init__(self) -> None:
@@ -117,8 +118,8 @@ class AdamW:
         """Algorithm 2 on a parameter, its averages and its gradient, of one shape; in place, but for the gradient."""
         first, second = self.betas
         # Adam's corrections of the averages, which start at 0, folded into the step and into ε.
-        root = math.sqrt(1 - second**self.step)
-        scale = rate * root / (1 - first**self.step)
+        root = 1.0 if self.bert else math.sqrt(1 - second**self.step)
+        scale = rate if self.bert else rate * root / (1 - first**self.step)
         for piece in ops.pieces(tensors[0]):
             p, mean, square, g = (tensor[piece] for tensor in tensors)
             mean.mul_(first).add_(g, alpha=(1 - first) * clip)
@@ -138,9 +139,9 @@ class AdamW:
     def rate(self) -> float:
         """The learning rate of the step to come."""
         if self.step < self.warmup_steps:
-            return self.learning_rate * (self.step + 1) / self.warmup_steps
+            return self.learning_rate * (self.step + (not self.bert)) / self.warmup_steps
         left = max(self.total_steps - self.step, 0)
-        return self.learning_rate * left / max(self.total_steps - self.warmup_steps, 1)
+        return self.learning_rate * left / max(self.total_steps - (0 if self.bert else self.warmup_steps), 1)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state as tensors, for a checkpoint: `step`, `mean.NAME` and `square.NAME`."""

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realm_min import RealmConfig, RealmEmbedder, RealmReader
+from realm_min import RealmConfig, RealmEmbedder, RealmReader, textbook
 from realm_min.learn.optimizer import AdamW, global_norm, norm_of
 
 
@@ -48,6 +48,24 @@ def test_equals_torch_with_schedule_and_clipping(seed, rate, decay, warmup, max_
         for name, tensor in theirs.items():
             # torch adds 1e-6 to the norm that it divides by
             assert torch.allclose(ours[name], tensor, rtol=1e-4, atol=1e-8 + 1e-5 * rate), (step, name)
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_as_berts_own_code_has_it_is_the_books(warmup):
+    """No correction of the averages; step 0 of a warm-up has a rate of 0, and the decay counts from step 0."""
+    steps, rate = 7, 0.1
+    rates = [rate * (i / warmup if i < warmup else 1 - i / steps) for i in range(steps)]
+    assert rates[warmup] == rate * (1 - warmup / steps)
+    ours, moments = parameters(1), {}
+    theirs = {name: tensor.numpy().copy() for name, tensor in ours.items()}
+    optimizer = AdamW(rate, steps, warmup, bert=True)
+    for step in range(steps):
+        assert optimizer.rate() == pytest.approx(rates[step], rel=1e-12)
+        grads = parameters(50 + step)
+        optimizer.update(ours, grads)
+        textbook.adamw(theirs, {name: grad.numpy() for name, grad in grads.items()}, moments, rates[step])
+        for name, value in theirs.items():
+            assert torch.allclose(ours[name], torch.from_numpy(value), rtol=1e-10, atol=1e-12), (step, name)
 
 
 def test_tied_weights_move_once():
