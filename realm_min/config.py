@@ -25,7 +25,7 @@ _POSITIVE_INTEGERS = (
     "type_vocab_size retriever_proj_size num_candidates num_block_records searcher_beam_size span_hidden_size "
     "max_span_width reader_beam_size reader_seq_len"
 ).split()
-_PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+_PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "projection_dropout_prob")
 _FLAGS = ("output_attentions", "output_hidden_states", "return_dict")
 _POSITIVE_NUMBERS = ("initializer_range", "layer_norm_eps", "reader_layer_norm_eps")
 # What transformers' `RealmConfig` takes by place.
@@ -50,6 +50,8 @@ class RealmConfig(Configuration):
     """
 
     model_type = "realm"
+    # Beside transformers' values, written where it is another: dropout of Embed(x) in training, 0.1 in ORQA's code.
+    projection_dropout_prob = 0.0
 
     # The encoder: BERT-base (Devlin et al. 2018, section 3).
     vocab_size: int = 30522
@@ -102,7 +104,7 @@ class RealmConfig(Configuration):
             if old in values:
                 values[new] = values.pop(old)
         for name in values:
-            if name not in DEFAULTS and name not in INHERITED and hasattr(RealmConfig, name):
+            if name not in {*DEFAULTS, *INHERITED, *OWN} and hasattr(RealmConfig, name):
                 raise ValueError(f"{name!r} names a part of RealmConfig itself, no configuration value: leave it out")
         self.__dict__.update(DEFAULTS | values)
         self.check()
@@ -208,7 +210,8 @@ class RealmConfig(Configuration):
 
 # What the class declares: a configuration value is a name, a type and a default in one line above.
 DEFAULTS: dict[str, Any] = {name: getattr(RealmConfig, name) for name in RealmConfig.__annotations__}
-KNOWN = frozenset((*DEFAULTS, *INHERITED, *_UNDERSTOOD))  # keywords that are no slips of the pen
+OWN = ("projection_dropout_prob",)
+KNOWN = frozenset((*DEFAULTS, *INHERITED, *OWN, *_UNDERSTOOD))  # keywords that are no slips of the pen
 
 
 def check_open_qa(folder: Path) -> None:

@@ -237,22 +237,21 @@ def embed(p: Weights, c: RealmConfig, batch: Batch, rng: Rng = None) -> Result:
     pooled = np.tanh(y)
     y, kept_dense = linear(p, "cls.dense", pooled)  # [batch, proj]
     y, kept_norm = layer_norm(p, "cls.LayerNorm", y, c.layer_norm_eps)
-    return y, (hidden.shape, kept_bert, kept_pooler, pooled, kept_dense, kept_norm)
+    y, drop = dropout(y, c.projection_dropout_prob, rng)
+    return y, (hidden.shape, kept_bert, kept_pooler, pooled, kept_dense, kept_norm, drop)
 
 
 def embed_backward(dy: Array, kept: Kept, g: Weights) -> None:
-    shape, kept_bert, kept_pooler, pooled, kept_dense, kept_norm = kept
-    dpooled = linear_backward(layer_norm_backward(dy, kept_norm, g), kept_dense, g)
+    shape, kept_bert, kept_pooler, pooled, kept_dense, kept_norm, drop = kept
+    dpooled = linear_backward(layer_norm_backward(dy * drop, kept_norm, g), kept_dense, g)
     dhidden = np.zeros(shape, dy.dtype)
     dhidden[:, 0] = linear_backward(dpooled * (1 - pooled**2), kept_pooler, g)
     bert_backward(dhidden, kept_bert, g)
 
 
-def search(x: Array, z: Array, k: int, barred: Array | None = None) -> Array:
-    """The k documents of largest f(x, z) of each x, of equals the smaller number; not the one it is from, `barred`."""
-    relevance = x @ z.T  # [batch, proj] and [documents, proj] to [batch, documents]
-    if barred is not None:
-        relevance[np.arange(len(x)), barred] = -np.inf
+def search(x: Array, z: Array, k: int, barred: Array | bool = False) -> Array:
+    """The k documents of largest f(x, z) of each x, of equals the smaller number; not those that hold x, `barred`."""
+    relevance = np.where(barred, -np.inf, x @ z.T)  # [batch, proj] and [documents, proj] to [batch, documents]
     return np.argsort(-relevance, axis=1, kind="stable")[:, :k]
 
 

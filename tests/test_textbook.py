@@ -247,7 +247,8 @@ def test_reader_and_its_losses_are_transformers(seed, tokens, answered):
 def test_search_gives_ties_to_the_smaller_number_and_bars_the_source():
     x, z = np.array([[1.0], [-1.0]]), np.array([[2.0], [3.0], [2.0], [3.0], [-1.0]])
     assert textbook.search(x, z, 4).tolist() == [[1, 3, 0, 2], [4, 0, 2, 1]]
-    assert textbook.search(x, z, 3, barred=np.array([1, 4])).tolist() == [[3, 0, 2], [0, 2, 1]]
+    barred = np.array([[0, 1, 0, 0, 0], [0, 1, 0, 0, 1]], bool)
+    assert textbook.search(x, z, 3, barred).tolist() == [[3, 0, 2], [0, 2, 3]]
     assert textbook.search(np.zeros((1, 1)), z, 5).tolist() == [[0, 1, 2, 3, 4]]
 
 
@@ -325,8 +326,8 @@ def test_ict_step(dropout):
 
 @pytest.mark.parametrize(("whole_span", "rows", "dropout"), [(True, 2, 0.0), (False, 2, 0.1), (True, 1, 0.1)])
 def test_pretrain_step(whole_span, rows, dropout):
-    c = configuration(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, num_hidden_layers=1)
-    rng = np.random.default_rng(6)
+    rates = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "projection_dropout_prob"), dropout)
+    c, rng = configuration(**rates, num_hidden_layers=1), np.random.default_rng(6)
     p = models(c, rng, EMBEDDER, ("encoder", "RealmKnowledgeAugEncoder"))
     candidates = np.array([[2, 0, 3], [1, 3, 0]])[:rows]
     pairs = draw_batch(rng, candidates.size, 6)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
+OF_AN_ORDER = 1  # beside an example's other choices
 OF_A_DOCUMENT = 1 << 20  # the sequence, for `dropout_seed`, of a document that a step embeds: no example has as many
 
 
@@ -30,6 +32,11 @@ class Draws(NamedTuple):
     def seeds_of_documents(self, numbers: list[int]) -> list[int]:
         """Seeds for documents by their numbers: a document has the same masks whichever examples it is embedded for."""
         return [dropout_seed(self.seed, self.step, number, OF_A_DOCUMENT) for number in numbers]
+
+    def permutations(self, size: int) -> torch.Tensor:
+        """For each example an order of so many things, [examples, size] int64."""
+        generators = (np.random.default_rng([self.seed, self.step, place, OF_AN_ORDER]) for place in self.places)
+        return torch.from_numpy(np.stack([random.permutation(size) for random in generators]))
 
     def of(self, i: int) -> Draws:
         """Those of example i alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,8 +12,8 @@ import numpy as np
 from ..interface.open_qa import MAX_QUESTION_WORDPIECES
 from ..learn.finetuning import Encoded
 from ..learn.masking import MASKINGS, Passage, SpanFinder, passages, salient_span
-from ..learn.pretraining import Text
-from ..text.corpus import Block, Document, cut_blocks
+from ..learn.pretraining import NO_BLOCK, Text
+from ..text.corpus import Block, Document, cut_blocks, split_sentences
 from ..text.questions import TrainingQuestion
 from .settings import Pretrain
 
@@ -43,11 +44,45 @@ def pretraining_corpus(
     if choose is salient_span:
         choose = partial(salient_span, find=find)
     if texts is None:
-        return PretrainingCorpus(cut_texts(blocks, tokenizer, settings.max_passage, choose, report), choose)
-    texts = with_something_to_mask(texts, tokenizer, choose)
-    if not texts:
+        texts = cut_texts(blocks, tokenizer, settings.max_passage, choose, report)
+    elif not (texts := with_something_to_mask(texts, tokenizer, choose)):
         raise ValueError("no text has anything to mask: give others, or another masking")
+    others = len(blocks) - (settings.num_candidates - settings.null_document)
+    texts = with_copies(texts, blocks, others)
+    if not texts:
+        raise ValueError(
+            f"each text stands in more than {others} of the {len(blocks)} blocks, all barred as its evidence, which "
+            f"leaves fewer than num_candidates={settings.num_candidates} asks for: give a larger corpus"
+        )
     return PretrainingCorpus(texts, choose)
+
+
+def with_copies(texts: list[Text], blocks: list[Block], most: int) -> list[Text]:
+    """Texts with the numbers of all other blocks that hold each: equal ones, and those with all of its sentences.
+
+    Upper and lower case apart, and white space. A block that holds x gives away what is masked in it, whatever its
+    number or title is (REALM section 3.4, "prohibiting trivial retrievals"). Texts that more than `most` blocks hold
+    are left out: nothing is left to be their evidence.
+    """
+    equal, holding = defaultdict(set), defaultdict(set)
+    for number, block in enumerate(blocks):
+        equal[plain(block.text)].add(number)
+        for sentence in split_sentences(block.text):
+            holding[plain(sentence)].add(number)
+    found: list[tuple[Text, list[int]]] = []
+    for text in texts:
+        holders = [holding.get(plain(sentence), set()) for sentence in split_sentences(text.text)]
+        held = set.intersection(*holders) if holders else set()
+        held |= equal[plain(blocks[text.block].text)] if text.block != NO_BLOCK else set()
+        if len(held) <= most:
+            found.append((text, sorted(held - {text.block})))
+    width = max((len(copies) for _, copies in found), default=0)
+    return [text._replace(copies=(*copies, *[NO_BLOCK] * (width - len(copies)))) for text, copies in found]
+
+
+def plain(text: str) -> str:
+    """A text without the differences that change no word: case and white space."""
+    return " ".join(text.casefold().split())
 
 
 def cut_texts(

@@ -19,7 +19,7 @@ from ..interface.open_qa import RealmForOpenQA
 from ..learn.finetuning import Encoded, Evidence, finetune_step
 from ..learn.ict import cloze, ict_step, sentences_and_blocks
 from ..learn.mlm import masked_blocks, mlm_step
-from ..learn.pretraining import Text, gather_evidence, hide, masked_texts, pretrain_step
+from ..learn.pretraining import Text, gather_evidence, hide, pretrain_step
 from ..learn.steps import Sum
 from ..ranks.distributed import world
 from ..ranks.share import share_of
@@ -206,9 +206,8 @@ def _pretraining_step(
         draws = Draws(settings.seed, number, share.places)
         examples = hide(own, tokenizer, choose, draws.generators())
         both = embedder, knowledge_encoder
-        evidence_of = gather_evidence(both, tokenizer, blocks, index, examples, draws, settings)
-        read = masked_texts(tokenizer, examples, embedder)
-        sums = pretrain_step(both, read, draws.dropout_seeds(), evidence_of, settings)
+        found = gather_evidence(both, tokenizer, blocks, index, examples, draws, settings)
+        sums = pretrain_step(both, found, settings)
         tokens = sums.pop("tokens").total
         rate = Sum(tokens / (time.perf_counter() - started), 1 / world().size)  # of all ranks
         return sums | refresher.sums(number) | {"tokens_per_second": rate}

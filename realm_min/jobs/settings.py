@@ -162,6 +162,9 @@ class Pretrain(NamedTuple):
     encoder_alone: Annotated[bool, "leave the retriever as it is: the encoder learns to use documents first"] = False
     # Only the question's side of f(x, z) learns.
     freeze_documents: Annotated[bool, "leave the blocks' embeddings as they begin, as fine-tuning does"] = False
+    permute_evidence: Annotated[
+        bool, "a control: tell the retriever what each document did for the masked words in a drawn order"
+    ] = False
     null_document: Annotated[bool, "let an empty document be the first of the candidates, beside blocks"] = True
     marginal: Annotated[  # see `knowledge_encoder.marginal_loss`
         Marginal,

@@ -211,7 +211,9 @@ def bert(p: Parameters, config: RealmConfig, batch: Batch, read: str, run: Run =
         each layer, and each layer's attention probabilities [batch, heads, tokens, tokens].
     """
     whole = read == "tokens" or run.output_attentions or run.output_hidden_states
-    rows = fast.rows_of(batch.mask, whole, p["realm.embeddings.word_embeddings.weight"].dtype)
+    words = p["realm.embeddings.word_embeddings.weight"]
+    together = fast.computes_padding(config, run.seeds, words.device)
+    rows = fast.rows_of(batch.mask, whole, words.dtype, together)
     x, kept_embeddings = embeddings(p, config, batch, rows, run)  # [rows, hidden]
     hidden_states, attentions, kept_layers, only = [x], [], [], None
     for number in range(config.num_hidden_layers):

@@ -1,6 +1,6 @@
 """The steps of `bert.py` that are written otherwise than in the book, for speed.
 
-    rows_of       no padding: the tokens of all sequences laid end to end
+    rows_of       no padding: the tokens of all sequences laid end to end; on a GPU, where launches cost more, padding
     first_rows    the last layer for [CLS] alone, where nothing else is read
     attend        one product for query, key and value; scores in pieces that stay in cache
     add_linear    the product lands on what it is added to: one pass less
@@ -35,6 +35,7 @@ class Rows(NamedTuple):
     lengths: list[int]  # tokens of each sequence
     places: Tensor | None  # of the rows among all batch * tokens; None: all of them
     key_mask: Tensor | None  # [batch, 1 | tokens, tokens], added to the attention scores
+    real: Tensor | None = None  # [rows, 1], 0 at padding that is computed along and read as zeros; None: there is none
 
 
 class Dropout(NamedTuple):
@@ -60,22 +61,35 @@ PLAIN = LayerRun(Dropout(None, None), head_mask=None, only=None, keep=False, out
 # ---- rows without padding
 
 
-def rows_of(mask: Tensor, whole: bool, dtype: torch.dtype) -> Rows:
+def rows_of(mask: Tensor, whole: bool, dtype: torch.dtype, together: bool = False) -> Rows:
     """The rows of a batch: all of them where it is read whole, else the tokens alone, where padding is on the right.
 
     Args:
         mask: [batch, tokens], or [batch, tokens, tokens] for each token a row of its own.
         dtype: of the attention scores.
+        together: compute padding along, so that sequences of different lengths attend in one product.
     """
     batch, tokens = mask.shape[:2]
+    real = None
     if not whole and is_right_padded(mask):
-        lengths = mask.sum(1).tolist()
-        return Rows(lengths, None if min(lengths) == tokens else mask.reshape(-1).nonzero()[:, 0], None)
+        if not together:
+            lengths = mask.sum(1).tolist()
+            return Rows(lengths, None if min(lengths) == tokens else mask.reshape(-1).nonzero()[:, 0], None)
+        real = mask.reshape(-1, 1).to(dtype)
     key_mask = None  # a mask of ones adds nothing
     if not bool((mask == 1).all()):
         key_mask = ops.additive_mask(mask, dtype)
         key_mask = key_mask if mask.dim() == 3 else key_mask[:, None]  # [batch, 1 | tokens, tokens]
-    return Rows([tokens] * batch, None, key_mask)
+    return Rows([tokens] * batch, None, key_mask, real)
+
+
+def computes_padding(config: RealmConfig, seeds: list[int] | None, device: torch.device) -> bool:
+    """Whether padding is computed along: on a GPU, where a launch for each length takes longer than that.
+
+    Not with dropout, whose masks follow from a sequence alone, and not from how long the others are.
+    """
+    drops = seeds is not None and (config.hidden_dropout_prob or config.attention_probs_dropout_prob)
+    return device.type != "cpu" and not drops
 
 
 def is_right_padded(mask: Tensor) -> bool:
@@ -89,12 +103,13 @@ def padded(x: Tensor, rows: Rows, shape: tuple[int, ...]) -> Tensor:
     """[rows, hidden] -> [batch, tokens, hidden], zeros at what was left out."""
     if rows.places is not None:
         x = x.new_zeros(math.prod(shape[:2]), x.shape[1]).index_copy_(0, rows.places, x)
-    return x.view(shape)
+    return (x if rows.real is None else x * rows.real).view(shape)
 
 
 def unpadded(dx: Tensor, rows: Rows) -> Tensor:
     """The backward of `padded`: [batch, tokens, hidden] -> [rows, hidden]."""
     dx = dx.reshape(-1, dx.shape[-1])
+    dx = dx if rows.real is None else dx * rows.real
     return dx if rows.places is None else dx[rows.places]
 
 
@@ -117,6 +132,12 @@ def dropout_streams(config: RealmConfig, seeds: list[int] | None, part: int, dev
             for i, rate in enumerate(rates)
         )
     )
+
+
+def projection_stream(config: RealmConfig, seeds: list[int] | None, device: torch.device) -> ops.DropoutStreams | None:
+    """The stream of Embed(x), the part after the last layer's."""
+    rate, part = config.projection_dropout_prob, 2 * (config.num_hidden_layers + 1)
+    return ops.DropoutStreams(seeds, part, rate, device) if seeds is not None and rate else None
 
 
 def dropout(x: Tensor, masks: ops.DropoutStreams | None, lengths: list[int]) -> tuple[Tensor, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import RealmConfig
-from . import ops
+from . import fast, ops
 from .bert import (
     Batch,
     Encoded,
@@ -121,12 +121,14 @@ def embed(p: Parameters, config: RealmConfig, batch: Batch, run: Run) -> tuple[t
     pooled, kept_pooler = pool(p, encoded.hidden)  # [batch, hidden]
     y, kept_dense = linear(p, "cls.dense", pooled)  # [batch, proj]
     y, kept_norm = layer_norm(p, "cls.LayerNorm", y, config.layer_norm_eps)
-    return (y, encoded), (kept_bert, kept_pooler, kept_dense, kept_norm) if run.keep else None
+    y, kept_drop = fast.dropout(y, fast.projection_stream(config, run.seeds, y.device), [1] * len(y))
+    return (y, encoded), (kept_bert, kept_pooler, kept_dense, kept_norm, kept_drop) if run.keep else None
 
 
 def embed_backward(dy: Tensor, kept: Kept, grads: Parameters) -> Tensor:
     """∂loss/∂inputs_embeds [batch, tokens, hidden] from that of Embed(x) [batch, proj]."""
-    kept_bert, kept_pooler, kept_dense, kept_norm = kept
+    kept_bert, kept_pooler, kept_dense, kept_norm, kept_drop = kept
+    dy = fast.dropout_backward(dy, kept_drop)
     dpooled = linear_backward(layer_norm_backward(dy, kept_norm, grads), kept_dense, grads)
     return bert_backward(pool_backward(dpooled, kept_pooler, grads), kept_bert, grads)
 

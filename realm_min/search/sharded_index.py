@@ -310,3 +310,16 @@ def _digest(queries: Tensor) -> int:
     """Of the queries' bytes: equal for equal queries, and for others hardly ever."""
     bits = queries.float().contiguous().view(torch.int32).long().view(-1)
     return int((bits * (2 * torch.arange(len(bits), device=bits.device) + 1)).sum())
+
+
+def search_without(index: BlockIndex | ShardedBlockIndex, queries: Tensor, barred: Tensor, count: int) -> Tensor:
+    """The `count` blocks of largest inner product with each query, without its barred ones.
+
+    queries [batch, proj], barred [batch, most] int64 -> [batch, count] int64, best first. As many more are searched for
+    as may be barred, so that the answer is exact. A number that no block has, -1 say, bars nothing. Each query has to
+    have `count` blocks left.
+    """
+    _, ids = index.search(queries, min(count + barred.shape[1], len(index)))
+    kept = (ids[:, :, None] != barred[:, None]).all(2)
+    kept &= kept.cumsum(1) <= count  # where fewer were found that are barred, the last are too many
+    return ids[kept].view(len(queries), count)

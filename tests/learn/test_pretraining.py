@@ -24,8 +24,10 @@ from realm_min.jobs import loop, preparation, runs, warm_start
 from realm_min.jobs.draws import Draws
 from realm_min.jobs.settings import TrainingRun
 from realm_min.learn import masking, pretraining
-from realm_min.model.realm import marginal_loss, marginal_loss_backward
+from realm_min.model.bert import PLAIN
+from realm_min.model.realm import marginal_loss, marginal_loss_backward, relevance_score_backward
 from realm_min.search.mips import BlockIndex
+from realm_min.search.sharded_index import search_without
 from realm_min.text.corpus import Block
 
 DRAWN = settings(deadline=None, derandomize=True, max_examples=30)
@@ -135,9 +137,8 @@ def tokenizer(vocabulary):
 
 def step(models, tokenizer, index, examples, settings):
     draws = Draws(0, 0, list(range(len(examples))))
-    evidence_of = pretraining.gather_evidence(models, tokenizer, BLOCKS, index, examples, draws, settings)
-    texts = pretraining.masked_texts(tokenizer, examples, models[0])
-    return pretraining.pretrain_step(models, texts, draws.dropout_seeds(), evidence_of, settings)
+    batch = pretraining.gather_evidence(models, tokenizer, BLOCKS, index, examples, draws, settings)
+    return pretraining.pretrain_step(models, batch, settings)
 
 
 @pytest.mark.parametrize("marginal", ["token", "span"])
@@ -160,7 +161,7 @@ def test_a_step_is_the_books(tokenizer, marginal, max_positions):
     c, longest = ours[0].config, min(40, max_positions)  # max_block is 40
     x = textbook.join([(example.ids,) for example in examples])
     queries = textbook.embed(p["embedder"], c, x)[0].astype(np.float32).astype(np.float64)
-    barred = np.array([example.block for example in examples])
+    barred = np.arange(len(BLOCKS)) == np.array([example.barred[0] for example in examples])[:, None]
     found = 1 + textbook.search(queries, index.double().numpy(), 3, barred)  # 0 is the null document
     candidates = np.concatenate([np.zeros((3, 1), int), found], 1)
     z = textbook.join([([], [])] + [
@@ -207,8 +208,49 @@ def test_a_step_is_read_in_five_files(tokenizer):
     }  # fmt: skip
 
 
+def test_candidates_are_found_without_dropout(tokenizer):
+    examples = some_examples(tokenizer)
+    index = BlockIndex(torch.randn(len(BLOCKS), 8, generator=torch.Generator().manual_seed(0)))
+    found = []
+    for rate, training in ((0.5, True), (0.5, False), (0.0, True)):
+        models = [model.train(training) for model in new_models(hidden_dropout_prob=rate)]
+        draws = Draws(0, 0, [0, 1, 2])
+        found.append(pretraining.gather_evidence(models, tokenizer, BLOCKS, index, examples, draws, SETTINGS))
+    assert all(torch.equal(batch.candidates, found[0].candidates) for batch in found)
+
+
+def test_a_permuted_retriever_is_told_of_other_documents(tokenizer, monkeypatch):
+    """The encoder learns the same to the bit; what reaches f(x, z) is the book's, of the likelihoods as dealt."""
+    examples, seen = some_examples(tokenizer), []
+
+    def spy(drelevance, kept):
+        seen.append(drelevance)
+        return relevance_score_backward(drelevance, kept)
+
+    monkeypatch.setattr(pretraining, "relevance_score_backward", spy)
+    grads, index = [], BlockIndex(torch.randn(len(BLOCKS), 8, generator=torch.Generator().manual_seed(0)))
+    for permuted in (False, True):
+        models = [model.to(torch.float64) for model in new_models()]
+        chosen = SETTINGS._replace(permute_evidence=permuted, marginal="span")
+        batch = pretraining.gather_evidence(models, tokenizer, BLOCKS, index, examples, Draws(0, 0, [0, 1, 2]), chosen)
+        pretraining.pretrain_step(models, batch, chosen)
+        grads.append(models[1].grads)
+    assert all(torch.equal(grad, grads[1][key]) for key, grad in grads[0].items())
+    relevance, log_p, _ = pretraining.read_evidence(models, batch, (PLAIN,) * 3)
+    assert batch.dealt.sort().values.tolist() == [[0, 1, 2, 3]] * 3 and batch.dealt.tolist() != [[0, 1, 2, 3]] * 3
+    dealt = np.take_along_axis(log_p.sum(2).numpy(), batch.dealt.numpy(), 1)[:, :, None]
+    _, kept = textbook.marginal_log_likelihood(dealt, relevance.numpy())
+    assert_close(seen[1], textbook.marginal_log_likelihood_backward(-np.ones((3, 1)), kept)[1], 1e-10)
+    assert not torch.equal(*seen)
+
+
+def some_examples(tokenizer):
+    texts = preparation.with_copies(preparation.cut_texts(BLOCKS, tokenizer, 24, masking.salient_span)[:7:3], BLOCKS, 9)
+    return pretraining.hide(texts, tokenizer, masking.salient_span, [np.random.default_rng(0)] * 3)
+
+
 def test_retrieval_utility_is_what_the_documents_add(tokenizer, monkeypatch):
-    """An encoder told by the evidence alone: log p(y|z,x) - log p(y|∅,x), weighed by p(z|x)."""
+    """An encoder told by the evidence alone: log p(y_j|x) - log p(y_j|∅,x) of a masked wordpiece."""
     embedder, knowledge_encoder = new_models()
     seen = {}
 
@@ -226,23 +268,47 @@ def test_retrieval_utility_is_what_the_documents_add(tokenizer, monkeypatch):
     sums = step((embedder, knowledge_encoder), tokenizer, index, [example], SETTINGS)
     logged = {name: total / count for name, (total, count) in sums.items()}
     assert seen["rows"].flatten().tolist() == [0, 1, 1, 1]  # the null document stands first
-    assert logged["retrieval_utility"] == pytest.approx(pieces * (1 - logged["null_probability"]), rel=1e-6)
-    assert logged["loss"] == pytest.approx(
-        -math.log(logged["null_probability"] * math.exp(-3) + (1 - logged["null_probability"]) * math.exp(-2)), rel=1e-5
-    )
+    null = logged["null_probability"]
+    assert logged["retrieval_utility"] == pytest.approx(math.log(null + (1 - null) * math.e), rel=1e-5)
+    assert sums["retrieval_utility"].count == pieces
+    assert logged["loss"] == pytest.approx(-math.log(null * math.exp(-3) + (1 - null) * math.exp(-2)), rel=1e-5)
 
 
 @DRAWN
-@given(SEEDS, st.integers(1, 5), st.integers(2, 9), st.data())
-def test_retrieval_is_exact_without_the_barred_block(seed, rows, blocks, data):
-    count = data.draw(st.integers(1, blocks - 1))
+@given(SEEDS, st.integers(1, 5), st.integers(2, 9), st.integers(1, 4), st.data())
+def test_retrieval_is_exact_without_the_barred_blocks(seed, rows, blocks, most, data):
+    count = data.draw(st.integers(1, max(1, blocks - most)))
+    most = min(most, blocks - count)
     rng = np.random.default_rng(seed)
     embeddings = rng.integers(-2, 3, (blocks, 3)).astype(np.float32)  # many ties
-    queries, barred = rng.integers(-2, 3, (rows, 3)).astype(np.float32), rng.integers(0, blocks, rows)
-    found = pretraining.retrieve(
+    queries, barred = rng.integers(-2, 3, (rows, 3)).astype(np.float32), rng.integers(-1, blocks, (rows, most))
+    found = search_without(
         BlockIndex(torch.from_numpy(embeddings)), torch.from_numpy(queries), torch.from_numpy(barred), count
     )
-    assert found.tolist() == textbook.search(queries, embeddings, count, barred).tolist()
+    held = (barred[:, :, None] == np.arange(blocks)).any(1)  # -1 is no block
+    assert found.tolist() == textbook.search(queries, embeddings, count, held).tolist()
+
+
+def test_a_text_is_barred_from_every_block_that_holds_it(tokenizer):
+    """The same words under another number, title, case or white space, or with more around them."""
+    said = "Oslo lies in Norway. It has a harbour."
+    blocks = [
+        Block("A", "Peru is far."), Block("B", said), Block("C", "oslo lies  in NORWAY. It has a harbour."),
+        Block("D", "Once more: Bergen. Oslo lies in Norway. Peru is far. It has a harbour."),
+        Block("E", "It has a harbour. Lima has one."), Block("B", "Oslo lies in Norway, near it. It has a harbour."),
+    ]  # fmt: skip
+    texts = [
+        pretraining.Text(1, "B", said), pretraining.Text(1, "B", "It has a harbour."),
+        pretraining.Text(pretraining.NO_BLOCK, "C", "Oslo lies in Norway."), pretraining.Text(0, "A", "Peru is far."),
+    ]  # fmt: skip
+    found = [text.copies for text in preparation.with_copies(texts, blocks, 6)]
+    assert found == [(2, 3, -1, -1), (2, 3, 4, 5), (1, 2, 3, -1), (3, -1, -1, -1)]
+    index = BlockIndex(torch.eye(6))
+    barred = torch.tensor([(text.block, *copies) for text, copies in zip(texts, found, strict=True)])
+    assert search_without(index, torch.ones(4, 6), barred, 1).flatten().tolist() == [0, 0, 0, 1]
+    rng = [np.random.default_rng(0)] * 4
+    hidden = pretraining.hide(preparation.with_copies(texts, blocks, 6), tokenizer, masking.random_tokens, rng)
+    assert [list(example.barred) for example in hidden] == barred.tolist()
 
 
 def test_texts_know_their_blocks(tokenizer):

@@ -6,6 +6,7 @@ transformers, in test_models_drawn.py; operations, search and span logits to the
 
 import book_models
 import numpy as np
+import pytest
 import torch
 from drawn_cases import assert_close, attention_masks, config_values, fill, reader_extras, to_numpy
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 import realm_min
 from realm_min import textbook
 from realm_min.learn.optimizer import AdamW
+from realm_min.model import bert, fast
 
 TOLERANCE = 1e-10
 DRAWN = settings(deadline=None, derandomize=True, max_examples=60)
@@ -54,6 +56,58 @@ def assert_gradients(model, g):
             beside = g.get(key.removesuffix("bias") + "weight", g[key])
             largest = max(np.abs(g[key]).max(), np.abs(beside).max(), 1e-4)
             np.testing.assert_allclose(gradient, g[key], rtol=0, atol=TOLERANCE * largest, err_msg=key)
+
+
+def test_dropout_of_the_projection():
+    """Each sequence has a mask of its own in training, which its gradient meets again; there is none in evaluation."""
+    values = dict(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+                  retriever_proj_size=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)  # fmt: skip
+    model = realm_min.RealmEmbedder(realm_min.RealmConfig(**values, projection_dropout_prob=0.25), seed=1)
+    ids = torch.tensor([[5, 6, 7], [5, 6, 7], [8, 9, 0]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 0]])
+    plain = model.eval()(ids, mask).projected_score
+    model.train()
+    dropped = model(ids, mask).projected_score
+    factors = dropped / plain
+    kept = factors != 0
+    torch.testing.assert_close(factors, kept / 0.75, rtol=1e-4, atol=0)
+    assert (kept[0] != kept[1]).any()
+    assert 0.1 < float((factors == 0).float().mean()) < 0.4
+    model.zero_grads()
+    model.backward(projected_score=torch.ones_like(plain))
+    found = {key: grad.clone() for key, grad in model.grads.items()}
+    model.eval()(ids, mask)
+    model.zero_grads()
+    model.backward(projected_score=factors)
+    for key, grad in model.grads.items():
+        torch.testing.assert_close(found[key], grad, rtol=1e-4, atol=1e-5, msg=key)
+    assert "projection_dropout_prob" not in realm_min.RealmConfig().to_dict()
+    assert model.config.to_dict()["projection_dropout_prob"] == 0.25
+    with pytest.raises(ValueError, match="projection_dropout_prob=1 must be a probability"):
+        realm_min.RealmConfig(projection_dropout_prob=1)
+
+
+@pytest.mark.parametrize("read", ["unpadded", "first"])
+def test_padding_computed_along_changes_nothing(monkeypatch, read):
+    """As a GPU computes it: the same states, zeros at padding, and the same gradients whatever padding is given."""
+    model = realm_min.RealmEmbedder(
+        realm_min.RealmConfig(vocab_size=30, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+                              intermediate_size=8, hidden_act="gelu"), seed=1
+    ).to(torch.float64)  # fmt: skip
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]])
+    ids = torch.arange(2, 14).view(3, 4)
+    batch = bert.Batch(ids, mask, torch.zeros_like(ids), torch.arange(4).expand(3, 4))
+    found = []
+    for together in (False, True):
+        monkeypatch.setattr(fast, "computes_padding", lambda *given, together=together: together)
+        (hidden, *_), kept = bert.bert(model.p, model.config, batch, read, bert.Run(keep=True))
+        model.zero_grads()
+        dhidden = torch.linspace(-1, 1, hidden.numel(), dtype=torch.float64).view(hidden.shape)
+        bert.bert_backward(dhidden, kept, model.own_grads)
+        found.append({"hidden": hidden, **{key: grad.clone() for key, grad in model.own_grads.items()}})
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, rtol=1e-10, atol=1e-12, msg=key)
+    assert read == "first" or not found[1]["hidden"][mask == 0].any()
 
 
 @DRAWN
