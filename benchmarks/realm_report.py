@@ -1,0 +1,135 @@
+"""What `make realm` found: means over seeds with their intervals, a table and two plots, from the CSV of each run.
+
+An interval is Student's 95 % interval of a mean over seeds. A difference to another arm is taken seed by seed, since
+both arms of a seed began with the same models, and its interval is that of these differences. What seeds do not show is
+how far other questions would differ: for that R@k has the interval of redrawn questions and seeds, too (`bootstrap`).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from realm_min.app.figures import save_figure
+from realm_min.files.atomic import write_atomically
+from realm_min.jobs.loop import read_log
+from realm_min.jobs.statistics import Estimate, paired_bootstrap
+
+ARMS = ("ict-again", "ict-same", "realm-still", "realm-permuted", "realm")
+TUNED = ("ict-tuned", "realm-tuned")
+BEFORE = "ict"  # what all arms begin with: the first row of realm-still
+# What a difference is taken to: ICT that went on for as long, the control without a gradient, and what was tuned first.
+BASES = {**{arm: ("ict-again", "ict-same", "realm-still") for arm in ARMS}, "realm-tuned": ("ict-tuned",)}
+# 97.5 % of Student's distribution with 1, 2, … degrees of freedom lie below these.
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+LABELS = {
+    "ict-again": "ICT continued", "ict-same": "ICT continued, REALM's sentences", "realm-still": "no gradient",
+    "realm-permuted": "p(y|z,x) permuted", "realm": "REALM",
+}  # fmt: skip
+LINES = {"all R@5": "R@5 of 1,009 questions (%)", "retrieval utility": "retrieval utility, nats a masked wordpiece"}
+
+Curves = dict[str, dict[int, dict[str, list[float]]]]  # arm -> seed -> column -> values
+
+
+def read_curves(folder: Path) -> Curves:
+    """The columns of every run's CSV; an arm's begin with the row before its first update, where that is known."""
+    curves: Curves = {}
+    for path in sorted(folder.glob("*-[0-9]*.csv")):
+        arm, _, seed = path.stem.rpartition("-")
+        if arm in (*ARMS, *TUNED):
+            curves.setdefault(arm, {})[int(seed)] = read_log(path)
+    for seed, still in curves.get("realm-still", {}).items():
+        curves.setdefault(BEFORE, {})[seed] = {name: values[:1] for name, values in still.items()}
+        for arm in ARMS:
+            columns = curves.get(arm, {}).get(seed)
+            if columns and columns["step"][0] > 0:
+                curves[arm][seed] = {name: [still[name][0], *values] for name, values in columns.items()}
+    return curves
+
+
+def interval(values: list[float]) -> Estimate:
+    """The mean over seeds and Student's 95 % interval; of one seed, none."""
+    found = np.array(values)
+    if len(found) < 2:
+        return Estimate(float(found.mean()), float("nan"), float("nan"))
+    half = STUDENT[len(found) - 2] * float(found.std(ddof=1)) / len(found) ** 0.5
+    return Estimate(float(found.mean()), float(found.mean()) - half, float(found.mean()) + half)
+
+
+def rows(curves: Curves, folder: Path) -> Iterator[dict[str, Any]]:
+    """Each arm's last measures: their mean, and the mean difference to each of the arm's bases."""
+    for arm in (BEFORE, *ARMS, *TUNED):
+        runs = curves.get(arm, {})
+        measures = [name for name in next(iter(runs.values()), {}) if name != "step"]
+        for measure in measures:
+            last = {seed: columns[measure][-1] for seed, columns in runs.items()}
+            row = {"arm": arm, "measure": measure, "against": "", "seeds": len(last)}
+            yield row | numbers(interval(list(last.values())))
+            for base in BASES.get(arm, ()):
+                other = {seed: c[measure][-1] for seed, c in curves.get(base, {}).items() if measure in c}
+                both = sorted(last.keys() & other.keys())
+                if both and base != arm:
+                    found = numbers(interval([last[seed] - other[seed] for seed in both]))
+                    found |= redrawn(folder, arm, base, measure, both)
+                    yield row | {"against": base, "seeds": len(both)} | found
+
+
+def numbers(found: Estimate, name: str = "") -> dict[str, str]:
+    return {f"{name}{part}": f"{value:.3f}" for part, value in found._asdict().items()}
+
+
+def redrawn(folder: Path, arm: str, base: str, measure: str, seeds: list[int]) -> dict[str, str]:
+    """The interval of a difference in R@k when questions and seeds are redrawn."""
+    paths = [[folder / f"{name}-{seed}.ranks" for seed in seeds] for name in (base, arm)]
+    if not measure.startswith("all R@") or not all(path.is_file() for side in paths for path in side):
+        return {}
+    k = int(measure.removeprefix("all R@"))
+    ranks = [np.array([[int(n) for n in path.read_text().split()] for path in side]) for side in paths]
+    first, second = (100 * ((side > 0) & (side <= k)) for side in ranks)
+    found = paired_bootstrap(first, second).difference
+    return {"bootstrap low": f"{found.low:.3f}", "bootstrap high": f"{found.high:.3f}"}
+
+
+def write_summary(curves: Curves, folder: Path, path: Path) -> None:
+    columns = ["arm", "measure", "against", "seeds", "mean", "low", "high", "bootstrap low", "bootstrap high"]
+    with write_atomically(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows(curves, folder))
+
+
+def plot(curves: Curves, measure: str, path: Path) -> None:
+    """A measure against updates: the mean of each arm, and its interval over the seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for number, arm in enumerate(ARMS):
+        runs = [columns for columns in curves.get(arm, {}).values() if measure in columns]
+        if not runs:
+            continue
+        steps = sorted(set.intersection(*(set(columns["step"]) for columns in runs)))
+        found = [interval([columns[measure][columns["step"].index(step)] for columns in runs]) for step in steps]
+        axes.plot(steps, [one.mean for one in found], color=f"C{number}", marker="o", markersize=3, label=LABELS[arm])
+        axes.fill_between(
+            steps, [one.low for one in found], [one.high for one in found], color=f"C{number}", alpha=0.15, linewidth=0
+        )
+    axes.set(xlabel="updates", ylabel=LINES[measure])
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.lines:
+        axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, path, dpi=110)
+
+
+def report(folder: Path) -> None:
+    """Write summary.csv, recall.png and utility.png beside the runs' CSVs."""
+    curves = read_curves(folder)
+    if not curves:
+        return
+    write_summary(curves, folder, folder / "summary.csv")
+    plot(curves, "all R@5", folder / "recall.png")
+    plot(curves, "retrieval utility", folder / "utility.png")
