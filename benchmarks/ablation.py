@@ -116,7 +116,7 @@ def told_apart(folder: Path, facts: list[tuple[Example, list[int]]], blocks: lis
     right = []
     for example, ids in facts:
         candidates = [list(range(1, 1 + len(ids)))]
-        evidence = [blocks[z] for z in ids]
+        evidence = preparation.encode_evidence([blocks[z] for z in ids], tokenizer)
         positions = encoder.config.max_position_embeddings
         pairs = joint_sequences(tokenizer, [example.ids], candidates, evidence, demo.PRETRAIN.max_block, positions)
         joint = pad(pairs, encoder)

@@ -48,8 +48,7 @@ from realm_min.interface.embedder import RealmEmbedder
 from realm_min.interface.inputs import Inputs, checked_batch
 from realm_min.jobs import loop, preparation, runs, warm_start
 from realm_min.jobs.draws import Draws
-from realm_min.jobs.embedding import embed_blocks
-from realm_min.jobs.evaluation import Question, has_answer_words
+from realm_min.jobs.evaluation import has_answer_words
 from realm_min.jobs.settings import Finetune, Ict, Mlm, Pretrain, TrainingRun
 from realm_min.learn import ict, pretraining
 from realm_min.learn.masking import salient_span, salient_spans
@@ -60,11 +59,12 @@ from realm_min.ranks.devices import add_device, chosen_device
 from realm_min.search.mips import BlockIndex
 from realm_min.text.corpus import Block, split_sentences
 from realm_min.text.questions import TrainingQuestion, read_questions
+from realm_min.text.sequences import document_sequences, pad
 
 HERE = Path(__file__).parent
 KS = (1, 5, 20)
 HELD_OUT = 20  # of so many leads, the sentences of one are never trained on: retrieval utility is of them
-PAIRS_AT_ONCE = 512
+PAIRS_AT_ONCE, BLOCKS_AT_ONCE = 512, 256
 
 
 class Given(NamedTuple):
@@ -144,10 +144,11 @@ class Lab:
         self.settings = json.loads(given.settings.read_text(encoding="utf-8"))
         self.tokenizer = warm_start.tokenizer(None)
         self.blocks = lead_blocks(given.leads)
+        self.pieces = preparation.encode_evidence(self.blocks, self.tokenizer)
         self.questions = {split: list(read_questions(given.questions / f"{split}.jsonl")) for split in ("train", "dev")}
         self.train, self.held_out = sentences(given, self.blocks)
         spans = {sentence.text: sentence.spans for sentence in (*self.train, *self.held_out)}
-        self.ranks = np.zeros(0, int)
+        self.ranks, self.known = np.zeros(0, int), {}
         self.choose = partial(salient_span, find=lambda text: [tuple(span) for span in spans.get(text, [])])
 
     def run(self, folder: Path, **given: Any) -> TrainingRun:
@@ -164,33 +165,48 @@ class Lab:
         return warm_start.knowledge_encoder(folder, seed, **NO_DROPOUT).to(self.device)
 
     def texts(self, settings: Pretrain) -> list[pretraining.Text]:
-        """As many sentences as an arm of this seed masks, each once."""
-        order = np.random.default_rng([settings.seed, 5]).permutation(len(self.train))
-        picked = [self.train[i] for i in order[: settings.steps * settings.batch_size]]
-        return [pretraining.Text(s.block, self.blocks[s.block].title, s.text) for s in picked]
+        """As many sentences as an arm of this seed masks, each once, none longer than it reads."""
+        count = settings.steps * settings.batch_size
+        order = np.random.default_rng([settings.seed, 5]).permutation(len(self.train))[: 2 * count]
+        picked = [self.train[i] for i in order]
+        texts = [pretraining.Text(s.block, self.blocks[s.block].title, s.text) for s in picked]
+        lengths = map(len, self.tokenizer([f"{text.title}. {text.text}" for text in texts])["input_ids"])
+        fitting = [text for text, n in zip(texts, lengths, strict=True) if n <= settings.max_passage]
+        return fitting[:count]
 
     # What a retriever is worth
 
     def index(self, embedder: RealmEmbedder) -> BlockIndex:
-        return BlockIndex(embed_blocks(embedder, self.tokenizer, self.blocks).to(self.device))
+        sequences = document_sequences(self.tokenizer, self.pieces, self.settings["ict"]["max_evidence"])[1:]
+        order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+        found = torch.empty(len(sequences), embedder.config.retriever_proj_size, device=self.device)
+        for start in range(0, len(order), BLOCKS_AT_ONCE):
+            some = order[start : start + BLOCKS_AT_ONCE]
+            batch = checked_batch(embedder.config, Inputs(**pad([sequences[i] for i in some], embedder)))
+            found[some] = embed(embedder.p, embedder.config, batch, PLAIN)[0][0]
+        return BlockIndex(found)
 
     def recall(self, embedder: RealmEmbedder, index: BlockIndex) -> dict[str, float]:
         """R@k of the development questions and of all, by whole words of the normalised lead, its title included."""
-        asked = [*self.questions["train"], *self.questions["dev"]]
-        hits = []
+        asked, hits = [*self.questions["train"], *self.questions["dev"]], []
         for start in range(0, len(asked), 64):
             some = asked[start : start + 64]
             read = self.tokenizer([q.question for q in some], padding=True, return_tensors="pt").to(self.device)
             (x, _), _ = embed(embedder.p, embedder.config, checked_batch(embedder.config, Inputs(**read)), PLAIN)
             _, ids = index.search(x.float(), max(KS))
-            hits += [self.hits(question, row) for question, row in zip(some, ids.tolist(), strict=True)]
+            hits += [[self.hit(start + i, z) for z in row] for i, row in enumerate(ids.tolist())]
         found = np.array(hits)
         self.ranks = np.where(found.any(1), 1 + found.argmax(1), 0)  # of the first lead with an answer, 0: none
         rows = {"dev": found[len(self.questions["train"]) :], "all": found}
         return {f"{name} R@{k}": 100 * float(rows[name][:, :k].any(1).mean()) for name in rows for k in KS}
 
-    def hits(self, question: Question, ids: list[int]) -> list[bool]:
-        return [has_answer_words(f"{self.blocks[i].title}. {self.blocks[i].text}", question.answers) for i in ids]
+    def hit(self, question: int, block: int) -> bool:
+        """Whether a lead holds an answer to a question, by their numbers."""
+        if (question, block) not in self.known:
+            asked = [*self.questions["train"], *self.questions["dev"]][question]
+            title, text = self.blocks[block]
+            self.known[question, block] = has_answer_words(f"{title}. {text}", asked.answers)
+        return self.known[question, block]
 
     def utility(self, models: tuple, index: BlockIndex, settings: Pretrain) -> dict[str, float]:
         """Figure 4's retrieval utility and the loss, of held-out sentences: a masked wordpiece, in nats."""
@@ -205,7 +221,7 @@ class Lab:
         for start in range(0, len(examples), at_once):
             some = examples[start : start + at_once]
             places = draws._replace(places=draws.places[start : start + at_once])
-            batch = pretraining.gather_evidence(models, self.tokenizer, self.blocks, index, some, places, settings)
+            batch = pretraining.gather_evidence(models, self.tokenizer, self.pieces, index, some, places, settings)
             relevance, log_p, _ = pretraining.read_evidence(models, batch, (PLAIN, PLAIN, PLAIN))
             masked = batch.labels != IGNORED
             loss = marginal_loss(log_p, relevance, masked)[0]

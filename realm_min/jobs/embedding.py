@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from ..model.realm import embed as embed_batch
 from ..ranks import distributed
 from ..ranks.devices import plain_arithmetic
 from ..text.corpus import Block
+from ..text.sequences import pad
 
 SHARD_SIZE = 64  # blocks: what a stop can cost a rank
 GPU_BATCH_SIZE = 64
@@ -110,19 +112,18 @@ def embed_blocks(
     embeddings = torch.empty(len(blocks), embedder.config.retriever_proj_size, dtype=torch.float32)
 
     def embed(inputs: Any) -> Tensor:
-        batch = checked_batch(embedder.config, Inputs(**inputs.to(embedder.device)))
+        batch = checked_batch(embedder.config, Inputs(**inputs))
         with plain_arithmetic(embedder.device.type):
             return embed_batch(embedder.p, embedder.config, batch, PLAIN)[0][0]  # [batch, proj]
 
     with _side_by_side(embedder.device) as apply:
         for number, shard in enumerate(shards_of(blocks)):
             rows = embeddings[number * SHARD_SIZE :]
-            lengths = _lengths(shard, tokenizer)
-            order = sorted(range(len(shard)), key=lambda i: -lengths[i])  # the last to end are short
+            encoded = tokenizer(*_pairs(shard))
+            pieces = [np.stack(row, 1) for row in zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)]
+            order = sorted(range(len(shard)), key=lambda i: -len(pieces[i]))  # the last to end are short
             batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-            inputs = (
-                tokenizer(*_pairs([shard[i] for i in batch]), padding=True, return_tensors="pt") for batch in batches
-            )
+            inputs = (pad([pieces[i] for i in batch], embedder) for batch in batches)
             for batch, projected in zip(batches, apply(embed, inputs), strict=True):
                 rows[batch] = projected.float().cpu()
                 advance(len(batch))

@@ -15,16 +15,18 @@ from ..learn.masking import MASKINGS, Passage, SpanFinder, passages, salient_spa
 from ..learn.pretraining import NO_BLOCK, Text
 from ..text.corpus import Block, Document, cut_blocks, split_sentences
 from ..text.questions import TrainingQuestion
+from ..text.sequences import EncodedBlock
 from .settings import Pretrain
 
 AT_ONCE = 1024  # texts tokenized in one call
 
 
 class PretrainingCorpus(NamedTuple):
-    """X of REALM section 4.3: texts, and what chooses the wordpieces of one that are hidden."""
+    """X and Z of REALM section 4.3: texts, what chooses the wordpieces of one that are hidden, and the blocks."""
 
     texts: list[Text]
     choose: Callable[[Passage, np.random.Generator], list[int]]
+    blocks: list[EncodedBlock]  # Z
 
 
 def pretraining_corpus(
@@ -54,7 +56,7 @@ def pretraining_corpus(
             f"each text stands in more than {others} of the {len(blocks)} blocks, all barred as its evidence, which "
             f"leaves fewer than num_candidates={settings.num_candidates} asks for: give a larger corpus"
         )
-    return PretrainingCorpus(texts, choose)
+    return PretrainingCorpus(texts, choose, encode_evidence(blocks, tokenizer, report))
 
 
 def with_copies(texts: list[Text], blocks: list[Block], most: int) -> list[Text]:
@@ -148,6 +150,17 @@ def encode_questions(questions: Iterable[TrainingQuestion], tokenizer: Any, max_
     if not found:
         raise ValueError(f"no question has an answer of 1 to {max_span_width} wordpieces: nothing to train on")
     return found
+
+
+def encode_evidence(
+    blocks: Sequence[Block],
+    tokenizer: Any,
+    report: Callable[..., None] = lambda stage, done, total, note="": None,
+) -> list[EncodedBlock]:
+    """Every block's title and text as wordpieces, so that no step has to tokenise any."""
+    titles, texts = ([block[i].encode() for block in blocks] for i in (0, 1))
+    of_titles = encode_blocks(titles, tokenizer)
+    return [EncodedBlock(*pieces) for pieces in zip(of_titles, encode_blocks(texts, tokenizer, report), strict=True)]
 
 
 def encode_blocks(

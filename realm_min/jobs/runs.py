@@ -196,7 +196,7 @@ def _pretraining_step(
     settings: Pretrain,
 ) -> loop.Step:
     """The step that masks texts of the corpus, and finds their evidence in the refresher's latest index."""
-    (texts, choose), blocks = corpus, refresher.blocks
+    texts, choose, blocks = corpus
 
     def step(number: int) -> dict[str, Sum]:
         index = refresher.index(number)

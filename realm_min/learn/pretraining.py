@@ -13,7 +13,7 @@ The index is some hundred steps old (`refresh`): it only chooses the candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -39,8 +39,7 @@ from ..model.realm import (
 )
 from ..search.mips import BlockIndex
 from ..search.sharded_index import ShardedBlockIndex, search_without
-from ..text.corpus import Block
-from ..text.sequences import document_sequences, join, joint_sequences, pad
+from ..text.sequences import EncodedBlock, document_sequences, join, joint_sequences, pad
 from .masking import mask, passages
 from .steps import Sum
 
@@ -181,7 +180,7 @@ def use_of_retrieval(relevance: Tensor, log_likelihood: Tensor, masked: Tensor) 
 def gather_evidence(
     models: tuple[RealmEmbedder, RealmKnowledgeAugEncoder],
     tokenizer: Any,
-    blocks: list[Block],
+    blocks: Sequence[EncodedBlock],
     index: BlockIndex | ShardedBlockIndex,
     examples: list[Example],
     draws: Draws,

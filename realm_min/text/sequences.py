@@ -2,53 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .corpus import Block
-
-Pieces = list[tuple[int, int]]  # (id, type) of each token
+Pieces = np.ndarray  # id and type of each token, [tokens, 2] int64
 
 
-def join(tokenizer: Any, first: Iterable[int], second: Iterable[int] | None = None) -> Pieces:
-    """join_BERT (REALM, section 3.2): (id, type) of "[CLS] first [SEP]" or "[CLS] first [SEP] second [SEP]"."""
-    of_first = [(token, 0) for token in (tokenizer.cls_token_id, *first, tokenizer.sep_token_id)]
-    return of_first if second is None else [*of_first, *((token, 1) for token in (*second, tokenizer.sep_token_id))]
+class EncodedBlock(NamedTuple):
+    """The wordpieces of a block, without special tokens."""
+
+    title: np.ndarray
+    text: np.ndarray
 
 
-def pad(sequences: list[Pieces], model: Any) -> dict[str, Tensor]:
+def join(tokenizer: Any, first: Sequence[int] | np.ndarray, second: Sequence[int] | np.ndarray | None = None) -> Pieces:
+    """join_BERT (REALM, section 3.2): "[CLS] first [SEP]" or "[CLS] first [SEP] second [SEP]"."""
+    begins = 2 + len(first)  # of what has type 1
+    pieces = np.zeros((begins if second is None else begins + len(second) + 1, 2), np.int64)
+    pieces[0, 0], pieces[1 : begins - 1, 0], pieces[begins - 1, 0] = (
+        tokenizer.cls_token_id,
+        first,
+        tokenizer.sep_token_id,
+    )
+    if second is not None:
+        pieces[begins:-1, 0], pieces[-1, 0], pieces[begins:, 1] = second, tokenizer.sep_token_id, 1
+    return pieces
+
+
+def pad(sequences: Sequence[Pieces], model: Any) -> dict[str, Tensor]:
     """`input_ids`, `token_type_ids` and `attention_mask` [sequences, tokens] for `model`."""
-    tokens = max(map(len, sequences))
-    padded = torch.full((len(sequences), tokens, 3), 0)
+    padded = np.zeros((len(sequences), max(map(len, sequences)), 3), np.int64)
     padded[:, :, 0] = model.config.pad_token_id
-    for row, values in zip(padded, sequences, strict=True):
-        row[: len(values)] = torch.tensor([(token, kind, 1) for token, kind in values])
-    ids, types, attention = padded.to(model.device).unbind(2)
+    for row, pieces in zip(padded, sequences, strict=True):
+        row[: len(pieces), :2], row[: len(pieces), 2] = pieces, 1
+    ids, types, attention = torch.from_numpy(padded).to(model.device).unbind(2)
     return {"input_ids": ids, "token_type_ids": types, "attention_mask": attention}
 
 
-def document_sequences(tokenizer: Any, evidence: list[Block], max_wordpieces: int) -> list[Pieces]:
+def document_sequences(tokenizer: Any, evidence: Sequence[EncodedBlock], max_wordpieces: int) -> list[Pieces]:
     """What Embed_doc reads, "[CLS] title [SEP] text [SEP]", of the null document "[CLS] [SEP] [SEP]" and each block."""
-    null = join(tokenizer, (), ())
-    if not evidence:
-        return [null]
-    encoded = tokenizer(
-        [block.title for block in evidence], [block.text for block in evidence], truncation="only_second",
-        max_length=max_wordpieces,
-    )  # fmt: skip
-    pairs = zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
-    return [null, *(list(zip(ids, types, strict=True)) for ids, types in pairs)]
+    null = EncodedBlock(np.zeros(0, int), np.zeros(0, int))
+    return [join(tokenizer, title, text[: max_wordpieces - len(title) - 3]) for title, text in (null, *evidence)]
 
 
 def joint_sequences(
     tokenizer: Any,
     texts: list[list[int]],
     candidates: list[list[int]],
-    evidence: list[Block],
+    evidence: Sequence[EncodedBlock],
     max_block: int,
     positions: int,
 ) -> list[Pieces]:
@@ -60,17 +65,14 @@ def joint_sequences(
         max_block: tokens that evidence has at most, with its special ones.
         positions: tokens that a sequence has at most; the evidence is cut.
     """
-    encoded = tokenizer([f"{block.title}. {block.text}" for block in evidence], add_special_tokens=False)
-    documents = [[], *(ids[: max_block - 3] for ids in encoded["input_ids"])]
-    sequences = [
-        join(tokenizer, text, documents[candidate])[: positions - 1]
+    stop = tokenizer.encode(".", add_special_tokens=False)
+    whole = [np.concatenate([title, stop, text])[: max_block - 3] for title, text in evidence]
+    documents = [np.zeros(0, int), *whole]
+    return [
+        join(tokenizer, text, documents[candidate][: positions - len(text) - 3])
         for text, row in zip(texts, candidates, strict=True)
         for candidate in row
     ]
-    for values in sequences:
-        if values[-1][0] != tokenizer.sep_token_id:  # cut short
-            values.append((tokenizer.sep_token_id, 1))
-    return sequences
 
 
 def padded(rows: Sequence[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]:

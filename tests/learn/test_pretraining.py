@@ -137,7 +137,8 @@ def tokenizer(vocabulary):
 
 def step(models, tokenizer, index, examples, settings):
     draws = Draws(0, 0, list(range(len(examples))))
-    batch = pretraining.gather_evidence(models, tokenizer, BLOCKS, index, examples, draws, settings)
+    blocks = preparation.encode_evidence(BLOCKS, tokenizer)
+    batch = pretraining.gather_evidence(models, tokenizer, blocks, index, examples, draws, settings)
     return pretraining.pretrain_step(models, batch, settings)
 
 
@@ -215,7 +216,8 @@ def test_candidates_are_found_without_dropout(tokenizer):
     for rate, training in ((0.5, True), (0.5, False), (0.0, True)):
         models = [model.train(training) for model in new_models(hidden_dropout_prob=rate)]
         draws = Draws(0, 0, [0, 1, 2])
-        found.append(pretraining.gather_evidence(models, tokenizer, BLOCKS, index, examples, draws, SETTINGS))
+        blocks = preparation.encode_evidence(BLOCKS, tokenizer)
+        found.append(pretraining.gather_evidence(models, tokenizer, blocks, index, examples, draws, SETTINGS))
     assert all(torch.equal(batch.candidates, found[0].candidates) for batch in found)
 
 
@@ -232,7 +234,8 @@ def test_a_permuted_retriever_is_told_of_other_documents(tokenizer, monkeypatch)
     for permuted in (False, True):
         models = [model.to(torch.float64) for model in new_models()]
         chosen = SETTINGS._replace(permute_evidence=permuted, marginal="span")
-        batch = pretraining.gather_evidence(models, tokenizer, BLOCKS, index, examples, Draws(0, 0, [0, 1, 2]), chosen)
+        blocks, draws = preparation.encode_evidence(BLOCKS, tokenizer), Draws(0, 0, [0, 1, 2])
+        batch = pretraining.gather_evidence(models, tokenizer, blocks, index, examples, draws, chosen)
         pretraining.pretrain_step(models, batch, chosen)
         grads.append(models[1].grads)
     assert all(torch.equal(grad, grads[1][key]) for key, grad in grads[0].items())

@@ -91,6 +91,7 @@ def test_arms_of_a_tiny_model(tmp_path, monkeypatch):
         steps=2, batch_size=2, max_passage=24, max_block=40, num_candidates=3, refresh_every=1, learning_rate=0.1
     )
     settings = {"evaluate_every": 1, "held_out": 2, "soften": 0.5, "realm": few}
+    settings["ict"] = dict(max_evidence=40)
     settings["ict-again"] = dict(batch_size=2, group=1, learning_rate=0.1)
     chosen.settings.write_text(json.dumps(settings))
     for split, question in (("train", "Where is Oslo?"), ("dev", "Who ruled Peru?")):
