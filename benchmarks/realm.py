@@ -31,7 +31,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ from realm_min.ranks.devices import add_device, chosen_device
 from realm_min.search.mips import BlockIndex
 from realm_min.text.corpus import Block, split_sentences
 from realm_min.text.questions import TrainingQuestion, read_questions
-from realm_min.text.sequences import document_sequences, pad
+from realm_min.text.sequences import EncodedBlock, document_sequences, pad
 
 HERE = Path(__file__).parent
 KS = (1, 5, 20)
@@ -142,14 +142,17 @@ class Lab:
     def __init__(self, given: Given) -> None:
         self.given, self.device = given, chosen_device(given.device)
         self.settings = json.loads(given.settings.read_text(encoding="utf-8"))
-        self.tokenizer = warm_start.tokenizer(None)
-        self.blocks = lead_blocks(given.leads)
-        self.pieces = preparation.encode_evidence(self.blocks, self.tokenizer)
+        self.tokenizer, self.blocks = warm_start.tokenizer(None), lead_blocks(given.leads)
         self.questions = {split: list(read_questions(given.questions / f"{split}.jsonl")) for split in ("train", "dev")}
         self.train, self.held_out = sentences(given, self.blocks)
         spans = {sentence.text: sentence.spans for sentence in (*self.train, *self.held_out)}
         self.ranks, self.known = np.zeros(0, int), {}
         self.choose = partial(salient_span, find=lambda text: [tuple(span) for span in spans.get(text, [])])
+
+    @cached_property
+    def pieces(self) -> list[EncodedBlock]:
+        """The leads as wordpieces."""
+        return preparation.encode_evidence(self.blocks, self.tokenizer)
 
     def run(self, folder: Path, **given: Any) -> TrainingRun:
         def watch(stage: str, done: int, total: int | None, note: str = "") -> None:
@@ -420,10 +423,13 @@ def run_all(given: Given, tasks: list[str], processes: int) -> bool:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context) as pool:
         while waiting or running:
-            for task in [task for task in waiting if not set(needs(task)) & {*waiting, *running.values()}]:
+            if time.time() > given.until:
+                waiting, failed = [], failed or bool(waiting)
+            ready = [task for task in waiting if not set(needs(task)) & {*waiting, *running.values()}]
+            for task in ready[: processes - len(running)]:
                 waiting.remove(task)
                 running[pool.submit(perform, given, task)] = task
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            done, _ = wait(running, return_when=FIRST_COMPLETED) if running else ((), ())
             for future in done:
                 task = running.pop(future)
                 failed |= not finished(task, future)
@@ -444,14 +450,15 @@ def leads_to(task: str, other: str) -> bool:
     return any(needed == task or leads_to(task, needed) for needed in needs(other))
 
 
-def main(arguments: list[str] | None = None) -> None:
+def read_arguments(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Given]:
+    """The options, and what each run is told of them; what all runs read is made ready."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--questions", type=Path, required=True, metavar="FOLDER", help="of train.jsonl and dev.jsonl")
     parser.add_argument("--leads", type=Path, metavar="FILE", help="the leads' data file, where not the package's")
     parser.add_argument("--work", type=Path, default=HERE.parent / "out" / "realm", metavar="FOLDER", help="for models")
     parser.add_argument("--out", type=Path, default=HERE / "realm", metavar="FOLDER", help="for a CSV of each run")
     parser.add_argument("--settings", type=Path, default=HERE / "realm-settings.json", metavar="FILE.json")
-    parser.add_argument("--arms", nargs="+", default=[*ARMS, *TUNED], choices=[*ARMS, *TUNED, "ict", "ground"])
+    parser.add_argument("--arms", nargs="+", default=[*ARMS, *TUNED], choices=[*ARMS, *TUNED], help="(default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", help="(default: those of the settings)")
     parser.add_argument("--processes", type=int, default=1, help="runs side by side (default: 1)")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after so many; the same command goes on")
@@ -466,10 +473,13 @@ def main(arguments: list[str] | None = None) -> None:
     )  # fmt: skip
     given.out.mkdir(parents=True, exist_ok=True)
     sentences(given, lead_blocks(given.leads))  # once, before the processes
+    return options, given
+
+
+def main() -> None:
+    options, given = read_arguments()
     seeds = options.seeds or json.loads(given.settings.read_text(encoding="utf-8"))["seeds"]
-    tasks = ["ground"] if "ground" in options.arms else []
-    tasks += [f"{name}-{seed}" for seed in seeds for name in options.arms if name != "ground"]
-    done = run_all(given, tasks, options.processes)
+    done = run_all(given, [f"{name}-{seed}" for seed in seeds for name in options.arms], options.processes)
     report(given.out)
     if not done:
         raise TimeoutError("some runs are not done: the same command goes on with them")
