@@ -51,13 +51,14 @@ from realm_min.jobs.draws import Draws
 from realm_min.jobs.evaluation import has_answer_words
 from realm_min.jobs.settings import Finetune, Ict, Mlm, Pretrain, TrainingRun
 from realm_min.learn import ict, pretraining
-from realm_min.learn.masking import salient_span, salient_spans
+from realm_min.learn.masking import salient_span
 from realm_min.learn.steps import Sum
 from realm_min.model.bert import PLAIN
 from realm_min.model.realm import IGNORED, embed, marginal_loss
 from realm_min.ranks.devices import add_device, chosen_device
 from realm_min.search.mips import BlockIndex
 from realm_min.text.corpus import Block, split_sentences
+from realm_min.text.names_and_dates import salient_spans
 from realm_min.text.questions import TrainingQuestion, read_questions
 from realm_min.text.sequences import EncodedBlock, document_sequences, pad
 

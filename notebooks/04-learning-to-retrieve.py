@@ -239,7 +239,7 @@ print("x_batch", x_batch[0].shape, " y", y.shape)
 CANDIDATES = 7  # and the null document: 8, as in the paper
 index, _ = embed(p["embedder"], c, join([(z,) for z in documents[:NULL]]))  # [lines and notes, proj]
 x, kept_x = embed(p["embedder"], c, x_batch)  # [batch, proj]
-found = search(x, index, CANDIDATES, barred=N + picked)  # [batch, 7]
+found = search(x, index, CANDIDATES, barred=np.arange(NULL) == (N + picked)[:, None])  # [batch, 7]
 candidates = np.pad(found, ((0, 0), (0, 1)), constant_values=NULL)  # [batch, 8]
 print("candidates of the first text:", candidates[0], " barred:", N + picked[0])
 
@@ -379,7 +379,8 @@ def embed_index(p: dict) -> np.ndarray:
 def batch_of(p: dict, index: np.ndarray, picked: np.ndarray, bar: bool = True) -> tuple:
     """Parts 1 to 5: what a step reads."""
     x_batch = example.texts([facts[i] for i in picked])
-    found = search(embed(p["embedder"], c, x_batch)[0], index, CANDIDATES, N + picked if bar else None)
+    own = np.arange(NULL) == (N + picked)[:, None]  # [batch, lines and notes]
+    found = search(embed(p["embedder"], c, x_batch)[0], index, CANDIDATES, own if bar else False)
     candidates = np.pad(found, ((0, 0), (0, 1)), constant_values=NULL)
     distinct, places = np.unique(candidates, return_inverse=True)
     pairs, labels = example.pairs_and_labels([facts[i] for i in picked], documents, candidates)

@@ -227,7 +227,7 @@ def plot_training(folder: str | os.PathLike) -> Path:
     width = max(1, len(steps) // 40)
     shown = {
         "loss": "loss,\nnats a masked wordpiece",
-        "retrieval_utility": "retrieval utility,\nnats a text",
+        "retrieval_utility": "retrieval utility,\nnats a masked wordpiece",
         "null_probability": "p(∅|x)",
         "staleness": "age of the index,\nsteps",
     }
