@@ -406,7 +406,7 @@ def pretrain(p: dict, steps: int = STEPS, refresh: int = 5, bar: bool = True, ra
 def found_first(snapshot: tuple) -> np.ndarray:
     """Whether a text's line comes first among all documents but its own note: bool [facts]."""
     x, z = snapshot
-    return search(x, z, 1, N + np.arange(N))[:, 0] == np.arange(N)
+    return search(x, z, 1, np.eye(N, NULL, k=N, dtype=bool))[:, 0] == np.arange(N)
 
 
 learnt = copy.deepcopy(p)
