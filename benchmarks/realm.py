@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from leads import lead_blocks
-from realm_report import ARMS, TUNED, report
+from realm_report import ARMS, BEFORE, TUNED, report
 from train_demo import NO_DROPOUT, minilm
 
 from realm_min.app.train import new_model
@@ -66,6 +66,8 @@ HERE = Path(__file__).parent
 KS = (1, 5, 20)
 HELD_OUT = 20  # of so many leads, the sentences of one are never trained on: retrieval utility is of them
 PAIRS_AT_ONCE, BLOCKS_AT_ONCE = 512, 256
+RANKS = "ranks"
+SAVE_EVERY = 20  # updates, some minutes on two cores
 
 
 class Given(NamedTuple):
@@ -147,7 +149,7 @@ class Lab:
         self.questions = {split: list(read_questions(given.questions / f"{split}.jsonl")) for split in ("train", "dev")}
         self.train, self.held_out = sentences(given, self.blocks)
         spans = {sentence.text: sentence.spans for sentence in (*self.train, *self.held_out)}
-        self.ranks, self.known = np.zeros(0, int), {}
+        self.known: dict[tuple[int, int], bool] = {}  # by question and lead, see `hit`
         self.choose = partial(salient_span, find=lambda text: [tuple(span) for span in spans.get(text, [])])
 
     @cached_property
@@ -160,7 +162,7 @@ class Lab:
             if time.time() > self.given.until:
                 raise OutOfTimeError
 
-        return TrainingRun(folder, resume=True, save_every=10**9, report=watch, **given)
+        return TrainingRun(folder, resume=True, save_every=SAVE_EVERY, report=watch, **given)
 
     def embedder(self, folder: Path, seed: int) -> RealmEmbedder:
         return warm_start.embedder(folder, seed, **NO_DROPOUT).to(self.device)
@@ -190,8 +192,11 @@ class Lab:
             found[some] = embed(embedder.p, embedder.config, batch, PLAIN)[0][0]
         return BlockIndex(found)
 
-    def recall(self, embedder: RealmEmbedder, index: BlockIndex) -> dict[str, float]:
-        """R@k of the development questions and of all, by whole words of the normalised lead, its title included."""
+    def recall(self, embedder: RealmEmbedder, index: BlockIndex, folder: Path) -> dict[str, float]:
+        """R@k of the development questions and of all, by whole words of the normalised lead, its title included.
+
+        Where each question's first right lead stands is written to the folder of the run.
+        """
         asked, hits = [*self.questions["train"], *self.questions["dev"]], []
         for start in range(0, len(asked), 64):
             some = asked[start : start + 64]
@@ -200,7 +205,10 @@ class Lab:
             _, ids = index.search(x.float(), max(KS))
             hits += [[self.hit(start + i, z) for z in row] for i, row in enumerate(ids.tolist())]
         found = np.array(hits)
-        self.ranks = np.where(found.any(1), 1 + found.argmax(1), 0)  # of the first lead with an answer, 0: none
+        ranks = np.where(found.any(1), 1 + found.argmax(1), 0)  # of the first lead with an answer, 0: none
+        folder.mkdir(parents=True, exist_ok=True)
+        with write_atomically(folder / RANKS) as temporary:
+            temporary.write_text(" ".join(map(str, ranks)) + "\n", encoding="utf-8")
         rows = {"dev": found[len(self.questions["train"]) :], "all": found}
         return {f"{name} R@{k}": 100 * float(rows[name][:, :k].any(1).mean()) for name in rows for k in KS}
 
@@ -237,12 +245,14 @@ class Lab:
         names = ("retrieval_utility", "held-out loss", "null_probability")
         return {name.replace("_", " "): sums[name] / sums[f"{name} count"] for name in names}
 
-    def measured(self, embedder: RealmEmbedder, encoder: Any = None, settings: Any = None) -> Callable[[], dict]:
+    def measured(
+        self, folder: Path, embedder: RealmEmbedder, encoder: Any = None, settings: Any = None
+    ) -> Callable[[], dict]:
         """For a run's `evaluate`: what the models are worth as they stand."""
 
         def evaluate() -> dict[str, float]:
             index = self.index(embedder)
-            found = self.recall(embedder, index)
+            found = self.recall(embedder, index, folder)
             return found | (self.utility((embedder, encoder), index, settings) if encoder else {})
 
         return evaluate
@@ -253,7 +263,8 @@ def warm_up(lab: Lab, stage: str, seed: int) -> None:
     work, chosen = lab.given.work, lab.settings[stage]
     if stage == "ict":
         embedder = lab.embedder(minilm(), seed)
-        run = lab.run(work / f"ict-{seed}", evaluate=lab.measured(embedder), evaluate_every=chosen["steps"] // 2)
+        folder = work / f"ict-{seed}"
+        run = lab.run(folder, evaluate=lab.measured(folder, embedder))
         runs.ict(run, lab.blocks, embedder, lab.tokenizer, Ict(**chosen, seed=seed))
     elif stage in ("mlm", "copy"):
         encoder = lab.encoder(minilm() if stage == "mlm" else work / "mlm", seed)
@@ -277,7 +288,7 @@ def arm(lab: Lab, name: str, seed: int) -> None:
     settings = Pretrain(**lab.settings["realm"], seed=seed)
     embedder = lab.embedder(work / f"ict-{seed}", seed)
     if name.startswith("ict"):
-        run = lab.run(folder, evaluate=lab.measured(embedder), evaluate_every=every)
+        run = lab.run(folder, evaluate=lab.measured(folder, embedder), evaluate_every=every)
         chosen = Ict(**lab.settings["ict-again"], seed=1000 + seed)._replace(steps=settings.steps)
         if name == "ict-again":
             runs.ict(run, lab.blocks, embedder, lab.tokenizer, chosen)
@@ -288,7 +299,7 @@ def arm(lab: Lab, name: str, seed: int) -> None:
     encoder = lab.encoder(work / "ground", seed)
     still, permuted = name == "realm-still", name == "realm-permuted"
     settings = settings._replace(encoder_alone=still, permute_evidence=permuted)
-    evaluate = lab.measured(embedder, encoder, settings)
+    evaluate = lab.measured(folder, embedder, encoder, settings)
     if still and not (folder / "before.json").is_file():  # of all arms, before their first update
         folder.mkdir(parents=True, exist_ok=True)
         found = evaluate()
@@ -355,11 +366,12 @@ def perform(given: Given, task: str) -> str:
     folder = given.work / task
     if name in (*ARMS, *TUNED):
         folder = given.work / given.out.name / task
+    if name in (BEFORE, *ARMS, *TUNED):
         with write_atomically(given.out / f"{task}.csv") as temporary:
             temporary.write_bytes(with_first_row(folder))
         if name in ARMS:
             with write_atomically(given.out / f"{task}.ranks") as temporary:
-                temporary.write_text(" ".join(map(str, lab.ranks)) + "\n", encoding="utf-8")
+                temporary.write_bytes((folder / RANKS).read_bytes())
     (folder / "done").touch()
     return task
 

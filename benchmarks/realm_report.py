@@ -8,6 +8,7 @@ how far other questions would differ: for that R@k has the interval of redrawn q
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from realm_min.jobs.statistics import Estimate, paired_bootstrap
 
 ARMS = ("ict-again", "ict-same", "realm-still", "realm-permuted", "realm")
 TUNED = ("ict-tuned", "realm-tuned")
-BEFORE = "ict"  # what all arms begin with: the first row of realm-still
+BEFORE = "ict"  # what all arms begin with: the last row of ict's own run, and the first of realm-still
+UNFINISHED, LAST = "unfinished.csv", 20  # updates of runs that were stopped, and how many of them are averaged
 # What a difference is taken to: ICT that went on for as long, the control without a gradient, and what was tuned first.
-BASES = {**{arm: ("ict-again", "ict-same", "realm-still") for arm in ARMS}, "realm-tuned": ("ict-tuned",)}
+BASES = {**{arm: (BEFORE, "ict-again", "ict-same", "realm-still") for arm in ARMS}, "realm-tuned": ("ict-tuned",)}
 # 97.5 % of Student's distribution with 1, 2, … degrees of freedom lie below these.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 LABELS = {
@@ -36,19 +38,23 @@ Curves = dict[str, dict[int, dict[str, list[float]]]]  # arm -> seed -> column -
 
 
 def read_curves(folder: Path) -> Curves:
-    """The columns of every run's CSV; an arm's begin with the row before its first update, where that is known."""
+    """The columns of every run's CSV; an arm's begin with what all arms of its seed begin with."""
     curves: Curves = {}
     for path in sorted(folder.glob("*-[0-9]*.csv")):
         arm, _, seed = path.stem.rpartition("-")
-        if arm in (*ARMS, *TUNED):
+        if arm in (BEFORE, *ARMS, *TUNED):
             curves.setdefault(arm, {})[int(seed)] = read_log(path)
-    for seed, still in curves.get("realm-still", {}).items():
-        curves.setdefault(BEFORE, {})[seed] = {name: values[:1] for name, values in still.items()}
-        for arm in ARMS:
-            columns = curves.get(arm, {}).get(seed)
-            if columns and columns["step"][0] > 0:
-                curves[arm][seed] = {name: [still[name][0], *values] for name, values in columns.items()}
-    return curves
+    before: dict[int, dict[str, list[float]]] = {}
+    for seed, columns in curves.get(BEFORE, {}).items():
+        before[seed] = {name: values[-1:] for name, values in columns.items()} | {"step": [0.0]}
+    for seed, columns in curves.get("realm-still", {}).items():
+        before[seed] = before.get(seed, {}) | {name: values[:1] for name, values in columns.items()}
+    for arm in ARMS:
+        for seed, columns in curves.get(arm, {}).items():
+            if seed in before and columns["step"][0] > 0:
+                nan = [float("nan")]
+                curves[arm][seed] = {name: [*before[seed].get(name, nan), *values] for name, values in columns.items()}
+    return curves | ({BEFORE: before} if before else {})
 
 
 def interval(values: list[float]) -> Estimate:
@@ -63,10 +69,10 @@ def interval(values: list[float]) -> Estimate:
 def rows(curves: Curves, folder: Path) -> Iterator[dict[str, Any]]:
     """Each arm's last measures: their mean, and the mean difference to each of the arm's bases."""
     for arm in (BEFORE, *ARMS, *TUNED):
-        runs = curves.get(arm, {})
+        runs = {s: c for s, c in curves.get(arm, {}).items() if arm not in ARMS or len(c["step"]) > 1}
         measures = [name for name in next(iter(runs.values()), {}) if name != "step"]
         for measure in measures:
-            last = {seed: columns[measure][-1] for seed, columns in runs.items()}
+            last = {seed: columns[measure][-1] for seed, columns in runs.items() if measure in columns}
             row = {"arm": arm, "measure": measure, "against": "", "seeds": len(last)}
             yield row | numbers(interval(list(last.values())))
             for base in BASES.get(arm, ()):
@@ -76,6 +82,33 @@ def rows(curves: Curves, folder: Path) -> Iterator[dict[str, Any]]:
                     found = numbers(interval([last[seed] - other[seed] for seed in both]))
                     found |= redrawn(folder, arm, base, measure, both)
                     yield row | {"against": base, "seeds": len(both)} | found
+
+
+def unfinished(path: Path) -> Iterator[dict[str, Any]]:
+    """Of runs that were stopped: what their last updates measured of their batches, up to the last that all have.
+
+    The batches of a seed are the same in all arms, no sentence comes twice, and a batch is measured before the arm
+    learns from it.
+    """
+    with open(path, encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    last = {(row["arm"], row["seed"]): int(row["step"]) for row in found}
+    end = min(last.values())
+    curves: Curves = {}
+    for row in found:
+        if end - LAST < int(row["step"]) <= end:
+            columns = curves.setdefault(row["arm"], {}).setdefault(int(row["seed"]), {})
+            for name in row.keys() - {"arm", "seed", "step"}:
+                columns.setdefault(name, []).append(float(row[name]))
+    for arm in (arm for arm in ARMS if arm in curves):
+        for name in sorted(next(iter(curves[arm].values()))):
+            means = {a: {s: float(np.mean(c[name])) for s, c in curves[a].items()} for a in curves}
+            row = {"arm": arm, "measure": f"{name.replace('_', ' ')}, updates {end - LAST + 1} to {end}", "against": ""}
+            yield row | {"seeds": len(means[arm])} | numbers(interval(list(means[arm].values())))
+            for base in (base for base in ("realm-still", "realm-permuted") if arm == "realm" and base in curves):
+                both = sorted(means[arm].keys() & means[base].keys())
+                found_here = interval([means[arm][seed] - means[base][seed] for seed in both])
+                yield row | {"against": base, "seeds": len(both)} | numbers(found_here)
 
 
 def numbers(found: Estimate, name: str = "") -> dict[str, str]:
@@ -100,6 +133,8 @@ def write_summary(curves: Curves, folder: Path, path: Path) -> None:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows(curves, folder))
+        if (folder / UNFINISHED).is_file():
+            writer.writerows(unfinished(folder / UNFINISHED))
 
 
 def plot(curves: Curves, measure: str, path: Path) -> None:
@@ -109,7 +144,7 @@ def plot(curves: Curves, measure: str, path: Path) -> None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for number, arm in enumerate(ARMS):
-        runs = [columns for columns in curves.get(arm, {}).values() if measure in columns]
+        runs = [c for c in curves.get(arm, {}).values() if measure in c and len(c["step"]) > 1]
         if not runs:
             continue
         steps = sorted(set.intersection(*(set(columns["step"]) for columns in runs)))
@@ -120,16 +155,48 @@ def plot(curves: Curves, measure: str, path: Path) -> None:
         )
     axes.set(xlabel="updates", ylabel=LINES[measure])
     axes.spines[["top", "right"]].set_visible(False)
-    if axes.lines:
-        axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8)
     save_figure(figure, path, dpi=110)
 
 
+def plot_unfinished(path: Path, out: Path) -> None:
+    """Retrieval utility of the batches of runs that were stopped: means of ten updates, each seed thin, all thick."""
+    from matplotlib.figure import Figure
+
+    with open(path, encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for number, arm in ((number, arm) for number, arm in enumerate(ARMS) if arm in {row["arm"] for row in found}):
+        curves: dict[str, list[float]] = {}
+        for row in found:
+            if row["arm"] == arm:
+                curves.setdefault(row["seed"], []).append(float(row["retrieval_utility"]))
+        tens = [np.array(values[: len(values) // 10 * 10]).reshape(-1, 10).mean(1) for values in curves.values()]
+        steps = 10 * (1 + np.arange(min(map(len, tens))))
+        for values in tens:
+            axes.plot(steps, values[: len(steps)], color=f"C{number}", linewidth=0.7, alpha=0.5)
+        mean = np.mean([values[: len(steps)] for values in tens], axis=0)
+        axes.plot(steps, mean, color=f"C{number}", linewidth=2.2, marker="o", label=f"{LABELS[arm]}, {len(tens)} seeds")
+    axes.set(xlabel="updates", ylabel=LINES["retrieval utility"])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, out, dpi=110)
+
+
 def report(folder: Path) -> None:
-    """Write summary.csv, recall.png and utility.png beside the runs' CSVs."""
+    """Write summary.csv, and the plots that there is something for, beside the runs' CSVs."""
     curves = read_curves(folder)
     if not curves:
         return
     write_summary(curves, folder, folder / "summary.csv")
-    plot(curves, "all R@5", folder / "recall.png")
-    plot(curves, "retrieval utility", folder / "utility.png")
+    for measure, name in (("all R@5", "recall.png"), ("retrieval utility", "utility.png")):
+        if any(measure in c and len(c["step"]) > 1 for arm in ARMS for c in curves.get(arm, {}).values()):
+            plot(curves, measure, folder / name)
+    if (folder / UNFINISHED).is_file():
+        plot_unfinished(folder / UNFINISHED, folder / "unfinished.png")
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        report(Path(name))

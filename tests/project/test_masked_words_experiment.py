@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -102,8 +103,15 @@ def test_arms_of_a_tiny_model(tmp_path, monkeypatch):
     monkeypatch.setattr(realm, "KS", (1, 2))
     monkeypatch.setattr(refresh, "BuilderProcess", BuilderHere)
     chosen.out.mkdir()
-    for task in ("realm-still-0", "realm-0", "ict-same-0"):
+    monkeypatch.setattr(realm, "SAVE_EVERY", 1)
+    stopping = iter([0.0] * 3 + [2e12] * 99)  # before the third update is reported
+    for task in ("realm-still-0", "ict-same-0"):
         realm.perform(chosen, task)
+    with monkeypatch.context() as patch, pytest.raises(realm.OutOfTimeError):
+        patch.setattr(realm, "time", SimpleNamespace(time=lambda: next(stopping)))
+        realm.perform(chosen, "realm-0")
+    assert not (chosen.out / "realm-0.csv").exists() and not realm.is_done(chosen, "realm-0")
+    realm.perform(chosen, "realm-0")
     curves = realm_report.read_curves(chosen.out)
     still, learnt, same = (curves[arm][0] for arm in ("realm-still", "realm", "ict-same"))
     assert still["step"] == learnt["step"] == same["step"] == [0, 1, 2]
@@ -154,3 +162,19 @@ def test_settings_are_those_of_the_jobs():
     settings = json.loads((Path(realm.__file__).parent / "realm-settings.json").read_text())
     Ict(**settings["ict"]).check(), Pretrain(**settings["realm"]).check(), Pretrain(**settings["ground"]).check()
     assert realm.needs("ground") == ["copy", "ict-0"] and len(settings["seeds"]) >= 3
+
+
+def test_runs_that_were_stopped_are_compared_where_all_have_been(tmp_path):
+    lines = ["arm,seed,step,loss,retrieval_utility,null_probability"]
+    for arm, last, level in (("realm", 25, 1.0), ("realm-permuted", 30, 0.25)):
+        for seed in (0, 1):
+            lines += [f"{arm},{seed},{step},5,{level * (step > 5) + seed},0.1" for step in range(1, last + 1)]
+    (tmp_path / realm_report.UNFINISHED).write_text("\n".join(lines) + "\n")
+    rows = {
+        (row["arm"], row["measure"], row["against"]): row
+        for row in realm_report.unfinished(tmp_path / "unfinished.csv")
+    }
+    measure = "retrieval utility, updates 6 to 25"
+    assert float(rows["realm", measure, ""]["mean"]) == 1.5
+    found = rows["realm", measure, "realm-permuted"]
+    assert (found["seeds"], found["mean"], found["low"], found["high"]) == (2, "0.750", "0.750", "0.750")
