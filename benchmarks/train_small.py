@@ -21,9 +21,10 @@ from realm_min import RealmEmbedder, RealmKnowledgeAugEncoder
 from realm_min.app import learn
 from realm_min.interface.inputs import Inputs, checked_batch
 from realm_min.jobs.draws import Draws
+from realm_min.jobs.preparation import encode_evidence
 from realm_min.learn.mlm import mlm_step
 from realm_min.learn.optimizer import AdamW
-from realm_min.learn.pretraining import NO_BLOCK, Example, gather_evidence, labels_of, masked_texts, pretrain_step
+from realm_min.learn.pretraining import NO_BLOCK, Example, gather_evidence, labels_of, pretrain_step
 from realm_min.page.learned import SETTINGS
 from realm_min.page.small_realm import SmallRealm, index_of, save
 from realm_min.text.sequences import join, pad
@@ -49,7 +50,7 @@ def place_of(kind: str, ids: list[int], answer: int, country: int, rng: np.rando
 def hidden(ids: list[int], place: int, mask_id: int) -> Example:
     labels = [-100] * len(ids)
     labels[place] = ids[place]
-    return Example([mask_id if i == place else word for i, word in enumerate(ids)], labels, NO_BLOCK)
+    return Example([mask_id if i == place else word for i, word in enumerate(ids)], labels, (NO_BLOCK,))
 
 
 def sentence_with(question: list[int], answer: int, mask_id: int) -> list[int]:
@@ -98,6 +99,7 @@ def learn_with_null(task: learn.Task, realm: SmallRealm, seed: int, keep: Callab
     rng = np.random.default_rng([seed, 3])
     optimizers = tuple(AdamW(NULL_RATE, 4 * NULL_STEPS) for _ in range(2))
     mask_id, models = task.tokenizer.mask_token_id, (realm.encoder, realm.embedder)
+    blocks = encode_evidence(realm.documents, task.tokenizer)
     for step in range(NULL_STEPS):
         keep(step)
         examples = []
@@ -108,11 +110,8 @@ def learn_with_null(task: learn.Task, realm: SmallRealm, seed: int, keep: Callab
         draws = Draws(seed, step, list(range(BATCH)))
         for model in models:
             model.zero_grads()
-        evidence = gather_evidence(
-            models[::-1], task.tokenizer, realm.documents, index_of(realm), examples, draws, SETTINGS
-        )
-        texts = masked_texts(task.tokenizer, examples, realm.embedder)
-        loss = pretrain_step(models[::-1], texts, draws.dropout_seeds(), evidence, SETTINGS)["loss"]
+        batch = gather_evidence(models[::-1], task.tokenizer, blocks, index_of(realm), examples, draws, SETTINGS)
+        loss = pretrain_step(models[::-1], batch, SETTINGS)["loss"]
         for model, optimizer in zip(models, optimizers, strict=True):
             optimizer.update(model.state_dict(), model.grads, loss.count)
         if step % 5 == 4:

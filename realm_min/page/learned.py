@@ -17,26 +17,14 @@ from torch import Tensor
 from ..interface.embedder import RealmEmbedder
 from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
 from ..jobs.draws import Draws
+from ..jobs.preparation import encode_evidence
 from ..jobs.settings import Pretrain
 from ..learn import masking
 from ..learn.optimizer import AdamW
-from ..learn.pretraining import (
-    NO_BLOCK,
-    Example,
-    Retrieved,
-    gather_evidence,
-    masked_texts,
-    pretrain_step,
-    retrieve,
-)
-from ..model.bert import PLAIN, Batch
-from ..model.realm import (
-    embed,
-    marginal_log_likelihood,
-    marginal_log_likelihood_backward,
-    masked_words,
-    relevance_score,
-)
+from ..learn.pretraining import NO_BLOCK, Example, Retrieved, gather_evidence, pretrain_step, read_evidence
+from ..model.bert import PLAIN
+from ..model.realm import embed, marginal_log_likelihood, marginal_log_likelihood_backward
+from ..search.sharded_index import search_without
 from .small_realm import SmallRealm, index_of
 
 Json = dict[str, Any]
@@ -64,7 +52,6 @@ class Lesson(NamedTuple):
     text: str
     pieces: list[tuple[int, int]]  # the characters of each wordpiece
     hidden: list[int]  # wordpieces
-    texts: Batch  # "[CLS] x [SEP]"
     retrieved: Retrieved
     numbers: list[int]  # of the documents found, best first; the null document stands before them
 
@@ -127,15 +114,13 @@ def lesson(realm: SmallRealm, text: str, hidden: list[int]) -> Lesson:
             word = text[slice(*passage.offsets[place])]
             raise ValueError(f"the small model has no word for {word[:40]!r}: hide another")
     hidden = sorted(set(hidden))
-    example = Example(*masking.mask(passage.ids, hidden, realm.tokenizer.mask_token_id), NO_BLOCK)
-    texts = masked_texts(realm.tokenizer, [example], realm.embedder)
-    (x, _), _ = embed(realm.embedder.p, realm.embedder.config, texts, PLAIN)
+    example = Example(*masking.mask(passage.ids, hidden, realm.tokenizer.mask_token_id), (NO_BLOCK,))
     index, models = index_of(realm), (realm.embedder, realm.encoder)
-    evidence = gather_evidence(
-        models, realm.tokenizer, realm.documents, index, [example], Draws(0, 0, [0]), SETTINGS
-    )  # fmt: skip
-    found = retrieve(index, x, torch.tensor([NO_BLOCK]), SETTINGS.num_candidates - 1)
-    return Lesson(text, passage.offsets, hidden, texts, evidence(x), found[0].tolist())
+    blocks = encode_evidence(realm.documents, realm.tokenizer)
+    found = gather_evidence(models, realm.tokenizer, blocks, index, [example], Draws(0, 0, [0]), SETTINGS)
+    (x, _), _ = embed(realm.embedder.p, realm.embedder.config, found.texts, PLAIN)
+    numbers = search_without(index, x, torch.tensor([[NO_BLOCK]]), SETTINGS.num_candidates - 1)
+    return Lesson(text, passage.offsets, hidden, found, numbers[0].tolist())
 
 
 # ---- what the models say
@@ -149,13 +134,8 @@ def models_of(realm: SmallRealm) -> Models:
 
 def likelihoods(models: Models, of: Lesson) -> tuple[Tensor, Tensor]:
     """f(x, z) and log p(y|z,x) of every candidate z, the null document first: [1, candidates] each."""
-    embedder, encoder, found = models.embedder, models.encoder, of.retrieved
-    (x, _), _ = embed(embedder.p, embedder.config, of.texts, PLAIN)
-    (z, _), _ = embed(embedder.p, embedder.config, found.documents, PLAIN)
-    relevance, _ = relevance_score(x, z[found.candidates])
-    labels = found.labels.repeat_interleave(found.candidates.shape[1], 0)
-    log_p, _ = masked_words(encoder.p, encoder.config, found.pairs, labels, PLAIN)
-    return relevance, log_p.view(*found.candidates.shape, -1).sum(2)
+    relevance, log_p, _ = read_evidence((models.embedder, models.encoder), of.retrieved, (PLAIN, PLAIN, PLAIN))
+    return relevance, log_p.sum(2)
 
 
 def look(realm: SmallRealm, models: Models, of: Lesson) -> Json:
@@ -193,7 +173,7 @@ def step(models: Models, of: Lesson, with_gradient: bool) -> float:
     """
     for model in models[:2]:
         model.zero_grads()
-    found = pretrain_step(models[:2], of.texts, [0], lambda x: of.retrieved, SETTINGS)["loss"]
+    found = pretrain_step(models[:2], of.retrieved, SETTINGS)["loss"]
     learning = {"encoder": models.encoder, "embedder": models.embedder}
     for name, model in learning.items():
         if with_gradient or name == "encoder":

@@ -19,6 +19,7 @@ from ..files.safetensors_file import read_with_metadata, write_safetensors
 from ..interface.base import RealmModel
 from ..interface.embedder import RealmEmbedder
 from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
+from ..jobs.preparation import encode_evidence
 from ..search.mips import BlockIndex
 from ..text.corpus import Block
 from ..text.sequences import document_sequences, pad
@@ -90,5 +91,6 @@ def whole_words(vocabulary: list[str]) -> RealmTokenizerFast:
 def index_of(realm: SmallRealm) -> BlockIndex:
     """The search index of all documents, by the embedder as it is now."""
     longest = realm.embedder.config.max_position_embeddings
-    _, *documents = document_sequences(realm.tokenizer, realm.documents, longest)  # the null document is in no index
+    blocks = encode_evidence(realm.documents, realm.tokenizer)
+    _, *documents = document_sequences(realm.tokenizer, blocks, longest)  # the null document is in no index
     return BlockIndex(realm.embedder(**pad(documents, realm.embedder)).projected_score)

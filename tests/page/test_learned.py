@@ -28,7 +28,7 @@ def book(models, lesson):
     }
     texts, documents, pairs = (
         tuple(x.numpy() for x in (batch.words, batch.mask, batch.types))
-        for batch in (lesson.texts, lesson.retrieved.documents, lesson.retrieved.pairs)
+        for batch in (lesson.retrieved.texts, lesson.retrieved.documents, lesson.retrieved.pairs)
     )
     examples = texts, documents, lesson.retrieved.candidates.numpy(), pairs, lesson.retrieved.labels.numpy()
     loss, _, g = textbook.pretrain_step(p, models.embedder.config, examples)
@@ -100,7 +100,7 @@ def test_the_models_that_are_shown_are_copies(realm, lesson):
 
 def test_what_is_hidden(realm, lesson):
     mask = realm.tokenizer.mask_token_id
-    assert lesson.texts.words[0, 1:-1].tolist() == [
+    assert lesson.retrieved.texts.words[0, 1:-1].tolist() == [
         mask if i in HIDDEN else word for i, word in enumerate(learned.pieces_of(realm, TEXT).ids)
     ]
     words = learned.words_of(realm, "Oslo is governed from Xyzzy.")
