@@ -8,22 +8,24 @@ from __future__ import annotations
 from rich.cells import cell_len, set_cell_size
 
 from ..interface.open_qa import Answer, RetrievedBlock
+from ..jobs.calibration import Judge
 from ..text.corpus import split_sentences
 from .console import Console, Text
 from .printable import printable
 
 INDENT, BRACKETS = 2, 4  # columns: before each line, and what marks the answer where there is no colour
 OWN_LINES, OTHER_LINES = 4, 2  # of the answer's block, and of each other
+CREDULOUS = Judge(0.0)  # finds every answer
 FULL = 0.9  # of so many lines: words that do not fit move to the next
 
 Parts = tuple[str, str, str]  # what stands before the answer, the answer, what stands after it
 
 
-def print_answer(answer: Answer, threshold: float = 0.0, *, asked: bool = True, blocks: bool = False) -> None:
+def print_answer(answer: Answer, judge: Judge = CREDULOUS, *, asked: bool = True, blocks: bool = False) -> None:
     """Print an answer.
 
     Args:
-        threshold: where p(y|x) is below it, the answer counts as not found; what was read is shown all the same.
+        judge: where it finds the answer too doubtful, that counts as not found; what was read is shown all the same.
         asked: whether to say the question, too; at a prompt it stands there already.
         blocks: whether to show each block that was read, best first.
     """
@@ -31,7 +33,7 @@ def print_answer(answer: Answer, threshold: float = 0.0, *, asked: bool = True, 
     if asked:
         console.print(Text(" ".join(answer.question.split()), style="bold"))
     own = answer.blocks[answer.block_rank]
-    show(console, verdict(answer, threshold))
+    show(console, verdict(answer, judge))
     show(console, marked(in_a_line(sentence(own.text, answer.start_char, answer.end_char), width(console)), console))
     source = f"from {name(own)}, the {ordinal(answer.block_rank + 1)} of {len(answer.blocks)} blocks read"
     show(console, Text(cut(printable(source), width(console)), style="cyan"))
@@ -57,11 +59,12 @@ def width(console: Console) -> int:
     return max(console.width - INDENT - BRACKETS, 1)
 
 
-def verdict(answer: Answer, threshold: float) -> Text:
-    text, share = plain(answer.text), f"p(y|x) {answer.probability:.3g}"
-    if answer.probability >= threshold:
+def verdict(answer: Answer, judge: Judge) -> Text:
+    text, confidence = plain(answer.text), judge.confidence(answer)
+    share = f"p(y|x) {answer.probability:.3g}" if confidence is None else f"P(right) {confidence:.3g}"
+    if judge.found(answer):
         return Text.assemble((text, "bold green"), f"   {share}")
-    best = (" The best of what was read, ", (text, "bold"), f", has {share}, below {threshold:.3g}")
+    best = (" The best of what was read, ", (text, "bold"), f", has {share}, below {judge.threshold:.3g}")
     return Text.assemble(("Not found.", "bold yellow"), *best)
 
 

@@ -47,7 +47,8 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-k", type=COUNT.read, metavar="N", help="blocks to read for a question (default: the model's)")
     parser.add_argument(
         "--threshold", type=SHARE.read, metavar="P",
-        help="say that nothing was found where p(y|x) is below P (default: the model's; 0 for a model of your own)",
+        help="say that nothing was found where p(y|x), or P(right) of a model with a calibration, is below P (default: "
+        "the model's; 0 for one of your own without a calibration)",
     )  # fmt: skip
 
 

@@ -11,7 +11,9 @@ from dataclasses import asdict
 from itertools import chain
 from typing import NamedTuple
 
+from ..files.hub import resolve_folder
 from ..interface.open_qa import Answer, RealmForOpenQA
+from ..jobs.calibration import Judge, read_calibration
 from ..ranks import distributed
 from ..ranks.devices import chosen_device
 from ..ranks.watcher import RankFailedError
@@ -52,6 +54,18 @@ def threshold_of(options: argparse.Namespace) -> float:
     if options.threshold is not None:
         return options.threshold
     return default_model.NOT_FOUND_BELOW if options.model is None else 0.0
+
+
+def judge_of(options: argparse.Namespace) -> Judge:
+    """What decides which answers are found: the model's calibration, where its folder has one, else p(y|x).
+
+    Raises:
+        ValueError: the calibration is damaged.
+    """
+    calibration = read_calibration(resolve_folder(options.model)) if options.model else None
+    if calibration is None:
+        return Judge(threshold_of(options))
+    return Judge(calibration.threshold if options.threshold is None else options.threshold, calibration)
 
 
 def questions_of(options: argparse.Namespace) -> Iterator[Asked]:
@@ -114,7 +128,7 @@ def answer_all(options: argparse.Namespace, model: RealmForOpenQA, asked: Iterat
 
 def answer_questions(options: argparse.Namespace, model: RealmForOpenQA, asked: Iterator[Asked]) -> int:
     """Answer each question as it comes; one that cannot be answered is named, and costs no other its answer."""
-    status, threshold = 0, threshold_of(options)
+    status, judge = 0, judge_of(options)
     if options.k:
         model.check_searchable(options.k)
     for question, where in asked:
@@ -126,17 +140,16 @@ def answer_questions(options: argparse.Namespace, model: RealmForOpenQA, asked: 
             continue
         answer = model.answer([question], options.k)[0]
         if options.json:
-            print_json(answer, threshold)
+            print_json(answer, judge)
         else:
-            print_answer(answer, threshold, asked=where is not None, blocks=options.blocks)
+            print_answer(answer, judge, asked=where is not None, blocks=options.blocks)
         if options.plot:
             plots.plot_answer(model, answer, options.plot)
             remark(f"Drawn in {options.plot}")
     return status
 
 
-def print_json(answer: Answer, threshold: float) -> None:
-    """One JSON object in a line: `found` says whether p(y|x) reaches the threshold, the rest what `Answer` holds."""
-    values = asdict(answer)
-    found = answer.probability >= threshold
-    say_json({"question": values.pop("question"), "answer": values.pop("text"), "found": found, **values})
+def print_json(answer: Answer, judge: Judge) -> None:
+    """One JSON object in a line: `found` says whether the threshold is reached, `confidence` is P(right) or null."""
+    values, found = asdict(answer), {"found": judge.found(answer), "confidence": judge.confidence(answer)}
+    say_json({"question": values.pop("question"), "answer": values.pop("text"), **found, **values})

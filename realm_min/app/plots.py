@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import torch
 
 from ..interface.open_qa import Answer, RealmForOpenQA
 from ..jobs import loop
+from ..jobs.calibration import Bin
+from ..jobs.statistics import wilson
 from .figures import drawable, save_figure
 
 BARS = 20  # blocks drawn at most, best first
@@ -248,3 +251,28 @@ def plot_training(folder: str | os.PathLike) -> Path:
     path = Path(folder) / PLOT_FILE
     save_figure(figure, path, dpi=120)
     return path
+
+
+# ---- how far confidence is to be believed
+
+
+def plot_reliability(found: Sequence[Bin], path: str | os.PathLike) -> None:
+    """Draw how often answers of each confidence are right (`jobs/calibration.py`), with 95 % intervals, as a PNG.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed (the extra `plot`).
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
+    confidence, right = (np.array([getattr(one, name) for one in found]) for name in ("confidence", "right"))
+    low, high = np.array([wilson(one.right, one.count) for one in found]).T
+    bars = np.maximum([right - low, high - right], 0)
+    axes.errorbar(confidence, right, bars, fmt="o", color=ANSWER, ecolor=OTHER, capsize=3)
+    for one in found:
+        axes.annotate(f"{one.count}", (one.confidence, one.right), xytext=(6, -10), textcoords="offset points")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence, mean of the answers in a bin", ylabel="share that is right")
+    axes.set_title("Reliability; numbers: answers in a bin")
+    save_figure(figure, path, dpi=120)

@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..files.atomic import write_atomically
 from ..files.json_file import read_json_object
+from ..interface.open_qa import Answer
 
 CALIBRATION_FILE = "calibration.json"
 CERTAIN = 1e-6  # p is taken between this and 1 less this
@@ -47,6 +48,21 @@ class Calibration(NamedTuple):
     def found(self, probability: float, score: float) -> bool:
         """Whether such an answer is to be given, rather than "not found"."""
         return self.confidence(probability, score) >= self.threshold
+
+
+class Judge(NamedTuple):
+    """What an answer is believed by: its p(y|x), or where the model has a calibration the P(right) that it gives."""
+
+    threshold: float  # below it an answer counts as not found
+    calibration: Calibration | None = None
+
+    def confidence(self, answer: Answer) -> float | None:
+        """P(right), None where nothing is calibrated."""
+        return self.calibration and self.calibration.confidence(answer.probability, answer.score)
+
+    def found(self, answer: Answer) -> bool:
+        confidence = self.confidence(answer)
+        return (answer.probability if confidence is None else confidence) >= self.threshold
 
 
 class Bin(NamedTuple):

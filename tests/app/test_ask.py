@@ -4,6 +4,7 @@ import io
 import json
 import re
 import sys
+from pathlib import Path
 
 import eight_capitals
 import pytest
@@ -15,6 +16,7 @@ from realm_min import RealmConfig, RealmForOpenQA, RealmRetriever
 from realm_min.app import answer_lines, ask, printable
 from realm_min.app.cli import main, parser
 from realm_min.interface.open_qa import Answer, RetrievedBlock
+from realm_min.jobs.calibration import Calibration
 from realm_min.text.corpus import split_sentences
 
 QUESTION = "what is the capital of norway?"
@@ -101,8 +103,23 @@ def test_what_is_below_the_threshold_is_not_found(folder, monkeypatch, capsys):
         said = f"Not found. The best of what was read, {row['answer']}, has p(y|x) {share:.3g}, below {threshold:.3g}"
         assert line == (f"{row['answer']}   p(y|x) {share:.3g}" if found else said)
     monkeypatch.setattr(ask.default_model, "NOT_FOUND_BELOW", 0.7)
-    read = lambda *words: ask.threshold_of(parser().parse_args(["ask", *words]))  # noqa: E731
-    assert (read(), read("--model", "m"), read("--threshold", "0.2")) == (0.7, 0.0, 0.2)
+    read = lambda *words: ask.judge_of(parser().parse_args(["ask", *words])).threshold  # noqa: E731
+    assert (read(), read("--model", str(folder)), read("--threshold", "0.2")) == (0.7, 0.0, 0.2)
+
+
+def test_a_models_calibration_decides_what_is_found(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    calibration = Calibration(0.5, 0.1, -1.0, 0.9)
+    monkeypatch.setattr(ask, "read_calibration", lambda path: calibration if Path(path) == folder else None)
+    given = [QUESTION, "--model", str(folder)]
+    _, (row,), _ = asked(monkeypatch, capsys, None, *given)
+    confidence = calibration.confidence(row["probability"], row["score"])
+    assert row["confidence"] == confidence < 0.9 and row["found"] is False
+    assert main(["ask", *given]) == 0
+    said = f"Not found. The best of what was read, {row['answer']}, has P(right) {confidence:.3g}, below 0.9"
+    assert capsys.readouterr().out.splitlines()[1].strip() == said
+    assert main(["ask", *given, "--threshold", "0"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].strip() == f"{row['answer']}   P(right) {confidence:.3g}"
 
 
 def answer_of(text, start, end, **own):

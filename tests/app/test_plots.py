@@ -15,6 +15,8 @@ from realm_min import RealmConfig, RealmForOpenQA, RealmRetriever, RealmTokenize
 from realm_min.app import indexing, plots
 from realm_min.app.cli import main
 from realm_min.interface.inputs import Inputs
+from realm_min.jobs.calibration import Bin
+from realm_min.jobs.statistics import wilson
 from realm_min.model import ops
 from realm_min.model.bert import Run
 from realm_min.model.spans import span_candidates
@@ -164,3 +166,16 @@ def test_text_is_laid_out_in_lines_that_do_not_overlap(tokens):
             assert (next_line, next_column) == (line + 1, 0)
             assert column + widths[i - 1] + widths[i] + 1 > plots.LINE
     assert all(column + width <= plots.LINE for (_, column), width in zip(places, widths, strict=True))
+
+
+def test_reliability_shows_each_bin_with_its_interval(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: (figures.append(figure), path.touch()))
+    plots.plot_reliability([Bin(0.25, 0.5, 8), Bin(0.9, 1.0, 3)], tmp_path / "x.png")
+    (axes,) = figures[0].axes
+    points = axes.containers[0].lines[0]
+    assert (points.get_xdata().tolist(), points.get_ydata().tolist()) == ([0.25, 0.9], [0.5, 1.0])
+    (segments,) = axes.containers[0].lines[2]
+    ends = [segment[:, 1].tolist() for segment in segments.get_segments()]
+    assert np.allclose(ends, [wilson(0.5, 8), wilson(1.0, 3)])
+    assert [text.get_text() for text in axes.texts] == ["8", "3"]
