@@ -331,8 +331,10 @@ of_answer = np.where(same.numpy(), of_block, 0).sum(1)  # p(y|b,x) [beam]
 print("block    p(b|x)        Z_b   weight w_b   p(y|b,x)")
 for row in zip(block_ids.tolist(), prior, Z, weights_of_blocks, of_answer, strict=True):
     print("{:5}   {:7.4f}   {:8.3g}      {:7.4f}    {:7.4f}".format(*row))
-print(f"\nORQA's softmax: p(y|x) = {(weights_of_blocks * of_answer).sum():.4f}, as model.answer says")
-print(f"equation 1:     p(y|x) = {(prior * of_answer).sum():.4f}")
+print(f"\nORQA's softmax: p(y|x) = {(weights_of_blocks * of_answer).sum():.4f}", end="")
+print(f", answer.probability          {answer.probability:.4f}")
+print(f"equation 1:     p(y|x) = {(prior * of_answer).sum():.4f}", end="")
+print(f", answer.marginal_probability {answer.marginal_probability:.4f}")
 
 # %%
 figure, axis = plt.subplots(figsize=(8, 3.2))
@@ -348,7 +350,7 @@ show(figure, "For each of the five blocks its weight in equation 1 and in ORQA's
 # %% [markdown]
 # Which one is right? Each is a model of its own, and each must be trained as it is used. REALM pre-trains with equation
 # 1 over documents, where y is a masked word and the encoder's softmax runs over the vocabulary. It fine-tunes and
-# answers with ORQA's, and so does `model.answer`.
+# answers with ORQA's, by which `model.answer` chooses; an `Answer` holds both numbers under their names.
 #
 # ## Where the reader and the retriever disagree
 #

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..files.atomic import write_atomically
 from .printable import printable
@@ -34,11 +34,11 @@ def for_a_room() -> None:
     """Have Matplotlib draw a notebook's figures large enough for a classroom's wall."""
     import matplotlib
 
-    small = {f"{part}size": NOTEBOOK_POINTS for part in ("font.", "axes.title", "axes.label", "legend.font")}
-    ticks = {f"{axis}tick.labelsize": NOTEBOOK_POINTS for axis in "xy"}
-    plain = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
-    matplotlib.rcParams.update({"figure.dpi": NOTEBOOK_DPI, "figure.constrained_layout.use": True})
-    matplotlib.rcParams.update({**small, **ticks, **plain})
+    parts = ("font.", "axes.title", "axes.label", "legend.font", "xtick.label", "ytick.label")
+    letters = {f"{part}size": NOTEBOOK_POINTS for part in parts}
+    settings: Any = {"figure.dpi": NOTEBOOK_DPI, "figure.constrained_layout.use": True, "legend.frameon": False}
+    settings |= {"axes.spines.top": False, "axes.spines.right": False, **letters}
+    matplotlib.rcParams.update(settings)
 
 
 def show(figure: Figure, alternative: str) -> None:
