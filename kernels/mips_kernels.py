@@ -34,6 +34,15 @@ def _cut(x):
 
 
 @triton.jit
+def _least(threshold, mine):
+    """What a row's upper end must reach. Scores round to float32, and of equal ones the first rows count: those that
+    round to zero are as good as any that do, and those that round to infinity, or to minus infinity."""
+    infinite = tl.load(mine + 5)
+    least = tl.minimum(tl.load(threshold), infinite) - tl.load(mine + 4)
+    return tl.where(least < -infinite, -float("inf"), least)
+
+
+@triton.jit
 def _bound_of(values, shift):
     """Float64 norms or residuals -> float32 in units of 2**shift, not smaller but where they are taken for zero."""
     return (values * _power_of_two(-shift) * ROUND_UP).to(tl.float32)
@@ -45,7 +54,7 @@ def _bound_of(values, shift):
 def prepare_kernel(
     queries,  # *fp32, *fp16 or *bf16 [Q, D] q
     coded,  # *fp32, *fp16, *bf16 or *i8 [Q, D] q̂ / unit
-    shares,  # *fp32 [Q, 8] of the bound: of the norm in `scan`, in `rescore_kernel`, of the residual, constant, of ties
+    shares,  # *fp32 [Q, 8] of the bound: norm in `scan`, in `filter_kernel`, residual, constant; of ties: 0, infinity
     counts,  # *i32, of which the second becomes Q less the number of the first query that is not finite
     d,
     exponent,  # of the codes
@@ -76,6 +85,7 @@ def prepare_kernel(
     tl.store(place + 2, (norm / unit * shift * ROUND_UP).to(tl.float32))
     tl.store(place + 3, d.to(tl.float32) * 2.0**-116)  # products, and bounds, that are taken for zero
     tl.store(place + 4, (_power_of_two(-148 - exponent) / unit * ROUND_UP).to(tl.float32))
+    tl.store(place + 5, (_power_of_two(127 - exponent) / unit).to(tl.float32))
     if norm - norm != 0.0:  # NaN, where the query is not finite
         tl.atomic_max(counts + 1, tl.num_programs(0) - tl.program_id(0))
 
@@ -264,7 +274,7 @@ def certify_kernel(
     at = query.to(tl.int64) * groups + group
     end = tl.load(ends + at, mask=inside, other=-float("inf"))
     upper = end + bound * (2 * ROUND_UP * ROUND_UP)
-    chosen = inside & (upper >= tl.load(thresholds + query) - tl.load(mine + 4))
+    chosen = inside & (upper >= _least(thresholds + query, mine))
     count = tl.sum(chosen.to(tl.int32), axis=0)
     if count > 0:
         tl.atomic_add(counts + 3 + query, count)
@@ -326,7 +336,7 @@ def filter_kernel(
         bound = tl.load(mine + 1) * _bound_of(tl.load(norm + base), shift) + tl.load(mine + 3)
         if RESIDUAL:
             bound += tl.load(mine + 2) * _bound_of(tl.load(residual + base), shift)
-        passes = (row < n) & (score + bound * ROUND_UP >= tl.load(thresholds + query) - tl.load(mine + 4))
+        passes = (row < n) & (score + bound * ROUND_UP >= _least(thresholds + query, mine))
         count = tl.sum(passes.to(tl.int32), axis=0)
         if count > 0:
             place = tl.atomic_add(counts + 3 + q_count + query, count) + tl.cumsum(passes.to(tl.int32), axis=0) - 1

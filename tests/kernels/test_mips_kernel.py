@@ -74,6 +74,23 @@ def test_wide_blocks_match_the_book(path, shape, largest, dtype, seed):
     assert_matches_the_book(path, shape, largest, dtype, seed)
 
 
+@pytest.mark.parametrize("path", ["function", None, "bfloat16", "int8"])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("finite", [0, 2])
+def test_scores_beyond_float32_are_equal(path, sign, finite):
+    """They round to infinity, all the same, so the first rows count, though the bounds tell them apart."""
+    generator = torch.Generator().manual_seed(0)
+    queries = sign * torch.randn(1, 8, generator=generator).abs() * 2.0**62
+    blocks = torch.randn(300, 8, generator=generator).abs() * 2.0**124
+    blocks[200 : 200 + finite] *= 2.0**-120
+    scores, ids = search(path, queries, blocks, 4)
+    if sign > 0:
+        assert ids.tolist() == [[0, 1, 2, 3]] and scores.isposinf().all()
+    else:
+        assert set(ids[0, :finite].tolist()) == set(range(200, 200 + finite)) and scores[0, :finite].isfinite().all()
+        assert ids[0, finite:].tolist() == list(range(4 - finite)) and scores[0, finite:].isneginf().all()
+
+
 @settings(CASES, max_examples=cases(16))
 @given(
     path=paths, shape=shapes(), dtype=dtypes, scale=st.sampled_from([-140, -60, 0, 60, 124]), seed=st.integers(0, 999)

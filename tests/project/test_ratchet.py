@@ -15,7 +15,7 @@ SLACK = 15  # lines by which something may be below its number before the number
 BUDGETS = {"textbook.py": 450, "model": 2000, "interface": 2331, "learn": 1100, "kernels": 800}
 # Kernels that certify, filter and rescore on the device, and take any D, are more than the first version had: of their
 # lines a quarter name an argument each, with its type and shape.
-ABOVE_BUDGET: dict[str, int] = {"kernels": 1312}
+ABOVE_BUDGET: dict[str, int] = {"kernels": 1321}
 LARGEST_FILE = 500
 ABOVE_LARGEST_FILE: dict[str, int] = {}
 LONGEST_FUNCTION = 40
