@@ -338,7 +338,7 @@ def test_ask_and_evaluate_print_what_one_process_prints(ready, tmp_path):
     written = {}
     for size in EACH:
         commands = [
-            ["ask", *QUESTIONS[:3], "--model", str(ready), "-k", "3"],
+            ["ask", *QUESTIONS[:3], "--model", str(ready), "-k", "3", "--blocks"],
             ["ask", *QUESTIONS[:2], "--model", str(ready), "--json"],
             ["evaluate", str(path), "--model", str(ready), "--predictions", str(tmp_path / f"{size}.jsonl")],
             ["evaluate", str(path), "--model", str(ready), "--json", "--limit", "9"],
