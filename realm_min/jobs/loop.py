@@ -42,7 +42,7 @@ from ..learn.steps import Sum
 from ..ranks.distributed import world
 from ..ranks.exchange import GradientExchange
 from .run_checkpoints import CHECKPOINT_FILE, read_checkpoint, write_checkpoint
-from .settings import RUN_FILE, TrainingRun, check_new_run, silent
+from .settings import BEFORE, RUN_FILE, TrainingRun, check_new_run, silent
 
 LOG_FILE = "log.csv"
 METRICS_FILE = "metrics.csv"
@@ -331,6 +331,7 @@ def _open_run(run: TrainingRun, settings: dict[str, Any]) -> None:
     path = folder / RUN_FILE
     if path.is_file():
         found = read_json_object(path, f"restore it, or remove {folder} and start the run anew")
+        found = {key: value for key, value in BEFORE.items() if key in settings} | found
         for key in sorted(found.keys() | settings.keys()):
             if found.get(key) != settings.get(key):
                 raise ValueError(

@@ -20,6 +20,9 @@ from ..files.output import check_folder
 from ..text.corpus import MAX_WORDPIECES
 
 RUN_FILE = "run.json"
+# What a run.json says where it is older than a setting that changed nothing else. One that says nothing of another
+# setting is of a run that was computed otherwise.
+BEFORE = {"optimizer": "adamw"}
 
 Settings = TypeVar("Settings", bound=NamedTuple)
 

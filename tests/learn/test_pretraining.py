@@ -425,6 +425,12 @@ def test_the_command(tmp_path, tokenizer, capsys):
     assert "go on with --resume" in capsys.readouterr().err
     assert main([*command, "--resume", "--seed", "1"]) == 2
     assert "was begun with seed=0, not 1" in capsys.readouterr().err
+    # Older than a setting: one that changed nothing else, and one of a run that was computed otherwise.
+    settings = json.loads((out / "run.json").read_text())
+    for missing, status in (("optimizer", 0), ("tagger", 2)):
+        (out / "run.json").write_text(json.dumps({key: settings[key] for key in settings.keys() - {missing}}))
+        assert main([*command, "--resume"]) == status
+    assert "was begun with tagger=None, not " in capsys.readouterr().err
 
 
 def test_texts_of_another_corpus_and_an_encoder_alone(tmp_path, tokenizer):
