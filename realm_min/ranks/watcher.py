@@ -87,7 +87,8 @@ class Watcher:
 
     def verdict(self) -> RankFailedError | None:
         """Which rank is to blame for a collective that broke off; waits until that is known, as it soon must be."""
-        self._found.wait(self._patience + 2 * BEAT)
+        with self.exchange():  # it has broken off, and is waited in still
+            self._found.wait(self._patience + 2 * BEAT)
         self._raised = True
         return self._error
 

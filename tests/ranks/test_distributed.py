@@ -144,14 +144,21 @@ def work_for_ever(exchanging):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("exchanging", [True, False])
-def test_the_others_stop_and_name_the_rank_that_was_killed(exchanging):
+@pytest.mark.parametrize(
+    ("exchanging", "how", "reasons"),
+    [
+        (True, signal.SIGKILL, [" died"]),
+        (False, signal.SIGKILL, [" died"]),
+        (True, signal.SIGTERM, [" failed: SystemExit: 143", " died"]),
+    ],
+)
+def test_the_others_stop_and_name_the_rank_that_was_killed(exchanging, how, reasons):
     running = ranks.start(work_for_ever, 3, exchanging, patience=4.0)
     ranks.wait_for_words(running)
-    os.kill(running[1].process.pid, signal.SIGKILL)
+    os.kill(running[1].process.pid, how)
     outcomes = ranks.finish(running, seconds=15)
-    assert outcomes[1] == ranks.Outcome()
-    ranks.blame(running, 1, " died")
+    assert outcomes[1] == ranks.Outcome(error=None if how == signal.SIGKILL else "SystemExit: 143")
+    ranks.blame(running, 1, *reasons)
 
 
 def work_until_rank_1_fails(how):
