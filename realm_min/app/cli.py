@@ -95,12 +95,15 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    return status_of(lambda: _run_words(arguments))
+
+
+def _run_words(arguments: list[str] | None) -> int | None:
     top = parser()
     options = top.parse_args(arguments)
     if options.command is None:
-        top.print_help()
-        return 0
-    return status_of(lambda: run(options))
+        return top.print_help()
+    return run(options)
 
 
 def run(options: argparse.Namespace) -> int | None:

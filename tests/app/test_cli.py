@@ -14,7 +14,7 @@ import pytest
 import torch
 from oracle import transformers
 
-from realm_min.app import ask, default_model, indexing
+from realm_min.app import ask, default_model, indexing, training_arguments
 from realm_min.app.cli import main
 from realm_min.config import RealmConfig
 from realm_min.files.packed import load_packed, pack
@@ -206,6 +206,15 @@ def heed_ctrl_c(*words):
     # A suite that a script started in the background ignores Ctrl-C, and so would what it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     forked.command(*words)
+
+
+def test_ctrl_c_while_the_words_are_read(monkeypatch, capsys):
+    def interrupt(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training_arguments, "file_name", interrupt)
+    assert main(["finetune", "q.jsonl", "factbook", "--out", "o"]) == 130
+    assert capsys.readouterr().err == "\nInterrupted.\n"
 
 
 def test_ctrl_c_and_resume(tmp_path, folder):
