@@ -561,7 +561,7 @@ stale_losses, stale_snapshots = pretrain(stale_run, refresh=STEPS)
 def overlap(now: int, ago: int) -> float:
     """Share of the 7 best by the weights of snapshot `now` that the index of snapshot `now - ago` also finds."""
     x, fresh = snapshots[now]
-    right, got = (search(x, z, CANDIDATES, N + np.arange(N)) for z in (fresh, snapshots[now - ago][1]))
+    right, got = (search(x, z, CANDIDATES, np.eye(N, NULL, k=N, dtype=bool)) for z in (fresh, snapshots[now - ago][1]))
     return float((right[:, :, None] == got[:, None]).any(2).mean())
 
 
