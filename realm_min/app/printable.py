@@ -11,6 +11,7 @@ Nothing else in this package prints: every line goes through `say`, `remark`, `s
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import unicodedata
@@ -54,9 +55,20 @@ def remark(text: str = "") -> None:
 
 
 def say_json(value: Any, indent: int | None = None) -> None:
-    """A value as JSON on the standard output, in one line or indented; what `printable` escapes, JSON's escapes say."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    """A value as JSON on the standard output, in one line or indented; what `printable` escapes, JSON's escapes say.
+
+    A number that is none is null: JSON has no NaN and no Infinity.
+    """
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
     print("".join(c if c == "\n" or _is_shown(c) else json.dumps(c)[1:-1] for c in text), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_line(prompt: str) -> str:

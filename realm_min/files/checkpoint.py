@@ -246,6 +246,7 @@ def assign(
     aliases: dict[str, str],
     source: str = "the checkpoint",
     strict: bool = True,
+    finite: bool = True,
 ) -> tuple[list[str], list[str]]:
     """Copy `found`, without `OLD_BUFFERS`, into `expected`, in place and in its dtypes, or raise and copy nothing.
 
@@ -256,12 +257,14 @@ def assign(
             hold the alias, the canonical key, or both.
         source: what the error calls the checkpoint, such as its folder.
         strict: refuse keys that are missing or unexpected.
+        finite: refuse NaN and infinity, also those that a weight becomes in the model's dtype.
 
     Returns:
         The keys that are missing, and those that are unexpected.
 
     Raises:
-        ValueError: names every key that is missing, unexpected, of another shape or type, or whose two copies differ.
+        ValueError: names every key that is missing, unexpected, of another shape or type, or whose two copies differ;
+            or else the first that holds a value which is not finite.
     """
     weights, unexpected, problems = _by_canonical_key(found, expected, aliases)
     wanted = {key: tensor for key, tensor in expected.items() if key not in aliases}
@@ -278,14 +281,32 @@ def assign(
     if problems:
         raise misfit(source, problems)
     for key, weight in weights.items():
+        if finite and weight is not wanted[key]:
+            check_finite(key, weight, wanted[key].dtype, source)
+    for key, weight in weights.items():
         wanted[key].copy_(weight.detach())  # one that autograd follows would have it follow the model, too
     return missing, unexpected
+
+
+def check_finite(key: str, weight: torch.Tensor, dtype: torch.dtype, source: str) -> None:
+    """ValueError if a weight holds NaN or infinity, or will when it is cast to `dtype`: one pass, no copy."""
+    if not weight.is_floating_point() or not weight.numel():
+        return
+    read = weight.detach() if weight.element_size() > 1 else weight.float()  # of a float8 torch tells no extremes
+    if not all(end.to(dtype).isfinite() for end in torch.aminmax(read)):
+        value = read[~read.to(dtype).isfinite()][0].item()
+        raise ValueError(
+            f"{source} cannot be taken: {key} holds {value:.6g}, which is not finite as {dtype}; take weights from "
+            "before they were damaged, or diverged"
+        )
 
 
 def check_tensors(found: Mapping[str, torch.Tensor], source: str) -> None:
     """Refuse what is no dict of tensors of numbers: TypeError for no dict, ValueError for what it holds."""
     if not isinstance(found, Mapping):
         raise TypeError(f"{source} is a {type(found).__name__}: give a dict of tensors, as model.state_dict() is")
+    if unnamed := [key for key in found if not isinstance(key, str)]:
+        raise TypeError(f"{source} has a key {unnamed[0]!r}: give each tensor under its name")
     kinds = {key: type(x).__name__ for key, x in found.items() if not isinstance(x, torch.Tensor)}
     tensors = {key: tensor for key, tensor in found.items() if key not in kinds}
     kinds |= {key: "tensor of the meta device" for key, tensor in tensors.items() if tensor.device.type == "meta"}

@@ -463,6 +463,8 @@ def _fill(tensors: dict[str, Tensor], codes: Bytes, steps: Bytes, vectors: Bytes
     matrices = {key for key, tensor in stored.items() if is_quantized(key, tuple(tensor.shape))}
     all_codes = np.frombuffer(codes, np.int8)
     all_steps, all_vectors = np.frombuffer(steps, "<f2"), np.frombuffer(vectors, "<f2")
+    if not (np.isfinite(all_steps).all() and np.isfinite(all_vectors).all()):
+        raise ValueError("it holds a step or a bias that is not finite")
     ordered = np.empty(max((stored[key].numel() for key in matrices), default=0), np.int8)
     next_codes, next_steps, next_vector = _taking(all_codes), _taking(all_steps), _taking(all_vectors)
     for key, tensor in stored.items():

@@ -25,6 +25,7 @@ from ..interface.open_qa import RealmForOpenQA
 from ..interface.reader import RealmReader
 from ..interface.scorer import RealmScorer
 from .causes import check_readable
+from .checkpoint import check_finite
 from .json_file import read_json_object
 from .tensorflow_files import Checkpoint
 
@@ -311,4 +312,7 @@ def _read_weight(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"{name} of {checkpoint.path} is {array.dtype}: weights are floating-point numbers")
     array = array.T if name.endswith("/kernel") else array
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    with np.errstate(over="ignore"):  # what overflows is refused
+        weight = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    check_finite(name, weight, weight.dtype, source=str(checkpoint.path))
+    return weight

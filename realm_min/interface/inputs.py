@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -66,6 +67,7 @@ def checked_batch(config: RealmConfig, inputs: Inputs) -> Batch:
         token_type_ids = torch.zeros(shape, dtype=torch.long, device=device)
     if attention_mask is None:
         attention_mask = torch.ones(shape, dtype=torch.long, device=device)
+    check_finite("attention_mask", attention_mask)
     if attention_mask.dtype != torch.long and bool(((attention_mask == 0) | (attention_mask == 1)).all()):
         attention_mask = attention_mask.long()  # as numbers or truth values of any kind
     if tuple(attention_mask.shape) not in ((batch, tokens), (batch, tokens, tokens)):
@@ -106,6 +108,7 @@ def checked_words(config: RealmConfig, inputs: Inputs) -> Tensor:
             raise ValueError(
                 f"inputs_embeds has shape {tuple(words.shape)}: expected [batch, tokens, {config.hidden_size}]"
             )
+        check_finite("inputs_embeds", words)
     else:
         given = "both" if ids is not None else "neither"
         raise ValueError(f"{given} of input_ids and inputs_embeds were given: give exactly one")
@@ -119,14 +122,36 @@ def checked_words(config: RealmConfig, inputs: Inputs) -> Tensor:
 def check_ids(name: str, ids: Tensor, size: int, shape: torch.Size) -> None:
     """Refuse what are no ids of a table of `size` rows, for an input of `shape` [batch, tokens] or for each of them."""
     batch, tokens = shape
-    if ids.is_floating_point() or ids.dtype == torch.bool:
-        raise ValueError(f"{name} has dtype {ids.dtype}: expected integers")
+    check_integers(name, ids)
     if ids.dim() != 2 or ids.shape[0] not in (1, batch) or ids.shape[1] != tokens:
         raise ValueError(f"{name} has shape {tuple(ids.shape)}: expected {tuple(shape)} as the input has")
     smallest, largest = (int(end) for end in torch.aminmax(ids))
     if smallest < 0 or largest >= size:
         wrong = smallest if smallest < 0 else largest
         raise ValueError(f"{name} holds {wrong}, which is out of range: valid ids are 0..{size - 1}")
+
+
+def check_integers(name: str, ids: Tensor) -> None:
+    """Refuse a tensor of another dtype than an integer one."""
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(f"{name} has dtype {ids.dtype}: expected integers")
+
+
+def check_finite(name: str, numbers: Tensor, *, barred: bool = False) -> None:
+    """Refuse NaN, infinity and complex numbers; -inf is taken where it says that something is `barred`."""
+    if numbers.is_complex():
+        raise ValueError(f"{name} has dtype {numbers.dtype}: expected real numbers")
+    if numbers.is_floating_point() and numbers.numel():
+        low, high = (float(end) for end in torch.aminmax(numbers))
+        if not high < math.inf or (low == -math.inf and not barred):
+            raise ValueError(f"{name} holds {low if high < math.inf else high}: expected finite numbers")
+
+
+def check_relevance(relevance_score: Tensor) -> None:
+    """Refuse f(x, z) that no softmax takes: what are no floats, NaN and infinity; -inf says that a block is barred."""
+    if not relevance_score.is_floating_point():
+        raise ValueError(f"relevance_score has dtype {relevance_score.dtype}: expected floating-point numbers")
+    check_finite("relevance_score", relevance_score, barred=True)
 
 
 def check_span_width(config: RealmConfig) -> None:
@@ -145,6 +170,7 @@ def checked_head_mask(head_mask: Tensor | None, config: RealmConfig) -> Tensor |
     expected = (config.num_hidden_layers, config.num_attention_heads)
     if tuple(head_mask.shape) not in (expected, expected[1:]):
         raise ValueError(f"head_mask has shape {tuple(head_mask.shape)}: expected {expected[1:]} or {expected}")
+    check_finite("head_mask", head_mask)
     return head_mask.expand(expected)
 
 

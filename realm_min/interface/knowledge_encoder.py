@@ -22,7 +22,7 @@ from ..model.realm import (
 )
 from ..ranks.devices import plain_arithmetic
 from .base import RealmModel
-from .inputs import Inputs, checked_batch, flatten_candidates
+from .inputs import Inputs, check_integers, check_relevance, checked_batch, flatten_candidates
 from .outputs import MaskedLMOutput
 from .parts import Part, part
 
@@ -81,6 +81,7 @@ class RealmKnowledgeAugEncoder(RealmModel):
                 raise ValueError("labels were given without relevance_score: the loss weighs the candidates by it")
             sequences, tokens = batch.types.shape
             self._check_labels(sequences, tokens, relevance_score, labels, mlm_mask)
+            labels = labels.long()
         run = self.run_now(len(batch.types), head_mask, output_attentions, output_hidden_states)
 
         def predict(model: RealmKnowledgeAugEncoder, keep: bool) -> tuple[MaskedLMOutput, Kept]:
@@ -144,7 +145,9 @@ class RealmKnowledgeAugEncoder(RealmModel):
         ):
             if value is not None and tuple(value.shape) != expected:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}: expected {expected}")
-        ops.check_targets(labels, self.config.vocab_size)
+        check_integers("labels", labels)
+        check_relevance(relevance_score)
+        ops.check_targets(labels.long(), self.config.vocab_size)
 
 
 def marginal_mlm_loss(

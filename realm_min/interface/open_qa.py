@@ -30,7 +30,7 @@ from ..text.sequences import pad_to
 from ..text.words import whole_words
 from .base import LoadedKeys, RealmModel, version
 from .embedder import RealmEmbedder
-from .inputs import Inputs, check_span_width, checked_batch
+from .inputs import Inputs, check_finite, check_integers, check_span_width, checked_batch
 from .outputs import RealmForOpenQAOutput, RealmReaderOutput
 from .reader import Answers, RealmReader, best_span_of, best_span_of_backward, check_blocks
 from .unrecorded import plain, unrecorded
@@ -340,6 +340,11 @@ class RealmForOpenQA(RealmModel):
 
     def answer_from(self, question: str, scores: Tensor, block_ids: Tensor) -> Answer:
         """Answer a question from given blocks: f(x, z) [blocks] float32 and their numbers [blocks] int64."""
+        check_integers("block_ids", block_ids)
+        check_finite("scores", scores)
+        if block_ids.dim() != 1 or not len(block_ids) or scores.shape != block_ids.shape:
+            both = f"{tuple(scores.shape)} and {tuple(block_ids.shape)}"
+            raise ValueError(f"scores and block_ids have shapes {both}: expected [blocks] for both, one at least")
         texts = [self.evidence.text(i) for i in block_ids.tolist()]
         return self.best_answer(question, scores, block_ids, texts, self.score_spans(question, texts, scores))
 

@@ -18,7 +18,7 @@ from ..model.realm import correct_spans, loss_of_correct, read, read_backward, r
 from ..model.spans import SpanInputs, best_span, span_candidate, span_candidates, span_logits
 from ..ranks.devices import plain_arithmetic
 from .base import RealmModel
-from .inputs import Inputs, checked_batch
+from .inputs import Inputs, check_integers, check_relevance, checked_batch
 from .outputs import RealmReaderOutput
 
 
@@ -82,11 +82,13 @@ class RealmReader(RealmModel):
         inputs = Inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         batch = checked_batch(self.config, inputs)
         beam, read_blocks = len(batch.types), slice(self.config.reader_beam_size)
+        check_relevance(relevance_score)
         # As the searcher hands them over, scores and masks may be of more blocks than are read.
         check_blocks(self.config, batch, relevance_score[read_blocks], block_mask[read_blocks])
         answers = None
         if start_positions is not None and end_positions is not None and has_answers is not None:
-            answers = checked_answers((start_positions, end_positions, has_answers), beam, self.device)
+            given = (start_positions, end_positions, has_answers)
+            answers = checked_answers(given, beam, len(relevance_score), self.device)
         run = self.run_now(beam, head_mask, output_attentions, output_hidden_states)
         return self._called(
             lambda model, keep: best_span_of(
@@ -101,6 +103,7 @@ class RealmReader(RealmModel):
     ) -> tuple[Tensor, Encoded]:
         """The score of every span of every block read, [beam, spans], and what BERT returned; arguments as a call's."""
         batch = checked_batch(self.config, inputs)
+        check_relevance(relevance_score)
         check_blocks(self.config, batch, relevance_score, block_mask)
         with plain_arithmetic(self.device.type):
             return read(self.p, self.config, batch, block_mask, relevance_score, run)[0]
@@ -179,23 +182,24 @@ def numbers(values: Any, device: torch.device) -> Tensor:
     return torch.as_tensor(values, device=device)
 
 
-def checked_answers(given: tuple, beam: int, device: torch.device) -> Answers:
-    """The answers of `beam` blocks at least, from `given` in the fields' order, tensors or lists.
+def checked_answers(given: tuple, beam: int, retrieved: int, device: torch.device) -> Answers:
+    """The answers of `retrieved` blocks, `beam` of them read, from `given` in the fields' order, tensors or lists.
 
     Raises:
         ValueError: a wrong shape, or what is neither true nor false.
     """
     starts, ends, has_answers = (numbers(values, device) for values in given)
     starts, ends = (x[:, None] if x.dim() == 1 else x for x in (starts, ends))
-    answers = Answers(starts, ends, has_answers)
-    wrong = answers.has_answers[(answers.has_answers != 0) & (answers.has_answers != 1)]
+    for name, positions in (("start_positions", starts), ("end_positions", ends)):
+        check_integers(name, positions)
+        if positions.dim() != 2 or positions.shape[0] < beam or positions.shape != starts.shape:
+            raise ValueError(f"{name} has shape {tuple(positions.shape)}: expected [blocks, answers] for both")
+    if tuple(has_answers.shape) != (retrieved,):
+        raise ValueError(f"has_answers has shape {tuple(has_answers.shape)}: expected {(retrieved,)}")
+    wrong = has_answers[(has_answers != 0) & (has_answers != 1)]
     if len(wrong):
         raise ValueError(f"has_answers holds {wrong[0].item()}: expected true or false for each block")
-    for name in ("start_positions", "end_positions"):
-        value = getattr(answers, name)
-        if value.dim() != 2 or value.shape[0] < beam:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}: expected [blocks, answers]")
-    return answers
+    return Answers(starts.long(), ends.long(), has_answers)
 
 
 def check_blocks(config: RealmConfig, batch: Batch, relevance_score: Tensor, block_mask: Tensor) -> None:

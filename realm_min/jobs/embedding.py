@@ -109,7 +109,7 @@ def embed_blocks(
     Within a shard, batches are of similar lengths, so that few of their tokens are padding.
     """
     batch_size = 1 if embedder.device.type == "cpu" else GPU_BATCH_SIZE
-    embeddings = torch.empty(len(blocks), embedder.config.retriever_proj_size, dtype=torch.float32)
+    embeddings = torch.empty(len(blocks), embedder.config.retriever_proj_size, dtype=torch.float32, device="cpu")
 
     def embed(inputs: Any) -> Tensor:
         batch = checked_batch(embedder.config, Inputs(**inputs))
@@ -126,8 +126,16 @@ def embed_blocks(
             inputs = (pad([pieces[i] for i in batch], embedder) for batch in batches)
             for batch, projected in zip(batches, apply(embed, inputs), strict=True):
                 rows[batch] = projected.float().cpu()
+                _check_finite([shard[i].title for i in batch], rows[batch])
                 advance(len(batch))
     return embeddings
+
+
+def _check_finite(titles: list[str], embeddings: Tensor) -> None:
+    """ValueError if an embedding [blocks, proj], of blocks of these titles, is not finite: no search takes it."""
+    for title, row in zip(titles, embeddings, strict=True):
+        if not row.isfinite().all():
+            raise ValueError(f"the embedding of a block of {title!r} is not finite: the model's weights are damaged")
 
 
 @contextmanager

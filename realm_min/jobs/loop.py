@@ -101,23 +101,22 @@ def train(run: TrainingRun, job: Job) -> None:
         report(job.stage, begun, total)
         for number in range(begun, total):
             started, done = time.perf_counter(), number + 1
+            due = done == total or done % run.save_every == 0
             try:
                 sums = _gradients(job, number, exchange)
             except KeyboardInterrupt:
-                _save(run.folder, job, number)
-                raise KeyboardInterrupt(
-                    f"{number:,} of {total:,} steps are done and kept in {run.folder}. "
-                    "The same command with --resume goes on."
-                ) from None
+                raise _interrupted(run, job, number, saved) from None
             try:
                 learnt = _update(job, sums)
+                if due:
+                    _check_weights(job)
             except FloatingPointError as error:
                 raise _diverged(run, job, number, saved, error) from None
             log({"step": done, **learnt, "seconds": time.perf_counter() - started})
             # Evaluated before it is saved: a run killed in between does both once more.
             if run.evaluate and (done == total or (run.evaluate_every and done % run.evaluate_every == 0)):
                 log_metrics({"step": done, **_evaluated(job.models, run.evaluate)})
-            if done == total or done % run.save_every == 0:
+            if due:
                 _save(run.folder, job, done)
                 saved = done
             report(job.stage, done, total, f"loss {learnt['loss']:.3f}")
@@ -168,6 +167,26 @@ def _update(job: Job, sums: dict[str, Sum]) -> dict[str, float]:
     rate = job.optimizer.rate()
     norm = job.optimizer.update(*_trainable(job.models, job.frozen), max(sums["loss"].count, 1))
     return {**logged, "learning_rate": rate, "grad_norm": norm}
+
+
+def _check_weights(job: Job) -> None:
+    """FloatingPointError if a weight is not finite: every checkpoint is a good one."""
+    for key, tensor in _tensors(job.models).items():
+        if not all(end.isfinite() for end in torch.aminmax(tensor)):
+            raise FloatingPointError(f"{key} holds {tensor[~tensor.isfinite()][0].item()} after it")
+
+
+def _interrupted(run: TrainingRun, job: Job, number: int, saved: int) -> BaseException:
+    """Keep the steps that are done as an interrupt comes, and return what says so."""
+    try:
+        _check_weights(job)
+    except FloatingPointError as error:
+        return _diverged(run, job, number - 1, saved, error)
+    _save(run.folder, job, number)
+    return KeyboardInterrupt(
+        f"{number:,} of {job.optimizer.total_steps:,} steps are done and kept in {run.folder}. "
+        "The same command with --resume goes on."
+    )
 
 
 def _diverged(run: TrainingRun, job: Job, number: int, saved: int, error: FloatingPointError) -> DivergedError:

@@ -63,6 +63,9 @@ def _checked_header(metadata: dict[str, str], tensors: dict[str, Tensor]) -> dic
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     if found != expected:
         raise ValueError(f"its tensors are {found}, and of such blocks they are {expected}")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not all(end.isfinite() for end in torch.aminmax(tensor)):
+            raise ValueError(f"its {name} hold NaN or infinity")
     if header["format"] == EARLIER_FORMAT:
         _check_sums(header.get("checksums"), tensors)
     return header

@@ -99,7 +99,8 @@ def read_checkpoint(folder: Path, config: RealmConfig | None = None) -> tuple[st
     expected = shapes(kind, config)
     aliases = {key: same for key, same in expected.items() if isinstance(same, str)}
     tensors = {key: torch.empty(shape, device="meta") for key, shape in expected.items() if not isinstance(shape, str)}
-    checkpoints.assign(tensors, state_dict, aliases, source=str(folder))  # copies nothing: these have no memory
+    # Copies nothing: these have no memory. What is not finite is not refused but found, by the stages.
+    checkpoints.assign(tensors, state_dict, aliases, source=str(folder), finite=False)
     once = {aliases.get(key, key): tensor for key, tensor in state_dict.items()}
     return kind, config, {key: once[key] for key in tensors}
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config import RealmConfig
+from ..files import checkpoint
 from ..interface.inputs import Inputs, checked_batch
 from ..interface.knowledge_encoder import marginal_mlm_loss
 from ..model import bert as trunk
@@ -37,7 +38,8 @@ class TorchPath(MeasuredPath):
 
     def load(self, part: str) -> Any:
         model = PARTS[self.kind][part](self.config, initialize=False)
-        model.load_state_dict(within(self.state_dict, part))
+        weights = within(self.state_dict, part)
+        checkpoint.assign(model.state_dict(), weights, model.aliases(), finite=False)  # damage is what is looked for
         return model.to(self.dtype).to(self.device).eval()
 
     def embeddings(self, model: Any, stage: Stage, ids: Tensor, mask: Tensor, types: Tensor) -> Tensor:

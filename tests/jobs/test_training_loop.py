@@ -30,7 +30,10 @@ TINY = dict(
 )  # fmt: skip
 
 
-def job(folder, steps=12, resume=False, hurt_at=None, interrupt_at=None, save_every=5, report=silent, heard=None):
+def job(
+    folder, steps=12, resume=False, hurt_at=None, interrupt_at=None, grow_at=None, save_every=5, report=silent,
+    heard=None,
+):  # fmt: skip
     """Pull random texts' embeddings to 0, with dropout; returns the trained embedder."""
     embedder = RealmEmbedder(RealmConfig(**TINY), seed=3)
 
@@ -41,6 +44,8 @@ def job(folder, steps=12, resume=False, hurt_at=None, interrupt_at=None, save_ev
         ids = torch.randint(1, 50, (4, 6), generator=generator)
         x = embedder(input_ids=ids, return_dict=True).projected_score
         embedder.backward(projected_score=2 * x / x.numel())
+        if number == grow_at:
+            embedder.p["cls.dense.bias"][1] = float("inf")
         return {"loss": Sum(float("nan") if number == hurt_at else float((x * x).mean()), 1)}
 
     def evaluate():
@@ -107,6 +112,16 @@ def test_nan_stops_the_run_and_names_step_seed_and_checkpoint(tmp_path):
     assert checkpoint_steps(tmp_path / "run") == [5]
     with pytest.raises(loop.DivergedError, match="none: it came before the first"):
         job(tmp_path / "other", hurt_at=2)
+
+
+@pytest.mark.parametrize("interrupt_at", [None, 12])
+def test_weights_that_are_no_numbers_are_not_kept(tmp_path, interrupt_at):
+    """The loss of the step was one: what followed it was too large. An interrupt does not keep them either."""
+    with pytest.raises(
+        loop.DivergedError, match=r"step 12, .*: embedder.cls.dense.bias holds inf after it.*\(step 10\)"
+    ):
+        job(tmp_path / "run", steps=12 if interrupt_at is None else 20, grow_at=11, interrupt_at=interrupt_at)
+    assert checkpoint_steps(tmp_path / "run") == [10, 5]
 
 
 def test_a_run_is_neither_overwritten_nor_resumed_as_another(tmp_path):
