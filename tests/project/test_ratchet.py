@@ -46,16 +46,17 @@ DISPATCHED = [["kernels.mips_topk", "search.mips"], ["kernels.span_logits", "mod
 # Which wings a wing may import.
 ABOVE = {
     "textbook": {"config"},
-    "config": {"compatible", "files"},
-    "compatible": {"files"},
-    "files": {"config", "ranks", "text", "model", "interface", "search"},
+    "kinds": set(),
+    "config": {"compatible", "files", "kinds"},
+    "compatible": {"files", "kinds"},
+    "files": {"config", "ranks", "text", "model", "interface", "search", "kinds"},
     "ranks": {"interface", "model"},
-    "search": {"ranks", "files", "kernels"},
-    "text": {"compatible", "config", "files"},
-    "model": {"config", "kernels"},
-    "interface": {"compatible", "config", "files", "model", "search", "text", "ranks"},
-    "learn": {"config", "model", "interface", "search", "text", "jobs"},
-    "jobs": {"compatible", "config", "files", "model", "interface", "search", "text", "ranks", "learn"},
+    "search": {"ranks", "files", "kernels", "kinds"},
+    "text": {"compatible", "config", "files", "kinds"},
+    "model": {"config", "kernels", "kinds"},
+    "interface": {"compatible", "config", "files", "model", "search", "text", "ranks", "kinds"},
+    "learn": {"config", "model", "interface", "search", "text", "jobs", "kinds"},
+    "jobs": {"compatible", "config", "files", "model", "interface", "search", "text", "ranks", "learn", "kinds"},
     "page": {"config", "files", "model", "interface", "search", "text", "ranks", "learn", "jobs", "app"},
 }
 

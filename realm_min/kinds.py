@@ -1,0 +1,197 @@
+"""Arguments of a wrong kind are refused where they enter, in one sentence.
+
+A public function says in its annotations what it takes. `checked` holds a call to them: a str where a list of them is
+asked for, a number for a tensor, a bool for a number and a tensor without numbers (on torch's "meta" device) would else
+be found out far inside, by an error that names neither the argument nor the remedy. Which values an argument may have
+is the function's own affair.
+"""
+
+from __future__ import annotations
+
+import builtins
+import collections.abc
+import functools
+import inspect
+import os
+import reprlib
+import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_SEQUENCES = (list, collections.abc.Sequence)
+_MAPPINGS = (dict, collections.abc.Mapping)
+_ITERABLES = (collections.abc.Iterable, collections.abc.Iterator)
+_UNIONS = (typing.Union, types.UnionType)
+
+
+class WrongKind(TypeError, ValueError):
+    """An argument is of another kind than its annotation says: a TypeError, and bad input as any other."""
+
+
+def checked(function: Function) -> Function:
+    """Let a function, or a method, raise WrongKind for an argument of another kind than its annotation."""
+    parameters = inspect.signature(function).parameters.values()
+    positional = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    others = next((each.name for each in parameters if each.kind == each.VAR_KEYWORD), None)  # of `**others`
+    named = {each.name for each in parameters} - {others}
+    kinds: dict[str, Any] = {}
+
+    @functools.wraps(function)
+    def call(*args: Any, **given: Any) -> Any:
+        if not kinds:  # at the first call: what annotations name may be defined below
+            kinds.update(_annotations(function))
+        for name, value in (*zip(positional, args, strict=False), *given.items()):
+            check(name, value, kinds.get(name if name in named else others or "", Any))
+        return function(*args, **given)
+
+    return typing.cast(Function, call)
+
+
+def check_fields(values: Any) -> None:
+    """As `check`, of every field of a NamedTuple."""
+    for name, kind in _fields(type(values)).items():
+        check(name, getattr(values, name), kind)
+
+
+def check(name: str, value: Any, kind: Any) -> None:
+    """WrongKind if `value`, called `name`, is not of the kind that an annotation says."""
+    if not is_a(value, kind):
+        if type(value).__name__ == "Tensor" and _without_numbers(value):
+            where = f"on {value.device}" if value.device.type == "meta" else f"of layout {value.layout}"
+            raise WrongKind(f"{name} is {where}: give a tensor that holds its numbers, one after another")
+        raise WrongKind(f"{name}={shown(value)} is {described(value, kind)}: give {_words(kind)}")
+
+
+def is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of the kind that an annotation says; what it says that is not known here is believed."""
+    if kind is Any:
+        return True
+    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin in _UNIONS:
+        if os.PathLike in inner and isinstance(value, (str, os.PathLike)):
+            return _is_path(value)
+        return any(is_a(value, each) for each in inner)
+    if origin in _MAPPINGS:
+        of_keys, of_values = inner or (Any, Any)
+        pairs = value.items() if isinstance(value, collections.abc.Mapping) else ()
+        return isinstance(value, origin) and all(is_a(k, of_keys) and is_a(v, of_values) for k, v in pairs)
+    each_is = inner[0] if inner else Any
+    if origin in _SEQUENCES:
+        listed = isinstance(value, (list, tuple)) or (origin is not list and _is_sequence(value))
+        return listed and (each_is is Any or all(is_a(each, each_is) for each in value))
+    if origin in _ITERABLES:
+        listed = value if isinstance(value, (list, tuple)) else ()
+        return is_iterable(value) and all(is_a(each, each_is) for each in listed)
+    if origin in (collections.abc.Callable, Callable):
+        return callable(value)
+    if kind is None or not isinstance(origin, type):
+        return value is None if kind is None else True
+    return _is_instance(value, origin)
+
+
+def _is_instance(value: Any, kind: type) -> bool:
+    if kind is int:
+        return _is_number(value, "integer") and not isinstance(value, bool)
+    if kind is float:
+        return (_is_number(value, "integer") or _is_number(value, "floating")) and not isinstance(value, bool)
+    if kind.__name__ == "Tensor":
+        return isinstance(value, kind) and not _without_numbers(value)
+    return isinstance(value, kind)
+
+
+def _is_number(value: Any, kind: str) -> bool:
+    """Whether it is an "integer" or a "floating" number, Python's or NumPy's."""
+    numpy = sys.modules.get("numpy")
+    own = int if kind == "integer" else float
+    return isinstance(value, own) or (numpy is not None and isinstance(value, getattr(numpy, kind)))
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, collections.abc.Sequence) and not isinstance(value, (str, bytes))
+
+
+def is_iterable(value: Any) -> bool:
+    """Whether it is several values; a text and a dict are one."""
+    try:
+        iter(value)
+    except TypeError:
+        return False
+    return not isinstance(value, (str, bytes, dict, set))
+
+
+def _is_path(value: str | os.PathLike) -> bool:
+    try:
+        return b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+
+
+def _without_numbers(tensor: Any) -> bool:
+    return tensor.device.type == "meta" or str(tensor.layout) != "torch.strided"
+
+
+def device_of(target: Any) -> Any:
+    """The torch.device of that name. ValueError if this machine has none."""
+    import torch  # here, since a command line is answered without it
+
+    try:
+        device = torch.device(target)
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(f'{shown(target)} is no device of this machine ({why}): give "cpu" or "cuda:0", say') from None
+    return device
+
+
+def shown(value: object) -> str:
+    """A value in a few characters."""
+    return reprlib.repr(value)
+
+
+def described(value: Any, kind: Any = None) -> str:
+    """What a value is: its type, and where that alone does not say what is wrong with it, more."""
+    if os.PathLike in typing.get_args(kind) and isinstance(value, (str, os.PathLike)):
+        return "no path"
+    name = type(value).__name__
+    article = "an" if name[0].lower() in "aeiou" else "a"
+    return f"{article} {name}"
+
+
+def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
+    """The kinds of a function's parameters; those that cannot be known as it runs are left out."""
+    names = {**vars(builtins), **function.__globals__}
+    found = {}
+    for name, annotation in function.__annotations__.items():
+        if name == "return":
+            continue
+        try:
+            found[name] = eval(annotation, names) if isinstance(annotation, str) else annotation
+        except NameError:  # for the type checker alone
+            continue
+    return found
+
+
+@functools.cache
+def _fields(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _words(kind: Any, several: bool = False) -> str:
+    """How an annotation reads: "a list of str or None"."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in _UNIONS:
+        return " or ".join(_words(each, several) for each in inner)
+    if origin in (*_SEQUENCES, *_ITERABLES):
+        return f"{'lists' if several else 'a list'} of {_words(inner[0], several=True)}"
+    if origin in _MAPPINGS:
+        return f"{'dicts' if several else 'a dict'} of {_words(inner[0], True)} to {_words(inner[1], True)}"
+    if kind in (None, type(None)):
+        return "None"
+    if kind is Any:
+        return "anything"
+    name = kind.__name__ if isinstance(kind, type) else str(kind).rpartition(".")[2]
+    return name if several else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
