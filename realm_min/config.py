@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from .files.causes import check_readable
 from .files.hub import BLOCK_RECORDS_FILE, resolve_folder, take_hub_options
 from .files.json_file import read_json_object
 from .files.unknown_names import warn_of_unknown
+from .kinds import checked
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "selu", "silu")
 
@@ -37,6 +37,7 @@ _BY_PLACE = (
 ).split()
 # Under another name, or of no effect: what older configurations of BERT say.
 _UNDERSTOOD = ("name_or_path", "attn_implementation", "use_cache", "gradient_checkpointing", "model_type", *UNWRITTEN)
+LARGEST_NUMBER = 3e38  # about what float32 holds
 
 
 @leaves_out(OF_CONFIGURATIONS)
@@ -121,7 +122,7 @@ class RealmConfig(Configuration):
                 raise ValueError(f"{name}={value!r} must be a probability in [0, 1)")
         for name in _POSITIVE_NUMBERS:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < LARGEST_NUMBER:
                 raise ValueError(f"{name}={value!r} must be a number above 0")
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
@@ -134,9 +135,9 @@ class RealmConfig(Configuration):
         pad, size = self.pad_token_id, self.vocab_size
         if pad is not None and (not isinstance(pad, int) or not -size <= pad < size):
             raise ValueError(f"pad_token_id={pad!r} is no id of vocab_size={size} words: give one of them, or None")
-        if self.hidden_act not in ACTIVATIONS:
+        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act={self.hidden_act!r} is unknown: choose one of {', '.join(ACTIVATIONS)}")
-        if self.position_embedding_type != "absolute":
+        if self.position_embedding_type not in ("absolute",):
             raise ValueError(
                 f"position_embedding_type={self.position_embedding_type!r}: REALM's checkpoints have absolute "
                 'positions only; use "absolute"'
@@ -150,6 +151,7 @@ class RealmConfig(Configuration):
             raise ValueError("attn_implementation: attention has one implementation here; leave it out")
 
     @classmethod
+    @checked
     def from_dict(
         cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **overrides: Any
     ) -> RealmConfig:
@@ -167,6 +169,7 @@ class RealmConfig(Configuration):
         found: Any = (config, unused) if return_unused_kwargs else config
         return found
 
+    @checked
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **options: Any) -> None:
         """Write `save_directory/config.json`; ValueError where it is to be sent to the hub, too."""
         options["push_to_hub"] = push_to_hub
@@ -178,6 +181,7 @@ class RealmConfig(Configuration):
             temporary.write_text(self.to_json_string(use_diff=False), encoding="utf-8")
 
     @classmethod
+    @checked
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, *, return_unused_kwargs: bool = False, **overrides: Any
     ) -> RealmConfig:

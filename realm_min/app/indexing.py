@@ -46,6 +46,7 @@ from ..files.packed import load_packed
 from ..interface.open_qa import RealmForOpenQA
 from ..jobs import embedding
 from ..jobs.embedding import Report, embed_blocks
+from ..kinds import checked
 from ..ranks import distributed
 from ..ranks.devices import chosen_device
 from ..text.corpus import FACTBOOK, MAX_WORDPIECES, Block, Document, corpus_hash, record
@@ -70,6 +71,7 @@ class Job(NamedTuple):
     partial: Path = Path()  # where the work is, until it is done
 
 
+@checked
 def index(
     documents: Iterable[Document],
     folder: str | os.PathLike,

@@ -36,6 +36,7 @@ from ..files.output import PARTIAL, put_in_place
 from ..files.unknown_names import level_of_the_program
 from ..interface.open_qa import RealmForOpenQA
 from ..jobs import warm_start
+from ..kinds import checked
 from ..ranks.distributed import World
 from ..search import sharded_index
 from ..text.corpus import Block, Source, corpus_hash, from_record, record
@@ -66,6 +67,7 @@ class Indexed(NamedTuple):
 # ---- writing
 
 
+@checked
 def write_ready(
     folder: str | os.PathLike,
     blocks: list[Block],
@@ -145,6 +147,7 @@ def model_hash(model: RealmForOpenQA, tokenizer: Any) -> str:
 # ---- reading
 
 
+@checked
 def read_blocks(folder: str | os.PathLike) -> list[Block]:
     """The blocks of a ready folder, with their titles.
 
@@ -217,6 +220,7 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     return manifest if manifest.get("format") == FORMAT else {}
 
 
+@checked
 def load_unindexed(folder: str | os.PathLike) -> tuple[RealmForOpenQA, RealmTokenizerFast]:
     """The model and the tokenizer of a folder or hub name, without its block embeddings, which may be gigabytes.
 

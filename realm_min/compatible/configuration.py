@@ -131,7 +131,11 @@ class Configuration:
                 self.dict_torch_dtype_to_str(value)
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        return json.dumps(self.to_diff_dict() if use_diff else self.to_dict(), indent=2, sort_keys=True) + "\n"
+        values = self.to_diff_dict() if use_diff else self.to_dict()
+        try:
+            return json.dumps(values, indent=2, sort_keys=True) + "\n"
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the configuration holds what JSON cannot say ({error}): give plain values") from None
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
         with write_atomically(Path(json_file_path)) as temporary:

@@ -35,6 +35,8 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
         OSError: the file cannot be written, the disk is full say; it has the name of `path`.
     """
     path = Path(path)
+    if not path.name:
+        raise IsADirectoryError(f"{path} is a folder: name a file")
     temporary = path.with_name(f".{_short(path.name)}.{secrets.token_hex(8)}.tmp")
     with naming(path, temporary):
         permissions = _make(temporary)

@@ -22,6 +22,7 @@ import safetensors
 import torch
 
 from ..config import CONFIG_FILE, RealmConfig
+from ..kinds import checked
 from ..model.parameters import Shapes
 from ..ranks.distributed import World
 from .atomic import write_atomically
@@ -269,20 +270,14 @@ def assign(
     weights, unexpected, problems = _by_canonical_key(found, expected, aliases)
     wanted = {key: tensor for key, tensor in expected.items() if key not in aliases}
     missing = [key for key in wanted if key not in weights]
-    for key, weight in weights.items():
-        tensor = wanted[key]
-        if weight.shape != tensor.shape:
-            problems.append(_misshaped(key, weight.shape, tensor.shape))
-        elif weight.is_floating_point() != tensor.is_floating_point():
-            problems.append(f"mis-typed: {key} {weight.dtype}, the model has {tensor.dtype}")
+    problems += [problem for key, weight in weights.items() if (problem := _other_kind(key, weight, wanted[key]))]
     if strict:
         problems += [f"missing: {key} {list(wanted[key].shape)}" for key in missing]
         problems += [f"unexpected: {key} {list(found[key].shape)}" for key in unexpected]
     if problems:
         raise misfit(source, problems)
-    for key, weight in weights.items():
-        if finite and weight is not wanted[key]:
-            check_finite(key, weight, wanted[key].dtype, source)
+    for key, weight in weights.items() if finite else ():
+        check_finite(key, weight, wanted[key].dtype, source)
     for key, weight in weights.items():
         wanted[key].copy_(weight.detach())  # one that autograd follows would have it follow the model, too
     return missing, unexpected
@@ -320,6 +315,15 @@ def _same_numbers(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
+def _other_kind(key: str, weight: torch.Tensor, expected: torch.Tensor) -> str | None:
+    """What keeps a weight from being copied into the tensor that is expected, None if nothing does."""
+    if weight.shape != expected.shape:
+        return _misshaped(key, weight.shape, expected.shape)
+    if weight.is_floating_point() != expected.is_floating_point():
+        return f"mis-typed: {key} {weight.dtype}, the model has {expected.dtype}"
+    return None
+
+
 def _by_canonical_key(
     found: Mapping[str, torch.Tensor], expected: dict[str, torch.Tensor], aliases: dict[str, str]
 ) -> tuple[dict[str, torch.Tensor], list[str], list[str]]:
@@ -342,6 +346,7 @@ def _by_canonical_key(
 # --- Writing ----------------------------------------------------------------------------------------------------------
 
 
+@checked
 def write_folder(
     folder: str | os.PathLike,
     config: RealmConfig,

@@ -39,6 +39,7 @@ from torch import Tensor
 from ..config import RealmConfig
 from ..interface.inputs import Inputs, checked_batch
 from ..interface.open_qa import RealmForOpenQA
+from ..kinds import checked
 from ..model.bert import Run, bert, dense_inputs
 from ..text.corpus import MAX_WORDPIECES, Block, Document, corpus_hash, cut_blocks, record
 from ..text.tokenizer import RealmTokenizerFast
@@ -65,6 +66,7 @@ _CONFIG_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _TOKENIZER_SETTINGS = (*SPECIAL_TOKEN_NAMES, "do_lower_case", "strip_accents", "tokenize_chinese_chars")
 
 
+@checked
 def pack(
     model: RealmForOpenQA,
     tokenizer: RealmTokenizerFast,
@@ -141,6 +143,7 @@ def _largest_within(budget: int, packed: Callable[[float, bool], bytes]) -> byte
     raise ValueError(f"the smallest file has {smallest:,} bytes, the budget is {budget:,}: raise it")
 
 
+@checked
 def load_packed(path: str | os.PathLike) -> tuple[RealmForOpenQA, RealmTokenizerFast, dict[str, Any]]:
     """Read what `pack` wrote.
 

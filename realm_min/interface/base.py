@@ -15,11 +15,12 @@ from ..config import KNOWN, RealmConfig
 from ..files import checkpoint
 from ..files.hub import resolve_folder, take_hub_options
 from ..files.unknown_names import did_you_mean
+from ..kinds import checked
 from ..model.bert import Kept, Run
 from ..model.parameters import Parameters, Shapes, allocate, allocate_gradients, initialize_
 from ..ranks.devices import plain_arithmetic
 from .inputs import checked_head_mask, own_tensor
-from .module import FLOATS, Module, begin_anew, link_grads, moved_to
+from .module import FLOATS, Module, begin_anew, check_cast, checked_seed, link_grads, moved_to
 from .outputs import Call, ModelOutput, call_of
 from .unrecorded import unrecorded
 
@@ -63,7 +64,7 @@ class RealmModel(Module):
         config.check()
         self.config = config
         self.training = True
-        self.seed = seed
+        self.seed = seed = checked_seed(seed)
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
         self._grads: Parameters | None = None
         self._last: Call | None = None  # for `backward()`, of what was called last
@@ -135,6 +136,7 @@ class RealmModel(Module):
 
     # Modes and devices
 
+    @checked
     def train(self, mode: bool = True) -> Self:
         self.training = mode
         for part in self.parts.values():
@@ -151,6 +153,7 @@ class RealmModel(Module):
         `to(device=…, dtype=…)`, `to(tensor)`.
         """
         device, dtype = moved_to(args, kwargs)
+        check_cast(self.tensors(), dtype)
         for part in {id(part): part for part in self.parts.values()}.values():
             part.to(device, dtype)
         self._grads = self._last = None
@@ -185,6 +188,7 @@ class RealmModel(Module):
     # Folders
 
     @classmethod
+    @checked
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike | None,
@@ -272,6 +276,7 @@ class RealmModel(Module):
         """`own`: the model's own arguments."""
         return checkpoint.read_state_dict(folder)
 
+    @checked
     def save_pretrained(
         self,
         save_directory: str | os.PathLike,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..config import RealmConfig
+from ..kinds import checked
 from ..model.bert import Kept
 from ..model.parameters import Shapes, bert_shapes, linear_shapes, mlm_head_shapes, norm_shapes
 from ..model.realm import embed, embed_backward
@@ -27,6 +28,7 @@ class RealmEmbedder(RealmModel):
             **norm_shapes("cls.LayerNorm", config.retriever_proj_size),
         }
 
+    @checked
     def forward(
         self,
         input_ids: Tensor | None = None,

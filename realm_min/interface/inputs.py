@@ -67,7 +67,7 @@ def checked_batch(config: RealmConfig, inputs: Inputs) -> Batch:
         token_type_ids = torch.zeros(shape, dtype=torch.long, device=device)
     if attention_mask is None:
         attention_mask = torch.ones(shape, dtype=torch.long, device=device)
-    check_finite("attention_mask", attention_mask)
+    check_mask("attention_mask", attention_mask)
     if attention_mask.dtype != torch.long and bool(((attention_mask == 0) | (attention_mask == 1)).all()):
         attention_mask = attention_mask.long()  # as numbers or truth values of any kind
     if tuple(attention_mask.shape) not in ((batch, tokens), (batch, tokens, tokens)):
@@ -147,6 +147,15 @@ def check_finite(name: str, numbers: Tensor, *, barred: bool = False) -> None:
             raise ValueError(f"{name} holds {low if high < math.inf else high}: expected finite numbers")
 
 
+def check_mask(name: str, mask: Tensor) -> None:
+    """Refuse what is no mask: a number that does not lie from 0 to 1."""
+    check_finite(name, mask)
+    if mask.dtype != torch.bool and mask.numel():
+        low, high = torch.aminmax(mask)
+        if low < 0 or high > 1:
+            raise ValueError(f"{name} holds {(low if low < 0 else high).item()}: expected 0 or 1, or truth values")
+
+
 def check_relevance(relevance_score: Tensor) -> None:
     """Refuse f(x, z) that no softmax takes: what are no floats, NaN and infinity; -inf says that a block is barred."""
     if not relevance_score.is_floating_point():
@@ -176,4 +185,4 @@ def checked_head_mask(head_mask: Tensor | None, config: RealmConfig) -> Tensor |
 
 def flatten_candidates(*inputs: Tensor | None) -> list[Tensor | None]:
     """[batch, candidates, tokens] -> [batch * candidates, tokens]; None and [batch, tokens] stay as they are."""
-    return [x if x is None or x.dim() <= 2 else x.reshape(-1, x.shape[-1]) for x in inputs]
+    return [x if x is None or x.dim() <= 2 else x.flatten(0, -2) for x in inputs]

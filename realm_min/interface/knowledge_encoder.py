@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..config import RealmConfig
+from ..kinds import checked
 from ..model import ops
 from ..model.bert import Kept, bert, bert_backward
 from ..model.parameters import Shapes, bert_shapes, mlm_head_shapes
@@ -22,7 +23,7 @@ from ..model.realm import (
 )
 from ..ranks.devices import plain_arithmetic
 from .base import RealmModel
-from .inputs import Inputs, check_integers, check_relevance, checked_batch, flatten_candidates
+from .inputs import Inputs, check_integers, check_mask, check_relevance, checked_batch, flatten_candidates
 from .outputs import MaskedLMOutput
 from .parts import Part, part
 
@@ -41,6 +42,7 @@ class RealmKnowledgeAugEncoder(RealmModel):
     def get_output_embeddings(self) -> Part:
         return part(self, "cls.predictions.decoder")
 
+    @checked
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -81,7 +83,6 @@ class RealmKnowledgeAugEncoder(RealmModel):
                 raise ValueError("labels were given without relevance_score: the loss weighs the candidates by it")
             sequences, tokens = batch.types.shape
             self._check_labels(sequences, tokens, relevance_score, labels, mlm_mask)
-            labels = labels.long()
         run = self.run_now(len(batch.types), head_mask, output_attentions, output_hidden_states)
 
         def predict(model: RealmKnowledgeAugEncoder, keep: bool) -> tuple[MaskedLMOutput, Kept]:
@@ -91,7 +92,7 @@ class RealmKnowledgeAugEncoder(RealmModel):
             logits = logits.view(*shape[:2], -1)
             loss = words = kept_loss = None
             if labels is not None and relevance_score is not None:
-                words = counted_words(logits, labels, model.config.num_candidates, mlm_mask)
+                words = counted_words(logits, labels.long(), model.config.num_candidates, mlm_mask)
                 loss, kept_loss = marginal_loss(words.log_likelihood, relevance_score, mlm_mask, whole_span)
             output = MaskedLMOutput(loss, logits, encoded.hidden_states, encoded.attentions)
             return output, (kept_bert, kept_head, words, kept_loss, shape)
@@ -114,6 +115,7 @@ class RealmKnowledgeAugEncoder(RealmModel):
             dhidden = drows.new_zeros(shape[0] * shape[1], shape[2]).index_copy_(0, words.rows, drows)
         return found | {"inputs_embeds": bert_backward(dhidden.view(shape), kept_bert, self.own_grads)}
 
+    @checked
     def masked_log_likelihood(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, labels: Tensor
     ) -> tuple[Tensor, Kept]:
@@ -146,6 +148,8 @@ class RealmKnowledgeAugEncoder(RealmModel):
             if value is not None and tuple(value.shape) != expected:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}: expected {expected}")
         check_integers("labels", labels)
+        if mlm_mask is not None:
+            check_mask("mlm_mask", mlm_mask)
         check_relevance(relevance_score)
         ops.check_targets(labels.long(), self.config.vocab_size)
 

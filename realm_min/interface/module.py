@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from .. import kinds
 from ..compatible.left_out import OF_MODELS, leaves_out
 from ..config import RealmConfig
+from ..files.checkpoint import check_finite
+from ..kinds import device_of
 from ..model.parameters import Parameters, is_constant
 from .parts import Part, Tree, part
 
@@ -216,4 +219,22 @@ def moved_to(args: tuple, kwargs: dict[str, Any]) -> tuple[torch.device | None, 
         raise TypeError(f"to({dtype}): give a floating dtype of 16 bits or more")
     if isinstance(device, int):
         device = f"cuda:{device}"
-    return None if device is None else torch.device(device), dtype
+    device = None if device is None else device_of(device)
+    if device is not None and device.type == "meta":
+        raise ValueError('device "meta" holds no numbers: give "cpu" or "cuda:0", say')
+    return device, dtype
+
+
+def check_cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
+    """ValueError if a weight would overflow as it is cast to `dtype`."""
+    for key, tensor in tensors.items():
+        if dtype is not None and torch.finfo(dtype).max < torch.finfo(tensor.dtype).max:
+            check_finite(key, tensor, dtype, source="the model")
+
+
+def checked_seed(seed: int | None) -> int | None:
+    """A seed as Python's number. ValueError if torch has no such seed."""
+    kinds.check("seed", seed, int | None)
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed} is out of range: give 0 to 2 ** 63 - 1")
+    return None if seed is None else int(seed)

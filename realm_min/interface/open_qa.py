@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import kinds
 from ..config import RealmConfig
 from ..files import checkpoint
+from ..kinds import checked, device_of
 from ..model import ops
 from ..model.bert import Kept, Run
 from ..model.parameters import Parameters, Shapes
@@ -134,6 +136,8 @@ class RealmForOpenQA(RealmModel):
         initialize: bool = True,
     ) -> None:
         super().__init__(config, seed=seed, initialize=initialize)
+        kinds.check("retriever", retriever, RealmRetriever | None)
+        kinds.check("sharded", sharded, bool)
         self.retriever: Any = retriever
         self.sharded = sharded and world().size > 1
         self.embedder = RealmEmbedder(config, seed=seed, initialize=initialize)
@@ -160,7 +164,13 @@ class RealmForOpenQA(RealmModel):
         return self.p["block_emb"]
 
     @block_emb.setter
+    @checked
     def block_emb(self, blocks: Tensor) -> None:
+        width = self.config.retriever_proj_size
+        if blocks.dim() != 2 or blocks.shape[1] != width or not len(blocks) or not blocks.is_floating_point():
+            raise ValueError(
+                f"block_emb has shape {tuple(blocks.shape)} and dtype {blocks.dtype}: give floats [blocks, {width}]"
+            )
         self.p["block_emb"] = blocks
 
     @property
@@ -194,9 +204,10 @@ class RealmForOpenQA(RealmModel):
         """Blocks searched for: `searcher_beam_size` in training, only those that are read in evaluation."""
         return self.config.searcher_beam_size if self.training else self.config.reader_beam_size
 
+    @checked
     def block_embedding_to(self, device: torch.device | str) -> None:
         """Move the block embeddings alone to `device`: 13 million of them take 6.8 GB."""
-        self.block_emb = self.block_emb.to(device)
+        self.block_emb = self.block_emb.to(device_of(device))
 
     @property
     def index(self) -> BlockIndex | ShardedBlockIndex:
@@ -212,8 +223,11 @@ class RealmForOpenQA(RealmModel):
         return version(self.block_emb), self.device if self.sharded else None
 
     @index.setter
+    @checked
     def index(self, index: BlockIndex | ShardedBlockIndex) -> None:
         """Search through `index`, say a compressed one, until `block_emb` changes."""
+        if len(index) != len(self.block_emb):
+            raise ValueError(f"the index is of {len(index)} blocks, the model has {len(self.block_emb)}: give its own")
         self._index = (self._indexed(), index)
 
     def follow(self) -> None:
@@ -222,6 +236,7 @@ class RealmForOpenQA(RealmModel):
         if isinstance(index, ShardedBlockIndex):
             index.follow()
 
+    @checked
     def forward(
         self,
         input_ids: Tensor,
@@ -246,8 +261,8 @@ class RealmForOpenQA(RealmModel):
             ValueError: no retriever; more blocks asked for than there are; inputs of a wrong rank, shape or range.
         """
         self.check_searchable(self.searcher_beam_size)
-        answer_ids = answers_of_each(answer_ids, len(input_ids))
         question = checked_batch(self.config, Inputs(input_ids, attention_mask, token_type_ids))
+        answer_ids = answers_of_each(answer_ids, len(input_ids))
         of_question, config = self.embedder.run_now(len(input_ids)), self.config
         of_readers = [self.reader.run_now(min(config.reader_beam_size, self.searcher_beam_size)) for _ in input_ids]
 
@@ -338,6 +353,7 @@ class RealmForOpenQA(RealmModel):
         scores, block_ids = self.retrieve(questions, num_blocks)
         return [self.answer_from(*found) for found in zip(questions, scores, block_ids, strict=True)]
 
+    @checked
     def answer_from(self, question: str, scores: Tensor, block_ids: Tensor) -> Answer:
         """Answer a question from given blocks: f(x, z) [blocks] float32 and their numbers [blocks] int64."""
         check_integers("block_ids", block_ids)
@@ -379,8 +395,9 @@ class RealmForOpenQA(RealmModel):
             ],
         )
 
+    @checked
     def score_spans(
-        self, question: str, texts: list[str], scores: Tensor, *, output_attentions: bool = False
+        self, question: str, texts: str | list[str], scores: Tensor, *, output_attentions: bool = False
     ) -> SpanScores:
         """Read blocks, given as text with their f(x, z) [blocks] float32, for one question.
 
@@ -427,6 +444,7 @@ class RealmForOpenQA(RealmModel):
         inputs = self.evidence.tokenizer(questions, padding=True, return_tensors="pt").to(self.device)
         return plain(self.embedder(**inputs, return_dict=True).projected_score)
 
+    @checked
     def search(self, projections: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """f(x, z) and the numbers of the `k` best blocks [questions, k], from embedded questions [questions, proj]."""
         scores, ids = self.index.search(_searchable(projections.to(self.index.device)), k)
@@ -434,6 +452,7 @@ class RealmForOpenQA(RealmModel):
 
     def check_searchable(self, k: int) -> None:
         """ValueError if there is no retriever, or there are not `k` blocks."""
+        kinds.check("blocks to search for", k, int)
         if self.evidence and not 1 <= k <= self.block_emb.shape[0]:  # `evidence` raises
             raise ValueError(
                 f"{k} blocks were asked for, and there are {self.block_emb.shape[0]}: ask for 1 to "

@@ -28,7 +28,10 @@ class Call:
                 raise ValueError(
                     f"the last call returned no {name!r} to differentiate: it has {', '.join(self.outputs)}"
                 )
-            found[name] = torch.as_tensor(cotangent, dtype=dtype, device=device).detach()
+            try:
+                found[name] = torch.as_tensor(cotangent, dtype=dtype, device=device).detach().to_dense()
+            except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError of the meta device among them
+                raise ValueError(f"the cotangent of {name} is no tensor of numbers ({error}): give one") from None
             if found[name].shape != self.outputs[name]:
                 shape, expected = tuple(found[name].shape), tuple(self.outputs[name])
                 raise ValueError(f"the cotangent of {name} has shape {shape}: expected {expected}")

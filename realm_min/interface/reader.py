@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..config import RealmConfig
+from ..kinds import checked
 from ..model.bert import PLAIN, Batch, Encoded, Kept, Run
 from ..model.parameters import Parameters, Shapes, bert_shapes, linear_shapes, mlm_head_shapes, norm_shapes
 from ..model.realm import correct_spans, loss_of_correct, read, read_backward, read_tokens
 from ..model.spans import SpanInputs, best_span, span_candidate, span_candidates, span_logits
 from ..ranks.devices import plain_arithmetic
 from .base import RealmModel
-from .inputs import Inputs, check_integers, check_relevance, checked_batch
+from .inputs import Inputs, check_integers, check_mask, check_relevance, checked_batch
 from .outputs import RealmReaderOutput
 
 
@@ -42,6 +44,7 @@ class RealmReader(RealmModel):
     def num_labels(self) -> int:
         return self.config.num_labels
 
+    @checked
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -52,9 +55,9 @@ class RealmReader(RealmModel):
         inputs_embeds: Tensor | None = None,
         relevance_score: Tensor | None = None,
         block_mask: Tensor | None = None,
-        start_positions: list | Tensor | None = None,
-        end_positions: list | Tensor | None = None,
-        has_answers: list | Tensor | None = None,
+        start_positions: list | np.ndarray | Tensor | None = None,
+        end_positions: list | np.ndarray | Tensor | None = None,
+        has_answers: list | np.ndarray | Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -82,13 +85,11 @@ class RealmReader(RealmModel):
         inputs = Inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         batch = checked_batch(self.config, inputs)
         beam, read_blocks = len(batch.types), slice(self.config.reader_beam_size)
-        check_relevance(relevance_score)
         # As the searcher hands them over, scores and masks may be of more blocks than are read.
-        check_blocks(self.config, batch, relevance_score[read_blocks], block_mask[read_blocks])
+        check_blocks(self.config, batch, *(x[read_blocks] if x.dim() else x for x in (relevance_score, block_mask)))
         answers = None
         if start_positions is not None and end_positions is not None and has_answers is not None:
-            given = (start_positions, end_positions, has_answers)
-            answers = checked_answers(given, beam, len(relevance_score), self.device)
+            answers = checked_answers((start_positions, end_positions, has_answers), beam, relevance_score)
         run = self.run_now(beam, head_mask, output_attentions, output_hidden_states)
         return self._called(
             lambda model, keep: best_span_of(
@@ -98,12 +99,12 @@ class RealmReader(RealmModel):
             return_dict,
         )
 
+    @checked
     def span_logits(
         self, inputs: Inputs, relevance_score: Tensor, block_mask: Tensor, run: Run = PLAIN
     ) -> tuple[Tensor, Encoded]:
         """The score of every span of every block read, [beam, spans], and what BERT returned; arguments as a call's."""
         batch = checked_batch(self.config, inputs)
-        check_relevance(relevance_score)
         check_blocks(self.config, batch, relevance_score, block_mask)
         with plain_arithmetic(self.device.type):
             return read(self.p, self.config, batch, block_mask, relevance_score, run)[0]
@@ -182,20 +183,22 @@ def numbers(values: Any, device: torch.device) -> Tensor:
     return torch.as_tensor(values, device=device)
 
 
-def checked_answers(given: tuple, beam: int, retrieved: int, device: torch.device) -> Answers:
-    """The answers of `retrieved` blocks, `beam` of them read, from `given` in the fields' order, tensors or lists.
+def checked_answers(given: tuple, beam: int, relevance_score: Tensor) -> Answers:
+    """The answers of the blocks retrieved, `beam` of them read, from `given` in the fields' order, tensors or lists.
 
     Raises:
         ValueError: a wrong shape, or what is neither true nor false.
     """
-    starts, ends, has_answers = (numbers(values, device) for values in given)
+    check_relevance(relevance_score)
+    starts, ends, has_answers = (numbers(values, relevance_score.device) for values in given)
     starts, ends = (x[:, None] if x.dim() == 1 else x for x in (starts, ends))
     for name, positions in (("start_positions", starts), ("end_positions", ends)):
         check_integers(name, positions)
         if positions.dim() != 2 or positions.shape[0] < beam or positions.shape != starts.shape:
             raise ValueError(f"{name} has shape {tuple(positions.shape)}: expected [blocks, answers] for both")
-    if tuple(has_answers.shape) != (retrieved,):
-        raise ValueError(f"has_answers has shape {tuple(has_answers.shape)}: expected {(retrieved,)}")
+    if has_answers.shape != relevance_score.shape:
+        shapes = f"{tuple(has_answers.shape)}: expected {tuple(relevance_score.shape)}"
+        raise ValueError(f"has_answers has shape {shapes} as relevance_score")
     wrong = has_answers[(has_answers != 0) & (has_answers != 1)]
     if len(wrong):
         raise ValueError(f"has_answers holds {wrong[0].item()}: expected true or false for each block")
@@ -211,3 +214,5 @@ def check_blocks(config: RealmConfig, batch: Batch, relevance_score: Tensor, blo
         raise ValueError(f"block_mask has shape {tuple(block_mask.shape)}: expected {(beam, tokens)} as the input")
     if tuple(relevance_score.shape) != (beam,):
         raise ValueError(f"relevance_score has shape {tuple(relevance_score.shape)}: expected {(beam,)}")
+    check_relevance(relevance_score)
+    check_mask("block_mask", block_mask)

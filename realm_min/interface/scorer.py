@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import kinds
 from ..config import RealmConfig
 from ..files.checkpoint import check_tensors
+from ..kinds import checked
 from ..model.bert import Kept
 from ..model.realm import embed, embed_backward, relevance_score, relevance_score_backward
 from .base import LoadedKeys, RealmModel
@@ -38,6 +40,7 @@ class RealmScorer(RealmModel):
         initialize: bool = True,
     ) -> None:
         super().__init__(config, seed=seed, initialize=initialize)
+        kinds.check("query_embedder", query_embedder, RealmEmbedder | None)
         self.embedder = RealmEmbedder(config, seed=seed, initialize=initialize)
         self.query_embedder = query_embedder or self.embedder
 
@@ -61,6 +64,7 @@ class RealmScorer(RealmModel):
             self.query_embedder = before
             raise
 
+    @checked
     def forward(
         self,
         input_ids: Tensor | None = None,

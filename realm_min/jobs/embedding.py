@@ -11,7 +11,7 @@ do, where it has few rows.) A process with several threads computes as many batc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import kinds
+from ..interface.base import RealmModel
 from ..interface.inputs import Inputs, checked_batch
 from ..model.bert import PLAIN
 from ..model.realm import embed as embed_batch
@@ -102,12 +104,15 @@ def embed_on_ranks(
 
 
 def embed_blocks(
-    embedder: Any, tokenizer: Any, blocks: list[Block], advance: Callable[[int], None] = lambda count: None
+    embedder: RealmModel, tokenizer: Callable, blocks: list[Block], advance: Callable[[int], None] = lambda count: None
 ) -> Tensor:
     """Embed_doc of each block, [blocks, proj] float32 on the CPU; `advance(count)` is called batch by batch.
 
     Within a shard, batches are of similar lengths, so that few of their tokens are padding.
     """
+    kinds.check("embedder", embedder, RealmModel)
+    kinds.check("tokenizer", tokenizer, Callable)
+    kinds.check("blocks", blocks, str | Sequence)  # of text it is told below what is wanted
     batch_size = 1 if embedder.device.type == "cpu" else GPU_BATCH_SIZE
     embeddings = torch.empty(len(blocks), embedder.config.retriever_proj_size, dtype=torch.float32, device="cpu")
 
@@ -160,6 +165,6 @@ def _lengths(blocks: list[Block], tokenizer: Any) -> list[int]:
 
 
 def _pairs(blocks: list[Block]) -> tuple[list[str], list[str]]:
-    if any(isinstance(block, str) for block in blocks):
+    if not all(isinstance(getattr(block, "title", None), str) for block in blocks):  # the title of a str is a method
         raise ValueError("blocks are a title and a text each: give a list of Block(title, text), not text")
     return [block.title for block in blocks], [block.text for block in blocks]

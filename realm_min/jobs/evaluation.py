@@ -24,9 +24,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .. import kinds
 from ..interface.open_qa import Answer
+from ..kinds import checked
 from ..ranks.distributed import World
 from ..text.questions import Question, Row, listed
+from .settings import BATCH
 from .statistics import top_k_match, wilson
 
 TOP_K = (1, 5, 10, 20, 50, 100)
@@ -63,13 +66,15 @@ class Result(NamedTuple):
 # ---- one prediction against its references
 
 
+@checked
 def normalize_answer(text: str) -> str:
     """ORQA's normal form: canonical decomposition, lower case, no ASCII punctuation, no articles, single spaces."""
     text = unicodedata.normalize("NFD", text).lower().translate(_NO_PUNCTUATION)
     return " ".join(_ARTICLE.sub(" ", text).split())
 
 
-def official_exact_match(prediction: str, answers: Sequence[str], regex: bool = False) -> bool:
+@checked
+def official_exact_match(prediction: str, answers: str | Iterable, regex: bool = False) -> bool:
     """Whether the normalised prediction equals a normalised reference, or, with `regex`, a pattern matches its start.
 
     A pattern that does not compile matches nothing, as in ORQA's evaluation of CuratedTrec.
@@ -79,16 +84,18 @@ def official_exact_match(prediction: str, answers: Sequence[str], regex: bool = 
     return normalize_answer(prediction) in map(normalize_answer, listed(answers))
 
 
-def exact_match(prediction: str, answers: Sequence[str], tokenize: Callable[[str], list[str]]) -> bool:
+@checked
+def exact_match(prediction: str, answers: str | Iterable, tokenize: Callable[[str], list[str]]) -> bool:
     """Whether prediction and a reference are the same wordpieces, whether their accents are composed or not."""
     prediction, *answers = (unicodedata.normalize("NFC", text) for text in (prediction, *listed(answers)))
     return tokenize(prediction) in map(tokenize, answers)
 
 
-def token_f1(prediction: str, answers: Sequence[str]) -> float:
+@checked
+def token_f1(prediction: str, answers: str | Iterable) -> float:
     """SQuAD's F1 of normalised words, against the reference that gives most; two empty bags of words are equal."""
     words = normalize_answer(prediction).split()
-    return max(_f1(words, normalize_answer(answer).split()) for answer in listed(answers))
+    return max((_f1(words, normalize_answer(answer).split()) for answer in listed(answers)), default=0.0)
 
 
 def _f1(predicted: list[str], gold: list[str]) -> float:
@@ -110,7 +117,8 @@ def compiled(source: str) -> re.Pattern | None:
 # ---- blocks against the references
 
 
-def has_answer(block: str, answers: Sequence[str], regex: bool = False) -> bool:
+@checked
+def has_answer(block: str, answers: str | Iterable, regex: bool = False) -> bool:
     """Whether the block's text holds a reference as it is written, or, with `regex`, a pattern is found in it.
 
     ORQA's measure: a plain substring, upper and lower case apart, inside a word or not (`HasAnswerOp` of orqa_ops.cc in
@@ -209,6 +217,9 @@ class Task(NamedTuple):
 
 
 def _task(model: Any, search: Search, regex: bool, ks: Sequence[int], depth: int, beam: int) -> Task:
+    kinds.check("regex", regex, bool)
+    kinds.check("ks", ks, Sequence[int])
+    kinds.check("depth", depth, int)
     num_blocks = len(model.retriever.block_records)
     ks = [k for k in ks if k <= num_blocks]
     depth = max(beam, min(num_blocks, max([1, depth, *ks])))
@@ -219,6 +230,8 @@ def _task(model: Any, search: Search, regex: bool, ks: Sequence[int], depth: int
 def _on_all_ranks(
     task: Task, questions: Iterable[Question | Row], batch_size: int, world: World | None
 ) -> Iterator[Result]:
+    kinds.check("questions", questions, str | Iterable)  # of a str it is told below that its letters are none
+    BATCH.check("batch_size", batch_size)
     world = World() if world is None else world
     rows = (as_row(number, question) for number, question in enumerate(questions, start=1))
     while batches := [batch for _ in range(world.size) if (batch := list(islice(rows, batch_size)))]:
@@ -307,6 +320,7 @@ def _wordpieces(model: Any, texts: list[str]) -> list[list[int]]:
 # ---- all questions together
 
 
+@checked
 def means(results: Iterable[dict[str, float | None]]) -> dict[str, float | None]:
     """Mean of each measure over the questions that it has a meaning for; None where that is none of them."""
     return {name: sum(values) / len(values) if values else None for name, values in _columns(results).items()}
@@ -321,6 +335,8 @@ def summary(results: Sequence[dict[str, float | None]]) -> dict[str, Any]:
 
 def _columns(results: Iterable[dict[str, float | None]]) -> dict[str, list[float]]:
     columns: dict[str, list[float]] = {}
+    results = list(results)
+    kinds.check("results", results, list[dict])
     for measures in results:
         for name, value in measures.items():
             column = columns.setdefault(name, [])

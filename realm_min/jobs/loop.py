@@ -37,6 +37,7 @@ from ..files.atomic import naming, only_writer, remove_temporaries, write_atomic
 from ..files.json_file import read_json_object
 from ..files.output import check_room
 from ..interface.base import RealmModel
+from ..kinds import checked
 from ..learn.optimizer import AdamW
 from ..learn.steps import Sum
 from ..ranks.distributed import world
@@ -274,11 +275,15 @@ def batch(number: int, size: int, count: int, seed: int) -> list[int]:
     return [int(order[place // count][place % count]) for place in places]
 
 
+@checked
 def read_log(path: str | os.PathLike) -> dict[str, list[float]]:
-    """Columns of a log.csv or metrics.csv, by name; an empty cell is nan."""
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
+    """Columns of a log.csv or metrics.csv, by name; an empty cell is nan. ValueError if the file is none."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path} is no log of a run ({error}): give its log.csv or metrics.csv") from None
 
 
 def seed_model(model: RealmModel, seed: int) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..files.atomic import write_atomically
 from ..files.safetensors_file import read_with_metadata, write_safetensors
+from ..kinds import checked
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 PREVIOUS_FILE = "checkpoint-previous.safetensors"
@@ -67,6 +68,7 @@ def _read(path: Path) -> tuple[int, dict[str, Tensor]]:
     return int(done), tensors
 
 
+@checked
 def checkpoint_steps(folder: str | os.PathLike) -> list[int]:
     """The steps that the checkpoints say they stand at, the newest first; their tensors are not looked at."""
     found = []

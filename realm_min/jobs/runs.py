@@ -16,6 +16,7 @@ from ..interface.embedder import RealmEmbedder
 from ..interface.inputs import check_span_width
 from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
 from ..interface.open_qa import RealmForOpenQA
+from ..kinds import checked
 from ..learn.finetuning import Encoded, Evidence, finetune_step
 from ..learn.ict import cloze, ict_step, sentences_and_blocks
 from ..learn.mlm import masked_blocks, mlm_step
@@ -26,6 +27,8 @@ from ..ranks.share import share_of
 from ..text.corpus import Block, corpus_hash, record, split_sentences
 from ..text.names_and_dates import SpanFinder
 from ..text.questions import Question, TrainingQuestion
+from ..text.tokenizer import RealmTokenizerFast
+from ..text.tokenizer_base import BaseTokenizer
 from . import loop, refresh
 from .draws import Draws
 from .embedding import embed_on_ranks
@@ -40,7 +43,10 @@ from .warm_start import EMBEDDER, KNOWLEDGE_ENCODER
 ICT, MLM, PRETRAIN, FINETUNE = Ict(), Mlm(), Pretrain(), Finetune()
 
 
-def ict(run: TrainingRun, blocks: list[Block], embedder: RealmEmbedder, tokenizer: Any, settings: Ict = ICT) -> Path:
+@checked
+def ict(
+    run: TrainingRun, blocks: list[Block], embedder: RealmEmbedder, tokenizer: BaseTokenizer, settings: Ict = ICT
+) -> Path:
     """Train `embedder` in place and write it to FOLDER/embedder, with the tokenizer in FOLDER.
 
     Raises:
@@ -70,8 +76,13 @@ def ict(run: TrainingRun, blocks: list[Block], embedder: RealmEmbedder, tokenize
     return loop.train_one(run, job, tokenizer)
 
 
+@checked
 def mlm(
-    run: TrainingRun, blocks: list[Block], encoder: RealmKnowledgeAugEncoder, tokenizer: Any, settings: Mlm = MLM
+    run: TrainingRun,
+    blocks: list[Block],
+    encoder: RealmKnowledgeAugEncoder,
+    tokenizer: BaseTokenizer,
+    settings: Mlm = MLM,
 ) -> Path:
     """Train `encoder` in place and write it to FOLDER/knowledge_encoder, with the tokenizer in FOLDER.
 
@@ -111,12 +122,13 @@ def check_mlm(settings: Mlm, encoder: RealmKnowledgeAugEncoder) -> None:
 STAGE = "Pre-training"
 
 
+@checked
 def pretrain(
     run: TrainingRun,
     blocks: list[Block],
     embedder: RealmEmbedder,
     knowledge_encoder: RealmKnowledgeAugEncoder,
-    tokenizer: Any,
+    tokenizer: RealmTokenizerFast,
     settings: Pretrain = PRETRAIN,
     *,
     find: SpanFinder | None = None,
@@ -231,6 +243,7 @@ def _check_pretrain(
         )
 
 
+@checked
 def finetune(
     run: TrainingRun,
     model: RealmForOpenQA,

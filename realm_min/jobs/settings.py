@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
+from .. import kinds
 from ..files.output import check_folder
 from ..text.corpus import MAX_WORDPIECES
 
@@ -34,9 +36,10 @@ class Range(NamedTuple):
     allows: Callable[[float], bool]
     words: str
 
-    def check(self, name: str, value: float) -> None:
-        """ValueError if `value`, called `name`, is not allowed; nan never is."""
-        if not self.allows(value):
+    def check(self, name: str, value: Any) -> None:
+        """ValueError if `value`, called `name`, is not allowed; nan never is, nor what is no number of the kind."""
+        kinds = (int, float) if self.kind is float else int
+        if isinstance(value, bool) or not isinstance(value, kinds) or not self.allows(value):
             raise ValueError(f"{name}={value!r} is out of range: give {self.words}")
 
     def read(self, text: str) -> float:
@@ -50,10 +53,16 @@ class Range(NamedTuple):
         return value
 
 
-COUNT = Range(int, lambda value: value >= 1, "a whole number, 1 or more")
-NATURAL = Range(int, lambda value: value >= 0, "a whole number, 0 or more")
-SEVERAL = Range(int, lambda value: value >= 2, "a whole number, 2 or more")
-RATE = Range(float, lambda value: 0 < value < math.inf, "a number above 0")
+LARGEST = 2**31 - 1  # of what is counted
+LARGEST_RATE = 1e38  # float32 holds little more
+LARGEST_BATCH = 2**20  # its examples are drawn, and held, at once
+
+COUNT = Range(int, lambda value: 1 <= value <= LARGEST, "a whole number, 1 or more and below 2 ** 31")
+NATURAL = Range(int, lambda value: 0 <= value <= LARGEST, "a whole number, 0 or more and below 2 ** 31")
+SEVERAL = Range(int, lambda value: 2 <= value <= LARGEST, "a whole number, 2 or more and below 2 ** 31")
+BATCH = Range(int, lambda value: 1 <= value <= LARGEST_BATCH, "a whole number, 1 or more and at most 2 ** 20")
+SEED = Range(int, lambda value: 0 <= value < 2**63, "a whole number, 0 or more and below 2 ** 63")
+RATE = Range(float, lambda value: 0 < value <= LARGEST_RATE, "a number above 0, and at most 1e38")
 SHARE = Range(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 DROPOUT = Range(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 
@@ -64,9 +73,9 @@ class Name(NamedTuple):
     pattern: str
     words: str
 
-    def check(self, name: str, value: str) -> None:
+    def check(self, name: str, value: Any) -> None:
         """ValueError if `value`, called `name`, is not allowed."""
-        if not re.fullmatch(self.pattern, value):
+        if not isinstance(value, str) or not re.fullmatch(self.pattern, value):
             raise ValueError(f"{name}={value!r} names nothing: give {self.words}")
 
     def read(self, text: str) -> str:
@@ -82,6 +91,8 @@ RULES = "realm_min.text.names_and_dates:salient_spans"
 Count = Annotated[int, COUNT]
 Function = Annotated[str, FUNCTION]
 Natural = Annotated[int, NATURAL]
+Batch = Annotated[int, BATCH]
+Seed = Annotated[int, SEED]
 Several = Annotated[int, SEVERAL]
 Rate = Annotated[float, RATE]
 Share = Annotated[float, SHARE]
@@ -100,7 +111,7 @@ class Ict(NamedTuple):
     """What decides an Inverse Cloze run, beside corpus and model."""
 
     steps: Annotated[Count, "updates"] = 300
-    batch_size: Annotated[Count, "sentences an update"] = 32
+    batch_size: Annotated[Batch, "sentences an update"] = 32
     group: Annotated[Count, "neighbouring blocks that come together in a batch"] = 4
     removal_rate: Annotated[Share, "share of the sentences that are taken out of their block"] = 0.9
     title_rate: Annotated[Share, "share of the sentences that their block's title precedes"] = 0.5
@@ -110,7 +121,7 @@ class Ict(NamedTuple):
     max_query: Annotated[Count, "wordpieces of a sentence that are read"] = 64
     max_evidence: Annotated[Count, "wordpieces of a block that are read"] = 288
     freeze_word_embeddings: Annotated[bool, "leave the word embeddings as they are"] = True
-    seed: Annotated[Natural, "of weights, sentences, batches and dropout"] = 0
+    seed: Annotated[Seed, "of weights, sentences, batches and dropout"] = 0
 
     def check(self) -> None:
         """ValueError if a setting is out of range, or two do not go together."""
@@ -126,7 +137,7 @@ class Mlm(NamedTuple):
     """What decides a run of masked language modelling, beside corpus and model."""
 
     steps: Annotated[Count, "updates"] = 300
-    batch_size: Annotated[Count, "blocks an update"] = 16
+    batch_size: Annotated[Batch, "blocks an update"] = 16
     learning_rate: Annotated[Rate, "the highest, after the warm-up"] = 2e-4
     warmup: Annotated[Share, "share of the steps in which the learning rate rises"] = 0.1
     optimizer: Optimizer = "adamw"
@@ -138,7 +149,7 @@ class Mlm(NamedTuple):
     ] = 0
     tagger: Annotated[Function, "what finds names and dates in a text, to be hidden"] = RULES
     freeze_word_embeddings: Annotated[bool, "leave the word embeddings as they are"] = True
-    seed: Annotated[Natural, "of weights, masks, batches and dropout"] = 0
+    seed: Annotated[Seed, "of weights, masks, batches and dropout"] = 0
 
     def check(self) -> None:
         """ValueError if a setting is out of range, or two do not go together."""
@@ -154,7 +165,7 @@ class Pretrain(NamedTuple):
     """What decides a pre-training run, beside corpus and models."""
 
     steps: Annotated[Count, "updates"] = 1000
-    batch_size: Annotated[Count, "texts an update"] = 4
+    batch_size: Annotated[Batch, "texts an update"] = 4
     num_candidates: Annotated[Several, "documents a text, the null document among them"] = 8
     learning_rate: Annotated[Rate, "the highest, after the warm-up"] = 5e-5
     warmup: Annotated[Share, "share of the steps in which the learning rate rises"] = 0.1
@@ -178,7 +189,7 @@ class Pretrain(NamedTuple):
     max_passage: Annotated[Count, "wordpieces of a text, its title and special tokens included"] = 96
     max_block: Annotated[Count, "wordpieces of a block that are read, likewise"] = MAX_WORDPIECES
     freeze_word_embeddings: Annotated[bool, "leave the word embeddings as they are"] = False
-    seed: Annotated[Natural, "of weights, masks, batches and dropout"] = 0
+    seed: Annotated[Seed, "of weights, masks, batches and dropout"] = 0
 
     def check(self) -> None:
         """ValueError if a setting is out of range, or two do not go together."""
@@ -193,7 +204,7 @@ class Finetune(NamedTuple):
     """What decides a fine-tuning run, beside questions, blocks and model."""
 
     steps: Annotated[Count, "updates"] = 1000
-    batch_size: Annotated[Count, "questions an update"] = 8
+    batch_size: Annotated[Batch, "questions an update"] = 8
     learning_rate: Annotated[Rate, "the highest, after the warm-up"] = 5e-5
     warmup: Annotated[Share, "share of the steps in which the learning rate rises"] = 0.1
     optimizer: Optimizer = "adamw"
@@ -204,7 +215,7 @@ class Finetune(NamedTuple):
     freeze_word_embeddings: Annotated[bool, "leave the word embeddings as they are"] = False
     refresh_blocks: Annotated[bool, "train the document side too, and embed all blocks anew as it learns"] = False
     refresh_every: Annotated[Count, "with --refresh-blocks, steps between indexes"] = 200
-    seed: Annotated[Natural, "of weights, batches and dropout"] = 0
+    seed: Annotated[Seed, "of weights, batches and dropout"] = 0
 
     def check(self, refresh_ranks: int = 0) -> None:
         """ValueError if a setting is out of range, or ranks are to build indexes of which there are none."""
@@ -237,14 +248,13 @@ def declarations(defaults: NamedTuple) -> Iterator[Declared]:
 
 def check_ranges(settings: NamedTuple) -> None:
     """ValueError if a setting has a value that it cannot have."""
-    for declared in declarations(settings):
-        if declared.range:
-            declared.range.check(declared.name, getattr(settings, declared.name))
-        elif declared.choices and getattr(settings, declared.name) not in declared.choices:
-            raise ValueError(
-                f"{declared.name}={getattr(settings, declared.name)!r} is unknown: choose one of "
-                f"{', '.join(declared.choices)}"
-            )
+    for name, value, span, choices, _ in declarations(settings):
+        if span:
+            span.check(name, value)
+        elif choices and value not in choices:
+            raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(choices)}")
+        elif not choices and not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r} is no flag: give True or False")
 
 
 def add_options(parser: argparse.ArgumentParser, defaults: NamedTuple) -> None:
@@ -301,7 +311,14 @@ class TrainingRun:
     remark: Callable[[str], None] = unheard
 
     def __post_init__(self) -> None:
+        kinds.check("folder", self.folder, str | os.PathLike)
+        kinds.check("resume", self.resume, bool)
+        kinds.check("evaluate", self.evaluate, Callable | None)
+        kinds.check("report", self.report, Callable)
         object.__setattr__(self, "folder", Path(self.folder))  # a string will do, too
+        COUNT.check("save_every", self.save_every)
+        NATURAL.check("evaluate_every", self.evaluate_every)
+        NATURAL.check("refresh_ranks", self.refresh_ranks)
 
 
 def check_new_run(folder: Path, resume: bool) -> None:

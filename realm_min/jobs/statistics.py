@@ -1,17 +1,19 @@
 """How sure a figure is, and a difference between two: pure functions of what each question gave.
 
 A system's `hits` or `values` are a number a question, 0 to 1, in one order of the questions for all systems. Where it
-was trained several times, `values` are [seeds, questions]. NumPy alone is imported.
+was trained several times, `values` are [seeds, questions]. Of libraries NumPy alone is imported.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from ..kinds import checked
 
 RESAMPLES = 10_000
 AT_ONCE = 2**20  # drawn questions held in memory, 8 MB of them
@@ -41,7 +43,8 @@ class McNemar(NamedTuple):
     p: float
 
 
-def top_k_match(hits: Sequence[bool], ks: Iterable[int], name: str = "match") -> dict[str, float]:
+@checked
+def top_k_match(hits: Sequence[bool], ks: Sequence[int], name: str = "match") -> dict[str, float]:
     """{"top_k_match": 1.0 if one of the first k retrieved blocks holds an answer} for each k; hits are best first.
 
     Its mean over the questions is R@k, the retrieval recall of REALM section 4.5.

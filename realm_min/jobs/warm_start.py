@@ -25,6 +25,7 @@ from ..interface.base import RealmModel
 from ..interface.embedder import RealmEmbedder
 from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
 from ..interface.reader import RealmReader
+from ..kinds import checked
 from ..text.tokenizer import RealmTokenizerFast
 
 EMBEDDER, KNOWLEDGE_ENCODER = "embedder", "knowledge_encoder"  # folders within a stage's
@@ -60,6 +61,7 @@ def small_config(**values: Any) -> RealmConfig:
     return RealmConfig(**{**small, **values})
 
 
+@checked
 def load(cls: type[Model], folder: str | os.PathLike | None, part: str, seed: int = 0, **values: Any) -> Model:
     """A `cls` to be trained, with the weights that `folder` has for it.
 
@@ -110,23 +112,27 @@ def _check_trunk(folder: Path, current: dict[str, Tensor], found: dict[str, Tens
         raise ValueError(f"{folder} holds {beyond[0]}, which its config.json does not tell of: fetch both again")
 
 
+@checked
 def embedder(folder: str | os.PathLike | None, seed: int = 0, **values: Any) -> RealmEmbedder:
     """A RealmEmbedder to train; arguments as `load`."""
     return load(RealmEmbedder, folder, EMBEDDER, seed, **values)
 
 
+@checked
 def knowledge_encoder(folder: str | os.PathLike | None, seed: int = 0, **values: Any) -> RealmKnowledgeAugEncoder:
     """A RealmKnowledgeAugEncoder to train; a stage that has none gives the trunk of its embedder."""
     part = KNOWLEDGE_ENCODER if folder is None or (Path(folder) / KNOWLEDGE_ENCODER).is_dir() else EMBEDDER
     return load(RealmKnowledgeAugEncoder, folder, part, seed, **values)
 
 
+@checked
 def reader(folder: str | os.PathLike | None, seed: int = 0, **values: Any) -> RealmReader:
     """A RealmReader to train, its trunk that of a stage's knowledge encoder, of its embedder if there is none."""
     part = KNOWLEDGE_ENCODER if folder is None or (Path(folder) / KNOWLEDGE_ENCODER).is_dir() else EMBEDDER
     return load(RealmReader, folder, part, seed, **values)
 
 
+@checked
 def tokenizer(folder: str | os.PathLike | None) -> RealmTokenizerFast:
     """The tokenizer of a folder; None gives the uncased vocabulary of BERT that the package carries."""
     if folder is None:

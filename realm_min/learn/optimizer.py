@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import kinds
 from ..model import ops
 from ..model.parameters import is_constant
 
@@ -39,15 +40,20 @@ class AdamW:
     step: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("total_steps", "warmup_steps", "step"):
+            kinds.check(name, getattr(self, name), int)
+        for name in ("learning_rate", "weight_decay", "eps", "max_grad_norm"):
+            kinds.check(name, getattr(self, name), float)
+        kinds.check("betas", self.betas, Sequence[float])
         if not 0 <= self.warmup_steps <= self.total_steps or self.total_steps < 1:
             raise ValueError(
                 f"warmup_steps={self.warmup_steps} of total_steps={self.total_steps}: expected "
                 "0 <= warmup_steps <= total_steps and at least one step"
             )
-        for name in ("learning_rate", "eps", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
-        if self.weight_decay < 0 or not all(0 <= beta < 1 for beta in self.betas):
+        for name, largest in (("learning_rate", 1e38), ("eps", 1.0), ("max_grad_norm", math.inf)):
+            if not 0 < getattr(self, name) <= largest:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0, and at most {largest}")
+        if not 0 <= self.weight_decay < math.inf or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"weight_decay={self.weight_decay} must not be negative, betas={self.betas} lie in [0, 1)")
         self.mean: dict[str, Tensor] = {}
         self.square: dict[str, Tensor] = {}

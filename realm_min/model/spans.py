@@ -30,6 +30,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import kinds
+
 PIECE_ELEMENTS = 2**19  # floats of one width's h held at a time: 2 MB, about one second-level cache
 
 
@@ -50,7 +52,8 @@ class SpanInputs(NamedTuple):
     @property
     def on_kernels(self) -> bool:
         """Whether the Triton kernels have to score them: they are a GPU's, and not float64."""
-        return self.start_projection.is_cuda and self.start_projection.dtype != torch.float64
+        projection = self.start_projection
+        return isinstance(projection, Tensor) and projection.is_cuda and projection.dtype != torch.float64
 
     @property
     def dtype(self) -> torch.dtype:
@@ -194,12 +197,14 @@ def fold_weights(inputs: SpanInputs, dtype: torch.dtype) -> tuple[Tensor, Tensor
     """ũ [H] and the constant v . β + c [], both of the dtype given."""
     v, gamma, beta = (weight.double() for weight in (inputs.output_weight, inputs.norm_weight, inputs.norm_bias))
     u = v * gamma
-    constant = (v * beta).sum() + torch.as_tensor(inputs.output_bias).double().sum()
+    constant = (v * beta).sum() + torch.as_tensor(inputs.output_bias, dtype=torch.float64).sum()
     return (u - u.mean()).to(dtype), constant.to(dtype)
 
 
 def check_spans(inputs: SpanInputs, grad_logits: Tensor | None = None) -> None:
     """Raise the ValueError or TypeError that names what is wrong with the inputs of the functions above."""
+    kinds.check_fields(inputs)
+    _check_numbers(inputs)
     start_projection, end_projection = inputs.start_projection, inputs.end_projection
     if start_projection.dim() != 3 or 0 in start_projection.shape:
         raise ValueError(
@@ -207,18 +212,13 @@ def check_spans(inputs: SpanInputs, grad_logits: Tensor | None = None) -> None:
         )
     if not start_projection.is_floating_point():
         raise TypeError(f"start_projection must be floating point: got {start_projection.dtype}")
-    if inputs.max_span_width < 1:
-        raise ValueError(f"max_span_width must be at least 1: got {inputs.max_span_width}")
-    if not inputs.eps > 0:
-        raise ValueError(f"eps must be above 0: got {inputs.eps}")
     if end_projection.dtype != start_projection.dtype:
         raise TypeError(f"the projections' dtypes differ: {start_projection.dtype} and {end_projection.dtype}")
-    if isinstance(inputs.output_bias, Tensor) and inputs.output_bias.numel() != 1:
-        raise ValueError(f"output_bias must hold one number: got shape {list(inputs.output_bias.shape)}")
     if inputs.block_mask is not None and inputs.block_mask.dtype != torch.bool:
         raise TypeError(f"block_mask must be bool: got {inputs.block_mask.dtype}; compare it with 0 first")
     blocks, tokens, hidden = start_projection.shape
     shapes = {
+        "start_projection": (start_projection, (blocks, tokens, hidden)),
         "end_projection": (end_projection, (blocks, tokens, hidden)),
         "norm_weight": (inputs.norm_weight, (hidden,)),
         "norm_bias": (inputs.norm_bias, (hidden,)),
@@ -234,6 +234,20 @@ def check_spans(inputs: SpanInputs, grad_logits: Tensor | None = None) -> None:
             raise ValueError(f"{name} must have shape {list(shape)}: got {list(tensor.shape)}")
         if tensor.device != start_projection.device:
             raise ValueError(f"{name} is on {tensor.device}, start_projection on {start_projection.device}: move one")
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name} requires a gradient, which span_logits_backward gives: detach() it")
+
+
+def _check_numbers(inputs: SpanInputs) -> None:
+    if inputs.max_span_width < 1:
+        raise ValueError(f"max_span_width must be at least 1: got {inputs.max_span_width}")
+    if not 0 < inputs.eps < 2**31:
+        raise ValueError(f"eps must be above 0: got {inputs.eps}")
+    bias = inputs.output_bias
+    if isinstance(bias, Tensor) and bias.numel() != 1:
+        raise ValueError(f"output_bias must hold one number: got shape {list(bias.shape)}")
+    if not isinstance(bias, Tensor) and not abs(bias) < 3e38:
+        raise ValueError(f"output_bias must be finite: got {bias}")
 
 
 def _hidden_by_piece(inputs: SpanInputs) -> Iterator[tuple[slice, int, int, Tensor]]:

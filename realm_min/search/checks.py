@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import kinds
+
 BLOCK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -13,6 +15,7 @@ def check_blocks(blocks: Tensor) -> None:
     if not isinstance(blocks, Tensor) or blocks.dtype not in BLOCK_DTYPES:
         kind = blocks.dtype if isinstance(blocks, Tensor) else type(blocks).__name__
         raise ValueError(f"blocks are {kind}: give a torch tensor of float32, float16 or bfloat16")
+    kinds.check("blocks", blocks, Tensor)
     if blocks.ndim != 2:
         raise ValueError(f"blocks have shape {tuple(blocks.shape)}: give [blocks, dimensions]")
     if 0 in blocks.shape:
@@ -39,11 +42,21 @@ def check_search_shapes(queries: Tensor, blocks: Tensor, k: int, total: int | No
         raise ValueError(f"queries have {queries.shape[1]} dimensions, the blocks {blocks.shape[1]}: they must agree")
     if queries.device != blocks.device:
         raise ValueError(f"queries are on {queries.device}, the blocks on {blocks.device}: move one with .to(device)")
+    kinds.check("queries", queries, Tensor)
     if isinstance(k, bool) or not isinstance(k, int):
         raise ValueError(f"k is {k!r}: give an integer")
     total = blocks.shape[0] if total is None else total
     if not 1 <= k <= total:
         raise ValueError(f"k is {k}: it must lie in 1..{total}, the number of blocks")
+
+
+def check_rows(ids: Tensor, total: int) -> None:
+    """Raise ValueError, naming the value, for ids [...] that are none of `total` blocks."""
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(f"ids are {ids.dtype}: give the numbers of blocks, int64")
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < total:
+        wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
+        raise ValueError(f"block {wrong} does not exist: there are blocks 0 to {total - 1}")
 
 
 def refuse_queries(queries: Tensor) -> None:

@@ -33,7 +33,7 @@ def read_index(path: str | os.PathLike) -> tuple[dict, dict[str, Tensor]]:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, cut short, or no index.
     """
-    if not os.path.exists(path):
+    if not os.path.isfile(path):
         raise FileNotFoundError(f"no block index at {path}")
     tensors, metadata = read_with_metadata(Path(path))
     try:

@@ -31,11 +31,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ..kinds import checked, device_of
 from ..ranks.devices import plain_arithmetic
 from . import cpu_search
 from .arithmetic import SCANS, Way, fastest, measured_queries
 from .bounds import COMPRESSIONS, Codes, compress, finite_norm
-from .checks import BLOCK_DTYPES, check_blocks, check_search, check_search_shapes, refuse_queries
+from .checks import BLOCK_DTYPES, check_blocks, check_rows, check_search, check_search_shapes, refuse_queries
 from .cpu_search import SearchReport
 from .index_file import read_index, write_index
 from .rescore import exact_scores, pack_keys, unpack_keys
@@ -90,6 +91,7 @@ class BlockIndex:
     Raises ValueError for blocks that are empty, not [N, D] float32/float16/bfloat16, or not finite (naming the row).
     """
 
+    @checked
     def __init__(
         self,
         blocks: Tensor,
@@ -131,9 +133,11 @@ class BlockIndex:
         """Bytes of the blocks, their compressed copy and the bounds."""
         return sum(tensor.nbytes for tensor in self._tensors().values())
 
+    @checked
     def rows(self, ids: Tensor) -> Tensor:
-        """The vectors of blocks ids [...] int64 -> [..., D]."""
-        return self.blocks[ids.to(self.device)]
+        """The vectors of blocks ids [...] int64 -> [..., D]. Raises ValueError for ids of no block."""
+        check_rows(ids, len(self))
+        return self.blocks[ids.to(self.device).long()]
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """`mips_topk` of queries [Q, D] over the index; `last_search` then tells how much was rescored."""
@@ -163,19 +167,23 @@ class BlockIndex:
             codes = Codes(self.blocks, None, 0, None, codes.norm + codes.residual)
         return codes, way.arithmetic
 
+    @checked
     def to(self, device: str | torch.device) -> BlockIndex:
         """This index on `device` (itself, when it is there already)."""
-        if torch.device(device) == self.device:
+        if device_of(device) == self.device:
             return self
         return self._restore({name: tensor.to(device) for name, tensor in self._tensors().items()}, self._header())
 
+    @checked
     def save(self, path: str | os.PathLike) -> None:
         """Write the index as one safetensors file with a checksum, complete or not at all."""
         write_index(path, self._header(), self._tensors())
 
     @classmethod
+    @checked
     def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> BlockIndex:
         """The index written by `save`. Raises FileNotFoundError, and ValueError for a file that is not whole."""
+        device = device_of(device)
         header, tensors = read_index(path)
         return cls._restore({name: tensor.to(device) for name, tensor in tensors.items()}, header)
 

@@ -23,12 +23,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import kinds
 from ..files.checkpoint import read_state_dict
 from ..files.npy_file import map_npy
 from ..files.safetensors_file import read_safetensors
+from ..kinds import checked, device_of
 from ..ranks.distributed import World, world
 from . import mips
 from .bounds import BASE_GROUP
+from .checks import check_rows
 from .mips import BlockIndex, SearchReport
 
 KEY = "block_emb"  # of the block embeddings in a checkpoint
@@ -68,6 +71,7 @@ class ShardedBlockIndex:
             ranks.
     """
 
+    @checked
     def __init__(
         self,
         blocks: Tensor,
@@ -93,6 +97,8 @@ class ShardedBlockIndex:
         self, blocks: Tensor, total: int | None, device: str | torch.device | None
     ) -> tuple[int, int, torch.dtype]:
         """Index this rank's rows. -> N, D and dtype of all blocks, as this rank sees them"""
+        if not blocks.dim():
+            raise ValueError("blocks have shape (): give [blocks, dimensions]")
         mips.check_blocks(blocks if total is None or len(blocks) else blocks.new_zeros(1, *blocks.shape[1:]))
         number = len(blocks) if total is None else total
         rows = self.world.slice_of(number, BASE_GROUP)
@@ -104,13 +110,16 @@ class ShardedBlockIndex:
                     f"rank {self.world.rank} was given a slice of {len(blocks)} blocks: of {total} it takes "
                     f"{len(self._range)}, those of world.slice_of({total})"
                 )
-        mine = blocks[rows.start - self._first_row : rows.stop - self._first_row].to(device or blocks.device)
+        mine = blocks[rows.start - self._first_row : rows.stop - self._first_row].to(
+            device_of(device) if device else blocks.device
+        )
         self._sample = mine[:0]
         if len(mine):
             self._slice = BlockIndex(mine, self.compression, first=rows.start)
         return number, blocks.shape[1], blocks.dtype
 
     @classmethod
+    @checked
     def load(
         cls,
         path: str | os.PathLike,
@@ -149,13 +158,15 @@ class ShardedBlockIndex:
     def device(self) -> torch.device:
         return self._sample.device
 
+    @checked
     def rows(self, ids: Tensor) -> Tensor:
         """The vectors of blocks ids [...] int64 -> [..., D], on the index's device; no other rank is asked.
 
         Raises:
             ValueError: the index was built of slices, and a block is of another one.
         """
-        places = ids.to(self._blocks.device) - self._first_row
+        check_rows(ids, len(self))
+        places = ids.to(self._blocks.device).long() - self._first_row
         if places.numel() and not 0 <= int(places.min()) <= int(places.max()) < len(self._blocks):
             raise ValueError(
                 f"blocks {int(ids.min())} to {int(ids.max())} were asked for, and rank {self.world.rank} has "
@@ -180,6 +191,7 @@ class ShardedBlockIndex:
         started = time.perf_counter()
         refusal = None
         try:
+            kinds.check("same", same, bool)
             mips.check_search(queries, self._sample, k, total=len(self))
             head = [queries.shape[0], k, _digest(queries) if same else 0, int(same)]
         except ValueError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from ..kinds import checked
 from .tokenizer import RealmTokenizer, RealmTokenizerFast
 
 
@@ -19,6 +20,7 @@ class AutoTokenizer:
         raise NotImplementedError("AutoTokenizer knows the two tokenizers already: name yours by its own class")
 
     @classmethod
+    @checked
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, *, use_fast: bool = True, **options: Any
     ) -> RealmTokenizer | RealmTokenizerFast:

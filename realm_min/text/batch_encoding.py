@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from realm_min.files.unknown_names import level_of_the_program
+from realm_min.kinds import checked, device_of, is_iterable
 
 
 class CharSpan(NamedTuple):
@@ -42,6 +43,7 @@ class BatchEncoding(dict):
         n_sequences: 1 for texts, 2 for pairs; None takes what the encodings say.
     """
 
+    @checked
     def __init__(
         self,
         data: dict[str, Any] | None = None,
@@ -112,19 +114,23 @@ class BatchEncoding(dict):
                     f"{name!r} is a {type(value).__name__}, not a tensor: "
                     "pass return_tensors='pt' or call convert_to_tensors('pt') before to()"
                 )
+        device = device_of(device)
         self.update({name: value.to(device) for name, value in self.items()})
         return self
 
     # What the library's encodings know. An index of a text comes first, and is left out of a single one.
 
+    @checked
     def tokens(self, batch_index: int = 0) -> list[str]:
         """The tokens of one text, special tokens and padding included."""
         return self._library("tokens", batch_index).tokens
 
+    @checked
     def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
         """For each token 0 or 1, the sequence it comes from, or None for a special token."""
         return self._library("sequence_ids", batch_index).sequence_ids
 
+    @checked
     def word_ids(self, batch_index: int = 0) -> list[int | None]:
         """For each token the word that it comes from, or None for a special token."""
         return self._library("word_ids", batch_index).word_ids
@@ -180,6 +186,8 @@ class BatchEncoding(dict):
     def _library(self, name: str, batch_index: int) -> Any:
         if self.encodings is None:
             raise ValueError(f"{name}() needs an encoding made by RealmTokenizerFast")
+        if not -len(self.encodings) <= batch_index < len(self.encodings):
+            raise ValueError(f"there is no text {batch_index} in this encoding: it has {len(self.encodings)}")
         return self.encodings[batch_index]
 
 
@@ -195,14 +203,14 @@ def _as_tensor(array: np.ndarray) -> torch.Tensor:
 
 def _as_array(name: str, value: Any) -> np.ndarray:
     """Integers as int64, as empty lists are. Raises ValueError for ragged lists."""
-    if isinstance(value, (torch.Tensor, np.ndarray)):
+    if isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
         return np.asarray(value)
     try:
         array = np.asarray(value)
     except ValueError:
         array = None
-    if array is None or array.dtype == object:
-        lengths = sorted({len(row) for row in value if hasattr(row, "__len__")})
+    if array is None or array.dtype.kind not in "biuf":
+        lengths = sorted({len(row) for row in (value if is_iterable(value) else ()) if hasattr(row, "__len__")})
         raise ValueError(
             f"{name!r} holds texts of different lengths {lengths}, which make no tensor: "
             "pass padding=True (and truncation=True with max_length to bound the length)"

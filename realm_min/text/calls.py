@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from realm_min import kinds
 from realm_min.files.unknown_names import level_of_the_program, warn_of_unknown
 from realm_min.text.left_out import LEFT_OUT_ARGUMENTS
 
@@ -47,6 +48,7 @@ class CallOptions:
 
 CALL = tuple(field.name for field in fields(CallOptions))  # their order by place, in a call
 ENCODE = (*CALL[:5], "return_tensors")  # and in `encode`
+FLAGS = {field.name: str(field.type) for field in fields(CallOptions) if str(field.type) in ("bool", "bool | None")}
 PREPARE = (*CALL[:5], *CALL[6:])  # and in `prepare_for_model`
 FIELDS = ("token_type_ids", "attention_mask", "special_tokens_mask", "offset_mapping", "length")
 
@@ -63,9 +65,14 @@ def read_options(where: str, by_place: Sequence[Any], by_name: dict[str, Any], o
     if twice := sorted(given.keys() & by_name.keys()):
         raise TypeError(f"{where} was given {twice[0]!r} twice, by place and by name")
     given |= by_name
+    for name in FLAGS.keys() & given.keys():
+        kinds.check(name, given[name], bool | None if "None" in FLAGS[name] else bool)
+    for name in ("padding", "truncation"):
+        kinds.check(name, given.get(name), bool | int | str | None)
     refuse_left_out(where, given)
     # The two names that transformers' versions before 3.0 had.
-    older, truncates = given.pop("truncation_strategy", None), given.get("max_length") and not given.get("padding")
+    older = given.pop("truncation_strategy", None)
+    truncates = given.get("max_length") is not None and not given.get("padding")
     if given.get("truncation") is None and older is not None and not truncates:
         given["truncation"] = older
     if given.pop("pad_to_max_length", False) and given.get("padding") in (None, False):
@@ -134,13 +141,24 @@ def _named(name: str, value: Any, known: Sequence[str], off: str) -> str:
     raise ValueError(f"{name}={value!r} is unknown: use True, False or one of {tuple(known)}")
 
 
+def plain_ids(ids: Any) -> int | list[int]:
+    """An id, or those of a list, array or tensor [tokens], as Python's numbers. Raises WrongKind for anything else."""
+    ids = ids.tolist() if hasattr(ids, "tolist") and not getattr(ids, "is_meta", False) else ids
+    kinds.check("ids", ids, int | Sequence[int])
+    return operator.index(ids) if isinstance(ids, int) else [operator.index(i) for i in ids]
+
+
 def whole(name: str, value: Any) -> int:
     """A length, of at least 1. Raises ValueError for anything else."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
         raise ValueError(f"{name}={value!r} must be an integer of at least 1")
-    if operator.index(value) < 1:
+    if number < 1:
         raise ValueError(f"{name}={value} must be at least 1")
-    return operator.index(value)
+    return number
 
 
 def _check_padding(padding: str, max_length: int, multiple: int | None) -> None:

@@ -12,10 +12,13 @@ import hashlib
 import html
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, pairwise
 from types import ModuleType
 from typing import Any, NamedTuple
+
+from .. import kinds
+from ..kinds import checked
 
 MAX_WORDPIECES = 288  # with the title and [CLS], [SEP], [SEP]
 MIN_ROOM = 8  # wordpieces that a title must leave for text; one character can be three (a Hangul syllable)
@@ -186,6 +189,7 @@ _SENTENCE_END = re.compile(r"(?<![.!?])[.!?]+[\"'”’)\]]* (?=[\"'“‘(\[]*(
 _INITIALS = re.compile(r"(?:[^\W\d_]\.)+|\d{1,2}\.")  # "J.", "U.S.", and "1." as it stands before an item of a list
 
 
+@checked
 def split_sentences(text: str) -> list[str]:
     """Sentences of `text`, their white space made single spaces: joined by spaces they are all of the text's words.
 
@@ -213,13 +217,17 @@ def split_sentences(text: str) -> list[str]:
 # ---- blocks
 
 
-def cut_blocks(documents: Iterable[Document], tokenizer: Any, max_wordpieces: int = MAX_WORDPIECES) -> Iterator[Block]:
+@checked
+def cut_blocks(
+    documents: Iterable[Document], tokenizer: Callable, max_wordpieces: int = MAX_WORDPIECES
+) -> Iterator[Block]:
     """The blocks of `cut_documents`, without their sources."""
     return (block for block, _ in cut_documents(documents, tokenizer, max_wordpieces))
 
 
+@checked
 def cut_documents(
-    documents: Iterable[Document], tokenizer: Any, max_wordpieces: int = MAX_WORDPIECES
+    documents: Iterable[Document], tokenizer: Callable, max_wordpieces: int = MAX_WORDPIECES
 ) -> Iterator[tuple[Block, Source]]:
     """Cut documents into blocks of whole sentences, each filled as far as it goes.
 
@@ -236,6 +244,7 @@ def cut_documents(
     """
     documents = iter(documents)
     while chunk := list(islice(documents, _DOCUMENTS_AT_ONCE)):
+        kinds.check("documents", chunk, list[Document])
         titles = [" ".join(document.title.split()) for document in chunk]
         texts = [split_sentences(document.text) for document in chunk]
         rooms = [max_wordpieces - 3 - length for length in _lengths(titles, tokenizer)]

@@ -17,6 +17,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from ..kinds import checked
 from .corpus import FACTBOOK, Document, factbook, factbook_documents
 from .lines import GZIPPED, encoding_of, json_lines, open_plain, text_lines
 
@@ -43,6 +44,7 @@ def name_skipped(why: str, which: str) -> None:
     warnings.warn(f"{which} {why}: it is skipped", stacklevel=2)
 
 
+@checked
 def read_documents(corpus: str | os.PathLike, skip: Skip = name_skipped) -> Iterator[Document]:
     """The documents of a corpus, each with its id, in the order of their paths and lines.
 

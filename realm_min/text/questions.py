@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from ..kinds import checked, is_iterable
 from .lines import GZIPPED, checked_object, json_object, text_lines
 
 TABLES = (".tsv", ".csv")
@@ -56,13 +57,14 @@ def listed(texts: str | Iterable[str]) -> list[str]:
     """
     if isinstance(texts, str):
         return [texts]
-    found: list[Any] = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, (bytes, dict)) else [texts]
+    found: list[Any] = list(texts) if is_iterable(texts) else [texts]
     for text in found:
         if not isinstance(text, str):
             raise ValueError(f"{text!r} is a {type(text).__name__}, not a text: give a str, or a list of them")
     return found
 
 
+@checked
 def read_rows(path: str | os.PathLike) -> Iterator[Row]:
     """What each line of a file of questions asks, or why it cannot be asked; read as they are asked for.
 
@@ -97,6 +99,7 @@ def rows_to_ask(path: str | os.PathLike, judged: bool = False) -> Iterator[Row]:
         yield row
 
 
+@checked
 def read_questions(path: str | os.PathLike) -> Iterator[Question]:
     """As `read_rows`, the questions alone.
 
@@ -109,6 +112,7 @@ def read_questions(path: str | os.PathLike) -> Iterator[Question]:
         yield row.question
 
 
+@checked
 def read_training_questions(path: str | os.PathLike) -> list[TrainingQuestion]:
     """As `read_questions`, with "title" and "evidence" where they are known.
 

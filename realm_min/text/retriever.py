@@ -18,6 +18,7 @@ from ..files.block_records import read_block_records, write_block_records
 from ..files.block_sources import Sources, Titles, read_sources, write_sources
 from ..files.causes import check_readable
 from ..files.hub import BLOCK_RECORDS_FILE, resolve_folder, take_hub_options
+from ..kinds import checked
 from .batch_encoding import BatchEncoding
 from .corpus import text_start
 from .tokenizer import RealmTokenizerFast
@@ -41,10 +42,16 @@ class RealmRetriever:
         titles: Titles | None = None,
         sources: Sources | None = None,
     ) -> None:
+        if isinstance(block_records, (str, bytes, dict)) or not hasattr(block_records, "__getitem__"):
+            kind = type(block_records).__name__
+            raise TypeError(f"block_records is a {kind}: give a list, or an object array, of bytes")
+        if not hasattr(tokenizer, "sep_token_id"):
+            raise TypeError(f"tokenizer is a {type(tokenizer).__name__}: give a RealmTokenizer or RealmTokenizerFast")
         self.block_records = block_records
         self.tokenizer = tokenizer
         self.titles, self.sources = titles, sources
 
+    @checked
     def __call__(
         self,
         retrieved_block_ids: torch.Tensor | np.ndarray | Sequence[int],
@@ -90,6 +97,8 @@ class RealmRetriever:
         if block_ids.ndim != 1 or block_ids.size == 0:
             raise ValueError(f"retrieved_block_ids has shape {list(block_ids.shape)}: give [blocks], one at least")
         total = len(self.block_records)
+        if block_ids.dtype.kind not in "iu":
+            raise ValueError(f"retrieved_block_ids has dtype {block_ids.dtype}: give whole numbers")
         if block_ids.min() < 0 or block_ids.max() >= total:
             wrong = block_ids[(block_ids < 0) | (block_ids >= total)][0]
             raise ValueError(f"block {wrong} does not exist: the retriever holds blocks 0 to {total - 1}")
@@ -99,10 +108,14 @@ class RealmRetriever:
         question_ids = _array(question_input_ids)
         if question_ids.ndim != 2 or len(question_ids) != 1:
             raise ValueError(f"question_input_ids has shape {list(question_ids.shape)}: give one question, [1, tokens]")
+        if question_ids.dtype.kind not in "iu":
+            raise ValueError(f"question_input_ids has dtype {question_ids.dtype}: give token ids")
         return self.tokenizer.decode(question_ids[0].tolist(), skip_special_tokens=True)
 
+    @checked
     def text(self, number: int) -> str:
         """The text of a block. Raises ValueError where it is not UTF-8."""
+        self._check_number(number)
         record: Any = self.block_records[number]
         if not isinstance(record, bytes):
             kind = type(record).__name__
@@ -112,12 +125,20 @@ class RealmRetriever:
         except UnicodeDecodeError as error:
             raise ValueError(f"block {number} is not UTF-8 text ({error}): encode the blocks as UTF-8") from None
 
+    def _check_number(self, number: int) -> None:
+        if not 0 <= number < len(self.block_records):
+            raise ValueError(f"block {number} does not exist: the retriever holds {len(self.block_records)}")
+
+    @checked
     def title(self, number: int) -> str | None:
         """The title of a block's document; None where it is not known."""
+        self._check_number(number)
         return None if self.titles is None else self.titles[number]
 
+    @checked
     def document(self, number: int) -> str:
         """The id of the document that a block is of; where it is not known, the block's number."""
+        self._check_number(number)
         return str(number) if self.sources is None else self.sources[number].document
 
     def place(self, number: int, first: int = 0, last: int | None = None) -> tuple[int | None, int | None]:
@@ -137,6 +158,7 @@ class RealmRetriever:
             return None, None
         return source.place(first - before), source.place(last - 1 - before) + 1
 
+    @checked
     def block_has_answer(self, concat_inputs: Any, answer_ids: Sequence[Sequence[int]]) -> Spans:
         """Find every occurrence of every answer in the blocks, that is between the first and the second [SEP].
 
@@ -156,8 +178,8 @@ class RealmRetriever:
         inside = self._inside_block(ids)
         found = []  # of each answer: blocks, first and last tokens
         for i, answer in enumerate(answer_ids):
-            answer = np.asarray(answer)
-            if answer.ndim != 1 or answer.size == 0:
+            answer = _array(answer)
+            if answer.ndim != 1 or answer.size == 0 or answer.dtype.kind not in "iu":
                 raise ValueError(
                     f"answer_ids[{i}] is {answer.tolist()!r}: give a list of token ids for each answer, one id at least"
                 )
@@ -183,6 +205,7 @@ class RealmRetriever:
         return (separators == 1) & ~is_separator
 
     @classmethod
+    @checked
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, **tokenizer_options: Any
     ) -> RealmRetriever:
@@ -202,6 +225,7 @@ class RealmRetriever:
         records = read_block_records(path)
         return cls(records, tokenizer, *read_sources(folder, len(records)))
 
+    @checked
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write block_records.npy, titles, sources and the tokenizer's files; transformers' class reads them back."""
         folder = Path(save_directory)
@@ -213,10 +237,8 @@ class RealmRetriever:
 
 def _input_rows(concat_inputs: Any) -> np.ndarray:
     """The `input_ids` of an encoding, [blocks, tokens]. Raises ValueError where they are none."""
-    try:
-        ids = _array(concat_inputs.input_ids)
-    except ValueError:  # rows of different lengths
-        ids = None
+    found = getattr(concat_inputs, "input_ids", None)
+    ids = None if found is None else _array(found)
     if ids is None or ids.ndim != 2:
         raise ValueError("concat_inputs.input_ids is not [blocks, tokens]: encode the blocks with padding=True")
     return ids
@@ -245,4 +267,9 @@ def _by_block(blocks: int, rows: np.ndarray, starts: np.ndarray, ends: np.ndarra
 
 def _array(values: Any) -> np.ndarray:
     """Token ids or block numbers as an array, from whichever device they lie on."""
-    return np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values)
+    if isinstance(values, torch.Tensor):
+        return (values.double() if values.is_floating_point() else values).detach().cpu().numpy()
+    try:
+        return np.asarray(values)
+    except (ValueError, OverflowError):  # rows of different lengths
+        return np.array(values, dtype=object)

@@ -32,9 +32,16 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from realm_min.files.unknown_names import warn_of_unknown
+from realm_min.kinds import checked
 from realm_min.text.calls import CALL, CallOptions, Coded, Pair, refuse_left_out
 from realm_min.text.special_tokens import Token
-from realm_min.text.tokenizer_files import added_token_fields, as_added_token, load_vocab, read_tokenizer_json
+from realm_min.text.tokenizer_files import (
+    SURROGATE,
+    added_token_fields,
+    as_added_token,
+    load_vocab,
+    read_tokenizer_json,
+)
 from realm_min.text.tokenizer_surface import TokenizerSurface
 from realm_min.text.wordpiece import (
     MAX_WORD_CHARACTERS,
@@ -48,11 +55,13 @@ from realm_min.text.wordpiece import (
     wordpiece,
 )
 
-SURROGATE = re.compile("[\ud800-\udfff]")
 # Held around each call of the library: it keeps settings from one call to the next, and refuses to change them while
 # another thread reads them. By hand it is held while tokens are added, and while they are gathered for a text.
 ENCODING = threading.RLock()
 MOST_ADDED = 5000  # tokens that the library takes in within a second
+
+
+Named = str | dict | AddedToken | None  # a special token, as callers and folders give it
 
 
 class Piece(NamedTuple):
@@ -83,17 +92,18 @@ class RealmTokenizer(TokenizerSurface):
 
     is_fast = False
 
+    @checked
     def __init__(
         self,
         vocab_file: str | os.PathLike,
         do_lower_case: bool = True,
         do_basic_tokenize: bool = True,
         never_split: Iterable[str] | None = None,
-        unk_token: str | AddedToken = "[UNK]",
-        sep_token: str | AddedToken = "[SEP]",
-        pad_token: str | AddedToken = "[PAD]",
-        cls_token: str | AddedToken = "[CLS]",
-        mask_token: str | AddedToken = "[MASK]",
+        unk_token: Named = "[UNK]",
+        sep_token: Named = "[SEP]",
+        pad_token: Named = "[PAD]",
+        cls_token: Named = "[CLS]",
+        mask_token: Named = "[MASK]",
         tokenize_chinese_chars: bool = True,
         strip_accents: bool | None = None,
         **others,
@@ -222,6 +232,7 @@ class RealmTokenizer(TokenizerSurface):
         ids = self.convert_tokens_to_ids([piece.token for piece in pieces])
         return [(index, (piece.start, piece.end)) for index, piece in zip(ids, pieces, strict=True)]
 
+    @checked
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Join pieces to words, and words with spaces."""
         return " ".join(tokens).replace(" ##", "").strip()
@@ -257,16 +268,17 @@ class RealmTokenizerFast(TokenizerSurface):
 
     is_fast = True
 
+    @checked
     def __init__(
         self,
         vocab_file: str | os.PathLike | None = None,
         tokenizer_file: str | os.PathLike | None = None,
         do_lower_case: bool = True,
-        unk_token: str | AddedToken = "[UNK]",
-        sep_token: str | AddedToken = "[SEP]",
-        pad_token: str | AddedToken = "[PAD]",
-        cls_token: str | AddedToken = "[CLS]",
-        mask_token: str | AddedToken = "[MASK]",
+        unk_token: Named = "[UNK]",
+        sep_token: Named = "[SEP]",
+        pad_token: Named = "[PAD]",
+        cls_token: Named = "[CLS]",
+        mask_token: Named = "[MASK]",
         tokenize_chinese_chars: bool = True,
         strip_accents: bool | None = None,
         **others,
@@ -379,10 +391,11 @@ class RealmTokenizerFast(TokenizerSurface):
                 pad_to_multiple_of=options.pad_to_multiple_of,
             )
 
+    @checked
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Join pieces to words, and words with spaces."""
         with ENCODING:
-            return self.backend_tokenizer.decoder.decode(tokens)
+            return self.backend_tokenizer.decoder.decode(clean(tokens))
 
     def decode_ids(self, ids: list[int], skip_special_tokens: bool, spaces: bool) -> str:
         self.convert_ids_to_tokens(ids)  # the library would pass over ids out of range

@@ -7,15 +7,16 @@ folders is added by `tokenizer_folders.py`, and what else transformers' programs
 from __future__ import annotations
 
 import inspect
-import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
 from tokenizers import AddedToken
 
+from realm_min import kinds
 from realm_min.files.hub import take_hub_options
 from realm_min.files.unknown_names import level_of_the_program, warn_of_unknown
+from realm_min.kinds import checked
 from realm_min.text.batch_encoding import BatchEncoding
 from realm_min.text.calls import (
     CALL,
@@ -29,13 +30,14 @@ from realm_min.text.calls import (
     asked_fields,
     is_batch,
     padded_length,
+    plain_ids,
     read_options,
     refuse_left_out,
     settle,
 )
 from realm_min.text.fitting import cut, pad_row, to_remove
 from realm_min.text.special_tokens import SpecialTokens
-from realm_min.text.tokenizer_files import SPECIAL_TOKEN_NAMES, as_added_token, special_token
+from realm_min.text.tokenizer_files import SPECIAL_TOKEN_NAMES, as_added_token, special_token, special_tokens_of
 
 # Arguments of transformers' constructors that ask for nothing here, and names that its folders hold.
 WITHOUT_EFFECT = """
@@ -63,7 +65,7 @@ class BaseTokenizer(SpecialTokens):
         do_lower_case: bool,
         tokenize_chinese_chars: bool,
         strip_accents: bool | None,
-        special_tokens: dict[str, str | AddedToken],
+        special_tokens: dict[str, Any],  # each a str, a dict or an AddedToken
         additional_special_tokens: Sequence[str | AddedToken] | None = None,
         added_tokens_decoder: dict[int, AddedToken] | None = None,
         model_max_length: int | None = None,
@@ -84,7 +86,7 @@ class BaseTokenizer(SpecialTokens):
         self.do_lower_case = do_lower_case
         self.tokenize_chinese_chars = tokenize_chinese_chars
         self.strip_accents = strip_accents
-        self.model_max_length = NO_LENGTH_LIMIT if model_max_length is None else model_max_length
+        self.model_max_length = limit_of(model_max_length)
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
         self.padding_side = padding_side
         self.truncation_side = truncation_side
@@ -92,7 +94,7 @@ class BaseTokenizer(SpecialTokens):
         self.name_or_path = str(others.pop("name_or_path", ""))
         self.without_effect = others  # arguments without effect here, written back by save_pretrained
         named = {name: token if token is None else special_token(token) for name, token in named.items()}
-        super().__init__(named, [special_token(token) for token in additional_special_tokens or ()])
+        super().__init__(named, special_tokens_of(additional_special_tokens))
         self._add_special_tokens(named, added_tokens_decoder or {})
 
     def _add_special_tokens(self, named: dict[str, Any], saved: dict[int, AddedToken]) -> None:
@@ -148,6 +150,7 @@ class BaseTokenizer(SpecialTokens):
     def convert_tokens_to_ids(self, tokens: Sequence[str]) -> list[int]: ...
     @overload
     def convert_tokens_to_ids(self, tokens: None) -> None: ...
+    @checked
     def convert_tokens_to_ids(self, tokens: str | Sequence[str] | None) -> int | list[int] | None:
         """The id of a token, or of each in a list; the unknown token's for those the vocabulary lacks."""
         if tokens is None:
@@ -166,11 +169,12 @@ class BaseTokenizer(SpecialTokens):
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> list[str]: ...
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
         """The token of an id, or of each in a list, array or tensor. Raises ValueError for an id out of range."""
-        ids = ids.tolist() if hasattr(ids, "tolist") else ids
+        ids = plain_ids(ids)
         if isinstance(ids, int):
             return self._token_of(ids)
+        kinds.check("skip_special_tokens", skip_special_tokens, bool)
         skipped = set(self.all_special_ids) if skip_special_tokens else ()
-        return [self._token_of(i) for i in map(operator.index, ids) if i not in skipped]
+        return [self._token_of(i) for i in ids if i not in skipped]
 
     def _token_of(self, index: int) -> str:
         if index not in self._ids_to_tokens:
@@ -372,6 +376,8 @@ class BaseTokenizer(SpecialTokens):
             raise ValueError("batch_encode_candidates needs max_length, the length that all candidates are padded to")
         if isinstance(text, str) or isinstance(text_pair, str):
             raise ValueError("batch_encode_candidates takes a list of candidates for each example, not a single text")
+        kinds.check("text", text, Sequence)
+        kinds.check("text_pair", text_pair, Sequence | None)
         if text_pair is not None and len(text_pair) != len(text):
             raise ValueError(f"text holds {len(text)} examples and text_pair {len(text_pair)}")
         return_tensors = options.pop("return_tensors", None)
@@ -384,10 +390,12 @@ class BaseTokenizer(SpecialTokens):
         data = {name: [row[name] for row in encoded] for name in names if encoded and name in encoded[0]}
         return BatchEncoding(data, tensor_type=return_tensors)
 
+    @checked
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """2 for one text, 3 for a pair."""
         return 3 if pair else 2
 
+    @checked
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
@@ -395,6 +403,7 @@ class BaseTokenizer(SpecialTokens):
         ids = [self.cls_token_id, *token_ids_0, self.sep_token_id]
         return ids if token_ids_1 is None else [*ids, *token_ids_1, self.sep_token_id]
 
+    @checked
     def create_token_type_ids_from_sequences(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
@@ -402,6 +411,7 @@ class BaseTokenizer(SpecialTokens):
         first = [0] * (len(token_ids_0) + 2)
         return first if token_ids_1 is None else first + [1] * (len(token_ids_1) + 1)
 
+    @checked
     def get_special_tokens_mask(
         self,
         token_ids_0: list[int],
@@ -418,6 +428,7 @@ class BaseTokenizer(SpecialTokens):
 
     # Decoding
 
+    @checked
     def decode(
         self,
         token_ids: Any,
@@ -433,9 +444,9 @@ class BaseTokenizer(SpecialTokens):
             spaces_between_special_tokens: False leaves them out around added tokens; by hand alone.
         """
         warn_of_unknown(options, DECODING, "decode")
-        ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
+        ids = plain_ids(token_ids)
         spaces = options.get("spaces_between_special_tokens", True)
-        text = self.decode_ids([ids] if isinstance(ids, int) else list(ids), skip_special_tokens, spaces)
+        text = self.decode_ids([ids] if isinstance(ids, int) else ids, skip_special_tokens, spaces)
         if clean_up_tokenization_spaces is None:
             clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
         return clean_up_spaces(text) if clean_up_tokenization_spaces else text
@@ -443,6 +454,7 @@ class BaseTokenizer(SpecialTokens):
     def decode_ids(self, ids: list[int], skip_special_tokens: bool, spaces: bool) -> str:
         raise NotImplementedError
 
+    @checked
     def batch_decode(
         self,
         sequences: Any,
@@ -451,13 +463,24 @@ class BaseTokenizer(SpecialTokens):
         **options: Any,
     ) -> list[str]:
         """`decode` of each row."""
+        kinds.check("sequences", sequences, Iterable)
         return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces, **options) for row in sequences]
 
 
 def check_sides(padding_side: str, truncation_side: str) -> None:
     for name, side in (("padding_side", padding_side), ("truncation_side", truncation_side)):
-        if side not in ("right", "left"):
+        if not isinstance(side, str) or side not in ("right", "left"):
             raise ValueError(f"{name}={side!r} is unknown: use 'right' or 'left'")
+
+
+def limit_of(model_max_length: float | None) -> int:
+    """The longest text that is known of, in tokens. Raises ValueError for what is no number."""
+    kinds.check("model_max_length", model_max_length, int | float | None)
+    if model_max_length is None:
+        return NO_LENGTH_LIMIT
+    if not float(model_max_length).is_integer():
+        raise ValueError(f"model_max_length={model_max_length} is no number of tokens: give an integer")
+    return int(model_max_length)
 
 
 def clean_up_spaces(text: str) -> str:

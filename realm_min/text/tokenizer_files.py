@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
 
+from realm_min import kinds
 from realm_min.files.atomic import write_atomically
 from realm_min.files.causes import check_readable
 from realm_min.files.lfs import refuse_pointer
 
+SURROGATE = re.compile("[\ud800-\udfff]")
 SPECIAL_TOKEN_NAMES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 NAMED_TOKENS = ("bos_token", "eos_token", *SPECIAL_TOKEN_NAMES)
 
@@ -137,6 +141,8 @@ ADDED_TOKEN_FLAGS = {"lstrip", "normalized", "rstrip", "single_word", "special"}
 
 def as_added_token(token: str | dict | AddedToken, special: bool) -> AddedToken:
     """An AddedToken from what configuration files and callers write for one; ValueError if it is none."""
+    if isinstance(token, str) and SURROGATE.search(token):
+        raise ValueError(f"{token!r} is no added token: half a surrogate pair is no text")
     if isinstance(token, str) and token:
         return AddedToken(token, special=special, normalized=not special)
     fields = added_token_fields(token) if isinstance(token, AddedToken) else token
@@ -157,6 +163,12 @@ def as_added_token(token: str | dict | AddedToken, special: bool) -> AddedToken:
 def special_token(token: str | dict | AddedToken) -> str | AddedToken:
     """A special token as it was given, but of a file's fields an AddedToken. ValueError if it is none."""
     return token if isinstance(token, str) else as_added_token(token, special=True)
+
+
+def special_tokens_of(tokens: Sequence | None) -> list[str | AddedToken]:
+    """Each of several as `special_token`; None is none of them. Raises ValueError for what is no list."""
+    kinds.check("additional_special_tokens", tokens, Sequence | None)
+    return [special_token(token) for token in tokens or ()]
 
 
 def added_token_fields(token: AddedToken) -> dict[str, Any]:

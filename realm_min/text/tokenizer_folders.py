@@ -9,8 +9,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from realm_min import kinds
 from realm_min.files.hub import resolve_folder, take_hub_options
 from realm_min.files.unknown_names import warn_of_unknown
+from realm_min.kinds import checked
 from realm_min.text.calls import refuse_left_out
 from realm_min.text.tokenizer_base import BaseTokenizer
 from realm_min.text.tokenizer_files import (
@@ -33,6 +35,7 @@ class TokenizerFolders(BaseTokenizer):
     """Reading a tokenizer from a folder, and writing one."""
 
     @classmethod
+    @checked
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **overrides: Any) -> Self:
         """Read a folder that `save_pretrained`, here or in transformers, wrote, or a hub name; `vocab.txt` is enough.
 
@@ -61,14 +64,17 @@ class TokenizerFolders(BaseTokenizer):
     def vocabulary_file(cls, folder: Path) -> dict[str, Path]:
         return {"vocab_file": folder / "vocab.txt"}
 
+    @checked
     def save_vocabulary(self, save_directory: str | os.PathLike, filename_prefix: str | None = None) -> tuple[str]:
         """Write `vocab.txt` to a folder and return its path."""
         if not os.path.isdir(save_directory):
             raise FileNotFoundError(f"no folder at {str(save_directory)!r}: create it first")
         path = Path(save_directory) / f"{prefix(filename_prefix)}vocab.txt"
+        kinds.check("filename_prefix", path, str | os.PathLike)
         write_text(path, "".join(piece + "\n" for piece in self.pieces))
         return (str(path),)
 
+    @checked
     def save_pretrained(
         self,
         save_directory: str | os.PathLike,

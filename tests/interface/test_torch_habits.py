@@ -161,7 +161,7 @@ def test_the_dtype_of_a_loaded_model(tmp_path, given, name):
 @pytest.mark.parametrize("wrong", ["float17", "int8", torch.int32, 16])
 def test_what_is_no_floating_dtype_is_refused(tmp_path, wrong):
     new_embedder().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"torch_dtype=.* is no floating dtype: give"):
+    with pytest.raises(ValueError, match=r"torch_dtype=.* is (no floating dtype|an int): give"):
         realm_min.RealmEmbedder.from_pretrained(tmp_path, torch_dtype=wrong)
 
 

@@ -101,7 +101,7 @@ def test_a_known_answer_stands_where_it_should():
     "input_ids, answers, complaint",
     [
         ([[2, 3, 5, 3]], [[5], []], r"answer_ids\[1\] is \[\]"),
-        ([[2, 3, 5, 3]], [5], r"answer_ids\[0\] is 5"),
+        ([[2, 3, 5, 3]], [5], r"answer_ids=\[5\] is a list: give a list of lists of int"),
         ([[2, 3, 5, 3], [2, 3, 5, 5]], [[5]], "input 1 lacks the two"),
         ([[], []], [[5]], "input 0 lacks the two"),
         ([2, 3, 5, 3], [[5]], "padding=True"),
