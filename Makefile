@@ -9,7 +9,7 @@ STAMPS := $(VENV)/stamps
 unexport PYTHONDONTWRITEBYTECODE
 PINS    = $(shell test -e $(STAMPS)/oracle && echo constraints-oracle.txt || echo constraints.txt)
 
-.PHONY: demo learn test test-long test-newest test-oldest test-kernels test-notebooks test-tf test-weights test-faults test-soak soak test-threads test-page lint types format check-install lock notebooks \
+.PHONY: demo learn test test-long test-newest test-oldest test-kernels test-notebooks test-tf test-weights test-faults test-misuse test-soak soak test-threads test-page lint types format check-install lock notebooks \
     notebooks-run pictures bench bench-tiles bench-model bench-fast bench-train bench-scale verify-base train-demo machine-code ablation realm seen-kinds tables docs \
     sdist clean
 
@@ -76,6 +76,11 @@ test-weights: $(STAMPS)/test $(STAMPS)/weights
 MUTATIONS ?= 2000
 test-faults: $(STAMPS)/test
 	MUTATIONS=$(MUTATIONS) $(RUN) -m pytest tests/files/test_mutated_files.py
+
+# Calls with drawn wrong arguments, ten times as many as in the suite.
+MISUSED_CALLS ?= 5000
+test-misuse: $(STAMPS)/test
+	MISUSED_CALLS=$(MISUSED_CALLS) $(RUN) -m pytest tests/test_drawn_misuse.py
 
 # Jobs that are stopped at random end as those that are not: soak.csv. It goes on where it was stopped itself.
 MINUTES ?= 20
