@@ -6,6 +6,7 @@ import shutil
 import eight_capitals
 import numpy as np
 import pytest
+import ranks
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -216,6 +217,23 @@ def test_documents_of_one_id(tmp_path):
 def test_ids_are_sorted_with_numbers_by_value(ids):
     assert sorted("c2 c10 c1 b c01 ".split(" "), key=merging.order) == ["", "b", "c01", "c1", "c2", "c10"]
     assert sorted(set(ids), key=merging.order) == sorted(sorted(set(ids), reverse=True), key=merging.order)
+
+
+# ---- ranks
+
+
+def add_and_remove(folder):
+    return indexing.add([Document("", TEXTS[2], "c"), Document("", TEXTS[1], "a")], folder, remove=["b"])
+
+
+def test_ranks_add_what_one_process_adds(tmp_path):
+    for name in ("ranks", "one"):
+        index([Document("", TEXTS[0], "a"), Document("", TEXTS[0], "b")], tmp_path / name)
+    changes = ranks.run(add_and_remove, 2, tmp_path / "ranks")
+    assert changes == [add_and_remove(tmp_path / "one")] * 2 and changes[0].embedded == 2
+    assert files_of(tmp_path / "ranks") == files_of(tmp_path / "one")
+    said = ranks.finish(ranks.start(add_and_remove, 2, tmp_path / "one"))
+    assert [outcome.error for outcome in said][1] == "SystemExit: 2" and "has no document 'b'" in said[0].error
 
 
 # ---- folders of earlier versions

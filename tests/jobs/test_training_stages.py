@@ -353,3 +353,24 @@ def test_the_commands_hand_their_folders_on(tmp_path, capsys):
     missing = str(tmp_path / "none.jsonl")
     assert main(["finetune", missing, str(corpus), "--out", str(tmp_path / "x")]) == 2
     assert "none.jsonl" in capsys.readouterr().err
+
+
+# ---- contexts
+
+
+def test_another_default_dtype_changes_no_bit(tmp_path, tokenizer):
+    def trained(folder):
+        model = open_qa(hidden_dropout_prob=0.1)
+        runs.finetune(TrainingRun(folder / "finetune"), model, QUESTIONS, Finetune(steps=2, batch_size=2))
+        runs.ict(TrainingRun(folder / "ict"), BLOCKS, model.embedder, tokenizer, Ict(steps=2, batch_size=4))
+        encoder = RealmKnowledgeAugEncoder(model.config, seed=1)
+        runs.mlm(TrainingRun(folder / "mlm"), BLOCKS, encoder, tokenizer, Mlm(steps=2, batch_size=2))
+        return {**model.state_dict(), **encoder.state_dict()}
+
+    expected, before = trained(tmp_path / "plain"), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = trained(tmp_path / "other")
+    finally:
+        torch.set_default_dtype(before)
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items()) and found.keys() == expected.keys()
