@@ -179,7 +179,7 @@ def rescored(index: BlockIndex | None) -> Row:
     means = {}
     for name in ("rescored_groups", "rescored_rows"):
         value = getattr(report, name, None)
-        means[name] = None if value is None else float(torch.as_tensor(value).double().mean())
+        means[name] = None if value is None else float(torch.as_tensor(value, device="cpu").double().mean())
     return means | {"groups": report.groups}
 
 

@@ -108,10 +108,10 @@ class SpanCase:
         for weight in self.weights:
             weight.data.normal_()
         self.module.to(device)
-        self.projections = torch.randn(blocks, tokens, 2 * SPAN_HIDDEN).to(device)
-        self.mask = torch.rand(blocks, tokens).to(device) < 0.9
-        self.relevance = torch.randn(blocks).to(device)
-        self.grad = torch.randn(blocks, spans.span_count(tokens, SPAN_WIDTH)).to(device)  # of the logits
+        self.projections = torch.randn(blocks, tokens, 2 * SPAN_HIDDEN, device="cpu").to(device)
+        self.mask = torch.rand(blocks, tokens, device="cpu").to(device) < 0.9
+        self.relevance = torch.randn(blocks, device="cpu").to(device)
+        self.grad = torch.randn(blocks, spans.span_count(tokens, SPAN_WIDTH), device="cpu").to(device)  # of the logits
         norm_weight, norm_bias, output_weight, output_bias = (weight.detach().clone() for weight in self.weights)
         start_projection, end_projection = self.projections.chunk(2, -1)
         self.inputs = spans.SpanInputs(

@@ -359,7 +359,7 @@ def _embed_shards(blocks: list[Block], job: Job, complete: list[int]) -> None:
 
 def _embeddings(job: Job, blocks: list[Block], rows: dict[Block, int], known: Tensor | None) -> Tensor:
     """The embeddings of all blocks [blocks, proj]: of those in `rows` what is known, of the others the shards."""
-    embeddings = torch.empty(len(blocks), job.model.config.retriever_proj_size, dtype=torch.float32)
+    embeddings = torch.empty(len(blocks), job.model.config.retriever_proj_size, dtype=torch.float32, device="cpu")
     old = [number for number, block in enumerate(blocks) if block in rows]
     if known is not None and old:
         embeddings[old] = known[[rows[blocks[number]] for number in old]].float()

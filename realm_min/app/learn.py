@@ -221,7 +221,7 @@ def encoder_inputs(
     pairs = zip(questions, documents, strict=True)
     inputs = pad([join(tokenizer, question, document) for question, document in pairs], model)
     masked = inputs["input_ids"] == tokenizer.mask_token_id
-    labels = torch.where(masked, torch.tensor(answers)[:, None], IGNORED)
+    labels = torch.where(masked, torch.tensor(answers, device=masked.device)[:, None], IGNORED)
     return {**inputs, "labels": labels}
 
 
@@ -337,11 +337,11 @@ def measure(task: Task, embedder: RealmEmbedder, step: int, loss: float) -> Reco
     """Where the fact's own document stands among all, for every text about trained and about held-out facts."""
     facts = [*task.held_out, *task.trained]
     questions = [question for i in facts for question in task.questions[i]]
-    own = torch.tensor([[i] for i in facts for _ in task.questions[i]])  # [texts, 1]
     embedder.eval()
     projected = embedder(**embedder_inputs(task, questions, embedder)).projected_score
     embedder.train()
     scores = projected[: len(questions)] @ projected[len(questions) :].t()  # [texts, documents]
+    own = torch.tensor([[i] for i in facts for _ in task.questions[i]], device=scores.device)  # [texts, 1]
     rank = (scores >= scores.gather(1, own)).sum(1) - 1  # documents that stand before it; a tie counts against it
     probabilities = ops.softmax(scores)
     held_out = sum(len(task.questions[i]) for i in task.held_out)

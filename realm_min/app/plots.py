@@ -40,7 +40,9 @@ def plot_answer(model: RealmForOpenQA, answer: Answer, path: Path) -> None:
     from matplotlib.figure import Figure
 
     block = answer.blocks[answer.block_rank]
-    read = model.score_spans(answer.question, [block.text], torch.tensor([block.score]), output_attentions=True)
+    read = model.score_spans(
+        answer.question, [block.text], torch.tensor([block.score], device=model.device), output_attentions=True
+    )
     best = int(read.logits[0].argmax())
     start, end = int(read.starts[best]), int(read.ends[best])
     scores = span_table(read)

@@ -244,7 +244,7 @@ def load_unindexed(folder: str | os.PathLike) -> tuple[RealmForOpenQA, RealmToke
     state_dict.pop("block_emb", None)
     checkpoint.check_fits(RealmForOpenQA.all_shapes, config, state_dict, source=str(folder))
     model = RealmForOpenQA(config, initialize=False)
-    state_dict["block_emb"] = torch.zeros(1, config.retriever_proj_size, dtype=torch.float32)
+    state_dict["block_emb"] = torch.zeros(1, config.retriever_proj_size, dtype=torch.float32, device="cpu")
     model.load_state_dict(state_dict)
     return model.eval(), RealmTokenizerFast.from_pretrained(folder)
 

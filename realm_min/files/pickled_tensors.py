@@ -97,7 +97,7 @@ def unpickle_tensors(path: Path) -> Any:
 def _tensor(data: mmap.mmap, start: int, stored: Stored) -> torch.Tensor:
     storage = stored.storage
     if not math.prod(stored.size):
-        return torch.empty(stored.size, dtype=storage.dtype)
+        return torch.empty(stored.size, dtype=storage.dtype, device="cpu")
     if start % storage.dtype.itemsize:  # of files before 1.6: the processor wants them elsewhere
         numbers = torch.frombuffer(bytearray(data[start : start + storage.nbytes]), dtype=storage.dtype)
     else:

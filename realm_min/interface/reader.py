@@ -152,7 +152,7 @@ def best_of(inputs: SpanInputs, scores: Tensor | None) -> tuple[Tensor, Tensor, 
     tokens = inputs.start_projection.shape[1]
     if scores is None:
         _, block, start, end = best_span(inputs)
-        return block, torch.as_tensor(span_candidate(start, end, tokens)), start, end
+        return block, torch.as_tensor(span_candidate(start, end, tokens), device=block.device), start, end
     starts, ends = span_candidates(tokens, inputs.max_span_width, scores.device)
     candidate = scores.amax(0).argmax()
     return scores.amax(1).argmax(), candidate, starts[candidate], ends[candidate]
@@ -179,7 +179,7 @@ class Answers(NamedTuple):
 def numbers(values: Any, device: torch.device) -> Tensor:
     """Tensors as they are, lists of numbers or of tensors as one."""
     if isinstance(values, (list, tuple)) and any(isinstance(value, Tensor) for value in values):
-        values = torch.stack([torch.as_tensor(value) for value in values])
+        values = torch.stack([torch.as_tensor(value, device=device) for value in values])
     return torch.as_tensor(values, device=device)
 
 

@@ -323,7 +323,7 @@ def _take_state_from_first(optimizer: AdamW, models: dict[str, RealmModel]) -> N
     kinds = everyone.broadcast_object({key: (value.shape, value.dtype) for key, value in state.items()})
     found = {}
     for key, (shape, dtype) in kinds.items():
-        found[key] = state[key].contiguous() if everyone.is_first else torch.empty(shape, dtype=dtype)
+        found[key] = state[key].contiguous() if everyone.is_first else torch.empty(shape, dtype=dtype, device="cpu")
     found = _beside_parameters(found, models)
     for tensor in found.values():
         everyone.broadcast_(tensor)
@@ -343,7 +343,7 @@ def _beside_parameters(state: dict[str, Tensor], models: dict[str, RealmModel]) 
 
 def _summed(sums: dict[str, Sum]) -> dict[str, Sum]:
     """What the ranks have counted, added up."""
-    values = torch.tensor(list(sums.values()), dtype=torch.float64)  # [names, 2]
+    values = torch.tensor(list(sums.values()), dtype=torch.float64, device="cpu")  # [names, 2]
     world().sum_(values)
     return dict(zip(sums, itertools.starmap(Sum, values.tolist()), strict=True))
 

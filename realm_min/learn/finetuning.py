@@ -139,7 +139,7 @@ def pairs_to_read(
     inputs, in_block = reader_inputs(question.ids, texts, config.pad_token_id, config.max_span_width)
     batch = checked_batch(config, Inputs(*inputs).to(device))
     tokens = batch.types.shape[1]
-    correct = torch.zeros(len(texts), span_count(tokens, config.max_span_width), dtype=torch.bool)
+    correct = torch.zeros(len(texts), span_count(tokens, config.max_span_width), dtype=torch.bool, device="cpu")
     for row in right.nonzero()[:, 0].tolist():
         for answer in question.answers:
             for start in len(question.ids) + occurrences(texts[row], answer):
@@ -174,7 +174,7 @@ def reading_order(block_ids: Tensor, right: Tensor, beam: int, read_an_answer: b
     places = right.nonzero()[:, 0]
     if not read_an_answer or not len(places) or int(places[0]) < beam:
         return block_ids, right
-    order = torch.arange(len(block_ids))
+    order = torch.arange(len(block_ids), device=block_ids.device)
     first = int(places[0])
     order[beam - 1], order[first] = first, beam - 1
     return block_ids[order], right[order]

@@ -75,9 +75,9 @@ def masked_blocks(
         sequences.append(join(tokenizer, ids[:read], evidence))
         targets.append(labels[:read])
     inputs = pad(sequences, encoder)
-    labels = torch.full(inputs["input_ids"].shape, IGNORED)
+    labels = torch.full(inputs["input_ids"].shape, IGNORED, device="cpu")
     for row, values in zip(labels, targets, strict=True):
-        row[1 : 1 + len(values)] = torch.tensor(values)
+        row[1 : 1 + len(values)] = torch.tensor(values, device="cpu")
     return checked_batch(encoder.config, Inputs(**inputs)), labels.to(encoder.device)
 
 

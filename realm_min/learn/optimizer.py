@@ -151,7 +151,7 @@ class AdamW:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state as tensors, for a checkpoint: `step`, `mean.NAME` and `square.NAME`."""
-        state = {"step": torch.tensor(self.step)}
+        state = {"step": torch.tensor(self.step, device="cpu")}
         state |= {f"mean.{name}": tensor for name, tensor in self.mean.items()}
         return state | {f"square.{name}": tensor for name, tensor in self.square.items()}
 

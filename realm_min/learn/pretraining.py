@@ -209,7 +209,7 @@ def gather_evidence(
     return Retrieved(
         texts, draws.dropout_seeds(), candidates.to(embedder.device),
         checked_batch(embedder.config, Inputs(**pad(documents, embedder))), draws.seeds_of_documents(numbers),
-        index.rows(torch.tensor(distinct)) if frozen else None,
+        index.rows(torch.tensor(distinct, device=index.device)) if frozen else None,
         checked_batch(encoder.config, Inputs(**pairs)), draws.dropout_seeds(1, candidates.shape[1]),
         labels_of(examples, pairs["input_ids"].shape[1]).to(encoder.device),
         draws.permutations(candidates.shape[1]).to(encoder.device) if settings.permute_evidence else None,
@@ -234,7 +234,7 @@ def masked_texts(tokenizer: Any, examples: list[Example], embedder: RealmEmbedde
 
 def labels_of(examples: list[Example], tokens: int) -> Tensor:
     """What is hidden at each place of "[CLS] x [SEP] …", else IGNORED: [examples, tokens]."""
-    labels = torch.full((len(examples), tokens), IGNORED)
+    labels = torch.full((len(examples), tokens), IGNORED, device="cpu")
     for row, example in zip(labels, examples, strict=True):
-        row[1 : 1 + len(example.labels)] = torch.tensor(example.labels)
+        row[1 : 1 + len(example.labels)] = torch.tensor(example.labels, device="cpu")
     return labels

@@ -179,7 +179,8 @@ def gradients_by_name(
     block_sum = grad_logits.to(dtype).sum(1)  # [B]
     total = block_sum.sum()
     v, gamma, beta = (weight.to(dtype) for weight in (inputs.output_weight, inputs.norm_weight, inputs.norm_bias))
-    bias = torch.as_tensor(inputs.output_bias, dtype=None if isinstance(inputs.output_bias, Tensor) else dtype)
+    bias = inputs.output_bias
+    bias = bias if isinstance(bias, Tensor) else total.new_tensor(bias)
     grads = {
         "start_projection": dstart.to(inputs.start_projection.dtype),
         "end_projection": dend.to(inputs.end_projection.dtype),
@@ -197,7 +198,7 @@ def fold_weights(inputs: SpanInputs, dtype: torch.dtype) -> tuple[Tensor, Tensor
     """ũ [H] and the constant v . β + c [], both of the dtype given."""
     v, gamma, beta = (weight.double() for weight in (inputs.output_weight, inputs.norm_weight, inputs.norm_bias))
     u = v * gamma
-    constant = (v * beta).sum() + torch.as_tensor(inputs.output_bias, dtype=torch.float64).sum()
+    constant = (v * beta).sum() + torch.as_tensor(inputs.output_bias, dtype=torch.float64, device=v.device).sum()
     return (u - u.mean()).to(dtype), constant.to(dtype)
 
 

@@ -129,7 +129,7 @@ def attentions_of(model: RealmForOpenQA, question: str, number: int) -> tuple[np
     if type(number) is not int or not 0 <= number < len(model.block_emb):
         raise ValueError(f"there is no block {number!r}: give a number from 0 to {len(model.block_emb) - 1}")
     text = model.evidence.text(number)
-    read = model.score_spans(question, [text], torch.zeros(1), output_attentions=True)
+    read = model.score_spans(question, [text], torch.zeros(1, device=model.device), output_attentions=True)
     count = read.offsets.shape[1]  # what follows is padding
     pieces = model.evidence.tokenizer.convert_ids_to_tokens(read.ids[0, :count].tolist())
     inside = read.in_block[0].tolist()

@@ -119,7 +119,7 @@ def lesson(realm: SmallRealm, text: str, hidden: list[int]) -> Lesson:
     blocks = encode_evidence(realm.documents, realm.tokenizer)
     found = gather_evidence(models, realm.tokenizer, blocks, index, [example], Draws(0, 0, [0]), SETTINGS)
     (x, _), _ = embed(realm.embedder.p, realm.embedder.config, found.texts, PLAIN)
-    numbers = search_without(index, x, torch.tensor([[NO_BLOCK]]), SETTINGS.num_candidates - 1)
+    numbers = search_without(index, x, torch.tensor([[NO_BLOCK]], device=index.device), SETTINGS.num_candidates - 1)
     return Lesson(text, passage.offsets, hidden, found, numbers[0].tolist())
 
 

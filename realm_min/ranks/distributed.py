@@ -168,7 +168,7 @@ class World:
 
     def post(self, number: int, rank: int) -> Callable[[], None]:
         """Send `number` to another rank, which may `receive` it later; what this returns waits until it has."""
-        letter = torch.tensor(number)
+        letter = torch.tensor(number, device="cpu")
         with self.exchanging():
             work = dist.isend(letter, dst=self._global_rank(rank), group=self.group)
 
@@ -181,7 +181,7 @@ class World:
 
     def receive(self, rank: int) -> int:
         """Wait for the next number that `rank` posts to this one."""
-        letter = torch.tensor(0)
+        letter = torch.tensor(0, device="cpu")
         with self.exchanging():
             dist.recv(letter, src=self._global_rank(rank), group=self.group)
         return int(letter)

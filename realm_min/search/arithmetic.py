@@ -97,12 +97,12 @@ def _sample_scan(way: Way, dtype: torch.dtype, dimensions: int, queries: int, fi
     """A scan of made-up rows which none of them passes, to be timed."""
     rows = SAMPLE_ROWS[queries]
     bases = rows // BASE_GROUP
-    scale = torch.ones(bases, dtype=torch.float32) if dtype == torch.int8 else None
-    norm = torch.ones(bases, dtype=torch.float64)
-    codes = Codes(torch.ones(rows, dimensions, dtype=dtype), scale, 0, None, norm)
-    asked = torch.ones(queries, dimensions, dtype=torch.float32)
+    scale = torch.ones(bases, dtype=torch.float32, device="cpu") if dtype == torch.int8 else None
+    norm = torch.ones(bases, dtype=torch.float64, device="cpu")
+    codes = Codes(torch.ones(rows, dimensions, dtype=dtype, device="cpu"), scale, 0, None, norm)
+    asked = torch.ones(queries, dimensions, dtype=torch.float32, device="cpu")
     scanned = scan_queries(asked, codes, query_dtype(codes, way.arithmetic))
-    thresholds = torch.full((queries,), 1e9, dtype=torch.float64)
+    thresholds = torch.full((queries,), 1e9, dtype=torch.float64, device="cpu")
     weights = scanned.limit_weights(thresholds, scan_errors(codes, way.arithmetic))
     return functools.partial(
         pairs_reaching, codes, scanned, weights, range(rows), way.arithmetic, fill_norms and way.scan == "blocks"

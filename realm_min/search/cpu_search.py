@@ -55,10 +55,10 @@ def search(
     """
     check_search(queries, blocks, k)
     report = SearchReport(BASE_GROUP, -(-blocks.shape[0] // BASE_GROUP), [], [])
-    keys = torch.empty(queries.shape[0], k, dtype=torch.int64)
+    keys = torch.empty(queries.shape[0], k, dtype=torch.int64, device="cpu")
     fill_norms = codes.norm is None
     if fill_norms:
-        codes = Codes(codes.codes, None, 0, None, torch.empty(report.groups, dtype=torch.float64))
+        codes = Codes(codes.codes, None, 0, None, torch.empty(report.groups, dtype=torch.float64, device="cpu"))
     for start in range(0, queries.shape[0], QUERIES_AT_ONCE):
         coded = scan_queries(queries[start : start + QUERIES_AT_ONCE], codes, query_dtype(codes, arithmetic))
         found = _Search(blocks, codes, k, arithmetic, fill_norms).answer(coded)
@@ -92,8 +92,8 @@ class _Search:
     def answer(self, queries: ScanQueries) -> list[_Best]:
         """The k best of each query; `fill_norms` has been done."""
         sample = _Sample(self, queries)
-        found = [_Best(torch.empty(0, dtype=torch.int64)) for _ in range(len(queries.unit))]
-        wanted, rank = torch.arange(len(found)), sample.first_rank(self.k)
+        found = [_Best(torch.empty(0, dtype=torch.int64, device="cpu")) for _ in range(len(queries.unit))]
+        wanted, rank = torch.arange(len(found), device="cpu"), sample.first_rank(self.k)
         while len(wanted):
             guess = sample.thresholds(rank)[wanted]
             some = [found[i] for i in wanted.tolist()]
@@ -107,7 +107,7 @@ class _Search:
             reached = [
                 len(best.keys) == self.k and bool(_least(best) >= g) for best, g in zip(some, guess, strict=True)
             ]
-            wanted = wanted[~torch.tensor(reached)]
+            wanted = wanted[~torch.tensor(reached, device="cpu")]
             # What k rows of the sample reach, k of all do, unless blocks have changed since they were compressed.
             rank = self.k + len(self.blocks) if rank == self.k else min(self.k, 4 * rank)
         if any(len(best.keys) < self.k for best in found):
@@ -168,7 +168,7 @@ class _Sample:
         codes = search.codes
         self.n, self.queries = len(codes.codes), queries
         least, most = SAMPLE_ROWS
-        rows = torch.arange(0, self.n, -(-self.n // min(max(4 * search.k, least), most)))
+        rows = torch.arange(0, self.n, -(-self.n // min(max(4 * search.k, least), most)), device="cpu")
         base = rows // BASE_GROUP
         some = codes.codes.index_select(0, rows)
         scale, residual, norm = (
@@ -191,9 +191,9 @@ class _Sample:
     def thresholds(self, rank: int) -> Tensor:
         """What `rank` rows of the sample reach: [Q] float64; where it has fewer, what all rows reach."""
         if rank > self.scores.shape[1]:
-            return torch.full((len(self.scores),), -math.inf, dtype=torch.float64)
+            return torch.full((len(self.scores),), -math.inf, dtype=torch.float64, device="cpu")
         places = torch.from_numpy(np.argpartition(self.scores.numpy(), -rank, axis=1)[:, -rank:].copy())  # [Q, rank]
-        query = torch.arange(len(places))[:, None].expand_as(places)
+        query = torch.arange(len(places), device="cpu")[:, None].expand_as(places)
         values = self.values.gather(1, places).double()
         lower, _ = pair_ends((places, query, values), self.codes, self.queries, self.errors)
         return just_below(lower.amin(1))

@@ -141,9 +141,9 @@ class _Products:
         self.segment = min(segment, -(-rows // BASE_GROUP) * BASE_GROUP)
         self.tile = min(tile, self.segment)
         dtype = torch.int32 if queries.dtype == torch.int8 else queries.dtype
-        self.found = torch.empty(self.segment, q, dtype=dtype)
-        self.decoded = torch.empty(self.tile, d, dtype=torch.float32) if decodes(codes, queries) else None
-        self.squares = torch.empty(self.segment // BASE_GROUP, dtype=torch.float32) if with_squares else None
+        self.found = queries.new_empty(self.segment, q, dtype=dtype)
+        self.decoded = queries.new_empty(self.tile, d, dtype=torch.float32) if decodes(codes, queries) else None
+        self.squares = queries.new_empty(self.segment // BASE_GROUP, dtype=torch.float32) if with_squares else None
 
     def fill(self, rows: range) -> Tensor:
         """The products of a segment of rows, its last base group filled up with the lowest number: [.., Q]"""
@@ -233,7 +233,7 @@ class _TorchProducts(_Products):
         self.fold = 1
         while queries.dtype != torch.float32 and self.fold * 2 * q <= 16 and self.fold * 2 * d <= 2048:
             self.fold *= 2
-        diagonal = torch.zeros(self.fold, d, self.fold, q, dtype=queries.dtype)
+        diagonal = queries.new_zeros(self.fold, d, self.fold, q)
         for i in range(self.fold):
             diagonal[i, :, i] = self.columns
         self.diagonal = diagonal.view(self.fold * d, self.fold * q)

@@ -78,10 +78,10 @@ def joint_sequences(
 def padded(rows: Sequence[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]:
     """Rows of ids side by side: ids and mask, [rows, tokens] int64."""
     tokens = max(map(len, rows))
-    ids = torch.full((len(rows), tokens), pad_id)
+    ids = torch.full((len(rows), tokens), pad_id, device="cpu")
     mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.as_tensor(row)
+        ids[i, : len(row)] = torch.from_numpy(row)
         mask[i, : len(row)] = 1
     return ids, mask
 

@@ -5,6 +5,7 @@ The values are those of `tests/models/realm/test_modeling_realm.py` of transform
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,20 +45,28 @@ class KnownValue:
     passed: bool
 
 
+tensor = functools.partial(torch.tensor, device="cpu")
+
+
+def ids(sequences: int, tokens: int) -> torch.Tensor:
+    """0, 1, 2, … [sequences, tokens]"""
+    return torch.arange(sequences * tokens, device="cpu").view(sequences, tokens)
+
+
 def embedder_values(folder: Folder) -> list[Value]:
     model = RealmEmbedder.from_pretrained(folder)
-    return model(torch.arange(6)[None], return_dict=True).projected_score[0, :3].tolist()
+    return model(ids(1, 6), return_dict=True).projected_score[0, :3].tolist()
 
 
 def encoder_values(folder: Folder) -> list[Value]:
     model = RealmKnowledgeAugEncoder.from_pretrained(folder, num_candidates=2)
-    logits = model(torch.arange(12).view(2, 6), relevance_score=torch.tensor([[0.3, 0.7]]), return_dict=True).logits
+    logits = model(ids(2, 6), relevance_score=tensor([[0.3, 0.7]]), return_dict=True).logits
     return logits[1, :2, :2].flatten().tolist()
 
 
 def scorer_values(folder: Folder) -> list[Value]:
     model = RealmScorer.from_pretrained(folder, num_candidates=2)
-    output = model(torch.arange(6)[None], candidate_input_ids=torch.arange(12).view(2, 6), return_dict=True)
+    output = model(ids(1, 6), candidate_input_ids=ids(2, 6), return_dict=True)
     return output.relevance_score[0].tolist()
 
 
@@ -66,10 +75,10 @@ def reader_values(folder: Folder) -> list[Value]:
     sizes = RealmConfig.from_pretrained(folder)
     model = RealmReader.from_pretrained(folder, config=sizes, reader_beam_size=2, max_span_width=3)
     output = model(
-        torch.arange(10).view(2, 5),
-        token_type_ids=torch.tensor([[0, 0, 1, 1, 1]] * 2),
-        relevance_score=torch.tensor([0.3, 0.7]),
-        block_mask=torch.tensor([[False, False, True, True, False]] * 2),
+        ids(2, 5),
+        token_type_ids=tensor([[0, 0, 1, 1, 1]] * 2),
+        relevance_score=tensor([0.3, 0.7]),
+        block_mask=tensor([[False, False, True, True, False]] * 2),
         return_dict=True,
     )
     return [float(x) for x in (output.block_idx, output.start_pos, output.end_pos)]

@@ -56,7 +56,7 @@ class TransformersPath(MeasuredPath):
     ) -> Tensor:
         with replaced(model.cls, lambda found: logits):
             return model(
-                torch.zeros(logits.shape[:2], dtype=torch.long), relevance_score=relevance, labels=labels,
+                logits.new_zeros(logits.shape[:2], dtype=torch.long), relevance_score=relevance, labels=labels,
                 mlm_mask=mlm_mask, return_dict=True,
             ).loss  # fmt: skip
 
@@ -86,7 +86,7 @@ class TransformersPath(MeasuredPath):
         has_answers: Tensor,
     ) -> Tensor:
         tokens = tokens_of(logits.shape[1], self.config.max_span_width)
-        ids = torch.zeros(logits.shape[0], tokens, dtype=torch.long)
+        ids = logits.new_zeros(logits.shape[0], tokens, dtype=torch.long)
         ones = torch.ones_like(ids)
         with replaced(model.qa_outputs, lambda found: (logits.clone(), *found[1:])):
             output = model(

@@ -3,6 +3,7 @@
 import copy
 import gc
 import json
+import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +13,7 @@ import torch
 
 import realm_min
 from realm_min.jobs.embedding import embed_blocks
+from realm_min.search.mips import BlockIndex
 from realm_min.text.corpus import Block
 
 CONFIG = dict(
@@ -38,6 +40,12 @@ def default_dtype():
     before = torch.get_default_dtype()
     yield torch.set_default_dtype
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def default_device():
+    yield torch.set_default_device
+    torch.set_default_device(None)
 
 
 # ---- masks
@@ -120,6 +128,58 @@ def test_another_default_dtype_changes_nothing(default_dtype, asked, dtype):
     for found, wanted in zip(fresh.index.search(vectors, 3), searched, strict=True):
         assert torch.equal(found, wanted) and found.dtype == wanted.dtype
     assert new_embedder()(IDS).projected_score.dtype == torch.float32
+
+
+PAIRS, ONES, ROWS = IDS[:, None].expand(-1, 2, -1), torch.ones(2, 2), torch.randn(200, 8)
+
+
+def everything_computed():
+    """What each model returns, every gradient of it, and what every kind of index finds."""
+    config, found = realm_min.RealmConfig(**CONFIG | dict(reader_beam_size=2, max_span_width=2)), []
+
+    def differentiate(model, output, **cotangents):
+        inputs = model.backward(output, **cotangents).values()
+        found.extend([x for x in [*output.values(), *inputs, *model.grads.values()] if isinstance(x, torch.Tensor)])
+
+    torch.manual_seed(0)  # which draws weights and dropout
+    model = realm_min.RealmEmbedder(config)
+    differentiate(model, model(IDS, return_dict=True), projected_score=[[1.0] * 4] * 2)
+    model = realm_min.RealmScorer(config)
+    differentiate(model, model(IDS, candidate_input_ids=PAIRS), relevance_score=[[1.0, 2.0]] * 2)
+    model = realm_min.RealmKnowledgeAugEncoder(config)
+    differentiate(model, model(PAIRS, relevance_score=ONES, labels=IDS))
+    model, read = realm_min.RealmReader(config), dict(relevance_score=ONES[0], block_mask=MASK.bool())
+    found += model(IDS, **read).values()
+    places = dict(start_positions=[[1], [1]], end_positions=[[1], [2]], has_answers=[True, False])
+    differentiate(model, model(IDS, **read, **places))
+    model, answers = eight_capitals.open_qa(hidden_dropout_prob=0.1).train(), [[7, 8], [9]]
+    question = eight_capitals.tokenizer()("the capital of peru", return_tensors="pt")
+    output = model(**question, answer_ids=answers)
+    found += output.reader_output.values()
+    differentiate(model, output)
+    for compression in (None, "int8", "bfloat16"):
+        found += BlockIndex(ROWS, compression).search(ROWS[:3], 4)
+    return found
+
+
+def test_another_default_device_changes_nothing(default_device, asked, tmp_path):
+    """On "meta" nothing has numbers: what is made there by mistake is found out at once."""
+    model, questions = asked
+    tokenizer, parts = model.retriever.tokenizer, model.embedder.state_dict()
+    expected, computed = model.answer(questions), everything_computed()
+    ids = tokenizer(questions, return_tensors="pt")["input_ids"]
+    default_device("meta")
+    assert model.answer(questions) == expected
+    for found, wanted in zip(everything_computed(), computed, strict=True):
+        assert found.device.type == "cpu" and torch.equal(found, wanted)
+    assert torch.equal(tokenizer(questions, return_tensors="pt")["input_ids"], ids)
+    model.save_pretrained(tmp_path)
+    model.retriever.save_pretrained(tmp_path)
+    loaded = realm_min.RealmForOpenQA.from_pretrained(tmp_path, realm_min.RealmRetriever.from_pretrained(tmp_path))
+    assert pickle.loads(pickle.dumps(copy.deepcopy(loaded))).answer(questions) == expected
+    model.embedder.save_pretrained(tmp_path / "bin", safe_serialization=False)
+    loaded = realm_min.RealmEmbedder.from_pretrained(tmp_path / "bin", ignore_mismatched_sizes=True).state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in parts.items())
 
 
 def blocks():

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 
 from realm_min import RealmConfig, RealmEmbedder, RealmKnowledgeAugEncoder, RealmReader, textbook
 from realm_min.app.cli import main
-from realm_min.jobs import loop, preparation, runs, warm_start
+from realm_min.jobs import loop, preparation, refresh, runs, warm_start
 from realm_min.jobs.draws import Draws
 from realm_min.jobs.evaluation import Question, evaluate, means
-from realm_min.jobs.settings import Finetune, Ict, Mlm, TrainingRun
+from realm_min.jobs.settings import Finetune, Ict, Mlm, Pretrain, TrainingRun
 from realm_min.learn import finetuning, ict, mlm
 from realm_min.text.corpus import Block, record, split_sentences
 from realm_min.text.questions import TrainingQuestion, read_training_questions
@@ -358,19 +358,30 @@ def test_the_commands_hand_their_folders_on(tmp_path, capsys):
 # ---- contexts
 
 
-def test_another_default_dtype_changes_no_bit(tmp_path, tokenizer):
+def test_another_default_dtype_and_device_change_no_bit(tmp_path, tokenizer, monkeypatch):
+    """On "meta" nothing has numbers: what is made there by mistake is found out at once."""
+    monkeypatch.setattr(refresh, "BuilderProcess", eight_capitals.BuilderHere)
+
     def trained(folder):
         model = open_qa(hidden_dropout_prob=0.1)
         runs.finetune(TrainingRun(folder / "finetune"), model, QUESTIONS, Finetune(steps=2, batch_size=2))
         runs.ict(TrainingRun(folder / "ict"), BLOCKS, model.embedder, tokenizer, Ict(steps=2, batch_size=4))
         encoder = RealmKnowledgeAugEncoder(model.config, seed=1)
         runs.mlm(TrainingRun(folder / "mlm"), BLOCKS, encoder, tokenizer, Mlm(steps=2, batch_size=2))
+        settings = Pretrain(steps=2, batch_size=2, num_candidates=3)
+        runs.pretrain(TrainingRun(folder / "pretrain"), BLOCKS, model.embedder, encoder, tokenizer, settings)
         return {**model.state_dict(), **encoder.state_dict()}
 
     expected, before = trained(tmp_path / "plain"), torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        found = trained(tmp_path / "other")
+        by_dtype = trained(tmp_path / "dtype")
+        torch.set_default_dtype(before)
+        torch.set_default_device("meta")
+        by_device = trained(tmp_path / "device")
     finally:
         torch.set_default_dtype(before)
-    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items()) and found.keys() == expected.keys()
+        torch.set_default_device(None)
+    for found in (by_dtype, by_device):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())

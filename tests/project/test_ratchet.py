@@ -227,6 +227,22 @@ def test_what_is_private_is_read_by_its_owner():
     assert_ratchet(found, 0, PRIVATE_READS)
 
 
+def test_a_new_tensor_names_its_device():
+    """Else it would be made where `torch.set_default_device` says, which is the program's, not ours."""
+    making = (
+        "arange as_tensor asarray empty eye full linspace ones rand randint randn randperm scalar_tensor tensor zeros"
+    )
+    found = [
+        f"{module}:{node.lineno} {ast.unparse(node)}"
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in {f"torch.{name}" for name in making.split()}
+        and not any(keyword.arg == "device" for keyword in node.keywords)
+    ]
+    assert found == []
+
+
 def test_nothing_is_written_twice():
     seen: dict[str, set[str]] = {}
     for module, tree in TREES.items():
