@@ -21,7 +21,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 USERS, ORACLE = "constraints.txt", "constraints-oracle.txt"
 USERS_EXTRAS = ("demo", "page", "test", "browser", "notebooks", "docs", "hub", "tf", "plot", "check")
-ORACLE_EXTRAS = ("oracle", "weights", "leads", "realm", "ablation", "bench")
+ORACLE_EXTRAS = ("oracle", "weights", "realm", "ablation", "bench")
 # What is installed beside the oracle is pinned with it.
 EXTRAS = {USERS: USERS_EXTRAS, ORACLE: (*USERS_EXTRAS, *ORACLE_EXTRAS)}
 # What does not follow from the newest of everything: the torch that CI has a CPU build of, and the oracle's own.

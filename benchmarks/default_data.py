@@ -27,12 +27,12 @@ from typing import NamedTuple
 import numpy as np
 from factbook_questions import factbook_questions, factbook_slice
 from lead_questions import lead_questions
-from leads import lead_documents
 
 from realm_min.files.atomic import write_atomically
 from realm_min.jobs import warm_start
 from realm_min.jobs.evaluation import normalize_answer
 from realm_min.text.corpus import Block, cut_blocks, factbook_documents, record, split_sentences
+from realm_min.text.leads import lead_documents
 from realm_min.text.questions import read_questions
 
 SEED = 0

@@ -37,7 +37,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from leads import lead_blocks
 from realm_report import ARMS, BEFORE, TUNED, report
 from train_demo import NO_DROPOUT, minilm
 
@@ -58,6 +57,7 @@ from realm_min.model.realm import IGNORED, embed, marginal_loss
 from realm_min.ranks.devices import add_device, chosen_device
 from realm_min.search.mips import BlockIndex
 from realm_min.text.corpus import Block, split_sentences
+from realm_min.text.leads import lead_blocks
 from realm_min.text.names_and_dates import salient_spans
 from realm_min.text.questions import TrainingQuestion, read_questions
 from realm_min.text.sequences import EncodedBlock, document_sequences, pad

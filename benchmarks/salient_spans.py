@@ -19,12 +19,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from leads import lead_documents
-
 from realm_min.app.cli import status_of
 from realm_min.files.atomic import write_atomically
 from realm_min.jobs.statistics import wilson
 from realm_min.text import spacy_tagger
+from realm_min.text.leads import lead_documents
 from realm_min.text.names_and_dates import Span, SpanFinder, salient_spans
 
 KINDS = ("all", "with a figure", "without, in a sentence", "without, at its start")

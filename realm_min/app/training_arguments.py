@@ -26,9 +26,10 @@ from ..jobs.tagging import tagger
 from ..ranks.devices import add_device, check_device
 from ..text.corpus import FACTBOOK
 from ..text.documents import read_documents
+from ..text.leads import LEADS
 from ..text.questions import read_questions, read_training_questions
 
-CORPUS_HELP = f'"{FACTBOOK}", or a folder or file of .txt, .md, .html, .jsonl or .tsv (docs/corpora.md lists them)'
+CORPUS_HELP = f'"{FACTBOOK}", "{LEADS}", or a folder or file of texts or records (docs/corpora.md lists their kinds)'
 
 
 # ---- arguments

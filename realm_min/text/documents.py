@@ -1,4 +1,4 @@
-"""Corpora as people have them, to documents: a folder of files, one file, records of many kinds, the Factbook.
+"""Corpora as people have them, to documents: a folder of files, one file, records of many kinds, installed corpora.
 
 A document keeps its id, so that an answer can name it and an index can let go of it: a file's path within its folder,
 or what a record gives as `_id` or `id`. What is no document is left out, and named: `skip(why, which)` is called for
@@ -19,11 +19,14 @@ from typing import Any
 
 from ..kinds import checked
 from .corpus import FACTBOOK, Document, factbook, factbook_documents
+from .leads import LEADS, lead_documents, leads_file
 from .lines import GZIPPED, encoding_of, json_lines, open_plain, text_lines
 
 Skip = Callable[[str, str], None]  # called as skip(why, which)
 
-GIVE = f'give "{FACTBOOK}", a folder, or a file that ends in .txt, .md, .html, .jsonl, .json or .tsv (.gz too)'
+GIVE = (
+    f'give "{FACTBOOK}", "{LEADS}", a folder, or a file that ends in .txt, .md, .html, .jsonl, .json or .tsv (.gz too)'
+)
 
 # What a folder that this package writes holds, and a key of it: a model or an index, one in the making, a training run.
 _OURS = {"config.json": "model_type", "manifest.json": "corpus", "run.json": "seed"}
@@ -49,16 +52,16 @@ def read_documents(corpus: str | os.PathLike, skip: Skip = name_skipped) -> Iter
     """The documents of a corpus, each with its id, in the order of their paths and lines.
 
     Args:
-        corpus: "factbook"; a folder, with those in it; or one file. Files are text (.txt, .md), .html, records
-            {"_id" or "id", "title", "text" or "contents"}, a line each (.jsonl) or in an array (.json), or columns
-            (.tsv: as a header names them, else id, text and maybe title). Of these only a text is needed. Each file
-            may be gzipped.
+        corpus: "factbook"; "leads", the first paragraphs of Wikipedia articles; a folder, with those in it; or one
+            file. Files are text (.txt, .md), .html, records {"_id" or "id", "title", "text" or "contents"}, a line each
+            (.jsonl) or in an array (.json), or columns (.tsv: as a header names them, else id, text and maybe title).
+            Of these only a text is needed. Each file may be gzipped.
         skip: called as skip(why, which) for what is in a folder and no document, and for documents without text.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
         ValueError: it is no corpus, or a line or file of it cannot be read.
-        ModuleNotFoundError: the Factbook is asked for and not installed.
+        ModuleNotFoundError: the Factbook or the leads are asked for and not installed.
     """
     if not os.fspath(corpus).strip():
         raise ValueError(f"the corpus has no name ({os.fspath(corpus)!r}): {GIVE}")
@@ -66,6 +69,9 @@ def read_documents(corpus: str | os.PathLike, skip: Skip = name_skipped) -> Iter
     if str(corpus) == FACTBOOK:
         factbook()  # is it there? The documents are read as they are asked for
         return factbook_documents()
+    if str(corpus) == LEADS:
+        leads_file()
+        return iter(lead_documents())
     if path.is_dir():
         if _is_ours(path):
             raise ValueError(f"{path} holds a model, an index or a run, no documents: name the folder of your texts")

@@ -200,7 +200,9 @@ def test_without_a_listener_what_is_skipped_is_warned_of(tmp_path):
 
 
 def test_what_is_no_corpus_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match='missing.jsonl does not exist: give "factbook", a folder, or a file'):
+    with pytest.raises(
+        FileNotFoundError, match='missing.jsonl does not exist: give "factbook", "leads", a folder, or a file'
+    ):
         read_documents(tmp_path / "missing.jsonl")
     for name in ("text.pdf", "text", ".txt", "text.gz"):
         (tmp_path / name).touch()

