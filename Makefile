@@ -1,4 +1,4 @@
-# make demo    answer questions about the CIA World Factbook        make test    the whole suite
+# make demo    answer questions about the world at large            make test    the whole suite
 # The first run of either creates .venv and installs what it needs, at the versions of constraints.txt; later runs reuse
 # it. Once the oracle of the tests is there, all else is installed beside it at the versions of constraints-oracle.txt.
 PYTHON ?= python3
@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PINS    = $(shell test -e $(STAMPS)/oracle && echo constraints-oracle.txt || echo constraints.txt)
 
 .PHONY: demo learn test test-long test-newest test-oldest test-kernels test-notebooks test-tf test-weights test-faults test-misuse test-soak soak test-threads test-page lint types format check-install lock notebooks \
-    notebooks-run pictures bench bench-tiles bench-model bench-fast bench-train bench-scale verify-base train-demo machine-code ablation realm seen-kinds tables docs \
+    notebooks-run pictures bench bench-tiles bench-model bench-fast bench-train bench-scale verify-base train-demo machine-code ablation realm shipped tables docs \
     sdist clean
 
 demo: $(STAMPS)/demo
@@ -165,14 +165,16 @@ ablation: $(STAMPS)/ablation
 	$(TRAIN) benchmarks/ablation.py --work $(WORK) --training $(WEBQUESTIONS)/webquestions.train.jsonl \
 	    --questions $(WEBQUESTIONS)/webquestions.dev.jsonl $(WEBQUESTIONS)/webquestions.devtest.jsonl
 
-# After make learn, ablation or seen-kinds: the tables of README.md and docs/evidence.md.
+# After make learn, ablation or shipped: the tables of README.md, MODEL_CARD.md and docs/evidence.md.
 tables: $(STAMPS)/test
 	$(RUN) benchmarks/evidence.py
 
-# How the default model answers what it was asked in training, and what it was not: seen-kinds.csv.
-seen-kinds: $(STAMPS)/ablation
-	$(if $(WEBQUESTIONS),,$(error WEBQUESTIONS is not set: make seen-kinds WEBQUESTIONS=FOLDER))
-	$(RUN) benchmarks/seen_kinds.py --webquestions $(WEBQUESTIONS)
+# How the default model answers what its corpora hold, what it was asked in training and what it was not, and what nothing
+# there answers: shipped.csv. LEAD_QUESTIONS is a folder with train.jsonl and dev.jsonl, WEBQUESTIONS one of its three files.
+shipped: $(STAMPS)/test
+	$(if $(LEAD_QUESTIONS),,$(error LEAD_QUESTIONS is not set: make shipped LEAD_QUESTIONS=FOLDER WEBQUESTIONS=FOLDER))
+	$(if $(WEBQUESTIONS),,$(error WEBQUESTIONS is not set: make shipped LEAD_QUESTIONS=FOLDER WEBQUESTIONS=FOLDER))
+	$(RUN) benchmarks/shipped.py --questions $(LEAD_QUESTIONS) --webquestions $(WEBQUESTIONS) $(SHIPPED)
 
 # Does a retriever learn from masked words? REALM against its controls on Wikipedia leads: docs/masked-words.md. A run that
 # is recorded in benchmarks/realm is not run again. LEAD_QUESTIONS is a folder with train.jsonl and dev.jsonl; further
@@ -190,7 +192,7 @@ $(STAMPS)/venv:
 	mkdir -p $(STAMPS)
 	touch $@
 
-$(STAMPS)/test $(STAMPS)/bench $(STAMPS)/weights $(STAMPS)/leads $(STAMPS)/realm $(STAMPS)/ablation: $(STAMPS)/oracle
+$(STAMPS)/test $(STAMPS)/bench $(STAMPS)/weights $(STAMPS)/realm $(STAMPS)/ablation: $(STAMPS)/oracle
 
 $(STAMPS)/oracle: $(STAMPS)/venv setup.cfg constraints-oracle.txt
 	$(VENV)/bin/pip install --constraint constraints-oracle.txt --editable ".[oracle]"

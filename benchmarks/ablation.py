@@ -175,10 +175,7 @@ def main() -> None:
     final = RealmForOpenQA.from_pretrained(
         given.work / "model", retriever=RealmRetriever.from_pretrained(given.work / "model")
     )
-    packed, shipped = (
-        unpack(file, final.retriever.block_records)
-        for file in (given.work / default_model.PACKED_FILE.name, default_model.PACKED_FILE)
-    )
+    packed = unpack(given.work / default_model.PACKED_FILE.name, final.retriever.block_records)
     slices = {split: factbook_slice(questions, blocks) for split, questions in asked.items()}
     training = {"train": factbook_slice(learnt, blocks)}
     untuned: list[tuple[str, Callable[[], Retriever]]] = [
@@ -187,7 +184,7 @@ def main() -> None:
         ("ICT", lambda: stage(given.work / "ict", final.index)),
         ("ICT + REALM", lambda: stage(given.work / "pretrain", final.index)),
     ]
-    tuned = [("ICT + fine-tuning", final), ("the same, packed", packed), ("the model that ships", shipped)]
+    tuned = [("ICT + fine-tuning", final), ("the same, packed", packed)]
     names = [*(f"R@{k}" for k in KS), "EM"]
     table = Table("retriever", "split", "n", *names, title="WebQuestions, Factbook slice (%)")
     with write_atomically(given.out) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:

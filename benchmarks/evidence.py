@@ -1,4 +1,4 @@
-"""What the recorded files say of learning, as the tables of README.md and docs/evidence.md: `make tables`.
+"""What the recorded files say of learning, as tables of README.md, MODEL_CARD.md and docs/evidence.md: `make tables`.
 
 Shares are in per cent. [low, high] is Wilson's 95 % interval of a share of n questions; of several seeds it is
 Student's of their mean. Nothing is measured here; `tests/project/test_evidence.py` holds the tables to the files.
@@ -18,11 +18,17 @@ from realm_min.jobs.statistics import wilson
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
-DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "evidence.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "MODEL_CARD.md", ROOT / "docs" / "evidence.md"]
 MEASURES = ("R@1", "R@5", "R@20", "EM")
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % points of t, by the number of seeds
 TEXTS = {"trained": "270 texts of 90 facts", "held_out": "90 texts of 30 facts"}  # app/learn.py: 3 texts a fact
 SEARCH = "index int8"
+SHIPPED = [  # kinds and splits of shipped.csv
+    ("leads", "dev", "dev questions over Wikipedia leads"),
+    ("factbook", "dev", "WebQuestions' dev questions over the Factbook"),
+    ("factbook", "devtest", "WebQuestions' devtest questions over the Factbook"),
+]
+OWN = {"leads": "leads", "factbook": "Factbook"}
 ENCODERS = {
     "mlm": "words hidden in blocks",
     "read": "then 80 updates on facts and retrieved blocks, what fine-tuning begins with",
@@ -90,12 +96,53 @@ def stages(split: str) -> str:
     return table(*rows)
 
 
+def share_of(rows: list[dict[str, str]], measure: str) -> str:
+    """The share of the questions that a measure is 1 of."""
+    return share(sum(int(row[measure]) for row in rows), len(rows))
+
+
+def of_kind(kind: str, **values: str) -> list[dict[str, str]]:
+    """The rows of the model that ships that are of a kind of question, and have these values."""
+    rows = [row for row in read("shipped.csv") if row["kind"] == kind]
+    return [row for row in rows if all(row[name] == value for name, value in values.items())]
+
+
+def shipped() -> str:
+    """The model that ships, by where the answers stand."""
+    rows = [["questions", "blocks searched", "n", *MEASURES, "EM, given the right block", "n of it"]]
+    for kind, split, name in SHIPPED:
+        some = of_kind(kind, split=split)
+        held = [row for row in some if row["EM alone"]]
+        found = [share_of(some, name) for name in MEASURES]
+        rows.append([name, "both corpora", str(len(some)), *found, share_of(held, "EM alone"), str(len(held))])
+        own = [share_of(some, f"own {name}") for name in MEASURES[:3]]
+        rows.append([name, f"the {OWN[kind]} alone", str(len(some)), *own, "", "", ""])
+    return table(*rows)
+
+
 def kinds() -> str:
     rows = [["questions", "n", *MEASURES]]
     for seen, name in (("1", "country and answer were asked for in training"), ("0", "they were not")):
-        some = [row for row in read("seen-kinds.csv") if row["seen"] == seen]
-        rows.append([name, str(len(some)), *(share(sum(int(r[m]) for r in some), len(some)) for m in MEASURES)])
+        some = of_kind("factbook", seen=seen)
+        rows.append([name, str(len(some)), *(share_of(some, measure) for measure in MEASURES)])
     return table(*rows)
+
+
+def doubt() -> str:
+    """What P(right) of the model that ships is worth."""
+    (row,) = read("shipped-calibration.csv")
+    n = {name: int(row[name]) for name in row if "error" not in name}
+    error, of_p = (f"{float(row[name]):.3f}" for name in ("calibration error", "calibration error of p"))
+    sure = share(n["of them right"], n["P(right) at least 0.9"]) if n["P(right) at least 0.9"] else ""
+    return table(
+        ["of the model that ships", "figure", "n"],
+        ["expected calibration error of P(right), 0 to 1", error, str(n["answers"])],
+        ["the same of p(y\\|x)", of_p, str(n["answers"])],
+        ["right where P(right) is 0.9 or more", sure, str(n["P(right) at least 0.9"])],
+        ["right answers called \"not found\"", share(n["right, not found"], n["right"]), str(n["right"])],
+        ["questions without an answer called \"not found\"", share(n["of them not found"], n["unanswerable"]),
+         str(n["unanswerable"])],
+    )  # fmt: skip
 
 
 def encoders() -> str:
@@ -115,22 +162,19 @@ def learning() -> str:
 
 
 def front() -> str:
-    (default, n), (ict, _), (realm, _) = (
-        hits_of(name, "dev") for name in ("the model that ships", "ICT", "ICT + REALM")
-    )
-    seen, unseen = ([row for row in read("seen-kinds.csv") if row["seen"] == kind] for kind in "10")
-    learn, ablation, apart = (f"`make {c}`, `{f}.csv`" for c, f in (
-        ("learn", "learn"), ("ablation", "ablation"), ("seen-kinds", "seen-kinds")))  # fmt: skip
+    (ict, n), (realm, _) = (hits_of(name, "dev") for name in ("ICT", "ICT + REALM"))
+    learn, ablation, asked = (f"`make {name}`, `{name}.csv`" for name in ("learn", "ablation", "shipped"))
     head = ["what", "figure", "n", "command, file in `benchmarks/`"]
     rows = [[f"a small retriever learns from masked words alone: R@1, {name}",
              f"{learnt(group, True)}; without its gradient {learnt(group, False)}", f"{TEXTS[group]}, 3 seeds", learn]
             for group, name in (("trained", "facts asked for"), ("held_out", "facts never asked for"))]  # fmt: skip
-    for name, words in (("R@5", "an answer is in the 5 blocks read"), ("EM", "exact match")):
-        what = f"the model that ships, WebQuestions' dev questions: {words}"
-        rows.append([what, share(default[name], n), str(n), ablation])
-    for some, words in ((seen, "asked for in training"), (unseen, "not asked for")):
-        rows.append([f"exact match, country and answer {words}", share(sum(int(r["EM"]) for r in some), len(some)),
-                     str(len(some)), apart])  # fmt: skip
+    for kind, split, which in SHIPPED[:2]:
+        some = of_kind(kind, split=split)
+        for name, words in (("R@5", "an answer is in the 5 blocks read"), ("EM", "exact match")):
+            rows.append([f"the model that ships, {which}: {words}", share_of(some, name), str(len(some)), asked])
+    for seen, words in (("1", "asked for in training"), ("0", "not asked for")):
+        some = of_kind("factbook", seen=seen)
+        rows.append([f"its exact match, country and answer {words}", share_of(some, "EM"), str(len(some)), asked])
     gain = realm["R@5"] - ict["R@5"]
     figure = f"{share(ict['R@5'], n)} → {share(realm['R@5'], n)}; p ≥ {at_best(gain)}"
     rows.append(["R@5 after ICT → with 100 updates by REALM's gradient, on made questions", figure, str(n), ablation])
@@ -155,7 +199,8 @@ def speed() -> str:
 
 def tables() -> dict[str, str]:
     return {
-        "front": front(), "speed": speed(), "learning": learning(), "kinds": kinds(), "encoders": encoders(),
+        "front": front(), "speed": speed(), "learning": learning(), "shipped": shipped(), "kinds": kinds(),
+        "doubt": doubt(), "encoders": encoders(),
         **{f"stages {split}": stages(split) for split in ("dev", "devtest", "train")},
     }  # fmt: skip
 

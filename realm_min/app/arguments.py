@@ -20,8 +20,9 @@ from ..jobs.per_question import read_sides, shared_measures
 from ..jobs.ranking import read_judgements
 from ..jobs.settings import COUNT, NATURAL, SHARE
 from ..ranks.devices import add_device, check_device
-from ..text.corpus import factbook
+from ..text.corpus import FACTBOOK, factbook
 from ..text.documents import read_documents
+from ..text.leads import LEADS, leads_file
 from ..text.questions import rows_to_ask
 from .training_arguments import CORPUS_HELP, file_name
 
@@ -37,9 +38,19 @@ KNOWN = (  # published checkpoints, to whose values `verify` compares
 )
 
 
-def add_model(parser: argparse.ArgumentParser, default: str) -> None:
+def add_model(parser: argparse.ArgumentParser) -> None:
     """The option --model."""
-    parser.add_argument("--model", metavar="FOLDER", help=f"a model's folder or hub name (default: {default})")
+    parser.add_argument("--model", metavar="FOLDER", help="a model's folder or hub name (default: the one that ships)")
+
+
+def add_indexed_model(parser: argparse.ArgumentParser) -> None:
+    """The options --model and --corpus."""
+    add_model(parser)
+    parser.add_argument(
+        "--corpus", choices=(LEADS, FACTBOOK),
+        help="let the model that ships search one of its two corpora: ten thousand Wikipedia leads, or the CIA World "
+        "Factbook (default: both)",
+    )  # fmt: skip
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +78,7 @@ def add_index(parser: argparse.ArgumentParser) -> None:
         "--remove", nargs="+", action="extend", default=[], metavar="ID",
         help="with --add-to: documents to take out, by their ids",
     )  # fmt: skip
-    add_model(parser, "the one that ships")
+    add_model(parser)
     add_device(parser)
     parser.add_argument("--restart", action="store_true", help="forget what an interrupted run left in FOLDER.partial")
 
@@ -112,8 +123,8 @@ def add_ask(parser: argparse.ArgumentParser) -> None:
         "questions", nargs="*", metavar="QUESTION",
         help="none, or a hyphen: those of the standard input, a line each, or at a prompt on a terminal",
     )  # fmt: skip
-    parser.add_argument("--examples", action="store_true", help="ask five questions about the World Factbook")
-    add_model(parser, "the one that ships, over the CIA World Factbook")
+    parser.add_argument("--examples", action="store_true", help="ask five questions")
+    add_indexed_model(parser)
     add_device(parser)
     add_reading(parser)
     shown = parser.add_mutually_exclusive_group()
@@ -137,7 +148,7 @@ def check_ask(options: argparse.Namespace) -> None:
         if len(options.questions) != 1:
             raise ValueError(f"--plot draws one question, and {len(options.questions)} were given: give one")
         check_plot(options.plot)
-    _check_indexed_model(options.model)
+    _check_indexed_model(options.model, options.corpus)
 
 
 # ---- page
@@ -146,7 +157,7 @@ def check_ask(options: argparse.Namespace) -> None:
 def add_page(parser: argparse.ArgumentParser) -> None:
     """The arguments of `realm-min page`."""
     parser.add_argument("question", nargs="?", metavar="QUESTION", help="what the page asks first")
-    add_model(parser, "the one that ships, over the CIA World Factbook")
+    add_indexed_model(parser)
     add_device(parser)
     add_reading(parser)
     parser.add_argument(
@@ -173,7 +184,7 @@ def check_page(options: argparse.Namespace) -> None:
         check_file("--save", options.save)
     elif any(find_spec(package) is None for package in ("starlette", "uvicorn")):
         raise ModuleNotFoundError("the page needs starlette and uvicorn: pip install 'realm-min[page]'")
-    _check_indexed_model(options.model)
+    _check_indexed_model(options.model, options.corpus)
 
 
 # ---- evaluate
@@ -185,7 +196,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         "questions", type=file_name, metavar="QUESTIONS",
         help='each line {"question": "…", "answer": ["…", …]}; or DPR\'s .tsv, .csv or .json, or BEIR\'s queries',
     )  # fmt: skip
-    add_model(parser, "the one that ships, over the CIA World Factbook")
+    add_indexed_model(parser)
     add_device(parser)
     parser.add_argument(
         "--predictions", type=Path, metavar="FILE",
@@ -213,7 +224,7 @@ def check_evaluate(options: argparse.Namespace) -> None:
             check_file(option, path)
     if options.run and options.run == options.predictions:
         raise ValueError(f"--predictions and --run are both {options.run}: name two files")
-    _check_indexed_model(options.model)
+    _check_indexed_model(options.model, options.corpus)
 
 
 # ---- retrieve
@@ -343,11 +354,17 @@ def check_plot(path: Path) -> None:
         raise ModuleNotFoundError("--plot needs matplotlib: pip install 'realm-min[plot]'")
 
 
-def _check_indexed_model(name: str | None) -> None:
-    """Refuse a --model that cannot be asked; a hub name is looked up later, the default needs the Factbook's text."""
+def _check_indexed_model(name: str | None, corpus: str | None) -> None:
+    """Refuse a --model that cannot be asked; a hub name is looked up later, the default needs its corpora's text."""
     if name is None:
         factbook()
+        leads_file()
         return
+    if corpus:
+        raise ValueError(
+            f"--corpus {corpus} is of the model that ships, and --model {name} has blocks of its own: "
+            "leave out one of them"
+        )
     folder = find_folder(name)
     if folder:
         check_indexed(folder)

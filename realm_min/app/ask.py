@@ -28,13 +28,13 @@ class Asked(NamedTuple):
     where: str | None  # it stands, for an error; None at a prompt, where asking goes on
 
 
-# Asked as people ask, not in the Factbook's words; each has one answer.
+# Asked as people ask, not in the words of the corpora; each has one answer.
 EXAMPLES = (
     "What is the capital of Kazakhstan?",
-    "What money do they use in Switzerland?",
-    "What kind of government does Japan have?",
+    "Who wrote War and Peace?",
     "When did Ghana gain independence?",
-    "Who is the prime minister of Canada?",
+    "Who painted the Mona Lisa?",
+    "Which river flows through Paris?",
 )
 
 
@@ -43,29 +43,23 @@ def run(options: argparse.Namespace) -> int:
     world, device = distributed.world(), chosen_device(options.device)
     asked: list[Iterator[Asked]] = []
     world.on_first(lambda: asked.extend([questions_of(options)]))  # before the model is loaded: there may be none
-    model = load_model(options.model, texts=world.is_first).to(device)
+    model = load_model(options.model, options.corpus, texts=world.is_first).to(device)
     if not world.is_first:
         model.follow()
     return world.on_first(lambda: answer_all(options, model, asked[0]))
 
 
-def threshold_of(options: argparse.Namespace) -> float:
-    """The p(y|x) below which an answer counts as not found: what --threshold says, else what the model is known by."""
-    if options.threshold is not None:
-        return options.threshold
-    return default_model.NOT_FOUND_BELOW if options.model is None else 0.0
-
-
 def judge_of(options: argparse.Namespace) -> Judge:
-    """What decides which answers are found: the model's calibration, where its folder has one, else p(y|x).
+    """What decides which answers are found: the model's calibration, where it has one, else p(y|x); and --threshold.
 
     Raises:
         ValueError: the calibration is damaged.
     """
-    calibration = read_calibration(resolve_folder(options.model)) if options.model else None
-    if calibration is None:
-        return Judge(threshold_of(options))
-    return Judge(calibration.threshold if options.threshold is None else options.threshold, calibration)
+    folder = resolve_folder(options.model) if options.model else default_model.PACKED_FILE.parent
+    calibration = read_calibration(folder)
+    if options.threshold is not None:
+        return Judge(options.threshold, calibration)
+    return Judge(calibration.threshold if calibration else 0.0, calibration)
 
 
 def questions_of(options: argparse.Namespace) -> Iterator[Asked]:

@@ -249,16 +249,18 @@ def suggestion(word: str, known: Iterable[str], otherwise: str) -> str:
 # ---- models
 
 
-def load_model(name: str | None, texts: bool = True) -> RealmForOpenQA:
+def load_model(name: str | None, corpus: str | None = None, texts: bool = True) -> RealmForOpenQA:
     """The model of a folder or hub name with its retriever; of None, the default one, unpacked on first use.
 
-    Ranks that torchrun started search it together. `texts`: whether this rank needs the retriever, to read blocks.
+    Ranks that torchrun started search it together. `corpus`: of the default model, None is all of it. `texts`: whether
+    this rank needs the retriever, to read blocks.
     """
     if name is None:
         from . import default_model
         from .console import progress_report
 
-        return default_model.load(texts=texts, sharded=True, remark=remark, progress=progress_report)
+        corpus = corpus or default_model.ALL
+        return default_model.load(corpus, texts=texts, sharded=True, remark=remark, progress=progress_report)
     from ..interface.open_qa import RealmForOpenQA
     from ..ranks import distributed
     from ..text.retriever import RealmRetriever

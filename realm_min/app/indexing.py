@@ -51,6 +51,7 @@ from ..ranks import distributed
 from ..ranks.devices import chosen_device
 from ..text.corpus import FACTBOOK, MAX_WORDPIECES, Block, Document, corpus_hash, record
 from ..text.documents import read_documents
+from ..text.leads import LEADS
 from . import ready_folder
 from .merging import NO_TEXT, Changes, Cut, cut_corpus, merged, unique
 from .ready_folder import MANIFEST_FILE, Indexed, load_unindexed, write_json
@@ -416,10 +417,10 @@ def run(options: argparse.Namespace) -> None:
                 documents, out, remove=options.remove, device=device, restart=options.restart, report=report, remark=say
             )
         else:
-            model, tokenizer, base = _base(options.model, FACTBOOK in corpora)
-            if base:
-                del corpora[FACTBOOK]
-            documents = chain.from_iterable(read_documents(corpus, skip) for corpus in corpora)
+            shipped = [corpus for corpus in (LEADS, FACTBOOK) if corpus in corpora]
+            model, tokenizer, base = _base(options.model, shipped)
+            others = [corpus for corpus in corpora if not (base and corpus in shipped)]
+            documents = chain.from_iterable(read_documents(corpus, skip) for corpus in others)
             model.embedder.to(device)
             write_index(Job(out, model, tokenizer, MAX_WORDPIECES, options.restart, report, say), documents, base)
             changes = None
@@ -432,18 +433,18 @@ def run(options: argparse.Namespace) -> None:
         say(f'Ready: realm-min ask --model "{out}"')
 
 
-def _base(name: str | None, with_factbook: bool) -> tuple[RealmForOpenQA, Any, Indexed | None]:
-    """The model of a folder, or the one that ships, with its tokenizer; and the Factbook as that one holds it."""
+def _base(name: str | None, shipped: list[str]) -> tuple[RealmForOpenQA, Any, Indexed | None]:
+    """The model of a folder, or the one that ships, with its tokenizer; what that one holds of `shipped` corpora."""
     from . import default_model
     from .cli import one_line
     from .printable import remark
 
     if name:
         return *load_unindexed(name), None
-    if not with_factbook:
+    if not shipped:
         return *load_packed(default_model.PACKED_FILE)[:2], None
     try:
-        model = default_model.load()
+        model = default_model.load(shipped[0] if len(shipped) == 1 else default_model.ALL)
     except ValueError as error:  # another Factbook than the one that it was indexed with
         remark(f"{one_line(error)}: here all of it is embedded")
         return *load_packed(default_model.PACKED_FILE)[:2], None

@@ -10,12 +10,16 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..text.corpus import Source
 from .atomic import write_atomically
 from .hub import BLOCK_SOURCES_FILE, BLOCK_TITLES_FILE
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of the standard library from Python 3.11 on
 
 
 class Titles:
@@ -39,6 +43,12 @@ class Titles:
 
     def __iter__(self) -> Iterator:
         return (self[number] for number in range(len(self)))
+
+    def part(self, blocks: slice) -> Self:
+        """The lines of blocks that follow one another; the first of them is then number 0."""
+        starts = [0, *(self._ends + 1).tolist()]
+        first, end, _ = blocks.indices(len(self))
+        return type(self)(self.data[starts[first] : starts[end]], self.name)
 
     def _damaged(self, number: int, error: Exception | str) -> ValueError:
         return ValueError(f"{self.name} line {number + 1} is damaged ({error}): index the corpus anew")

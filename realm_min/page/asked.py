@@ -11,18 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..app.answer_lines import name, sentence
+from ..app.answer_lines import CREDULOUS, name, sentence
 from ..interface.open_qa import Answer, RealmForOpenQA, SpanScores
+from ..jobs.calibration import Judge
 
 Json = dict[str, Any]
 MOST_BLOCKS = 20  # that the page reads for a question
 
 
-def ask(model: RealmForOpenQA, question: str, k: int | None = None) -> Json:
+def ask(model: RealmForOpenQA, question: str, k: int | None = None, judge: Judge = CREDULOUS) -> Json:
     """A question's answer, the blocks it was read from, and how they came to be: `answer_from`, step by step.
 
     Args:
         k: blocks to read; None reads as many as the model does.
+        judge: decides whether the answer is found.
 
     Raises:
         ValueError: an empty or overlong question; k below 1, or above MOST_BLOCKS or the number of blocks.
@@ -46,7 +48,8 @@ def ask(model: RealmForOpenQA, question: str, k: int | None = None) -> Json:
             "text": answer.text, "probability": answer.probability, "block": answer.block_rank,
             "start": answer.start_char, "end": answer.end_char, "source": name(answer.blocks[answer.block_rank]),
             "sentence": sentence(texts[answer.block_rank], answer.start_char, answer.end_char),
-            "mixture": answer.marginal_probability,
+            "mixture": answer.marginal_probability, "found": judge.found(answer),
+            "confidence": judge.confidence(answer),
         },
         "blocks": [block_of(answer, rank, own, part_of(read, rank)) for rank, own in enumerate(alone)],
     }  # fmt: skip

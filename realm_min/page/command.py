@@ -7,7 +7,7 @@ import socket
 import webbrowser
 from urllib.parse import urlencode
 
-from ..app.ask import threshold_of
+from ..app.ask import judge_of
 from ..app.cli import load_model
 from ..app.printable import remark, say
 from ..files.atomic import write_atomically
@@ -16,7 +16,7 @@ from ..ranks.devices import chosen_device
 from .running import Running
 from .saved import self_contained
 
-SHIPPED = "the model that ships, over the CIA World Factbook"
+SHIPPED = "the model that ships"
 
 
 def run(options: argparse.Namespace) -> None:
@@ -36,8 +36,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def running_model(options: argparse.Namespace) -> Running:
-    model = load_model(options.model).to(chosen_device(options.device))
-    return Running(model, options.model or SHIPPED, threshold_of(options))
+    model = load_model(options.model, options.corpus).to(chosen_device(options.device))
+    return Running(model, options.model or SHIPPED, judge_of(options))
 
 
 def save(running: Running, options: argparse.Namespace) -> None:

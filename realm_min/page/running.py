@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..app.answer_lines import CREDULOUS
 from ..files.json_file import json_object
 from ..interface.open_qa import RealmForOpenQA
+from ..jobs.calibration import Judge
 from . import asked, learned, searched, small_realm
 
 Json = dict[str, Any]
@@ -19,13 +21,13 @@ LESSONS = 8  # that are kept
 class Running:
     """The models behind a page. One request is computed at a time: they share the cores.
 
-    threshold: where p(y|x) is below it, the answer counts as not found.
+    judge: what decides which answers are found.
 
     `requests` maps the name of each to its method and the JSON types of what it takes.
     """
 
-    def __init__(self, model: RealmForOpenQA, name: str, threshold: float = 0.0) -> None:
-        self.model, self.name, self.threshold = model, name, threshold
+    def __init__(self, model: RealmForOpenQA, name: str, judge: Judge = CREDULOUS) -> None:
+        self.model, self.name, self.judge = model, name, judge
         self.lock = threading.RLock()
         # What was computed last is what is asked about next.
         self.codes = functools.lru_cache(maxsize=3)(lambda compression: searched.codes_of(model, compression))
@@ -71,7 +73,7 @@ class Running:
         """What is being drawn."""
         config, small = self.model.config, self.small()
         return {
-            "model": self.name, "threshold": self.threshold, "blocks": len(self.model.block_emb),
+            "model": self.name, "threshold": self.judge.threshold, "blocks": len(self.model.block_emb),
             "layers": config.num_hidden_layers,
             "heads": config.num_attention_heads, "hidden": config.hidden_size, "proj": config.retriever_proj_size,
             "widest": config.max_span_width, "k": config.reader_beam_size,
@@ -85,7 +87,7 @@ class Running:
         }  # fmt: skip
 
     def ask(self, question: str, k: int | None) -> Json:
-        return asked.ask(self.model, question, k)
+        return asked.ask(self.model, question, k, self.judge)
 
     def attention(self, question: str, block: int, first: int, last: int) -> Json:
         return asked.attention(*self.attentions(question, block), first, last)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realm_min import RealmConfig, RealmForOpenQA, RealmRetriever
-from realm_min.app import ask, default_model, indexing, merging, ready_folder
+from realm_min.app import arguments, ask, default_model, indexing, merging, ready_folder
 from realm_min.app.cli import main
 from realm_min.files.packed import pack
 from realm_min.jobs import embedding
@@ -301,7 +301,7 @@ def shipped(tmp_path, monkeypatch):
     pack(model, tokenizer, countries, file, corpus="eight countries", extra_texts=ask.EXAMPLES, common_pieces=0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(default_model, "PACKED_FILE", file)
-    monkeypatch.setattr(default_model, "read_documents", lambda corpus: countries)
+    monkeypatch.setattr(default_model, "read_documents", lambda corpus: countries if corpus == "factbook" else [])
     return countries
 
 
@@ -325,8 +325,20 @@ def test_the_factbook_and_one_document_embed_one_block(tmp_path, shipped, counte
     assert [retriever.document(i) for i in (0, 1, 8)] == ["chile.txt", "xx/00", "xx/07"]
 
 
+def test_each_corpus_that_ships_is_embedded_already(tmp_path, shipped, counted, monkeypatch, capsys):
+    of_corpus = {"leads": shipped[:3], "factbook": shipped[3:]}
+    monkeypatch.setattr(default_model, "read_documents", of_corpus.get)
+    monkeypatch.setattr(arguments, "read_documents", lambda corpus: None)
+    for names, titles in ((("factbook",), shipped[3:]), (("leads",), shipped[:3]), (("factbook", "leads"), shipped)):
+        out = tmp_path / "-".join(names)
+        assert main(["index", *names, "--out", str(out)]) == 0 and not counted
+        retriever = RealmRetriever.from_pretrained(out)
+        assert [retriever.title(i) for i in range(len(retriever.block_records))] == [each.title for each in titles]
+        assert len(RealmForOpenQA.from_pretrained(out).block_emb) == len(titles)
+
+
 def test_another_factbook_is_embedded(tmp_path, shipped, counted, monkeypatch, capsys):
-    monkeypatch.setattr(default_model, "read_documents", lambda corpus: shipped[1:])
+    monkeypatch.setattr(default_model, "read_documents", lambda corpus: shipped[1:] if corpus == "factbook" else [])
     monkeypatch.setattr(indexing, "read_documents", lambda corpus, skip: iter(shipped[1:]))
     assert main(["index", "factbook", "--out", str(tmp_path / "ix")]) == 0
     assert len(counted) == 7 and "here all of it is embedded" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from realm_min import RealmConfig, RealmForOpenQA, RealmRetriever
 from realm_min.app import answer_lines, ask, printable
 from realm_min.app.cli import main, parser
 from realm_min.interface.open_qa import Answer, RetrievedBlock
-from realm_min.jobs.calibration import Calibration
+from realm_min.jobs.calibration import Calibration, write_calibration
 from realm_min.text.corpus import split_sentences
 
 QUESTION = "what is the capital of norway?"
@@ -89,7 +89,7 @@ def test_every_span_of_a_block_is_found_in_its_document(folder):
 # ---- what is shown
 
 
-def test_what_is_below_the_threshold_is_not_found(folder, monkeypatch, capsys):
+def test_what_is_below_the_threshold_is_not_found(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     given = [QUESTION, "--model", str(folder)]
     status, (row,), _ = asked(monkeypatch, capsys, None, *given)
@@ -102,7 +102,9 @@ def test_what_is_below_the_threshold_is_not_found(folder, monkeypatch, capsys):
         line = capsys.readouterr().out.splitlines()[1].strip()
         said = f"Not found. The best of what was read, {row['answer']}, has p(y|x) {share:.3g}, below {threshold:.3g}"
         assert line == (f"{row['answer']}   p(y|x) {share:.3g}" if found else said)
-    monkeypatch.setattr(ask.default_model, "NOT_FOUND_BELOW", 0.7)
+    shipped = tmp_path / "default.realm"
+    monkeypatch.setattr(ask.default_model, "PACKED_FILE", shipped)
+    write_calibration(Calibration(0.5, 0.1, -1.0, 0.7), tmp_path)
     read = lambda *words: ask.judge_of(parser().parse_args(["ask", *words])).threshold  # noqa: E731
     assert (read(), read("--model", str(folder)), read("--threshold", "0.2")) == (0.7, 0.0, 0.2)
 

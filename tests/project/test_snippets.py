@@ -85,7 +85,7 @@ def transcripts():
 
 def test_transcripts_are_what_comes(shipped, monkeypatch, capsys):
     """Figures of the model may differ in their last digits between processors; all else is the same."""
-    monkeypatch.setattr(ask, "load_model", lambda name, texts: shipped)
+    monkeypatch.setattr(ask, "load_model", lambda name, corpus, texts: shipped)
     monkeypatch.setenv("COLUMNS", "100")
     assert len(transcripts()) >= 2
     for page, line, expected in transcripts():

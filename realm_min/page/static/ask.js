@@ -2,18 +2,19 @@
 // The Ask view: a question from its wordpieces to its answer.
 const Ask = (() => {
   const { $, about, attempt, el, fixed, grouped, meter, open, probability, request, saved, shown, step, svg, tabs, views } = Page;
-  const EXAMPLES = ["What is the capital of Uruguay?", "What is the highest point of Kenya?", "What is the official language of Brazil?"];
+  const EXAMPLES = ["What is the capital of Uruguay?", "Who painted the Mona Lisa?", "What money do they use in Switzerland?"];
   let current = null, threshold = 0;
 
   const answer = (found) => {
-    const a = found.answer, [before, said, after] = a.sentence, surely = a.probability >= threshold;
+    const a = found.answer, [before, said, after] = a.sentence, judged = a.confidence !== null;
     return el("article", { class: "answer", "aria-label": "Answer" },
       el("div", {},
-        surely ? null : el("p", { class: "not-found" }, el("b", {}, "Not found."), ` p(y|x) is below ${probability(threshold)}; the best of what was read:`),
+        a.found ? null : el("p", { class: "not-found" }, el("b", {}, "Not found."), ` ${judged ? "P(right)" : "p(y|x)"} is below ${probability(threshold)}; the best of what was read:`),
         el("p", { class: "text", id: "answer-text" }, a.text),
         el("p", { class: "sentence" }, before, el("mark", {}, said), after),
-        el("p", { class: "small" }, `From ${a.source}. The probability is the answer’s share among all spans that were read, and no promise.`)),
+        el("p", { class: "small" }, `From ${a.source}. p(y|x) is the answer’s share among all spans that were read, and no promise.`, judged ? " P(right) is fitted to questions whose answers are known." : "")),
       el("dl", { class: "figures" },
+        judged ? el("div", {}, el("dt", {}, "P(right)"), el("dd", { id: "answer-confidence" }, probability(a.confidence))) : null,
         el("div", {}, el("dt", {}, "p(y|x), all spans of all blocks"), el("dd", { id: "answer-p" }, probability(a.probability))),
         el("div", {}, el("dt", {}, "Σ p(y|z,x) p(z|x), equation 1"), el("dd", { class: "minor", id: "answer-mixture" }, probability(a.mixture)))),
     );

@@ -1,0 +1,213 @@
+"""How the model that ships answers what its corpora hold and what they do not: `make shipped`.
+
+A row of shipped.csv is a question, each asked of both corpora together:
+
+    leads         development questions whose answer stands in a Wikipedia lead
+    factbook      those of WebQuestions' dev and devtest that the Factbook can answer; *seen* (1) where a question that
+                  the model was fine-tuned on names the same country and has an accepted answer in common with it,
+                  however it is worded: what was learnt may then be the answer and not the way to it
+    unanswerable  those of unanswerable.jsonl: real names, and facts that neither corpus states
+
+R@k is 1 where an answer stands among the first k blocks, "own R@k" where only the blocks of the question's own corpus
+are searched; EM where the model's answer is one, "EM alone" where it is given the best block that holds an answer and
+no other; all by ORQA's normalised words. `--calibrate` fits P(right) to the dev questions of both corpora and writes
+the calibration that ships.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from factbook_questions import factbook_pages, factbook_questions, factbook_slice, named, slice_names
+from torch import Tensor
+
+from realm_min.app import default_model
+from realm_min.app.cli import status_of
+from realm_min.app.console import progress_report
+from realm_min.app.plots import plot_reliability
+from realm_min.files.atomic import write_atomically
+from realm_min.interface.open_qa import RealmForOpenQA
+from realm_min.jobs import calibration
+from realm_min.jobs.evaluation import has_answer_words, normalize_answer, official_exact_match
+from realm_min.text.corpus import Block, cut_blocks, factbook_documents
+from realm_min.text.questions import Question, read_questions, rows_to_ask
+
+HERE = Path(__file__).parent
+KS = (1, 5, 20)
+FOLDS = 5
+LOSE = 0.08  # of the right answers that a threshold is fitted to; of others a little more falls below it
+SEED = 0  # of the folds, and that of default_data.py's questions
+COLUMNS = [
+    "kind", "split", "id", "seen", *(f"R@{k}" for k in KS), *(f"own R@{k}" for k in KS), "EM", "EM alone",
+    "p", "marginal p", "score",
+]  # fmt: skip
+Pair = tuple[str, str]  # country and normalised answer
+Row = dict[str, str]
+
+
+class Asked(NamedTuple):
+    kind: str
+    split: str
+    id: str
+    question: Question
+    seen: str = ""
+
+
+# ---- the questions
+
+
+def pairs_of(questions: Iterable[Question]) -> list[set[Pair]]:
+    """The countries that each question names, with each of its answers."""
+    names = {title: slice_names(title, page) for title, page in factbook_pages().items()}
+    return [
+        {(title, normalize_answer(answer)) for title in named(question.question, names) for answer in question.answers}
+        for question in questions
+    ]
+
+
+def seen_pairs(asked: list[Question], blocks: list[Block]) -> set[Pair]:
+    """What fine-tuning asked for: the Factbook's fields, and WebQuestions' training questions that it can answer."""
+    fields = factbook_questions(SEED)
+    of_fields = {(question.title, normalize_answer(answer)) for question in fields for answer in question.answers}
+    return of_fields.union(*pairs_of(factbook_slice(asked, blocks)))
+
+
+def all_questions(questions: Path, webquestions: Path, blocks: list[Block]) -> Iterator[Asked]:
+    """Of the folders with dev.jsonl and webquestions.*.jsonl; `blocks` of the Factbook."""
+    for row in rows_to_ask(questions / "dev.jsonl"):
+        if row.question:
+            yield Asked("leads", "dev", row.id, row.question)
+    seen = seen_pairs(list(read_questions(webquestions / "webquestions.train.jsonl")), blocks)
+    for split in ("dev", "devtest"):
+        path = webquestions / f"webquestions.{split}.jsonl"
+        ids = {row.question.question: row.id for row in rows_to_ask(path) if row.question}
+        found = factbook_slice(read_questions(path), blocks)
+        for question, pairs in zip(found, pairs_of(found), strict=True):
+            yield Asked("factbook", split, ids[question.question], question, str(int(bool(pairs & seen))))
+    lines = (HERE / "unanswerable.jsonl").read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        yield Asked("unanswerable", "", str(number), Question(json.loads(line)["question"], []))
+
+
+# ---- the answers
+
+
+def measured(models: dict[str, RealmForOpenQA], asked: Asked) -> Row:
+    """A question's row. models: by corpus, and of all."""
+    model, (text, answers) = models[default_model.ALL], asked.question
+    read = model.config.reader_beam_size
+    scores, ids, held = found_by(model, asked.question)
+    answer = model.answer_from(text, scores[:read], ids[:read])
+    row = dict.fromkeys(COLUMNS, "") | {
+        "kind": asked.kind, "split": asked.split, "id": asked.id, "seen": asked.seen, "p": f"{answer.probability:.6f}",
+        "marginal p": f"{answer.marginal_probability:.6f}", "score": f"{answer.score:.5f}",
+    }  # fmt: skip
+    if not answers:
+        return row
+    row |= {f"R@{k}": str(int(any(held[:k]))) for k in KS}
+    of_own = found_by(models[asked.kind], asked.question)[2]
+    row |= {f"own R@{k}": str(int(any(of_own[:k]))) for k in KS}
+    row["EM"] = str(int(official_exact_match(answer.text, answers)))
+    if any(held):
+        best = held.index(True)
+        alone = model.answer_from(text, scores[best : best + 1], ids[best : best + 1])
+        row["EM alone"] = str(int(official_exact_match(alone.text, answers)))
+    return row
+
+
+def found_by(model: RealmForOpenQA, question: Question) -> tuple[Tensor, Tensor, list[bool]]:
+    """f(x, z) and the numbers of the best blocks, and which of them hold an answer."""
+    (scores,), (ids,) = model.retrieve(question.question, min(max(KS), len(model.block_emb)))
+    return scores, ids, [has_answer_words(model.evidence.text(i), question.answers) for i in ids.tolist()]
+
+
+def measure(asked: list[Asked], out: Path) -> list[Row]:
+    """The row of every question, kept as they come beside `out`; what was asked before is not asked again."""
+    models = {corpus: default_model.load(corpus) for corpus in (default_model.ALL, *default_model.CORPORA)}
+    partial = out.with_name(out.name + ".partial")
+    done = read_rows(partial) if partial.is_file() else []
+    with open(partial, "a", encoding="utf-8", newline="") as file, progress_report() as report:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if not done:
+            writer.writeheader()
+        for number, each in enumerate(asked):
+            if number >= len(done):
+                writer.writerow(measured(models, each))
+                file.flush()
+            report("Answering", number + 1, len(asked))
+    partial.replace(out)
+    return read_rows(out)
+
+
+def read_rows(path: Path) -> list[Row]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ---- how well P(right) says it
+
+
+def fitted(rows: list[Row]) -> calibration.Calibration:
+    numbers = ([float(row[name]) for row in rows] for name in ("p", "score"))
+    return calibration.fit(*numbers, [row["EM"] == "1" for row in rows], LOSE)
+
+
+def held_out_confidences(rows: list[Row]) -> tuple[list[float], list[bool]]:
+    """P(right) of each answer and whether it is found, by a fit to the four fifths of the questions without it."""
+    ids = sorted({row["id"] for row in rows})  # a question that is of both kinds is left out of both
+    fold = {ids[i]: place % FOLDS for place, i in enumerate(np.random.default_rng(SEED).permutation(len(ids)))}
+    fits = [fitted([row for row in rows if fold[row["id"]] != left]) for left in range(FOLDS)]
+    asked = [(fits[fold[row["id"]]], float(row["p"]), float(row["score"])) for row in rows]
+    return [fit.confidence(p, score) for fit, p, score in asked], [fit.found(p, score) for fit, p, score in asked]
+
+
+def judge(rows: list[Row], out: Path) -> dict[str, str]:
+    """What shipped-calibration.csv says, and its picture."""
+    dev, nothing = ([row for row in rows if row["split"] == split] for split in ("dev", ""))
+    confidences, found = held_out_confidences(dev)
+    right, sure = np.array([row["EM"] == "1" for row in dev]), np.array(confidences) >= 0.9
+    plot_reliability(calibration.bins(confidences, right), out.with_name("shipped-reliability.png"))
+    final = fitted(dev)
+    refused = [not final.found(float(row["p"]), float(row["score"])) for row in nothing]
+    values = {
+        "answers": len(dev), "right": int(right.sum()),
+        "calibration error": f"{calibration.calibration_error(confidences, right):.4f}",
+        "calibration error of p": f"{calibration.calibration_error([float(row['p']) for row in dev], right):.4f}",
+        "P(right) at least 0.9": int(sure.sum()), "of them right": int(right[sure].sum()),
+        "right, not found": int((right & ~np.array(found)).sum()),
+        "unanswerable": len(nothing), "of them not found": sum(refused),
+    }  # fmt: skip
+    return {name: str(value) for name, value in values.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("--questions", type=Path, required=True, metavar="FOLDER", help="dev.jsonl of the leads")
+    parser.add_argument("--webquestions", type=Path, required=True, metavar="FOLDER", help="its three .jsonl files")
+    parser.add_argument("--out", type=Path, default=HERE / "shipped.csv", metavar="FILE.csv")
+    parser.add_argument("--calibrate", action="store_true", help="write the calibration that ships")
+    given = parser.parse_args()
+    blocks = list(cut_blocks(factbook_documents(), default_model.load().evidence.tokenizer))
+    rows = measure(list(all_questions(given.questions, given.webquestions, blocks)), given.out)
+    if given.calibrate:
+        calibration.write_calibration(fitted([row for row in rows if row["split"] == "dev"]), default_model.ASSETS)
+    figures = judge(rows, given.out)
+    with (
+        write_atomically(given.out.with_name("shipped-calibration.csv")) as temporary,
+        open(temporary, "w", newline="") as file,
+    ):
+        writer = csv.DictWriter(file, figures.keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerow(figures)
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(status_of(main))

@@ -1,0 +1,107 @@
+"""How the default model is asked, row by row, and what is made of the rows."""
+
+import eight_capitals
+import numpy as np
+import pytest
+import shipped
+
+from realm_min.app import default_model
+from realm_min.jobs import calibration
+from realm_min.text.questions import Question
+
+LEADS = [0, 2, 4, 6]  # blocks of the eight
+
+
+@pytest.fixture(scope="module")
+def models():
+    """All blocks, and two halves of them as the two corpora."""
+    whole = eight_capitals.open_qa()
+    found = {"all": whole}
+    for name, numbers in (("leads", LEADS), ("factbook", [1, 3, 5, 7])):
+        found[name] = eight_capitals.open_qa()
+        found[name].retriever.block_records = [whole.retriever.block_records[i] for i in numbers]
+        found[name].block_emb = whole.block_emb[numbers].clone()
+    return found
+
+
+def test_a_row_is_what_the_library_finds(models):
+    whole = models["all"]
+    for number, (country, city) in enumerate(eight_capitals.CAPITALS.items()):
+        question = Question(f"what is the capital of {country.lower()}?", [city])
+        own = "leads" if number in LEADS else "factbook"
+        row = shipped.measured(models, shipped.Asked(own, "dev", "7", question, "1"))
+        assert list(row) == shipped.COLUMNS and [row[name] for name in ("kind", "split", "id", "seen")] == [
+            own,
+            "dev",
+            "7",
+            "1",
+        ]
+        for name, model in (("", whole), ("own ", models[own])):
+            ids = model.retrieve(question.question, len(model.block_emb))[1][0].tolist()
+            rank = next(i for i, z in enumerate(ids) if city in model.evidence.text(z))
+            assert [row[f"{name}R@{k}"] for k in (1, 5, 20)] == [str(int(rank < k)) for k in (1, 5, 20)]
+        (answer,) = whole.answer(question.question)
+        assert float(row["p"]) == pytest.approx(answer.probability, abs=1e-6)
+        assert float(row["marginal p"]) == pytest.approx(answer.marginal_probability, abs=1e-6)
+        assert row["EM"] == str(int(answer.text.lower() == city.lower())) and row["EM alone"] in "01"
+
+
+def test_a_question_without_answers_is_asked_too(models):
+    row = shipped.measured(models, shipped.Asked("unanswerable", "", "1", Question("who is the king of peru?", [])))
+    assert float(row["p"]) > 0 and {row[name] for name in shipped.COLUMNS if "@" in name or "EM" in name} == {""}
+
+
+def test_asking_goes_on_where_it_stopped(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(default_model, "load", models.get)
+    asked = [
+        shipped.Asked("leads", "dev", str(i), Question(q.question, q.answers))
+        for i, q in enumerate(eight_capitals.QUESTIONS)
+    ]
+    whole = shipped.measure(asked, tmp_path / "a.csv")
+    calls, own = [], shipped.measured
+
+    def stopped(models, each):
+        calls.append(each.id)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return own(models, each)
+
+    monkeypatch.setattr(shipped, "measured", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        shipped.measure(asked, tmp_path / "b.csv")
+    assert not (tmp_path / "b.csv").exists()
+    assert shipped.measure(asked, tmp_path / "b.csv") == whole
+    assert calls == ["0", "1", "2", "3", *"34567"] and len(list(tmp_path.iterdir())) == 2
+
+
+def rows_of(kind, split, ps, right):
+    return [
+        {"kind": kind, "split": split, "id": str(i), "p": str(p), "score": str(p * 4 - 2), "EM": em}
+        for i, (p, em) in enumerate(zip(ps, right, strict=True))
+    ]
+
+
+def test_what_confidence_is_worth_is_told_by_fits_without_the_question(tmp_path):
+    ps = [(i % 20 + 0.5) / 20 for i in range(400)]
+    drawn = np.random.default_rng(0).random(400) < ps
+    dev = rows_of("leads", "dev", ps, [str(int(right)) for right in drawn])
+    found = shipped.judge(dev + rows_of("unanswerable", "", [0.01] * 5, [""] * 5), tmp_path / "shipped.csv")
+    assert (tmp_path / "shipped-reliability.png").stat().st_size > 1000
+    right = [row["EM"] == "1" for row in dev]
+    confidences, kept = shipped.held_out_confidences(dev)
+    assert len(set(confidences)) > 20  # five fits differ
+    assert found == {
+        "answers": "400", "right": str(sum(right)),
+        "calibration error": f"{calibration.calibration_error(confidences, right):.4f}",
+        "calibration error of p": f"{calibration.calibration_error([float(row['p']) for row in dev], right):.4f}",
+        "P(right) at least 0.9": str(sum(c >= 0.9 for c in confidences)),
+        "of them right": str(sum(r for c, r in zip(confidences, right, strict=True) if c >= 0.9)),
+        "right, not found": str(sum(r and not k for r, k in zip(right, kept, strict=True))),
+        "unanswerable": "5", "of them not found": "5",
+    }  # fmt: skip
+    assert 0.05 < int(found["right, not found"]) / sum(right) < 0.2 and float(found["calibration error"]) < 0.08
+
+
+def test_what_was_asked_for_in_training_is_seen():
+    (pairs,) = shipped.pairs_of([Question("What money do they use in Kenya?", ["Kenyan shilling"])])
+    assert ("Kenya", "kenyan shilling") in pairs
