@@ -20,17 +20,21 @@
 #
 # How the model came to be able to do so is notebook 4; how it is made fast, notebook 6.
 #
-# To run it in Colab, open [Colab](https://colab.research.google.com/), choose *File, Upload notebook*, and take this
-# file.
+# To run it in Colab: `make sdist` packs the project into `dist/`. In [Colab](https://colab.research.google.com/) choose
+# *File, Upload notebook* and take this file; then upload the package to the files on the left, and run the first cell.
 
 # %%
-# In Colab this installs what the notebook needs, which takes some minutes. Elsewhere it does nothing.
+# In Colab this installs the package that was uploaded, which takes some minutes. Elsewhere it does nothing.
+import glob
 import importlib.util
 import subprocess
 import sys
 
 if importlib.util.find_spec("realm_min") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "realm-min[demo]"], check=True)
+    packages = sorted(glob.glob("realm?min-*.tar.gz"))
+    if not packages:
+        raise FileNotFoundError("upload the package to the files on the left first: `make sdist` leaves it in dist/")
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", f"{packages[-1]}[demo]"], check=True)
 
 # %%
 import matplotlib.pyplot as plt

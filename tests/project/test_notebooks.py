@@ -3,8 +3,10 @@
 import ast
 import base64
 import csv
+import importlib.util
 import re
 import struct
+import subprocess
 from pathlib import Path
 
 import matplotlib
@@ -46,10 +48,26 @@ def test_a_notebook_says_what_it_takes_and_gives_and_runs_by_itself(source):
     head, install, *cells = read_source(source).cells
     for words in ("**Needed before:**", "**After it you can**", "colab.research.google.com"):
         assert head.source.count(words) == 1, words
-    assert 'find_spec("realm_min") is None' in install.source and '"realm-min[demo]"' in install.source
+    assert install.source == read_source(SOURCES[0]).cells[1].source
     code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     for what in ('".."', "../", "open(", "plt.show(", "fontsize"):  # files beside it, figures without words
         assert what not in code, what
+
+
+def test_the_first_cell_installs_the_package_beside_the_notebook(tmp_path, monkeypatch):
+    """No registry has realm-min: what Colab installs is the file that `make sdist` packs."""
+    calls, first = [], read_source(SOURCES[0]).cells[1].source
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: calls.append(command))
+    exec(first, {})  # realm_min is here
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=r"upload the package .* first: `make sdist` leaves it in dist/"):
+        exec(first, {})
+    assert not calls
+    for name in ("realm_min-0.1.0.tar.gz", "realm_min-0.2.0.tar.gz"):
+        (tmp_path / name).touch()
+    exec(first, {})
+    assert [call[1:] for call in calls] == [["-m", "pip", "install", "--quiet", "realm_min-0.2.0.tar.gz[demo]"]]
 
 
 @by_name
