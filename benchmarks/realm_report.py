@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from realm_min.app.figures import save_figure
+from realm_min.app.figures import large_letters, save_figure
 from realm_min.files.atomic import write_atomically
 from realm_min.jobs.loop import read_log
 from realm_min.jobs.statistics import Estimate, paired_bootstrap
@@ -137,6 +137,7 @@ def write_summary(curves: Curves, folder: Path, path: Path) -> None:
             writer.writerows(unfinished(folder / UNFINISHED))
 
 
+@large_letters()
 def plot(curves: Curves, measure: str, path: Path) -> None:
     """A measure against updates: the mean of each arm, and its interval over the seeds."""
     from matplotlib.figure import Figure
@@ -155,10 +156,11 @@ def plot(curves: Curves, measure: str, path: Path) -> None:
         )
     axes.set(xlabel="updates", ylabel=LINES[measure])
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    save_figure(figure, path, dpi=110)
+    axes.legend(frameon=False)
+    save_figure(figure, path)
 
 
+@large_letters()
 def plot_unfinished(path: Path, out: Path) -> None:
     """Retrieval utility of the batches of runs that were stopped: means of ten updates, each seed thin, all thick."""
     from matplotlib.figure import Figure
@@ -180,8 +182,8 @@ def plot_unfinished(path: Path, out: Path) -> None:
         axes.plot(steps, mean, color=f"C{number}", linewidth=2.2, marker="o", label=f"{LABELS[arm]}, {len(tens)} seeds")
     axes.set(xlabel="updates", ylabel=LINES["retrieval utility"])
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    save_figure(figure, out, dpi=110)
+    axes.legend(frameon=False)
+    save_figure(figure, out)
 
 
 def report(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from realm_min.files.atomic import write_atomically
+from realm_min.app.figures import large_letters, save_figure
 
 from .bench_clock import NEED, Row
 from .bench_peers import PEERS
@@ -20,6 +20,7 @@ NAMES |= {"mips_topk": "mips_topk"} | {
 WORKS = ("forward", "best span", "backward", "forward and backward")
 
 
+@large_letters()
 def plot(rows: list[Row], heading: dict[str, object], out: Path, stem: str) -> list[Path]:
     """Draw what was measured, each plot with the device and date in its corner."""
     try:
@@ -45,10 +46,9 @@ def plot(rows: list[Row], heading: dict[str, object], out: Path, stem: str) -> l
     if phases:
         drawn["phases"] = draw_phases(phases)
     for name, figure in drawn.items():
-        figure.text(0.995, 0.005, f"{heading['device']}, {heading['date']}", ha="right", va="bottom", fontsize=6)
-        figure.tight_layout()
-        with write_atomically(out / f"{stem}-{name}.png") as temporary:
-            figure.savefig(temporary, dpi=130, format="png")
+        figure.text(0.995, 0.005, f"{heading['device']}, {heading['date']}", ha="right", va="bottom")
+        figure.tight_layout(rect=(0, 0.05, 1, 1))  # above the corner
+        save_figure(figure, out / f"{stem}-{name}.png")
         pyplot.close(figure)
     return [out / f"{stem}-{name}.png" for name in drawn]
 
@@ -56,12 +56,16 @@ def plot(rows: list[Row], heading: dict[str, object], out: Path, stem: str) -> l
 def draw_growth(rows: list[Row], axis: str) -> Any:
     """Time of one query against the number of blocks, or against k. -> matplotlib's figure"""
     from matplotlib import pyplot
+    from matplotlib.ticker import LogFormatter
 
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.2))
+    figure, axes = pyplot.subplots(figsize=(8, 5))
     for contender in dict.fromkeys(row["contender"] for row in rows):
         of = [row for row in rows if row["contender"] == contender]
         axes.plot([r[axis] for r in of], [r["seconds"] * 1e3 for r in of], "o-", label=NAMES[contender])
     axes.set(xscale="log", yscale="log", xlabel=axis, ylabel="milliseconds")
+    axes.xaxis.set_major_formatter("{x:,.0f}")  # not powers, whose exponents are small letters
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.4)))
     fixed = "k = 5" if axis == "blocks" else f"{rows[0]['blocks']:,} blocks"
     axes.set_title(f"One query: time against {axis} ({fixed}, {DIMENSIONS} dimensions)")
     if axis == "k":
@@ -75,10 +79,10 @@ def draw_share_of_floor(searches: list[Row]) -> Any:
     """How near each search comes to what the device can do. -> matplotlib's figure"""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8.5, 4.2))
+    figure, axes = pyplot.subplots(figsize=(12, 5))
     bars(axes, searches, set(NAMES), lambda row: 100 * (row.get("share_of_floor") or 0))
     axes.set(ylabel="% of the floor reached")
-    axes.set_title("Share of the device: scan's bytes over copy bandwidth, or operations over matrix rate", fontsize=10)
+    axes.set_title("Share of the device: scan's bytes over copy bandwidth, or operations over matrix rate")
     return figure
 
 
@@ -88,7 +92,7 @@ def draw_speed_up(searches: list[Row], spans: list[Row]) -> Any:
 
     peers = [peer for peer in ("torch", "faiss") if any(row.get(f"against_{peer}") for row in searches)]
     panels = len(peers) + bool(spans)
-    figure, all_axes = pyplot.subplots(panels, 1, figsize=(8.5, 3.4 * panels), squeeze=False)
+    figure, all_axes = pyplot.subplots(panels, 1, figsize=(12, 4.4 * panels), squeeze=False)
     for axes, peer in zip(all_axes[:, 0], peers, strict=False):
         shown = NAMES.keys() - ({"torch"} if peer == "torch" else set(PEERS))
         bars(axes, searches, shown, lambda row, peer=peer: row.get(f"against_{peer}"))
@@ -112,7 +116,9 @@ def draw_spans(axes: Any, spans: list[Row]) -> None:
         heights = [against.get((*cell, contender), {}).get("against_torch") or 0 for cell in cells]
         x = np.arange(len(cells)) + (i - (len(contenders) - 1) / 2) * 0.8 / len(contenders)
         axes.bar(x, heights, 0.8 / len(contenders), label=contender, **looks(contender))
-    axes.set_xticks(range(len(cells)), [f"{work}\n{blocks} x {tokens}" for blocks, tokens, work in cells], fontsize=7)
+    works = [work.replace(" and ", " and\n") for _, _, work in cells]
+    sizes = [f"{blocks} x {tokens}" for blocks, tokens, _ in cells]
+    axes.set_xticks(range(len(cells)), map("\n".join, zip(works, sizes, strict=True)))
     axes.axhline(1, color="black", lw=0.8)
     whom = {"transformers": "transformers' module", "eager": "the same in eager torch"}[first]
     axes.set(ylabel="times as fast", title=f"span logits, against {whom}")
@@ -127,7 +133,7 @@ def draw_phases(phases: list[Row]) -> Any:
 
     searches = list(dict.fromkeys((row["queries"], row["k"], row["contender"]) for row in phases))
     names = list(dict.fromkeys(row["section"].removeprefix("phase ") for row in phases))
-    figure, axes = pyplot.subplots(figsize=(8.5, 1.2 + 0.3 * len(searches)))
+    figure, axes = pyplot.subplots(figsize=(12, 1.6 + 0.34 * len(searches)))
     left = np.zeros(len(searches))
     for name in names:
         times = {
@@ -160,4 +166,4 @@ def bars(axes: Any, searches: list[Row], wanted: set[str], value: Callable[[Row]
         axes.bar(x, heights, 0.8 / len(contenders), label=NAMES[contender], **looks(contender))
     axes.set_xticks(range(len(cells)), [f"{q} quer{'y' if q == 1 else 'ies'}\nk={k}" for q, k in cells])
     axes.grid(alpha=0.3, axis="y")
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

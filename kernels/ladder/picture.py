@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from realm_min.files.atomic import write_atomically
+from realm_min.app.figures import large_letters, save_figure
 
 NEED = "matplotlib is missing: pip install 'realm-min[plot]'"
 
 
+@large_letters()
 def draw(rows: list[dict[str, Any]]) -> Any:
     """-> matplotlib's figure"""
     from matplotlib import pyplot
 
-    figure, all_axes = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    figure, all_axes = pyplot.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
     for axes, ladder in zip(all_axes, ("search", "spans"), strict=True):
         of = [row for row in rows if row["ladder"] == ladder]
         series = [("predicted at least", "predicted_ms", "0.75"), ("its kernel", "scan_ms", "C0")]
@@ -24,9 +25,10 @@ def draw(rows: list[dict[str, Any]]) -> Any:
             x = [i + (place - (len(series) - 1) / 2) * wide for i in range(len(of))]
             axes.bar(x, [row.get(column, 0.0) for row in of], wide, label=label, color=color)
         axes.set(yscale="log", ylabel="milliseconds", title=ladder)
-        axes.set_xticks(range(len(of)), [row["rung"].replace(" ", "\n") for row in of], fontsize=8)
+        axes.yaxis.set_major_formatter("{x:g}")  # 0.1, since the exponents of powers are small letters
+        axes.set_xticks(range(len(of)), [row["rung"].replace(" ", "\n") for row in of])
         axes.grid(alpha=0.3, axis="y")
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False)
     return figure
 
 
@@ -37,6 +39,5 @@ def write(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         raise SystemExit(NEED) from error
     matplotlib.use("Agg")
     figure = draw(rows)
-    figure.suptitle(title, fontsize=9)
-    with write_atomically(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
+    figure.suptitle(title)
+    save_figure(figure, path)

@@ -1,11 +1,13 @@
-"""What every plot needs: the text of others drawn as it is, and a file that is complete or absent; in a notebook,
-letters that a whole room can read, and words for who cannot see the picture.
+"""What every plot needs: the text of others drawn as it is, letters that a whole room can read, and a file that is
+complete or absent; in a notebook, words for who cannot see the picture.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..files.atomic import write_atomically
@@ -14,7 +16,7 @@ from .printable import printable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NOTEBOOK_DPI, NOTEBOOK_POINTS = 144, 11  # of a notebook's figures: dots an inch, and the size of the smallest letters
+DPI, POINTS = 144, 11  # of every figure: dots an inch, and the size of the smallest letters
 
 
 def drawable(text: str) -> str:
@@ -22,22 +24,39 @@ def drawable(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
-def save_figure(figure: Figure, path: str | os.PathLike, dpi: int) -> None:
+@contextmanager
+def large_letters() -> Iterator[None]:
+    """Figures that are made within have letters of `POINTS` at least.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context(letters()):
+        yield
+
+
+def letters() -> dict[str, Any]:
+    """Matplotlib's settings of the sizes of letters."""
+    parts = ("font.", "axes.title", "axes.label", "legend.font", "xtick.label", "ytick.label")
+    return {f"{part}size": POINTS for part in parts}
+
+
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     """Write a figure as a PNG."""
     with write_atomically(path) as temporary, warnings.catch_warnings():
         # A character that matplotlib's own font lacks is drawn as a box.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(temporary, format="png", dpi=dpi)
+        figure.savefig(temporary, format="png", dpi=DPI)
 
 
 def for_a_room() -> None:
     """Have Matplotlib draw a notebook's figures large enough for a classroom's wall."""
     import matplotlib
 
-    parts = ("font.", "axes.title", "axes.label", "legend.font", "xtick.label", "ytick.label")
-    letters = {f"{part}size": NOTEBOOK_POINTS for part in parts}
-    settings: Any = {"figure.dpi": NOTEBOOK_DPI, "figure.constrained_layout.use": True, "legend.frameon": False}
-    settings |= {"axes.spines.top": False, "axes.spines.right": False, **letters}
+    settings: Any = {"figure.dpi": DPI, "figure.constrained_layout.use": True, "legend.frameon": False}
+    settings |= {"axes.spines.top": False, "axes.spines.right": False, **letters()}
     matplotlib.rcParams.update(settings)
 
 

@@ -50,7 +50,7 @@ from ..text.corpus import Block, factbook_documents
 from ..text.sequences import join, pad
 from ..text.tokenizer import RealmTokenizerFast
 from .console import Console, progress_bar
-from .figures import save_figure
+from .figures import large_letters, save_figure
 from .printable import say
 
 SHIPPED_VOCABULARY = Path(__file__).parent.parent / "assets" / "vocab.txt"
@@ -405,6 +405,7 @@ def write_csv(runs: Runs, path: Path) -> None:
                 writer.writerow([seed, int(with_gradient), record.step, *(f"{value:.4f}" for value in record[1:-1])])
 
 
+@large_letters()
 def plot(runs: Runs, path: Path) -> None:
     """Loss and retrieval accuracy against the step: each seed thin, their mean thick.
 
@@ -434,11 +435,10 @@ def plot(runs: Runs, path: Path) -> None:
             axes.axhline(chance, color="black", linewidth=0.8, linestyle=":", label=f"chance, 1 of {documents}")
             axes.set_ylim(-0.02, 1.02)
         axes.set(title=title, xlabel="step")
-        axes.title.set_fontsize(10)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylim(0)
-    figure.axes[1].legend(frameon=False, fontsize=8)
-    save_figure(figure, path, dpi=110)
+    figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    save_figure(figure, path)
 
 
 def show(runs: Runs) -> None:

@@ -20,7 +20,7 @@ from ..interface.open_qa import Answer, RealmForOpenQA
 from ..jobs import loop
 from ..jobs.calibration import Bin
 from ..jobs.statistics import wilson
-from .figures import drawable, save_figure
+from .figures import drawable, large_letters, save_figure
 
 BARS = 20  # blocks drawn at most, best first
 NEIGHBOURS = 9  # tokens on either side of the answer, in the close-up
@@ -31,6 +31,7 @@ SCORE = "S_retr + S_read"  # ORQA's score of a span: its block's f(x, z) and wha
 ANSWER, OTHER, OUTSIDE = "#d1495b", "#7d98b3", "#e8e8e8"
 
 
+@large_letters()
 def plot_answer(model: RealmForOpenQA, answer: Answer, path: Path) -> None:
     """Draw an answer of `model` as a PNG.
 
@@ -53,7 +54,7 @@ def plot_answer(model: RealmForOpenQA, answer: Answer, path: Path) -> None:
     lines = laid_out(tokens)
 
     text_height = 0.2 * (1 + max(line for line, _ in lines))
-    heights = [max(2.6, 0.24 * min(BARS, len(answer.blocks))), 2.0, 0.5 + 0.11 * len(attention), text_height]
+    heights = [max(2.6, 0.24 * min(BARS, len(answer.blocks))), 2.0, 0.5 + 0.17 * len(attention), text_height]
     figure = Figure(figsize=(WIDTH, sum(heights) + 2.6), layout="constrained")
     rows = figure.add_gridspec(4, 1, height_ratios=heights)
     top = rows[0].subgridspec(1, 2, width_ratios=[1, 1.6])
@@ -65,7 +66,7 @@ def plot_answer(model: RealmForOpenQA, answer: Answer, path: Path) -> None:
     draw_text(figure.add_subplot(rows[3]), tokens, lines, attention.mean(0), words, start, end)
     asked, said = (drawable(shortened(text, width)) for text, width in ((answer.question, 110), (answer.text, 80)))
     figure.suptitle(f"{asked}\n{said}   p(y|x) = {answer.probability:.3g}", fontsize=13, x=0.01, ha="left")
-    save_figure(figure, path, dpi=110)
+    save_figure(figure, path)
 
 
 def shortened(text: str, width: int) -> str:
@@ -110,17 +111,17 @@ def draw_retrieval(axes: Any, answer: Answer) -> None:
     colours = [ANSWER if rank == answer.block_rank else OTHER for rank in ranks]
     places = range(len(ranks))
     axes.barh(places, [block.probability for block in blocks], color=colours)
-    labels = [f"{rank + 1}. {shortened(block.text, 40)}" for rank, block in zip(ranks, blocks, strict=True)]
-    axes.set_yticks(places, list(map(drawable, labels)), fontsize=8 if len(ranks) <= 12 else 6)
+    labels = [f"{rank + 1}. {shortened(block.text, 34)}" for rank, block in zip(ranks, blocks, strict=True)]
+    axes.set_yticks(places, list(map(drawable, labels)))
     axes.invert_yaxis()
     for place, block in zip(places, blocks, strict=True):
         axes.annotate(f"{block.probability:.3g}", (block.probability, place), xytext=(3, 0),
-                      textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+                      textcoords="offset points", va="center")  # fmt: skip
     axes.margins(x=0.14)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("p(z|x)")
     rest = "" if len(ranks) == len(answer.blocks) else f", {len(ranks)} of {len(answer.blocks)}"
-    axes.set_title(f"Retrieval: the blocks read{rest}", loc="left", fontsize=10)
+    axes.set_title(f"Retrieval: the blocks read{rest}", loc="left")
 
 
 def draw_spans_near(axes: Any, scores: np.ndarray, tokens: list[str], start: int, end: int) -> None:
@@ -129,10 +130,9 @@ def draw_spans_near(axes: Any, scores: np.ndarray, tokens: list[str], start: int
     first, last = max(inside[0], start - NEIGHBOURS), min(inside[-1], end + NEIGHBOURS)
     heat(axes, scores[:, first : last + 1], SCORE)
     frame(axes, start - first, end - start)
-    axes.set_xticks(range(last - first + 1), tokens[first : last + 1], rotation=60, ha="right", rotation_mode="anchor",
-                    fontsize=8)  # fmt: skip
+    axes.set_xticks(range(last - first + 1), tokens[first : last + 1], rotation=60, ha="right", rotation_mode="anchor")
     widths_axis(axes, len(scores))
-    axes.set_title("Spans that begin near the answer (framed), by first token and width", loc="left", fontsize=10)
+    axes.set_title("Spans that begin near the answer (framed), by first token and width", loc="left")
 
 
 def draw_all_spans(axes: Any, scores: np.ndarray, start: int, end: int) -> None:
@@ -141,8 +141,7 @@ def draw_all_spans(axes: Any, scores: np.ndarray, start: int, end: int) -> None:
     frame(axes, start, end - start)
     widths_axis(axes, len(scores))
     axes.tick_params(labelbottom=False)
-    axes.set_title("All spans of the answer's block, by first token and width; grey: no span of the block", loc="left",
-                   fontsize=10)  # fmt: skip
+    axes.set_title("All spans of the answer's block, by first token and width; grey: no span of the block", loc="left")
 
 
 def draw_heads(axes: Any, attention: np.ndarray, words: np.ndarray, start: int, end: int) -> None:
@@ -151,11 +150,10 @@ def draw_heads(axes: Any, attention: np.ndarray, words: np.ndarray, start: int, 
     for edge in (start - 0.5, end + 0.5):
         axes.axvline(edge, color="black", linewidth=0.8)
     axes.set_ylabel("head")
-    axes.set_yticks(range(len(attention)), range(1, len(attention) + 1), fontsize=7)
+    axes.set_yticks(range(len(attention)), range(1, len(attention) + 1))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("token of [CLS] question [SEP] block [SEP]")
-    axes.set_title("Last layer: attention of the answer's tokens (between the lines), averaged over them", loc="left",
-                   fontsize=10)  # fmt: skip
+    axes.set_title("Last layer: attention of the answer's tokens (between the lines), averaged over them", loc="left")
 
 
 def draw_text(
@@ -186,7 +184,7 @@ def draw_text(
             axes.plot([column - 0.1, column + len(shown(token)) + 0.1], [line + 0.97] * 2, color=ANSWER, linewidth=2)
     axes.set_title(
         "The same, mean of heads, over question and block; the answer is underlined. Full shade: "
-        f"{largest:.2g}, the largest of any word ([CLS] and [SEP] may have more)", loc="left", fontsize=10,
+        f"{largest:.2g}, the largest of any word ([CLS] and [SEP] may have more)", loc="left",
     )  # fmt: skip
 
 
@@ -210,7 +208,7 @@ def frame(axes: Any, first: int, row: int) -> None:
 
 
 def widths_axis(axes: Any, widths: int) -> None:
-    axes.set_yticks(range(widths), range(1, widths + 1), fontsize=7)
+    axes.set_yticks(range(widths), range(1, widths + 1))
     axes.set_ylabel("tokens in the span")
 
 
@@ -218,6 +216,7 @@ PLOT_FILE = "training.png"
 
 
 # ---- the plot
+@large_letters()
 def plot_training(folder: str | os.PathLike) -> Path:
     """Draw loss, retrieval utility and staleness of a run's log.csv against its steps, into training.png beside it.
 
@@ -251,13 +250,14 @@ def plot_training(folder: str | os.PathLike) -> Path:
     axes[0].set_title(f"Pre-training; bold: mean of {width} steps" if width > 1 else "Pre-training")
     axes[-1].set_xlabel("step")
     path = Path(folder) / PLOT_FILE
-    save_figure(figure, path, dpi=120)
+    save_figure(figure, path)
     return path
 
 
 # ---- how far confidence is to be believed
 
 
+@large_letters()
 def plot_reliability(found: Sequence[Bin], path: str | os.PathLike) -> None:
     """Draw how often answers of each confidence are right (`jobs/calibration.py`), with 95 % intervals, as a PNG.
 
@@ -277,4 +277,4 @@ def plot_reliability(found: Sequence[Bin], path: str | os.PathLike) -> None:
         axes.annotate(f"{one.count}", (one.confidence, one.right), xytext=(6, -10), textcoords="offset points")
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence, mean of the answers in a bin", ylabel="share that is right")
     axes.set_title("Reliability; numbers: answers in a bin")
-    save_figure(figure, path, dpi=120)
+    save_figure(figure, path)

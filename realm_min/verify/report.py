@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from ..app.console import Console, Text
-from ..app.figures import drawable, save_figure
+from ..app.figures import drawable, large_letters, save_figure
 from ..app.printable import printable
 from .known import KNOWN_TOLERANCE, KnownValue
 from .measure import FLOAT32_ROUNDING, Error
@@ -335,6 +335,7 @@ COLOURS = {
 }
 
 
+@large_letters()
 def plot(report: Report, path: Path) -> None:
     """Draw the relative error of every path by depth, accumulated above, each stage's own below, as a PNG."""
     from matplotlib.figure import Figure
@@ -348,14 +349,14 @@ def plot(report: Report, path: Path) -> None:
     )
     for axes, title in zip(panels, titles, strict=True):
         draw_errors(axes, report, own=axes is panels[1])
-        axes.set_title(title, loc="left", fontsize=10)
-    panels[0].legend(fontsize=8, ncols=3)
+        axes.set_title(title, loc="left")
+    panels[0].legend(ncols=3)
     ticks = [f"{row.stage.part + ': ' if row.stage.part else ''}{row.stage.label}" for row in rows]
-    panels[1].set_xticks(range(len(rows)), ticks, rotation=90, fontsize=7)
+    panels[1].set_xticks(range(len(rows)), ticks, rotation=90)
     panels[1].set_xlim(-0.7, len(rows) - 0.3)
-    figure.supxlabel("Exact zeros are not drawn. Errors above 1, and what is not finite, are drawn at 1.", fontsize=8)
-    figure.suptitle(f"{drawable(report.checkpoint)}  ({report.kind}): error by depth against float64", fontsize=11)
-    save_figure(figure, path, dpi=120)
+    figure.supxlabel("Exact zeros are not drawn. Errors above 1, and what is not finite, are drawn at 1.")
+    figure.suptitle(f"{drawable(report.checkpoint)}  ({report.kind}): error by depth against float64")
+    save_figure(figure, path)
 
 
 def draw_errors(axes: Axes, report: Report, own: bool) -> None:

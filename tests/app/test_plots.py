@@ -10,10 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from realm_min import RealmConfig, RealmForOpenQA, RealmRetriever, RealmTokenizerFast
 from realm_min.app import indexing, plots
 from realm_min.app.cli import main
+from realm_min.app.figures import DPI, POINTS
 from realm_min.interface.inputs import Inputs
 from realm_min.jobs.calibration import Bin
 from realm_min.jobs.statistics import wilson
@@ -49,7 +51,7 @@ def test_ask_draws_a_png(folder, tmp_path, capsys):
     path = tmp_path / "answer.png"
     assert main(["ask", QUESTION, "--model", str(folder), "--plot", str(path)]) == 0
     image = matplotlib.image.imread(path)
-    assert image.shape[1] == plots.WIDTH * 110 and image.shape[0] > 600
+    assert image.shape[1] == plots.WIDTH * DPI and image.shape[0] > 800
     assert image[..., :3].std() > 0.05  # something is on it
     assert [found.name for found in tmp_path.iterdir()] == ["answer.png"]
     captured = capsys.readouterr()
@@ -82,6 +84,9 @@ def test_the_figure_holds_the_models_numbers(model, tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: (figures.append(figure), path.touch()))
     (answer,) = model.answer([QUESTION])
     plots.plot_answer(model, answer, tmp_path / "x.png")
+    figures[0].canvas.draw()
+    sizes = [found.get_fontsize() for found in figures[0].findobj(Text) if found.get_text()]
+    assert len(sizes) > 100 and min(sizes) >= POINTS
     bars, near, whole, heads, text = [axes for axes in figures[0].axes if axes.get_label() != "<colorbar>"]
     block = answer.blocks[answer.block_rank]
     assert [bar.get_width() for bar in bars.patches] == [found.probability for found in answer.blocks]

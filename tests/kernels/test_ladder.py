@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from realm_min.kernels.ladder import __main__ as driver
-from realm_min.kernels.ladder import counts, measure, mips, rows, spans
+from realm_min.kernels.ladder import counts, measure, mips, picture, rows, spans
 from sizes import cases
 from torch.overrides import TorchFunctionMode
 
@@ -324,6 +324,17 @@ def test_on_a_gpu_all_is_measured(tmp_path, capsys, monkeypatch):
     assert all(float(row["scan_ms"]) > 0 for row in made)
     assert "whole, ms" in capsys.readouterr().out
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_letters_of_its_picture_are_large():
+    from matplotlib.text import Text
+
+    rows = [{"ladder": ladder, "rung": "1 one", "predicted_ms": 0.02, "scan_ms": 2.0} for ladder in ("search", "spans")]
+    figure = picture.draw(rows)
+    figure.canvas.draw()
+    texts = [found for found in figure.findobj(Text) if found.get_text()]
+    assert len(texts) > 10 and min(found.get_fontsize() for found in texts) >= 11
+    assert not [found for found in texts if "^" in found.get_text()]  # an exponent is smaller than its text
 
 
 def test_the_driver_says_what_it_cannot_take(capsys, tmp_path):

@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from run_notebooks import FOLDER, SOURCES, read_source
 
-from realm_min.app.figures import NOTEBOOK_DPI, NOTEBOOK_POINTS, for_a_room
+from realm_min.app.figures import DPI, POINTS, for_a_room
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 LARGEST_FILE = 1_000_000  # bytes
@@ -80,7 +80,7 @@ def test_figures_can_be_read_in_a_room_and_aloud(source):
         assert len(picture.metadata["image/png"]["alt"].split()) >= 12
         png = base64.b64decode(picture.data["image/png"])
         dots, _, unit = struct.unpack(">IIB", png[png.index(b"pHYs") + 4 :][:9])  # dots a metre
-        assert unit == 1 and round(dots * 0.0254) == NOTEBOOK_DPI == 144
+        assert unit == 1 and round(dots * 0.0254) == DPI == 144
 
 
 def test_letters_of_figures_are_large_enough():
@@ -94,8 +94,8 @@ def test_letters_of_figures_are_large_enough():
             "xtick.labelsize",
             "ytick.labelsize",
         )
-        assert {matplotlib.rcParams[part] for part in parts} == {NOTEBOOK_POINTS} == {11}
-        assert matplotlib.rcParams["figure.dpi"] == NOTEBOOK_DPI
+        assert {matplotlib.rcParams[part] for part in parts} == {POINTS} == {11}
+        assert matplotlib.rcParams["figure.dpi"] == DPI
 
 
 def test_recorded_figures_are_those_of_the_benchmarks():

@@ -48,3 +48,15 @@ def test_a_picture_follows_the_code(monkeypatch):
     monkeypatch.setattr(textbook, "layer_backward", lambda dx, kept, g: short(dx, kept[-1], g))
     with pytest.raises(AssertionError, match="the backward is not the forward from the last to the first"):
         draw.layer()
+
+
+def test_no_plot_asks_for_small_letters():
+    """What says nothing of sizes has those of `large_letters`."""
+    root, checked = Path(draw.FOLDER).parents[1], 0
+    for path in (*root.glob("realm_min/**/*.py"), *root.glob("kernels/**/*.py"), root / "benchmarks/realm_report.py"):
+        text = path.read_text(encoding="utf-8")
+        assert not [size for size in re.findall(r"fontsize=(\d+)", text) if int(size) < 11], path
+        if "save_figure(figure" in text and path.name != "figures.py":
+            assert "large_letters()" in text, path
+            checked += 1
+    assert checked == 6
