@@ -48,7 +48,7 @@ from realm_min.model import ops
 torch.set_num_threads(2)
 for_a_room()
 
-model = realm_min.load()  # the default model: it has read the CIA World Factbook, and nothing else
+model = realm_min.load()  # the default model: it has read ten thousand Wikipedia leads and the CIA World Factbook
 tokenizer, records = model.retriever.tokenizer, model.retriever.block_records
 question = "What is the capital of Uruguay?"
 print(f"{len(records):,} blocks of text")
@@ -152,13 +152,13 @@ print(f"… {source.text[begin : answer.start_char]}[[{answer.text}]]{source.tex
 #
 # ## Exercises
 #
-# **1.** Ask something of your own about a country. Then ask something that the Factbook cannot know. What happens to
-# the answer, and what to its probability?
+# **1.** Ask something of your own about the world. Then ask something that no encyclopedia can know. What happens to the
+# answer, and what to its probability?
 #
 # <details><summary>Solution</summary>
 #
 # ```python
-# for asked in ("What is the currency of Norway?", "Who wrote Hamlet?"):
+# for asked in ("What is the currency of Norway?", "Who mended my aunt's bicycle?"):
 #     (answer,) = model.answer([asked])
 #     print(asked, "->", answer.text, f"{answer.probability:.3f}")
 # ```

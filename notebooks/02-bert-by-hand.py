@@ -50,7 +50,7 @@ from realm_min.text.corpus import factbook_documents, split_sentences
 torch.set_num_threads(2)
 for_a_room()
 
-model = realm_min.load()  # the default model
+model = realm_min.load("factbook")  # the default model, of its two corpora the Factbook alone
 tokenizer, embedder = model.retriever.tokenizer, model.embedder
 config = embedder.config
 p = {name: tensor.double().numpy() for name, tensor in embedder.state_dict().items()}

@@ -54,7 +54,7 @@ from realm_min.text.corpus import factbook_documents
 torch.set_num_threads(2)
 for_a_room()
 
-model = realm_min.load()  # the default model
+model = realm_min.load("factbook")  # the default model, of its two corpora the Factbook alone
 tokenizer, records = model.retriever.tokenizer, model.retriever.block_records
 blocks = model.block_emb  # [N, D]
 N, D = blocks.shape

@@ -19,7 +19,7 @@
 # | $S_{read}(b, s, q) = \mathrm{MLP}([h_{start}; h_{end}])$ | `span_logits` less `relevance_score` | [beam, spans] |
 #
 # The code is `spans.py` and `realm.py` in `realm_min/model/`; `realm_min/interface/open_qa.py` puts the answer
-# together. The model is the default one of `realm-min ask`, over the CIA World Factbook.
+# together. The model is the default one of `realm-min ask`, over one of its two corpora, the CIA World Factbook.
 #
 # To run it in Colab: `make sdist` packs the project into `dist/`. In [Colab](https://colab.research.google.com/) choose
 # *File, Upload notebook* and take this file; then upload the package to the files on the left, and run the first cell.
@@ -56,7 +56,7 @@ torch.set_num_threads(2)
 torch.manual_seed(0)
 for_a_room()
 
-model = realm_min.load()  # the default model
+model = realm_min.load("factbook")  # the default model, of its two corpora the Factbook alone
 tokenizer, config, reader = model.retriever.tokenizer, model.config, model.reader
 question = "What is the capital of Uruguay?"
 scores, block_ids = (found[0] for found in model.retrieve([question], 5))  # f(x, z) [beam], block numbers [beam]

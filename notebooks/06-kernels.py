@@ -69,7 +69,7 @@ torch.set_num_threads(2)
 torch.manual_seed(0)
 for_a_room()
 
-model = realm_min.load()  # the default model
+model = realm_min.load("factbook")  # the default model, of its two corpora the Factbook alone
 blocks = model.block_emb  # Embed_doc of every block of the Factbook, [N, D]
 questions = [
     "What is the capital of Uruguay?",
