@@ -14,6 +14,15 @@ The last three see the same sentences with the same masks in the same batches. A
 barred as its evidence; what is masked is a name or date that stands in some other lead. Nothing of the questions is
 seen before fine-tuning (`ict-tuned`, `realm-tuned`), which learns from the training questions alone.
 
+`make table-2` is the paper's ablation (its table 2) by the same runs, and these:
+
+    realm-tokens     random wordpieces are masked in place of a name or date
+    realm-spans      random spans are
+    realm-stale      the index is never refreshed, though the documents' side learns
+
+each fine-tuned (`…-tuned`), and two halves of `realm` with the other half as before: `retriever-tuned` has REALM's
+retriever, `encoder-tuned` its encoder. `ict-tuned` is the paper's baseline.
+
 Settings are those of realm-settings.json, chosen on the development questions before the arms were compared. A finished
 run is a CSV in the folder --out and is not run again; one that was stopped goes on from its checkpoint in --work.
 """
@@ -37,7 +46,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from realm_report import ARMS, BEFORE, TUNED, report
+from realm_report import ARMS, BEFORE, HALVES, TABLE_2, TUNED, VARIANTS, report
 from train_demo import NO_DROPOUT, minilm
 
 from realm_min.app.train import new_model
@@ -299,6 +308,9 @@ def arm(lab: Lab, name: str, seed: int) -> None:
     encoder = lab.encoder(work / "ground", seed)
     still, permuted = name == "realm-still", name == "realm-permuted"
     settings = settings._replace(encoder_alone=still, permute_evidence=permuted)
+    settings = settings._replace(**VARIANTS.get(name, {}))
+    if name == "realm-stale":
+        settings = settings._replace(refresh_every=settings.steps)
     evaluate = lab.measured(folder, embedder, encoder, settings)
     if still and not (folder / "before.json").is_file():  # of all arms, before their first update
         folder.mkdir(parents=True, exist_ok=True)
@@ -338,11 +350,16 @@ def same_sentences(lab: Lab, run: TrainingRun, embedder: RealmEmbedder, chosen: 
 def tune(lab: Lab, name: str, seed: int) -> None:
     """Fine-tune a retriever, and the reader that begins as its encoder, on the training questions."""
     work, chosen = lab.given.work, dict(lab.settings["finetune"])
-    start, folder = work / lab.given.out.name / f"realm-{seed}", work / lab.given.out.name / f"{name}-{seed}"
-    if name == "ict-tuned":
-        start = work / f"before-{seed}"
-        for part, stage in ((warm_start.EMBEDDER, f"ict-{seed}"), (warm_start.KNOWLEDGE_ENCODER, "ground")):
-            shutil.copytree(work / stage / part, start / part, dirs_exist_ok=True)
+    runs_of_arms = work / lab.given.out.name
+    folder, start = runs_of_arms / f"{name}-{seed}", runs_of_arms / f"{name.removesuffix('-tuned')}-{seed}"
+    if name in HALVES:
+        start = work / f"{name}-{seed}-begins"
+        before = work / f"ict-{seed}", work / "ground"
+        for part, own, old in zip(
+            (warm_start.EMBEDDER, warm_start.KNOWLEDGE_ENCODER), HALVES[name], before, strict=True
+        ):
+            stage = runs_of_arms / f"realm-{seed}" if own else old
+            shutil.copytree(stage / part, start / part, dirs_exist_ok=True)
     beams = {name: chosen.pop(name) for name in ("searcher_beam_size", "reader_beam_size")}
     model = new_model(start, lab.blocks, lab.tokenizer, seed, device=lab.device, **NO_DROPOUT, **beams)
     questions = [TrainingQuestion(*question) for question in lab.questions["train"]]
@@ -359,17 +376,17 @@ def perform(given: Given, task: str) -> str:
         warm_up(lab, task, 0)
     elif name == "ict":
         warm_up(lab, name, int(seed))
-    elif name in TUNED:
+    elif name.endswith("-tuned"):
         tune(lab, name, int(seed))
     else:
         arm(lab, name, int(seed))
     folder = given.work / task
-    if name in (*ARMS, *TUNED):
+    if name in (*ARMS, *TABLE_2):
         folder = given.work / given.out.name / task
-    if name in (BEFORE, *ARMS, *TUNED):
+    if name in (BEFORE, *ARMS, *TABLE_2):
         with write_atomically(given.out / f"{task}.csv") as temporary:
             temporary.write_bytes(with_first_row(folder))
-        if name in ARMS:
+        if name in (*ARMS, *VARIANTS):
             with write_atomically(given.out / f"{task}.ranks") as temporary:
                 temporary.write_bytes((folder / RANKS).read_bytes())
     (folder / "done").touch()
@@ -393,8 +410,10 @@ def with_first_row(folder: Path) -> bytes:
 def needs(task: str) -> list[str]:
     """The tasks whose models a task begins with."""
     name, _, seed = task.rpartition("-")
-    if name == "realm-tuned":
-        return [f"realm-{seed}"]
+    if name in HALVES:
+        return [f"ict-{seed}", "ground", *([f"realm-{seed}"] if any(HALVES[name]) else [])]
+    if name.endswith("-tuned"):
+        return [f"{name.removesuffix('-tuned')}-{seed}"]
     of_encoder = {"mlm": [], "copy": ["mlm"], "ground": ["copy", "ict-0"]}
     if task in of_encoder or name == "ict":
         return of_encoder.get(task, [])
@@ -403,13 +422,14 @@ def needs(task: str) -> list[str]:
 
 def is_done(given: Given, task: str) -> bool:
     """Whether a task's CSV, or the models of a stage, are there."""
-    recorded = task.rpartition("-")[0] in (*ARMS, *TUNED)
+    recorded = task.rpartition("-")[0] in (*ARMS, *TABLE_2)
     return (given.out / f"{task}.csv").is_file() if recorded else (given.work / task / "done").is_file()
 
 
 def has_models(given: Given, task: str) -> bool:
     """Whether what a task leaves for others is here: a run that is recorded may have been run elsewhere."""
-    folder = given.work / given.out.name / task if task.rpartition("-")[0] in ARMS else given.work / task
+    of_arm = task.rpartition("-")[0] in (*ARMS, *VARIANTS)
+    folder = given.work / given.out.name / task if of_arm else given.work / task
     return (folder / "done").is_file()
 
 
@@ -471,7 +491,12 @@ def read_arguments(arguments: list[str] | None = None) -> tuple[argparse.Namespa
     parser.add_argument("--work", type=Path, default=HERE.parent / "out" / "realm", metavar="FOLDER", help="for models")
     parser.add_argument("--out", type=Path, default=HERE / "realm", metavar="FOLDER", help="for a CSV of each run")
     parser.add_argument("--settings", type=Path, default=HERE / "realm-settings.json", metavar="FILE.json")
-    parser.add_argument("--arms", nargs="+", default=[*ARMS, *TUNED], choices=[*ARMS, *TUNED], help="(default: all)")
+    parser.add_argument(
+        "--arms", nargs="+", default=[*ARMS, *TUNED], choices=[*ARMS, *TABLE_2], help="(default: those of make realm)"
+    )
+    parser.add_argument(
+        "--table-2", dest="arms", action="store_const", const=TABLE_2, help="the runs of the paper's table 2"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", help="(default: those of the settings)")
     parser.add_argument("--processes", type=int, default=1, help="runs side by side (default: 1)")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after so many; the same command goes on")

@@ -22,10 +22,24 @@ from realm_min.jobs.statistics import Estimate, paired_bootstrap
 
 ARMS = ("ict-again", "ict-same", "realm-still", "realm-permuted", "realm")
 TUNED = ("ict-tuned", "realm-tuned")
+# The paper's table 2 beside these: what of the settings is another, and what is REALM's of the fine-tuned halves,
+# (retriever, encoder).
+VARIANTS: dict[str, dict[str, str]] = {
+    "realm-tokens": {"masking": "tokens"}, "realm-spans": {"masking": "spans"}, "realm-stale": {},
+}  # fmt: skip
+HALVES = {"retriever-tuned": (True, False), "encoder-tuned": (False, True), "ict-tuned": (False, False)}
+ROWS_2 = {  # of table 2: who was fine-tuned, and whose retriever is measured before that
+    "realm-tuned": "realm", "retriever-tuned": "realm", "encoder-tuned": "ict", "ict-tuned": "ict",
+    **{f"{name}-tuned": name for name in VARIANTS},
+}  # fmt: skip
+TABLE_2 = ("realm", *VARIANTS, *ROWS_2)
 BEFORE = "ict"  # what all arms begin with: the last row of ict's own run, and the first of realm-still
 UNFINISHED, LAST = "unfinished.csv", 20  # updates of runs that were stopped, and how many of them are averaged
 # What a difference is taken to: ICT that went on for as long, the control without a gradient, and what was tuned first.
-BASES = {**{arm: (BEFORE, "ict-again", "ict-same", "realm-still") for arm in ARMS}, "realm-tuned": ("ict-tuned",)}
+BASES = {
+    **{arm: (BEFORE, "ict-again", "ict-same", "realm-still") for arm in (*ARMS, *VARIANTS)},
+    **{name: ("realm-tuned", "ict-tuned") for name in ROWS_2},
+}
 # 97.5 % of Student's distribution with 1, 2, … degrees of freedom lie below these.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 LABELS = {
@@ -42,14 +56,14 @@ def read_curves(folder: Path) -> Curves:
     curves: Curves = {}
     for path in sorted(folder.glob("*-[0-9]*.csv")):
         arm, _, seed = path.stem.rpartition("-")
-        if arm in (BEFORE, *ARMS, *TUNED):
+        if arm in (BEFORE, *ARMS, *TABLE_2):
             curves.setdefault(arm, {})[int(seed)] = read_log(path)
     before: dict[int, dict[str, list[float]]] = {}
     for seed, columns in curves.get(BEFORE, {}).items():
         before[seed] = {name: values[-1:] for name, values in columns.items()} | {"step": [0.0]}
     for seed, columns in curves.get("realm-still", {}).items():
         before[seed] = before.get(seed, {}) | {name: values[:1] for name, values in columns.items()}
-    for arm in ARMS:
+    for arm in (*ARMS, *VARIANTS):
         for seed, columns in curves.get(arm, {}).items():
             if seed in before and columns["step"][0] > 0:
                 nan = [float("nan")]
@@ -68,8 +82,8 @@ def interval(values: list[float]) -> Estimate:
 
 def rows(curves: Curves, folder: Path) -> Iterator[dict[str, Any]]:
     """Each arm's last measures: their mean, and the mean difference to each of the arm's bases."""
-    for arm in (BEFORE, *ARMS, *TUNED):
-        runs = {s: c for s, c in curves.get(arm, {}).items() if arm not in ARMS or len(c["step"]) > 1}
+    for arm in dict.fromkeys((BEFORE, *ARMS, *TABLE_2)):
+        runs = {s: c for s, c in curves.get(arm, {}).items() if arm in (BEFORE, *ROWS_2) or len(c["step"]) > 1}
         measures = [name for name in next(iter(runs.values()), {}) if name != "step"]
         for measure in measures:
             last = {seed: columns[measure][-1] for seed, columns in runs.items() if measure in columns}
@@ -186,12 +200,31 @@ def plot_unfinished(path: Path, out: Path) -> None:
     save_figure(figure, out)
 
 
+def table_2(curves: Curves) -> Iterator[dict[str, str]]:
+    """The paper's table 2 of the runs that are done: exact match after fine-tuning, and R@5 before it, "zero-shot"."""
+    for tuned, before in ROWS_2.items():
+        row: dict[str, str] = {"run": tuned}
+        measured = {"EM": (tuned, "official_exact_match", 100), "R@5 before": (before, "all R@5", 1)}
+        for name, (arm, measure, per_cent) in measured.items():
+            last = [per_cent * run[measure][-1] for run in curves.get(arm, {}).values() if measure in run]
+            if last:
+                row |= {f"{name} seeds": str(len(last))} | numbers(interval(last), f"{name} ")
+        if len(row) > 1:
+            yield row
+
+
 def report(folder: Path) -> None:
-    """Write summary.csv, and the plots that there is something for, beside the runs' CSVs."""
+    """Write summary.csv, and the tables and plots that there is something for, beside the runs' CSVs."""
     curves = read_curves(folder)
     if not curves:
         return
     write_summary(curves, folder, folder / "summary.csv")
+    if found := list(table_2(curves)):
+        with write_atomically(folder / "table-2.csv") as temporary, open(temporary, "w", newline="") as file:
+            parts = [f"{name} {part}" for name in ("EM", "R@5 before") for part in ("seeds", "mean", "low", "high")]
+            writer = csv.DictWriter(file, ["run", *parts], restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(found)
     for measure, name in (("all R@5", "recall.png"), ("retrieval utility", "utility.png")):
         if any(measure in c and len(c["step"]) > 1 for arm in ARMS for c in curves.get(arm, {}).values()):
             plot(curves, measure, folder / name)

@@ -152,8 +152,8 @@ print(f"… {source.text[begin : answer.start_char]}[[{answer.text}]]{source.tex
 #
 # ## Exercises
 #
-# **1.** Ask something of your own about the world. Then ask something that no encyclopedia can know. What happens to the
-# answer, and what to its probability?
+# **1.** Ask something of your own about the world. Then ask something that no encyclopedia can know. What happens to
+# the answer, and what to its probability?
 #
 # <details><summary>Solution</summary>
 #

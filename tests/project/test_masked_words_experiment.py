@@ -58,6 +58,9 @@ def test_what_is_recorded_is_not_run_again(tmp_path):
         (chosen.work / task / "done").touch()
     assert realm.plan(chosen, ["ict-tuned-1", "realm-still-1"]) == ["ict-tuned-1", "realm-still-1"]
     assert realm.plan(chosen, ["realm-tuned-1"]) == ["realm-1", "realm-tuned-1"]  # its models are not here
+    assert realm.plan(chosen, ["retriever-tuned-1", "realm-stale-tuned-1", "ict-tuned-1"]) == [
+        "realm-1", "retriever-tuned-1", "realm-stale-1", "realm-stale-tuned-1", "ict-tuned-1",
+    ]  # fmt: skip
     assert realm.leads_to("ict-0", "realm-tuned-1") and not realm.leads_to("ict-0", "ict-again-1")
 
 
@@ -117,6 +120,13 @@ def test_arms_of_a_tiny_model(tmp_path, monkeypatch):
     assert still["step"] == learnt["step"] == same["step"] == [0, 1, 2]
     assert still["all R@1"][0] == still["all R@1"][2] and len(set(still["null probability"])) == 1
     assert learnt["retrieval utility"][0] == still["retrieval utility"][0] != learnt["retrieval utility"][2]
+    for task in ("realm-stale-0", "realm-tokens-0"):
+        realm.perform(chosen, task)
+    curves = realm_report.read_curves(chosen.out)
+    stale, tokens = (curves[arm][0]["retrieval utility"] for arm in ("realm-stale", "realm-tokens"))
+    assert stale[:2] == learnt["retrieval utility"][:2] and tokens[0] == stale[0] and tokens[1] != stale[1]
+    runs = [json.loads((chosen.work / "runs" / f"realm{name}-0" / "run.json").read_text()) for name in ("", "-stale")]
+    assert [run["refresh_every"] for run in runs] == [1, 2] and runs[0] | {"refresh_every": 2} == runs[1]
     ranks = [int(n) for n in (chosen.out / "realm-0.ranks").read_text().split()]
     assert 50 * sum(rank == 1 for rank in ranks) == learnt["all R@1"][2] and len(ranks) == 2
 
@@ -178,3 +188,22 @@ def test_runs_that_were_stopped_are_compared_where_all_have_been(tmp_path):
     assert float(rows["realm", measure, ""]["mean"]) == 1.5
     found = rows["realm", measure, "realm-permuted"]
     assert (found["seeds"], found["mean"], found["low"], found["high"]) == (2, "0.750", "0.750", "0.750")
+
+
+def test_the_papers_table_2(tmp_path):
+    """Exact match of the fine-tuned, R@5 of what they were fine-tuned from; what is not done is left out."""
+    assert set(realm_report.TABLE_2) <= {*realm_report.ROWS_2, *realm_report.VARIANTS, "realm"}
+    for arm, text in {
+        "ict": "step,all R@5\n20,80\n", "realm": "step,all R@5\n10,70\n20,84\n", "realm-spans": "step,all R@5\n20,79\n",
+        "retriever-tuned": "step,official_exact_match\n9,0.25\n", "encoder-tuned": "step,official_exact_match\n9,0.5\n",
+    }.items():  # fmt: skip
+        for seed in (0, 1):
+            (tmp_path / f"{arm}-{seed}.csv").write_text(text)
+    realm_report.report(tmp_path)
+    rows = {row.pop("run"): row for row in realm_report.csv.DictReader(open(tmp_path / "table-2.csv"))}
+    found = {run: (row["EM mean"], row["R@5 before mean"]) for run, row in rows.items()}
+    assert found == {
+        "realm-tuned": ("", "84.000"), "retriever-tuned": ("25.000", "84.000"), "encoder-tuned": ("50.000", "80.000"),
+        "ict-tuned": ("", "80.000"), "realm-spans-tuned": ("", "79.000"),
+    }  # fmt: skip
+    assert rows["realm-tuned"]["R@5 before seeds"] == "2" and rows["encoder-tuned"]["EM low"] == "50.000"
