@@ -54,7 +54,7 @@ from realm_min.files.packed import load_packed
 from realm_min.jobs import loop, runs, warm_start
 from realm_min.jobs.settings import Mlm, TrainingRun
 from realm_min.learn.optimizer import AdamW
-from realm_min.model.realm import IGNORED
+from realm_min.model.realm import NO_LABEL
 from realm_min.ranks import distributed
 from realm_min.ranks.distributed import World
 from realm_min.search.mips import BlockIndex
@@ -469,7 +469,7 @@ def training_constants(bench: Bench, folder: Path) -> dict[str, float]:
 
     base = realm_min.RealmKnowledgeAugEncoder(realm_min.RealmConfig(), seed=0) if bench.world.is_first else None
     ids = torch.randint(1000, 20000, (4, TRAINED_TOKENS), generator=torch.Generator().manual_seed(bench.seed))
-    labels = torch.where(torch.arange(TRAINED_TOKENS) % 7 == 3, ids, IGNORED)
+    labels = torch.where(torch.arange(TRAINED_TOKENS) % 7 == 3, ids, NO_LABEL)
 
     def passes() -> None:
         log_likelihood, cache = base.train().masked_log_likelihood(ids, torch.ones_like(ids), ids * 0, labels)

@@ -62,7 +62,7 @@ from realm_min.learn import ict, pretraining
 from realm_min.learn.masking import salient_span
 from realm_min.learn.steps import Sum
 from realm_min.model.bert import PLAIN
-from realm_min.model.realm import IGNORED, embed, marginal_loss
+from realm_min.model.realm import NO_LABEL, embed, marginal_loss
 from realm_min.ranks.devices import add_device, chosen_device
 from realm_min.search.mips import BlockIndex
 from realm_min.text.corpus import Block, split_sentences
@@ -244,7 +244,7 @@ class Lab:
             places = draws._replace(places=draws.places[start : start + at_once])
             batch = pretraining.gather_evidence(models, self.tokenizer, self.pieces, index, some, places, settings)
             relevance, log_p, _ = pretraining.read_evidence(models, batch, (PLAIN, PLAIN, PLAIN))
-            masked = batch.labels != IGNORED
+            masked = batch.labels != NO_LABEL
             loss = marginal_loss(log_p, relevance, masked)[0]
             found = pretraining.use_of_retrieval(relevance, log_p, masked)
             found["held-out loss"] = Sum(float(loss) * float(masked.sum()), float(masked.sum()))

@@ -210,7 +210,7 @@ def bert(p: Weights, c: RealmConfig, batch: Batch, rng: Rng = None) -> Result:
     x = p[WORD][ids] + p[TYPE][types] + p[POSITION][: ids.shape[1]]  # [batch, tokens, hidden]
     x, kept_norm = layer_norm(p, "realm.embeddings.LayerNorm", x, c.layer_norm_eps)
     x, drop = dropout(x, c.hidden_dropout_prob, rng)
-    barred = ((1 - mask) * LOWEST).astype(x.dtype)[:, None, None]  # [batch, 1, 1, tokens]: none attends to padding
+    barred = ((1 - mask) * LOWEST).astype(x.dtype)[:, None, None]  # [batch, 1, 1, tokens], added to scores: no padding
     kept_layers = []
     for i in range(c.num_hidden_layers):
         x, kept = layer(p, c, f"realm.encoder.layer.{i}", x, barred, rng)

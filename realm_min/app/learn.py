@@ -45,7 +45,7 @@ from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
 from ..jobs import loop
 from ..learn.optimizer import AdamW
 from ..model import ops
-from ..model.realm import IGNORED, marginal_loss, marginal_loss_backward
+from ..model.realm import NO_LABEL, marginal_loss, marginal_loss_backward
 from ..text.corpus import Block, factbook_documents
 from ..text.sequences import join, pad
 from ..text.tokenizer import RealmTokenizerFast
@@ -221,7 +221,7 @@ def encoder_inputs(
     pairs = zip(questions, documents, strict=True)
     inputs = pad([join(tokenizer, question, document) for question, document in pairs], model)
     masked = inputs["input_ids"] == tokenizer.mask_token_id
-    labels = torch.where(masked, torch.tensor(answers, device=masked.device)[:, None], IGNORED)
+    labels = torch.where(masked, torch.tensor(answers, device=masked.device)[:, None], NO_LABEL)
     return {**inputs, "labels": labels}
 
 
@@ -320,7 +320,7 @@ def forward_backward(
     )  # fmt: skip
     log_likelihood, kept_words = encoder.masked_log_likelihood(**inputs)
     log_likelihood = log_likelihood.view(*relevance_score.shape, -1)  # [batch, documents, tokens]
-    masked = (inputs["labels"] != IGNORED).view(log_likelihood.shape)[:, 0]  # [batch, tokens]: one word each
+    masked = (inputs["labels"] != NO_LABEL).view(log_likelihood.shape)[:, 0]  # [batch, tokens]: one word each
 
     loss, kept = marginal_loss(log_likelihood, relevance_score, masked)
     dlog_likelihood, drelevance = marginal_loss_backward(torch.ones_like(loss), kept)

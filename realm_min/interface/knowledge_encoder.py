@@ -12,7 +12,7 @@ from ..model import ops
 from ..model.bert import Kept, bert, bert_backward
 from ..model.parameters import Shapes, bert_shapes, mlm_head_shapes
 from ..model.realm import (
-    IGNORED,
+    NO_LABEL,
     marginal_loss,
     marginal_loss_backward,
     masked_words,
@@ -183,7 +183,7 @@ class CountedWords(NamedTuple):
 
 def counted_words(logits: Tensor, labels: Tensor, candidates: int, mlm_mask: Tensor | None) -> CountedWords:
     """Arguments as in `marginal_mlm_loss`; every candidate z of a text has the same words y to predict."""
-    counted = labels != IGNORED if mlm_mask is None else (labels != IGNORED) & mlm_mask.bool()
+    counted = labels != NO_LABEL if mlm_mask is None else (labels != NO_LABEL) & mlm_mask.bool()
     every = (labels.shape[0], candidates, labels.shape[1])  # batch, candidates, tokens
     rows = counted[:, None].expand(every).reshape(-1).nonzero()[:, 0]
     logits, targets = logits.flatten(0, 1)[rows], labels[:, None].expand(every).reshape(-1)[rows]

@@ -1,7 +1,7 @@
 """The Inverse Cloze Task (Lee et al. 2019, section 4; REALM section 3.4): a retriever's warm start without labels.
 
 A sentence is taken for a question and the block that it stood in for its evidence. The retriever is to find the block
-among those of the batch: P(z|x) = exp f(x,z) / Σ_z' exp f(x,z'), the loss is -log P(z|x). In 9 of 10 examples the
+among those of the batch: p(z|x) = exp f(x,z) / Σ_z' exp f(x,z'), the loss is -log p(z|x). In 9 of 10 examples the
 sentence is removed from its block, so that meaning, not matching words, has to lead there.
 
 Departures, since a Factbook sentence ("Capital - name: Berlin.") means nothing without its page: a sentence follows
@@ -64,9 +64,9 @@ def ict_step(
     own: list[int] | slice = slice(None),
     of_all: Callable[[Tensor], Tensor] = lambda rows: rows,
 ) -> dict[str, Sum]:
-    """-Σ log P(z|x), and how many examples' own block scores best; the sum's gradients are added to the embedder's.
+    """-Σ log p(z|x), and how many examples' own block scores best; the sum's gradients are added to the embedder's.
 
-    ∂loss/∂f(x_i, z_j) = P(z_j|x_i) - [i = j], and f is an inner product, so each side's gradient is that matrix times
+    ∂loss/∂f(x_i, z_j) = p(z_j|x_i) - [i = j], and f is an inner product, so each side's gradient is that matrix times
     the other side. All blocks of the batch compete: where others compute a part of it, `of_all` makes the whole batch's
     rows of one's `own`, and of the gradients those of one's own are used.
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..jobs.settings import Masking
-from ..model.realm import IGNORED
+from ..model.realm import NO_LABEL
 from ..text.names_and_dates import Span, SpanFinder, salient_spans
 
 MASKED_SHARE = 0.15  # of a passage's wordpieces, for random tokens and spans (Devlin et al. 2018, section 3.1)
@@ -55,8 +55,8 @@ def passages(texts: list[tuple[str, str]], tokenizer: Any) -> list[Passage]:
 
 
 def mask(ids: list[int], positions: list[int], mask_id: int) -> tuple[list[int], list[int]]:
-    """`ids` with `mask_id` at `positions`, and the labels: the ids that stood there, `IGNORED` elsewhere."""
-    masked, labels = list(ids), [IGNORED] * len(ids)
+    """`ids` with `mask_id` at `positions`, and the labels: the ids that stood there, `NO_LABEL` elsewhere."""
+    masked, labels = list(ids), [NO_LABEL] * len(ids)
     for position in positions:
         masked[position], labels[position] = mask_id, ids[position]
     return masked, labels

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..interface.inputs import Inputs, checked_batch
 from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
 from ..model.bert import Batch
-from ..model.realm import IGNORED, masked_words, masked_words_backward
+from ..model.realm import NO_LABEL, masked_words, masked_words_backward
 from ..text.corpus import Block
 from ..text.sequences import join, pad
 from . import masking
@@ -39,7 +39,7 @@ def mlm_step(encoder: RealmKnowledgeAugEncoder, batch: Batch, labels: Tensor, se
     run = encoder.run_to_learn(seeds, last=True)
     log_likelihood, kept = masked_words(encoder.p, encoder.config, batch, labels, run)
     masked_words_backward(torch.full_like(log_likelihood, -1.0), kept, encoder.own_grads)
-    return {"loss": Sum(-float(log_likelihood.sum()), int((labels != IGNORED).sum()))}
+    return {"loss": Sum(-float(log_likelihood.sum()), int((labels != NO_LABEL).sum()))}
 
 
 def masked_blocks(
@@ -75,7 +75,7 @@ def masked_blocks(
         sequences.append(join(tokenizer, ids[:read], evidence))
         targets.append(labels[:read])
     inputs = pad(sequences, encoder)
-    labels = torch.full(inputs["input_ids"].shape, IGNORED, device="cpu")
+    labels = torch.full(inputs["input_ids"].shape, NO_LABEL, device="cpu")
     for row, values in zip(labels, targets, strict=True):
         row[1 : 1 + len(values)] = torch.tensor(values, device="cpu")
     return checked_batch(encoder.config, Inputs(**inputs)), labels.to(encoder.device)

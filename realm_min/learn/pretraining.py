@@ -6,7 +6,7 @@ One step, for each text x of a batch with a name or date masked out:
 2. Put the null document, an empty text, before them: what needs no evidence can take it from there.
 3. Compute f(x, z) afresh, x and z embedded by the embedder as it is now, and p(z|x) = softmax f(x, z).
 4. Read x and each z in one sequence, "[CLS] x [SEP] z [SEP]", and predict the masked words: p(y|z,x).
-5. The loss is -log Σ_z p(y|z,x) p(z|x); its gradient reaches both encoders, and the embedder on both of its sides.
+5. The loss is -log Σ_z p(y|z,x) p(z|x); its gradient reaches the encoder, and the embedder by way of x and of each z.
 
 The index is some hundred steps old (`refresh`): it only chooses the candidates.
 """
@@ -26,7 +26,7 @@ from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
 from ..model import ops
 from ..model.bert import PLAIN, Batch, Kept, Run
 from ..model.realm import (
-    IGNORED,
+    NO_LABEL,
     embed,
     embed_backward,
     marginal_log_likelihood,
@@ -115,7 +115,7 @@ def pretrain_step(
     relevance, log_likelihood, kept = read_evidence(models, batch, runs)
     kept_x, kept_z, kept_relevance, kept_words = kept
 
-    masked, whole_span = batch.labels != IGNORED, settings.marginal == "span"
+    masked, whole_span = batch.labels != NO_LABEL, settings.marginal == "span"
     count = int(masked.sum())  # the loss is the mean of so many
     loss, kept_loss = marginal_loss(log_likelihood, relevance, masked, whole_span)
     dloss = torch.full_like(loss, count)
@@ -233,8 +233,8 @@ def masked_texts(tokenizer: Any, examples: list[Example], embedder: RealmEmbedde
 
 
 def labels_of(examples: list[Example], tokens: int) -> Tensor:
-    """What is hidden at each place of "[CLS] x [SEP] …", else IGNORED: [examples, tokens]."""
-    labels = torch.full((len(examples), tokens), IGNORED, device="cpu")
+    """What is hidden at each place of "[CLS] x [SEP] …", else NO_LABEL: [examples, tokens]."""
+    labels = torch.full((len(examples), tokens), NO_LABEL, device="cpu")
     for row, example in zip(labels, examples, strict=True):
         row[1 : 1 + len(example.labels)] = torch.tensor(example.labels, device="cpu")
     return labels

@@ -24,7 +24,7 @@ Kept = Any  # what a forward keeps for its backward: a tuple that only that back
 
 
 class Batch(NamedTuple):
-    """Checked inputs (`base.checked_batch`): words, mask, types and positions, each [batch, tokens, ...]."""
+    """Inputs as `interface.inputs.checked_batch` gives them, each [batch, tokens, ...]."""
 
     words: Tensor  # ids [batch, tokens] int64, or embeddings [batch, tokens, hidden]
     mask: Tensor
@@ -201,7 +201,7 @@ def bert(p: Parameters, config: RealmConfig, batch: Batch, read: str, run: Run =
     """Encode a batch.
 
     Args:
-        batch: what `base.checked_batch` returned.
+        batch: what `interface.inputs.checked_batch` returned.
         read: what the caller reads of the last layer, and so all that is computed: "tokens" gives every position
             [batch, tokens, hidden]; "unpadded" the same with zeros at padded positions; "first" the first position
             alone [batch, hidden].

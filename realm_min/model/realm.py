@@ -29,7 +29,7 @@ from .bert import (
 from .parameters import Parameters
 from .spans import SpanInputs, span_logits, span_logits_backward
 
-IGNORED = -100  # the label of a position that has none
+NO_LABEL = -100  # what stands in `labels` where no word is masked
 
 
 # ---- Equation 1 and its gradient (REALM, sections 3.1 and 3.3)
@@ -165,13 +165,13 @@ def masked_words(p: Parameters, config: RealmConfig, batch: Batch, labels: Tenso
     """log p(y_j|z,x) of the masked words y_j alone: no other position meets the vocabulary.
 
     Args:
-        labels: [sequences, tokens] int64, -100 where there is none.
+        labels: [sequences, tokens] int64, NO_LABEL where no word is masked.
 
     Returns:
         [sequences, tokens], 0 where there is no label; and what the backward takes.
     """
     encoded, kept_bert = bert(p, config, batch, "unpadded", run)
-    masked = (labels != IGNORED).reshape(-1).nonzero()[:, 0]
+    masked = (labels != NO_LABEL).reshape(-1).nonzero()[:, 0]
     hidden = encoded.hidden.reshape(-1, config.hidden_size)  # [sequences * tokens, hidden]
     logits, kept_head = mlm_logits(p, config, hidden[masked])  # [masked, vocabulary]
     targets = labels.reshape(-1)[masked]
@@ -252,14 +252,14 @@ def read_tokens(
 def read_backward(dy: Tensor, kept: Kept, grads: Parameters) -> tuple[Tensor, Tensor]:
     """∂loss/∂relevance [beam] and ∂loss/∂inputs_embeds [beam, tokens, hidden] from that of the scores [beam, spans]."""
     kept_bert, kept_in, inputs, shape = kept
-    found = span_logits_backward(dy, inputs)
-    grads["qa_outputs.layer_normalization.weight"] += found["norm_weight"]
-    grads["qa_outputs.layer_normalization.bias"] += found["norm_bias"]
-    grads["qa_outputs.dense_output.weight"][0] += found["output_weight"]
-    grads["qa_outputs.dense_output.bias"] += found["output_bias"]
-    dprojections = torch.cat([found["start_projection"], found["end_projection"]], 2).flatten(0, 1)
+    dspans = span_logits_backward(dy, inputs)  # by the name of the input
+    grads["qa_outputs.layer_normalization.weight"] += dspans["norm_weight"]
+    grads["qa_outputs.layer_normalization.bias"] += dspans["norm_bias"]
+    grads["qa_outputs.dense_output.weight"][0] += dspans["output_weight"]
+    grads["qa_outputs.dense_output.bias"] += dspans["output_bias"]
+    dprojections = torch.cat([dspans["start_projection"], dspans["end_projection"]], 2).flatten(0, 1)
     dhidden = linear_backward(dprojections, kept_in, grads).view(shape)
-    return found["relevance_score"], bert_backward(dhidden, kept_bert, grads)
+    return dspans["relevance_score"], bert_backward(dhidden, kept_bert, grads)
 
 
 def span_inputs(

@@ -1,6 +1,6 @@
 """Span logits of the reader (ORQA, Lee et al. 2019, section 3; REALM, section 3.2): every span's score, or the best.
 
-Read after `ops.py` and before `reader.py`. For block b and the span of tokens i..j, with S and E the two halves of one
+Part 8 of the book, read after `realm.py`. For block b and the span of tokens i..j, with S and E the two halves of one
 projection of the encoder's output,
 
     h     = relu(S[b, i] + E[b, j])                                  [hidden]

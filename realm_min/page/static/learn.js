@@ -93,11 +93,11 @@
       el("div", { class: "twins" }, twin("with"), twin("without")),
       el("ul", { class: "legend" },
         el("li", {}, el("i", { style: { "--tone": "var(--prior)" } }), "prior p(z|x), before y is seen"),
-        el("li", {}, el("i", { style: { "--tone": "var(--answer)" } }), "posterior p(z|x,y), which share of p(y|x) came by z"),
+        el("li", {}, el("i", { style: { "--tone": "var(--answer)" } }), "posterior p(z|x,y), the share of p(y|x) that came by z"),
         el("li", {}, el("i", { style: { "--tone": "var(--up)" } }), "r(z) = posterior − prior > 0: pushed up"),
         el("li", {}, el("i", { style: { "--tone": "var(--down)" } }), "r(z) < 0: pushed down")),
       el("table", { class: "learn-table" },
-        el("caption", {}, "The documents that were found for the sentence before the first step. Below p(y|z,x): what the encoder would write, having read z."),
+        el("caption", {}, "The documents that were found for the sentence before the first step. In quotes: what the encoder would write, having read z."),
         el("thead", {}, el("tr", {}, el("th", { rowspan: 2 }, "document z"), el("th", { class: "group", colspan: 3, scope: "colgroup" }, BRANCHES.with), el("th", { class: "group", colspan: 3, scope: "colgroup" }, BRANCHES.without)), el("tr", {}, columns(), columns())),
         el("tbody", {}, rows)));
     drawn = { cells, twins };
