@@ -55,7 +55,10 @@ Steps = Iterator[tuple[str, Callable[[], Iterable[Row]]]]  # what a step measure
 
 
 def numbers(text: str) -> list[int]:
-    return [int(number.replace("_", "")) for number in text.split(",")]
+    found = [int(number.replace("_", "")) for number in text.split(",")]
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"{min(found)} will not do: give whole numbers, 1 or more")
+    return found
 
 
 def tiles(text: str) -> list[tuple[int, int | None]]:

@@ -228,5 +228,6 @@ def check_open_qa(folder: Path) -> None:
 def check_indexed(folder: Path) -> None:
     """As `check_open_qa`, and FileNotFoundError if no blocks stand beside the model."""
     check_open_qa(folder)
-    missing = f"{folder} holds a model without blocks: give it some with realm-min index --model"
+    command = f"realm-min index CORPUS --model {folder} --out FOLDER"
+    missing = f"{folder} holds a model without blocks: give it some with {command}"
     check_readable(folder / BLOCK_RECORDS_FILE, missing)

@@ -75,8 +75,11 @@ def lines_of(corpus: str | None) -> list[str]:
             files = sorted(Path(corpus).rglob("*.txt")) if Path(corpus).is_dir() else [Path(corpus)]
             return [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
         return [f"{title}. {line}" for title, text, _ in factbook_documents() for line in text.splitlines()]
-    except (OSError, UnicodeDecodeError, ModuleNotFoundError) as error:
-        raise SystemExit(f"{corpus}: {error}: give a file of UTF-8 text" if corpus else str(error)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise SystemExit(f"{corpus}: {why}: give a file of text, or a folder of .txt files") from None
+    except ModuleNotFoundError as error:  # the Factbook
+        raise SystemExit(str(error)) from None
 
 
 def facts_of(lines: Sequence[str], rng: np.random.Generator) -> tuple[list[Fact], int]:
@@ -92,7 +95,7 @@ def facts_of(lines: Sequence[str], rng: np.random.Generator) -> tuple[list[Fact]
             chosen.append((words, salient_spans(words)))
     if len(chosen) < 16:
         raise SystemExit(
-            f"{len(chosen)} lines of 4 to 12 words have a name or number, and 16 are needed: give another corpus"
+            f"16 lines of 4 to 12 words with a name or number are needed, and {len(chosen)} found: give a larger corpus"
         )
     vocabulary = {word.lower() for words, _ in chosen for word in words}
     vocabulary = {word: FIRST_WORD + i for i, word in enumerate(sorted(vocabulary))}
@@ -206,6 +209,13 @@ def measure(p: Models, c: RealmConfig, facts: Sequence[Fact], step: int, loss: f
     return Record(step, loss, 100 * float(first[quarter:].mean()), 100 * float(first[:quarter].mean()))
 
 
+def natural(text: str) -> int:
+    """A number of the command line."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} will not do: give a whole number, 0 or more")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[bool, list[Record]]:
     """Print the two runs, and return their records by whether the retriever had its gradient."""
     parser = argparse.ArgumentParser(
@@ -213,8 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[bool, list[Record]]:
         description=str(__doc__).split("\n")[0],
     )
     parser.add_argument("corpus", nargs="?", help="a file, or a folder of .txt files, of short lines (the Factbook)")
-    parser.add_argument("--seed", type=int, default=0, help="draws the facts and the weights (%(default)s)")
-    parser.add_argument("--steps", type=int, default=60, help="updates of a run (%(default)s)")
+    parser.add_argument("--seed", type=natural, default=0, help="draws the facts and the weights (%(default)s)")
+    parser.add_argument("--steps", type=natural, default=60, help="updates of a run (%(default)s)")
     options = parser.parse_args(arguments)
     rng = np.random.default_rng(options.seed)
     facts, size = facts_of(lines_of(options.corpus), rng)

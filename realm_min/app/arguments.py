@@ -247,7 +247,10 @@ def check_retrieve(options: argparse.Namespace) -> None:
         if find_spec("bm25s") is None:
             raise ModuleNotFoundError("--baseline bm25 needs bm25s: pip install 'realm-min[baselines]'")
     elif options.baseline:
-        find_folder(options.baseline)
+        try:
+            find_folder(options.baseline)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"--baseline {options.baseline} is not {BM25}, and {error}") from None
 
 
 # ---- compare
@@ -276,9 +279,8 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 def check_compare(options: argparse.Namespace) -> None:
     """As `check_index`, of `realm-min compare`."""
     if options.against is None and len(options.files) != 2:
-        raise ValueError(
-            f"{len(options.files)} files were given: give two, A and B; or the files of A, --against and those of B"
-        )
+        given = "1 file was" if len(options.files) == 1 else f"{len(options.files)} files were"
+        raise ValueError(f"{given} given: give two, A and B; or the files of A, --against and those of B")
     shared_measures(*read_sides(options.files, options.against), options.measure)
 
 

@@ -241,8 +241,9 @@ class Parser(argparse.ArgumentParser):
 
 def suggestion(word: str, known: Iterable[str], otherwise: str) -> str:
     """The known words that `word` begins, or else the one it is most like; without any, `otherwise`."""
-    known = list(known)
-    near = [name for name in known if name.startswith(word)] or difflib.get_close_matches(word, known, n=1)
+    bare = {name.lstrip("-"): name for name in known}  # dashes make no two options alike
+    near = [name for name in bare.values() if name.startswith(word)]
+    near = near or [bare[like] for like in difflib.get_close_matches(word.lstrip("-"), bare, n=1)]
     return f"did you mean {' or '.join(near)}?" if near else otherwise
 
 

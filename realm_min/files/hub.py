@@ -107,8 +107,9 @@ def find_folder(name_or_folder: str | os.PathLike) -> Path | None:
     if folder.is_dir() and str(name_or_folder):  # Path("") is the current folder
         return folder
     if not isinstance(name_or_folder, str) or not _HUB_NAME.fullmatch(name_or_folder):
+        what = f"{folder} is a file" if folder.is_file() else f"there is no folder {str(name_or_folder)!r}"
         raise FileNotFoundError(
-            f"there is no folder {str(name_or_folder)!r}: give the folder of a checkpoint, "
+            f"{what}: give the folder of a checkpoint, "
             'or a hub name such as "google/realm-orqa-nq-openqa" or "bert-base-uncased"'
         )
     try:

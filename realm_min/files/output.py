@@ -75,7 +75,7 @@ def refuse_existing(folder: str | os.PathLike) -> None:
         held = {path.name for path in folder.iterdir()} - MAY_HOLD
         if not held or (folder / PARTIAL / READY).is_dir():  # it was moving them
             return
-    raise FileExistsError(f"{folder} exists already: remove it or name another folder")
+    raise FileExistsError(f"{folder} exists already: name another folder, or remove it if nothing in it is needed")
 
 
 def is_empty(folder: Path) -> bool:

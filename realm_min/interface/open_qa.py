@@ -456,7 +456,7 @@ class RealmForOpenQA(RealmModel):
         if self.evidence and not 1 <= k <= self.block_emb.shape[0]:  # `evidence` raises
             raise ValueError(
                 f"{k} blocks were asked for, and there are {self.block_emb.shape[0]}: ask for 1 to "
-                f"{self.block_emb.shape[0]} (searcher_beam_size in training, reader_beam_size in evaluation)"
+                f"{self.block_emb.shape[0]} (-k, num_blocks or reader_beam_size; in training searcher_beam_size)"
             )
 
 

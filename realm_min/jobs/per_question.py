@@ -156,7 +156,7 @@ def shared_measures(a: list[PerQuestion], b: list[PerQuestion], wanted: Sequence
     found = [name for name in wanted or a[0].measures if all(name in file.measures for file in files)]
     if not found:
         each = "; ".join(f"{file.path} has {', '.join(file.measures) or 'none'}" for file in files)
-        raise ValueError(f"no measure is in every file: {each}")
+        raise ValueError(f"no measure is in every file: {each}: give what evaluate or retrieve wrote")
     return found
 
 

@@ -231,6 +231,8 @@ def _check_pretrain(
     settings: Pretrain, blocks: list[Block], embedder: RealmEmbedder, knowledge_encoder: RealmKnowledgeAugEncoder
 ) -> None:
     settings.check()
+    if len(blocks) < 2:
+        raise ValueError(f"the corpus has {len(blocks)} block, its own text's, which is barred: give a larger corpus")
     if settings.num_candidates > len(blocks):
         raise ValueError(
             f"num_candidates={settings.num_candidates} must lie in 2..{len(blocks)}: the null document and some of the "

@@ -32,6 +32,8 @@ def encoding_of(start: bytes) -> str:
 def open_plain(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
     """A file's bytes, unzipped where its name ends in .gz; ValueError where what is zipped is damaged."""
     zipped = os.fspath(path).lower().endswith(GZIPPED)
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{os.fspath(path)} is a folder: name a file")
     try:
         with open(path, "rb") as file:
             yield io.BufferedReader(gzip.GzipFile(fileobj=file)) if zipped else file  # pyright: ignore

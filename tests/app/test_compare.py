@@ -161,7 +161,7 @@ def test_compare_leaves_out_what_was_skipped(tmp_path, capsys):
 def test_compare_says_what_does_not_fit(tmp_path, capsys):
     a, b = file_of(tmp_path / "a.csv", [1, 0]), file_of(tmp_path / "b.csv", [1, 0, 1])
     assert "are not of the same questions: 1 of" in fails(capsys, "compare", a, b)
-    assert "1 files were given: give two, A and B; or the files of A, --against and those of B" in fails(
+    assert "1 file was given: give two, A and B; or the files of A, --against and those of B" in fails(
         capsys, "compare", a
     )
     assert "3 files were given" in fails(capsys, "compare", a, a, a)

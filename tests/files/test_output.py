@@ -330,7 +330,7 @@ def test_what_is_in_the_way(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
     for path in (tmp_path, tmp_path / "letter.txt", tmp_path / "dangling"):
-        with pytest.raises(FileExistsError, match="exists already: remove it or name another folder"):
+        with pytest.raises(FileExistsError, match="exists already: name another folder, or remove it if"):
             refuse_existing(path)
 
 

@@ -418,6 +418,7 @@ def test_a_run_stops_when_its_time_is_spent(tiny, tmp_path, capsys):
     [
         (["--sections", "search,cooking"], "--sections: nothing is called ['cooking']"),
         (["--peers", "torch,annoy"], "--peers: nothing is called ['annoy']"),
+        (["--k", "5,0"], "argument --k: 0 will not do: give whole numbers, 1 or more"),
         (["--warps", "4,8"], "take several numbers with --sweep alone"),
         (["--device", "gpu"], "--device gpu is unknown: give cpu, cuda or cuda:N"),
     ],

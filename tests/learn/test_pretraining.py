@@ -348,6 +348,11 @@ def test_settings_out_of_range_are_named(tmp_path, tokenizer, wrong, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_corpus_of_one_block_is_refused(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match="the corpus has 1 block, its own text's, which is barred: give a larger"):
+        runs.pretrain(TrainingRun(tmp_path / "run"), BLOCKS[:1], *new_models(), tokenizer, SETTINGS)
+
+
 # ---- whole runs
 
 

@@ -285,7 +285,10 @@ def test_a_second_launch_is_refused_and_harms_nothing(tmp_path, vocabulary, whol
     assert [outcome.error for outcome in ranks.finish(first)] == [None, None]
     assert files_of(out) == whole
     third = ranks.finish(ranks.start(index, 2, out, vocabulary))
-    assert third[0].error == f"FileExistsError: {out} exists already: remove it or name another folder"
+    assert (
+        third[0].error
+        == f"FileExistsError: {out} exists already: name another folder, or remove it if nothing in it is needed"
+    )
     assert files_of(out) == whole
 
 
