@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 1. From text to wordpieces
 #
-# REALM answers a question $x$ by retrieving *documents* $z$ and reading the answer $y$ in them. Its documents are no
-# whole articles: they are *blocks* of at most 288 wordpieces (REALM, section 4.3), so that one always fits the reader.
+# REALM answers a question $x$ by retrieving *documents* $z$ and reading the answer $y$ in them. Its documents are not
+# whole articles but *blocks* of at most 288 wordpieces (REALM, section 4.3), so that one always fits the reader.
 # This notebook goes from text to blocks, and from blocks to the ids that every model here takes.
 #
 # **Needed before:** some Python. Notebook 0 shows where it leads.

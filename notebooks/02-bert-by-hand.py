@@ -316,7 +316,7 @@ show(figure, "GELU and its derivative over x, with ReLU beside it and a histogra
 # X'' = \mathrm{LayerNorm}(X' + W_2\, \mathrm{GELU}(W_1 X')).$$
 #
 # *Backward.* The same lines from the last to the first. Where x was used twice, its two gradients are added. (There is
-# a [picture](../docs/pictures/layer.svg) of it.)
+# a picture of it in `docs/pictures.md`.)
 
 
 # %%
