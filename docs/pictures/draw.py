@@ -227,14 +227,14 @@ def layer() -> Picture:
 
 def span_triangle() -> Picture:
     """Every span of a short block, by the number that span_candidates gives it."""
-    tokens, widest = ["Capital", "-", "name", ":", "Monte", "##video", "."], 4
+    tokens, widest = ["capital", "-", "name", ":", "map", "##uto", "."], 4  # BERT's wordpieces of Maputo
     firsts, lasts = (ends.tolist() for ends in span_candidates(len(tokens), widest))
     count = span_count(len(tokens), widest)
     assert count == len(firsts)
     shown = next(i for i, ends in enumerate(zip(firsts, lasts, strict=True)) if ends == (4, 5))
     alternative = (
         f"The {count} spans of {len(tokens)} tokens, up to {widest} wide, as a triangle: a row for each width, each "
-        f"span over the middle of its tokens. Span {shown}, Monte to ##video, is the sum of what its first and its "
+        f"span over the middle of its tokens. Span {shown}, map ##uto, is the sum of what its first and its "
         "last token give."
     )
     wide, high, left, base = 130, 58, 90, 330
