@@ -94,6 +94,8 @@ def is_a(value: Any, kind: Any) -> bool:
 
 
 def _is_instance(value: Any, kind: type) -> bool:
+    if kind is bool:
+        return _is_number(value, "bool_")
     if kind is int:
         return _is_number(value, "integer") and not isinstance(value, bool)
     if kind is float:
@@ -104,9 +106,9 @@ def _is_instance(value: Any, kind: type) -> bool:
 
 
 def _is_number(value: Any, kind: str) -> bool:
-    """Whether it is an "integer" or a "floating" number, Python's or NumPy's."""
+    """Whether it is an "integer" or a "floating" number, or a "bool_", Python's or NumPy's."""
     numpy = sys.modules.get("numpy")
-    own = int if kind == "integer" else float
+    own = {"integer": int, "floating": float, "bool_": bool}[kind]
     return isinstance(value, own) or (numpy is not None and isinstance(value, getattr(numpy, kind)))
 
 

@@ -21,7 +21,7 @@ META = torch.zeros(2, device="meta")
     [
         (int, [0, np.int64(3)], [True, 1.0, "1", None]),
         (float, [0, 1.5, np.float32(1), np.int64(3)], [True, "1", None]),
-        (bool, [True, False], [1, None]),
+        (bool, [True, False, np.True_], [1, None]),
         (str, ["", "a"], [b"a", None]),
         (Tensor, [torch.zeros(2)], [META, torch.zeros(2).to_sparse(), [0.0], np.zeros(2)]),
         (int | None, [1, None], [1.5]),

@@ -29,6 +29,8 @@ class Inputs(NamedTuple):
 def own_tensor(name: str, value: Any, hint: str) -> Any:
     """An argument of a call: of a tensor a copy, so that what the caller writes into it later changes no gradient.
 
+    A number that says yes or no is a bool.
+
     Args:
         hint: of the argument's type, as `forward` has it.
 
@@ -37,6 +39,8 @@ def own_tensor(name: str, value: Any, hint: str) -> Any:
     """
     if isinstance(value, Tensor):
         return value.detach().clone()
+    if isinstance(value, int) and hint.partition(" ")[0] == "bool":
+        return bool(value)
     if value is not None and hint.partition(" ")[0] == "Tensor":
         raise TypeError(
             f'{name} is a {type(value).__name__}: give a tensor, as tokenizer(…, return_tensors="pt") makes them, '

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..config import RealmConfig
@@ -94,6 +95,7 @@ class RealmKnowledgeAugEncoder(RealmModel):
             if labels is not None and relevance_score is not None:
                 words = counted_words(logits, labels.long(), model.config.num_candidates, mlm_mask)
                 loss, kept_loss = marginal_loss(words.log_likelihood, relevance_score, mlm_mask, whole_span)
+                loss = loss.to(torch.promote_types(loss.dtype, torch.float32))  # as transformers' mask makes it
             output = MaskedLMOutput(loss, logits, encoded.hidden_states, encoded.attentions)
             return output, (kept_bert, kept_head, words, kept_loss, shape)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -242,7 +243,7 @@ class RealmForOpenQA(RealmModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        answer_ids: list | Tensor | None = None,
+        answer_ids: list | Tensor | np.ndarray | None = None,
         return_dict: bool | None = None,
     ) -> RealmForOpenQAOutput | tuple:
         """Answer one question or several.
@@ -460,12 +461,17 @@ class RealmForOpenQA(RealmModel):
             )
 
 
-def answers_of_each(answer_ids: list | Tensor | None, questions: int) -> list | None:
+def as_lists(ids: Any) -> Any:
+    """Lists of ids for tensors and arrays of them, and within lists."""
+    ids = ids.tolist() if isinstance(ids, (Tensor, np.ndarray)) else ids
+    return [as_lists(each) for each in ids] if isinstance(ids, (list, tuple)) else ids
+
+
+def answers_of_each(answer_ids: list | Tensor | np.ndarray | None, questions: int) -> list | None:
     """The answers of each question, [questions] lists of lists of ids; of one question they are given alone."""
     if answer_ids is None:
         return None
-    given = answer_ids.tolist() if isinstance(answer_ids, Tensor) else answer_ids
-    given = [given] if questions == 1 else given
+    given = [as_lists(answer_ids)] if questions == 1 else as_lists(answer_ids)
     if len(given) != questions:
         raise ValueError(f"answer_ids holds answers of {len(given)} questions: {questions} were given")
     return given

@@ -141,6 +141,7 @@ def best_span_of(
         # A question whose answer was not retrieved teaches nothing: its losses are 0.
         retriever_loss, dretriever = loss_of_correct(relevance[None], answers.has_answers[None])
         reader_loss, dreader = loss_of_correct(scores.reshape(1, -1), correct.reshape(1, -1))
+        reader_loss = reader_loss.to(inputs.start_projection.dtype)  # as transformers
         loss = retriever_loss + reader_loss
         output = RealmReaderOutput(loss, retriever_loss, reader_loss, answers.has_answers, correct, **output)
         slopes = dretriever[0], dreader.view_as(scores)

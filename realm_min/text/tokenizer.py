@@ -267,6 +267,7 @@ class RealmTokenizerFast(TokenizerSurface):
     """
 
     is_fast = True
+    vocab_files_names = {"vocab_file": "vocab.txt", "tokenizer_file": "tokenizer.json"}
 
     @checked
     def __init__(

@@ -111,6 +111,7 @@ class BaseTokenizer(SpecialTokens):
             if token.content not in self.added_tokens_encoder:
                 self.keep_added({self.pieces.get(token.content, len(self)): token})
         self.added_tokens_decoder = dict(sorted(self.added_tokens_decoder.items()))
+        self.added_tokens_encoder = dict(sorted(self.added_tokens_encoder.items(), key=lambda pair: pair[1]))
 
     def keep_added(self, tokens: dict[int, AddedToken]) -> None:
         """Keep added tokens under their ids, beside those that there are."""

@@ -7,6 +7,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import side_by_side
 import torch
@@ -105,6 +106,11 @@ def test_asked(case):
         assert result(ASKED[case], ours) == result(ASKED[case], theirs), name
 
 
+def each(change, inputs):
+    """The inputs, with those that are floats changed."""
+    return {name: change(x) if x.is_floating_point() else x for name, x in inputs.items()}
+
+
 # What a model is called with.
 def called(**more):
     return lambda m, inputs: m(**inputs | more)
@@ -115,6 +121,16 @@ CALLS = {
     "return_dict=True": called(return_dict=True),
     "return_dict=False": called(return_dict=False),
     "return_dict=None": called(return_dict=None),
+    "return_dict=1": called(return_dict=1),
+    "return_dict=0": called(return_dict=0),
+    "flags of NumPy": called(output_attentions=np.True_, output_hidden_states=np.False_),
+    "dtypes in half precision": lambda m, inputs: {
+        name: str(x.dtype) for name, x in copy.deepcopy(m).bfloat16()(**each(lambda x: x.bfloat16(), inputs)).items()
+    },
+    "dtypes in half precision with float32 beside": lambda m, inputs: {
+        name: str(x.dtype) for name, x in copy.deepcopy(m).bfloat16()(**inputs).items()
+    },
+    "in double precision": lambda m, inputs: dict(copy.deepcopy(m).double()(**each(lambda x: x.double(), inputs))),
     "by forward": lambda m, inputs: m.forward(**inputs),
     "by place": lambda m, inputs: m(*(inputs.get(name) for name in names_of(m))),
     "inside no_grad": lambda m, inputs: torch.no_grad()(m)(**inputs),

@@ -89,6 +89,7 @@ TOKENS = {
     },
     "all_special_tokens_extended": lambda t: sorted(map(str, t.all_special_tokens_extended)),
     "SPECIAL_TOKENS_ATTRIBUTES": lambda t: list(t.SPECIAL_TOKENS_ATTRIBUTES),
+    "order of added tokens": lambda t: (t.add_tokens(["newword"]), list(t.added_tokens_encoder.items())),
     "vocab": lambda t: (t.add_tokens(["newword"]), dict(t.vocab)),
     "convert_tokens_to_ids": lambda t: [
         t.convert_tokens_to_ids(x) for x in ("peru", "nowhere", None, ["the", "x1"], [])
@@ -103,7 +104,7 @@ TOKENS = {
         setattr(t, "model_max_length", 9) or (t.max_len_single_sentence, t.max_len_sentences_pair)
     ),
     "model_max_length of none": lambda t: t.model_max_length,
-    "names of fields and files": lambda t: (t.model_input_names, t.vocab_files_names["vocab_file"], t.padding_side),
+    "names of fields and files": lambda t: (t.model_input_names, dict(t.vocab_files_names), t.padding_side),
     "tokenize": lambda t: t.tokenize("Don't"),
     "build_inputs_with_special_tokens": lambda t: t.build_inputs_with_special_tokens([7], [8, 9]),
     "create_token_type_ids_from_sequences": lambda t: t.create_token_type_ids_from_sequences([7], [8, 9]),

@@ -51,6 +51,22 @@ def test_a_batch_gives_what_each_question_gives(model):
         assert torch.equal(alone.reader_output.block_idx, batch.reader_output[i].block_idx)
 
 
+@pytest.mark.parametrize("made", [tuple, np.array, torch.tensor, lambda ids: [torch.tensor(ids[0])]])
+def test_answers_in_any_form(model, made):
+    """One question's, and several questions'; those of transformers' retriever are anything that is iterated over."""
+    tokenizer = model.retriever.tokenizer
+    answer_ids = tokenizer(["montevideo"], add_special_tokens=False).input_ids
+    one, both = (
+        tokenizer(questions, padding=True, return_tensors="pt") for questions in (QUESTIONS[:1], QUESTIONS[:2])
+    )
+    expected, found = (model(**one, answer_ids=ids).reader_output.loss for ids in (answer_ids, made(answer_ids)))
+    assert torch.equal(found, expected) and expected > 0
+    batch = model(**both, answer_ids=[made(answer_ids)] * 2)
+    assert torch.allclose(batch.reader_output[0].loss, expected)
+    with pytest.raises(ValueError, match="answer_ids=5 is an int: give a list"):
+        model(**one, answer_ids=5)
+
+
 def test_the_answer_is_the_text_of_the_predicted_wordpieces(model):
     tokenizer = model.retriever.tokenizer
     for question, answer in zip(QUESTIONS, model.answer(QUESTIONS), strict=True):
