@@ -1,7 +1,7 @@
 """Corpora as people have them, to documents: a folder of files, one file, records of many kinds, installed corpora.
 
 A document keeps its id, so that an answer can name it and an index can let go of it: a file's path within its folder,
-or what a record gives as `_id` or `id`. What is no document is left out, and named: `skip(why, which)` is called for
+or what a record gives as `_id`, `id` and the like. What is no document is left out, and named: `skip(why, which)` is called for
 each. A corpus is read as its documents are asked for, a file at a time, and files of records a line at a time.
 """
 
@@ -282,7 +282,8 @@ def _read_json(path: Path, name: str) -> Iterator[Document]:
     try:
         found = json.loads(_decoded(path, data, encoding_of(data[:4])))
     except (ValueError, RecursionError) as error:
-        raise NotADocument("is not valid JSON", path, f"mend it ({error})") from None
+        remedy = "name it .jsonl if each line is a record, or mend it"
+        raise NotADocument("is not valid JSON", path, f"{remedy} ({error})") from None
     records = found if isinstance(found, list) else [found]
     if not all(isinstance(value, dict) and _text_of(value) is not None for value in records):
         raise NotADocument("holds no documents", path, 'each needs a "text" or "contents"')
@@ -329,6 +330,9 @@ def _text_of(value: dict[str, Any]) -> Any:
     return value["text"] if value.get("text") is not None else value.get("contents")
 
 
+_IDS = ("_id", "id", "docid", "doc_id", "pid")  # as BEIR, DPR and pyserini, and collections of TREC have it
+
+
 def _document(value: dict[str, Any], where: str, unnamed: str) -> Document:
     """A record's document; `unnamed` is the id of one that has none. ValueError names what is wrong with it."""
     title, text = value.get("title"), _text_of(value)
@@ -338,7 +342,7 @@ def _document(value: dict[str, Any], where: str, unnamed: str) -> Document:
             raise ValueError(
                 f'{where} has no string "{key}": each needs "text" (or "contents"), and may have "title" and "id"'
             )
-    number = value["_id"] if value.get("_id") is not None else value.get("id")
+    number = next((value[key] for key in _IDS if value.get(key) is not None), None)
     if isinstance(number, bool) or not isinstance(number, (str, int, type(None))):
         raise ValueError(f"{where} has an id that is neither text nor a whole number: {str(number)[:60]!r}")
     document = Document(title, text, unnamed if number in (None, "") else str(number))
@@ -352,5 +356,5 @@ def _document(value: dict[str, Any], where: str, unnamed: str) -> Document:
 _READERS: dict[str, Callable[[Path, str], Iterator[Document]]] = {
     ".txt": _read_text, ".text": _read_text, ".md": _read_text, ".markdown": _read_text,
     ".html": _read_html, ".htm": _read_html, ".xhtml": _read_html,
-    ".jsonl": _read_jsonl, ".json": _read_json, ".tsv": _read_tsv,
+    ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".json": _read_json, ".tsv": _read_tsv,
 }  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any
 from ..files.causes import raise_machine_error
 
 GZIPPED = ".gz"
+_GZIP_MAGIC = b"\x1f\x8b"  # with which no text begins
 
 # The longer ones first: UTF-32's begins with UTF-16's. Each of these codecs takes the mark away.
 _MARKS = (
@@ -30,12 +31,12 @@ def encoding_of(start: bytes) -> str:
 
 @contextmanager
 def open_plain(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
-    """A file's bytes, unzipped where its name ends in .gz; ValueError where what is zipped is damaged."""
-    zipped = os.fspath(path).lower().endswith(GZIPPED)
+    """A file's bytes, unzipped if it begins so or its name ends in .gz; ValueError where what is zipped is damaged."""
     if os.path.isdir(path):
         raise IsADirectoryError(f"{os.fspath(path)} is a folder: name a file")
     try:
         with open(path, "rb") as file:
+            zipped = os.fspath(path).lower().endswith(GZIPPED) or file.peek(2)[:2] == _GZIP_MAGIC
             yield io.BufferedReader(gzip.GzipFile(fileobj=file)) if zipped else file  # pyright: ignore
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise_machine_error(error, path)

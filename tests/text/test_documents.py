@@ -37,6 +37,7 @@ def read(corpus):
         ("32.txt", codecs.BOM_UTF32_LE + "ä".encode("utf-32-le"), Document("32", "ä", "32.txt")),
         ("crlf.txt", b"a\r\nb\rc", Document("crlf", "a\r\nb\rc", "crlf.txt")),
         ("a.txt.gz", gzip.compress(b"zipped", mtime=0), Document("a", "zipped", "a.txt.gz")),
+        ("z.txt", gzip.compress(b"zipped", mtime=0), Document("z", "zipped", "z.txt")),
     ],
 )
 def test_a_file_of_text(tmp_path, name, data, document):
@@ -73,6 +74,8 @@ A_AND_B = [Document("A", "a", "7"), Document("", "b b", "x/9")]
         ("jsonl.jsonl", '{"title": "A", "text": "a", "id": 7}\n\n{"text": "b b", "id": "x/9", "other": [1]}\n'),
         ("beir.jsonl", '{"_id": "7", "title": "A", "text": "a", "metadata": {}}\n{"_id": "x/9", "text": "b b"}'),
         ("pyserini.jsonl", '{"id": 7, "title": "A", "contents": "a"}\n{"id": "x/9", "title": null, "contents": "b b"}'),
+        ("trec.ndjson", '{"docid": 7, "title": "A", "text": "a"}\n{"doc_id": "x/9", "text": "b b"}'),
+        ("passages.jsonl", '{"pid": 7, "title": "A", "text": "a"}\n{"_id": null, "id": "x/9", "text": "b b"}'),
         ("pyserini.json", '[{"id": 7, "title": "A", "contents": "a"}, {"id": "x/9", "contents": "b b"}]'),
         ("psgs_w100.tsv", 'id\ttext\ttitle\n7\t"a"\tA\nx/9\tb b\t\n'),
         ("crlf.tsv", "id\ttext\ttitle\r\n7\ta\tA\r\nx/9\tb b\t\r\n"),
@@ -220,6 +223,7 @@ def test_what_is_no_corpus_is_refused(tmp_path):
         ("l.txt", b"\xff", r"l.txt is not UTF-8 text: convert it or take it out"),
         ("o.json", b"{}", r'o.json holds no documents: each needs a "text" or "contents"'),
         ("z.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99, mtime=0)[:-9], "z.jsonl.gz is damaged or not gzipped"),
+        ("l.json", b'{"text": "a"}\n{"text": "b"}\n', r"l.json is not valid JSON: name it .jsonl if each line is a rec"),
         ("y.txt.gz", b"plain", "y.txt.gz is damaged or not gzipped"),
         ("u.jsonl", codecs.BOM_UTF16_LE + b"a", "u.jsonl is not the utf-16 that it begins as"),
     ):
