@@ -111,7 +111,15 @@ class RealmConfig(Configuration):
         self.check()
 
     def check(self) -> None:
-        """Raise the ValueError that names a value which no model can have: values can be set after construction."""
+        """Raise the ValueError that names a value which no model can have: values can be set after construction.
+
+        Numbers of NumPy and of torch become Python's, which a file can hold.
+        """
+        of_arrays = {name: value for name, value in vars(self).items() if getattr(value, "shape", None) == ()}
+        self.__dict__.update({name: value.item() for name, value in of_arrays.items()})
+        self._check_values()
+
+    def _check_values(self) -> None:
         for name in _POSITIVE_INTEGERS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:

@@ -3,12 +3,14 @@
 import inspect
 import typing
 
+import numpy as np
 import pytest
 from oracle import transformers
 
-from realm_min import RealmConfig
+from realm_min import RealmConfig, RealmEmbedder
 
 DECLARED = typing.get_type_hints(RealmConfig)
+SIZES = dict(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8)
 THEIRS = transformers.RealmConfig()
 
 
@@ -46,3 +48,14 @@ def test_an_instance_has_every_value_of_its_own():
 def test_names_of_the_class_are_no_values(name):
     with pytest.raises(ValueError, match=f"'{name}' names a part of RealmConfig itself"):
         RealmConfig(**{name: 1})
+
+
+def test_numbers_of_numpy_become_pythons(tmp_path):
+    """`num_block_records=lengths.sum()`, say; transformers takes them, and fails when it writes them."""
+    config = RealmConfig(vocab_size=np.int64(9), hidden_dropout_prob=np.float32(0.5), return_dict=np.False_, **SIZES)
+    config.num_block_records = np.array(7)
+    RealmEmbedder(config, initialize=False).save_pretrained(tmp_path)
+    read = RealmConfig.from_pretrained(tmp_path)
+    assert (read.vocab_size, read.hidden_dropout_prob, read.return_dict, read.num_block_records) == (9, 0.5, False, 7)
+    with pytest.raises(ValueError, match=r"vocab_size=9\.5 must be an integer"):
+        RealmConfig(vocab_size=np.float64(9.5))

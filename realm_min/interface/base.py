@@ -36,6 +36,10 @@ class LoadedKeys(NamedTuple):
     missing_keys: list[str]
     unexpected_keys: list[str]
 
+    def __repr__(self) -> str:  # as torch's
+        keys = f"LoadedKeys(missing_keys={self.missing_keys}, unexpected_keys={self.unexpected_keys})"
+        return keys if any(self) else "<All keys matched successfully>"
+
 
 class RealmModel(Module):
     """A model is a configuration, its own tensors `p` and, where it is made of models, its `parts`.

@@ -82,8 +82,7 @@ class RealmKnowledgeAugEncoder(RealmModel):
         if labels is not None:
             if relevance_score is None:
                 raise ValueError("labels were given without relevance_score: the loss weighs the candidates by it")
-            sequences, tokens = batch.types.shape
-            self._check_labels(sequences, tokens, relevance_score, labels, mlm_mask)
+            self._check_labels(batch.types.shape, relevance_score, labels, mlm_mask)
         run = self.run_now(len(batch.types), head_mask, output_attentions, output_hidden_states)
 
         def predict(model: RealmKnowledgeAugEncoder, keep: bool) -> tuple[MaskedLMOutput, Kept]:
@@ -133,9 +132,9 @@ class RealmKnowledgeAugEncoder(RealmModel):
             masked_words_backward(dlog_likelihood, kept, self.own_grads)
 
     def _check_labels(
-        self, sequences: int, tokens: int, relevance_score: Tensor, labels: Tensor, mlm_mask: Tensor | None
+        self, shape: torch.Size, relevance_score: Tensor, labels: Tensor, mlm_mask: Tensor | None
     ) -> None:
-        candidates = self.config.num_candidates
+        (sequences, tokens), candidates = shape, self.config.num_candidates
         if sequences % candidates:
             raise ValueError(
                 f"{sequences} sequences are not a multiple of num_candidates={candidates}: give that many "

@@ -1,8 +1,8 @@
 """Corpora as people have them, to documents: a folder of files, one file, records of many kinds, installed corpora.
 
 A document keeps its id, so that an answer can name it and an index can let go of it: a file's path within its folder,
-or what a record gives as `_id`, `id` and the like. What is no document is left out, and named: `skip(why, which)` is called for
-each. A corpus is read as its documents are asked for, a file at a time, and files of records a line at a time.
+or what a record gives as `_id`, `id` and the like. What is no document is left out, and named: `skip(why, which)` is
+called for each. A corpus is read as its documents are asked for: a file at a time, files of records a line at a time.
 """
 
 from __future__ import annotations

@@ -328,6 +328,7 @@ CHANGED = {
     "zero_grad": lambda m: m.zero_grad(),
     "load_state_dict": loaded(dict),
     "load_state_dict of half precision": loaded(lambda state: {key: x.half() for key, x in state.items()}),
+    "load_state_dict is printed": lambda m: str(m.load_state_dict(m.state_dict())),
     "load_state_dict by position": lambda m: m.load_state_dict(m.state_dict(), True) is not None,
     "load_state_dict, keys missing": loaded(without_first, strict=False),
     "load_state_dict, keys unexpected": loaded(lambda state: state | {"other.weight": torch.ones(2)}, strict=False),

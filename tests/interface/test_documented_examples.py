@@ -119,6 +119,17 @@ def test_inherited_examples_of_tokenizers_run(method, tmp_path, monkeypatch, voc
         assert len(found["tokenizer"]) == words.count("\n") + found.get("num_added_toks", 0)
 
 
+def test_the_example_of_auto_tokenizer_runs(tmp_path, monkeypatch, vocabulary):
+    """But for its last line, which asks for RoBERTa's tokenizer."""
+    monkeypatch.chdir(tmp_path)
+    code = example_of("AutoTokenizer.from_pretrained").replace("from transformers import", "from realm_min import")
+    code = code.partition("# Download vocabulary from huggingface.co and define")[0]
+    for name in re.findall(r"^tokenizer = .*from_pretrained\(\"([\w/-]+)\"", code, re.M):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "vocab.txt").write_bytes(vocabulary.read_bytes())
+    assert len(run(code, {})["tokenizer"]("Peru")["input_ids"]) == 3
+
+
 # That of the scorer stops in transformers' own tokenizer: its two questions are not of one length.
 @pytest.mark.parametrize("name", ["RealmEmbedder", "RealmKnowledgeAugEncoder", "RealmForOpenQA"])
 def test_an_example_gives_transformers_numbers(name, hub, monkeypatch):

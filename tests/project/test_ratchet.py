@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 SLACK = 15  # lines by which something may be below its number before the number is to be lowered
 
 # Lines, blank and comment lines included.
-BUDGETS = {"textbook.py": 450, "model": 2000, "interface": 2454, "learn": 1100, "kernels": 800}
+BUDGETS = {"textbook.py": 450, "model": 2000, "interface": 2457, "learn": 1100, "kernels": 800}
 # Kernels that certify, filter and rescore on the device, and take any D, are more than the first version had: of their
 # lines a quarter name an argument each, with its type and shape.
 ABOVE_BUDGET: dict[str, int] = {"kernels": 1321}

@@ -223,7 +223,11 @@ def test_what_is_no_corpus_is_refused(tmp_path):
         ("l.txt", b"\xff", r"l.txt is not UTF-8 text: convert it or take it out"),
         ("o.json", b"{}", r'o.json holds no documents: each needs a "text" or "contents"'),
         ("z.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99, mtime=0)[:-9], "z.jsonl.gz is damaged or not gzipped"),
-        ("l.json", b'{"text": "a"}\n{"text": "b"}\n', r"l.json is not valid JSON: name it .jsonl if each line is a rec"),
+        (
+            "l.json",
+            b'{"text": "a"}\n{"text": "b"}\n',
+            r"l.json is not valid JSON: name it .jsonl if each line is a rec",
+        ),
         ("y.txt.gz", b"plain", "y.txt.gz is damaged or not gzipped"),
         ("u.jsonl", codecs.BOM_UTF16_LE + b"a", "u.jsonl is not the utf-16 that it begins as"),
     ):
