@@ -30,6 +30,7 @@ run is a CSV in the folder --out and is not run again; one that was stopped goes
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -192,6 +193,19 @@ class Lab:
     # What a retriever is worth
 
     def index(self, embedder: RealmEmbedder) -> BlockIndex:
+        """The leads, searched by an embedder. Arms of a seed begin alike: what was embedded for one is kept for all."""
+        digest = hashlib.sha256()
+        for _, tensor in sorted(embedder.p.items()):
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        path = self.given.work / "embedded" / f"{digest.hexdigest()[:32]}.npy"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with write_atomically(path) as temporary, open(temporary, "wb") as file:
+                np.save(file, self.embedded(embedder).cpu().numpy())
+        return BlockIndex(torch.from_numpy(np.load(path)).to(self.device))
+
+    def embedded(self, embedder: RealmEmbedder) -> torch.Tensor:
+        """Embed_doc of every lead [leads, proj]."""
         sequences = document_sequences(self.tokenizer, self.pieces, self.settings["ict"]["max_evidence"])[1:]
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
         found = torch.empty(len(sequences), embedder.config.retriever_proj_size, device=self.device)
@@ -199,7 +213,7 @@ class Lab:
             some = order[start : start + BLOCKS_AT_ONCE]
             batch = checked_batch(embedder.config, Inputs(**pad([sequences[i] for i in some], embedder)))
             found[some] = embed(embedder.p, embedder.config, batch, PLAIN)[0][0]
-        return BlockIndex(found)
+        return found
 
     def recall(self, embedder: RealmEmbedder, index: BlockIndex, folder: Path) -> dict[str, float]:
         """R@k of the development questions and of all, by whole words of the normalised lead, its title included.

@@ -117,6 +117,8 @@ def test_arms_of_a_tiny_model(tmp_path, monkeypatch):
     realm.perform(chosen, "realm-0")
     curves = realm_report.read_curves(chosen.out)
     still, learnt, same = (curves[arm][0] for arm in ("realm-still", "realm", "ict-same"))
+    # The still retriever's three indexes are one, and what the others begin with.
+    assert len(list((chosen.work / "embedded").iterdir())) == 1 + 2 + 2
     assert still["step"] == learnt["step"] == same["step"] == [0, 1, 2]
     assert still["all R@1"][0] == still["all R@1"][2] and len(set(still["null probability"])) == 1
     assert learnt["retrieval utility"][0] == still["retrieval utility"][0] != learnt["retrieval utility"][2]
