@@ -37,7 +37,7 @@ def large_letters() -> Iterator[None]:
         yield
 
 
-def letters() -> dict[str, Any]:
+def letters() -> Any:
     """Matplotlib's settings of the sizes of letters."""
     parts = ("font.", "axes.title", "axes.label", "legend.font", "xtick.label", "ytick.label")
     return {f"{part}size": POINTS for part in parts}
