@@ -113,10 +113,11 @@ class RealmConfig(Configuration):
     def check(self) -> None:
         """Raise the ValueError that names a value which no model can have: values can be set after construction.
 
-        Numbers of NumPy and of torch become Python's, which a file can hold.
+        Numbers of NumPy become Python's, which a file can hold.
         """
-        of_arrays = {name: value for name, value in vars(self).items() if getattr(value, "shape", None) == ()}
-        self.__dict__.update({name: value.item() for name, value in of_arrays.items()})
+        for name, value in vars(self).items():
+            if type(value).__module__ == "numpy" and hasattr(value, "tolist") and value.shape == ():
+                self.__dict__[name] = value.tolist()
         self._check_values()
 
     def _check_values(self) -> None:
