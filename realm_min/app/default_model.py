@@ -26,7 +26,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -111,7 +111,7 @@ def load(
     if corpus != ALL:
         _hold_alone(model, blocks)
     if texts:
-        known = (lines(bytes(held)).part(blocks) for lines, held in ((Titles, titles), (Sources, sources)))
+        known = Titles(bytes(titles)).part(blocks), Sources(bytes(sources)).part(blocks)
         model.retriever = RealmRetriever(_split(records, header["lengths"])[blocks], tokenizer, *known)
     return model
 
@@ -173,7 +173,7 @@ def cache_folder() -> Path:
 
 def unpacked(
     packed_file: str | os.PathLike,
-    corpora: dict[str, Iterable[Document]],
+    corpora: Mapping[str, Iterable[Document]],
     corpus_name: str,
     report: Report = lambda stage, done, total: None,
 ) -> bytes:
