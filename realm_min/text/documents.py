@@ -13,12 +13,13 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from ..files.causes import check_readable
 from ..kinds import checked
 from .corpus import FACTBOOK, Document, factbook, factbook_documents
+from .html_text import title_and_text
 from .leads import LEADS, lead_documents, leads_file
 from .lines import GZIPPED, encoding_of, json_lines, open_plain, text_lines
 
@@ -76,8 +77,7 @@ def read_documents(corpus: str | os.PathLike, skip: Skip = name_skipped) -> Iter
         if _is_ours(path):
             raise ValueError(f"{path} holds a model, an index or a run, no documents: name the folder of your texts")
         return _with_text(folder_documents(path, skip), skip)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: {GIVE}")
+    check_readable(path, f"{path} does not exist: {GIVE}")
     if _kind(path) is None:
         raise ValueError(f"{path} is no corpus: {GIVE}")
     return _with_text(file_documents(path, _id(path.name)), skip)
@@ -155,6 +155,8 @@ def _entries(folder: Path, name: str, skip: Skip) -> list[tuple[Path, str]]:
 def _is_ours(folder: Path) -> bool:
     """Whether this package, or another that writes models, has written a folder."""
     for name, key in _OURS.items():
+        if not (folder / name).is_file():  # nor a pipe, on which to wait, nor a device without end
+            continue
         try:
             value = json.loads((folder / name).read_bytes())
         except (OSError, ValueError, RecursionError):
@@ -199,23 +201,30 @@ def _read_html(path: Path, name: str) -> Iterator[Document]:
     with open_plain(path) as file:
         data = file.read()
     encoding = encoding_of(data[:4])
-    stated = _CHARSET.search(data[:1024])
-    if stated and encoding == "utf-8-sig":
-        try:
-            encoding = codecs.lookup(stated[1].decode()).name.replace("utf-8", "utf-8-sig")
-        except LookupError:
-            pass
-    page = _Page()
-    page.feed(_decoded(path, data, encoding))
-    page.close()
-    yield Document(page.title.strip() or _title(path), page.plain(), name)
+    if encoding == "utf-8-sig":
+        encoding = _stated_encoding(data[:1024]) or encoding
+    title, text = title_and_text(_decoded(path, data, encoding))
+    yield Document(title or _title(path), text, name)
+
+
+def _stated_encoding(start: bytes) -> str | None:
+    """What a page says that it is written in; None where it does not say, or cannot be."""
+    stated = _CHARSET.search(start)
+    if stated is None:
+        return None
+    try:
+        encoding = codecs.lookup(stated[1].decode()).name
+        possible = stated[0].decode(encoding) == stated[0].decode("ascii")  # of UTF-16 this tag itself is not
+    except (LookupError, UnicodeError):
+        return None
+    return encoding if possible and encoding not in NO_ENCODINGS and encoding != "utf-8" else None
 
 
 def _decoded(path: Path, data: bytes, encoding: str) -> str:
     named = encoding.upper().removesuffix("-SIG")
     try:
         text = data.decode(encoding)
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise NotADocument(f"is not {named} text", path, f"convert it or take it out ({error})") from None
     if "\0" in text:
         raise NotADocument("is not text (it holds NUL bytes)", path, "take it out")
@@ -223,49 +232,7 @@ def _decoded(path: Path, data: bytes, encoding: str) -> str:
 
 
 _CHARSET = re.compile(rb"<meta[^>]{,200}?charset\s*=\s*[\"']?\s*([\w:.-]+)", re.IGNORECASE)
-
-
-class _Page(HTMLParser):
-    """The title and the visible text of a page: a line for each paragraph, item, heading or row."""
-
-    SILENT = frozenset("script style template noscript svg".split())
-    LINES = frozenset(
-        "address article aside blockquote br caption dd details div dl dt figcaption figure footer form h1 h2 h3 h4 h5 "
-        "h6 header hr li main nav ol option p pre section summary table title tr ul".split()
-    )
-    CELLS = frozenset(("td", "th"))
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.title = ""
-        self.parts: list[str] = []
-        self.open: dict[str, int] = dict.fromkeys((*self.SILENT, "title"), 0)  # how many of each are
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in self.open:
-            self.open[tag] += 1
-        self.parts.append("\n" if tag in self.LINES else " " if tag in self.CELLS else "")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.parts.append("\n" if tag in self.LINES else "")  # <script/> holds nothing
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self.open:
-            self.open[tag] = max(self.open[tag] - 1, 0)
-        self.parts.append("\n" if tag in self.LINES else "")
-
-    def handle_data(self, data: str) -> None:
-        data = " ".join(re.split(r"[\n\r]+", data))
-        if any(self.open[tag] for tag in self.SILENT):
-            return
-        if self.open["title"]:
-            self.title += data
-        else:
-            self.parts.append(data)
-
-    def plain(self) -> str:
-        lines = (" ".join(line.split()) for line in "".join(self.parts).split("\n"))
-        return "\n".join(line for line in lines if line)
+NO_ENCODINGS = ("utf-7", "unicode-escape", "raw-unicode-escape")  # of a page: they read ASCII as something else
 
 
 # ---- a file of records

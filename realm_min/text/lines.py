@@ -16,6 +16,8 @@ from ..files.causes import raise_machine_error
 
 GZIPPED = ".gz"
 _GZIP_MAGIC = b"\x1f\x8b"  # with which no text begins
+MOST_UNZIPPED = 100  # times its size: text is 3 to 20 times as long, and what repeats itself up to 1,032 times
+ROOM = 1 << 20  # bytes that a file may hold beyond that
 
 # The longer ones first: UTF-32's begins with UTF-16's. Each of these codecs takes the mark away.
 _MARKS = (
@@ -37,10 +39,31 @@ def open_plain(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
     try:
         with open(path, "rb") as file:
             zipped = os.fspath(path).lower().endswith(GZIPPED) or file.peek(2)[:2] == _GZIP_MAGIC
-            yield io.BufferedReader(gzip.GzipFile(fileobj=file)) if zipped else file  # pyright: ignore
+            yield io.BufferedReader(_Unzipped(file)) if zipped else file
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise_machine_error(error, path)
         raise ValueError(f"{os.fspath(path)} is damaged or not gzipped ({error}): fetch it again") from None
+
+
+class _Unzipped(io.RawIOBase):
+    """What a gzipped file holds; ValueError where it is far larger than text is, of which a few bytes say gigabytes."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self.name, self.data = file.name, gzip.GzipFile(fileobj=file)
+        self.left = MOST_UNZIPPED * os.fstat(file.fileno()).st_size + ROOM
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.data.read(len(buffer))
+        self.left -= len(data)
+        if self.left < 0:
+            raise ValueError(
+                f"{self.name} unzips to more than {MOST_UNZIPPED} times its size, as no text does: unzip it"
+            )
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def text_lines(path: str | os.PathLike) -> Iterator[bytes]:

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from realm_min.text import lines
 from realm_min.text.corpus import Document, cut_documents, factbook_documents
 from realm_min.text.documents import read_documents
+from realm_min.text.html_text import title_and_text
 from realm_min.text.lines import json_lines
 from realm_min.text.tokenizer import RealmTokenizerFast
 
@@ -50,6 +52,46 @@ PAGE = """<!DOCTYPE html><html><head><title>Oslo &amp; more</title><style>p {col
 <script>var a = "<p>no</p>";</script></head><body><h1>Oslo</h1><p>It is the
 capital of <b>Nor</b>way.<br>Cold.</p><noscript>no</noscript><!-- no --><ul><li>one</li><li>two</li></ul>
 <table><tr><td>a</td><td>b</td></tr></table><script/><svg><title>no</title></svg></body></html>"""
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "<a ", "<!--", "<!", "<?", "</", "<![CDATA[", "<![CDATA[ > ", "<!-- > ", "<p a='", '<p a="', "<a ='> <a =\"> ",
+        "<", "<title>", "<script>", "</script", "&", "&#9", "<a =", "<a " + "=" * 50, "<td></td", "<svg><svg/>",
+    ],
+)  # fmt: skip
+def test_a_broken_page_is_read_once(part):
+    """Not anew from each of its tags on: that would take hours for this one."""
+    title_and_text(part * (100_000 // len(part)))
+    title_and_text("&#" + "9" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "page, title, text",
+    [
+        ("a < b<c", "", "a < b<c"),
+        ("<p>1 <!-- > 2", "", "1 2"),
+        ("<!-- a > b --> c <!", "", "c <!"),
+        ("<a title='x>y'>z</a><a href=x/>w", "", "zw"),
+        ("<title>a</title><title>b</TITLE><p/>c</p>", "ab", "c"),
+        ("<style>a</stylex></style>b<script>a", "", "b"),
+        ("&#99999999999;&#x41;&lt;p&gt;", "", "&#99999999999;A<p>"),
+    ],
+)
+def test_what_a_broken_page_says(page, title, text):
+    assert title_and_text(page) == (title, text)
+
+
+@pytest.mark.parametrize(
+    "name", "undefined hex rot13 base64 zlib punycode utf_8_sig utf-7 utf-16 utf-32 unicode_escape raw_unicode_escape x"
+            " cp037".split(),
+)  # fmt: skip
+def test_an_encoding_that_is_none_of_a_page(tmp_path, name):
+    """Python knows more of them than pages are written in."""
+    path = tmp_path / "a.html"
+    path.write_bytes(f"<meta charset='{name}'><p>+AGg- \\x41 \\ud800 é".encode())
+    assert read(path) == ([Document("a", "+AGg- \\x41 \\ud800 é", "a.html")], [])
 
 
 def test_a_page(tmp_path):
@@ -236,16 +278,41 @@ def test_what_is_no_corpus_is_refused(tmp_path):
             list(read_documents(tmp_path / name))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other pipes")
+def test_no_pipe_is_waited_for(tmp_path):
+    """Nor is a device read that never ends, under whichever name it stands in a folder."""
+    for name in ("config.json", "c.txt", "lines.jsonl"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "run.json").symlink_to("/dev/zero")
+    (tmp_path / "a.txt").write_text("a")
+    documents, skipped = read(tmp_path)
+    assert documents == [Document("a", "a", "a.txt")]
+    assert skipped == [("is no file", name) for name in ("c.txt", "config.json", "lines.jsonl", "run.json")]
+    with pytest.raises(FileNotFoundError, match=r"c\.txt is a device or a pipe, where a file is to be read"):
+        read_documents(tmp_path / "c.txt")
+
+
+@pytest.mark.parametrize("name", ["bomb.txt.gz", "bomb.jsonl.gz", "bomb.json.gz", "bomb.html.gz", "bomb.tsv.gz"])
+def test_what_unzips_to_far_more_than_text_is_refused(tmp_path, monkeypatch, name):
+    """Not after it has filled the memory."""
+    monkeypatch.setattr(lines, "ROOM", 1000)
+    path, size = tmp_path / name, 1 << 20
+    path.write_bytes(gzip.compress(b'{"text": "' + b"a" * size, mtime=0))
+    assert path.stat().st_size * lines.MOST_UNZIPPED < size // 4
+    with pytest.raises(ValueError, match=f"{name} unzips to more than 100 times its size, as no text does: unzip it"):
+        list(read_documents(path))
+
+
 def test_records_stream(tmp_path):
     """A file with a fault at its end gives what stands before it."""
     path = tmp_path / "c.jsonl.gz"
     path.write_bytes(
         gzip.compress(json.dumps({"text": "word " * 1000}).encode() + b"\n") * 2 + gzip.compress(b"{", mtime=0)
     )
-    lines = json_lines(path)
-    assert [next(lines)[0], next(lines)[0]] == [1, 2]
+    records = json_lines(path)
+    assert [next(records)[0], next(records)[0]] == [1, 2]
     with pytest.raises(ValueError, match="line 3 is not valid JSON"):
-        next(lines)
+        next(records)
 
 
 def test_the_factbook_has_ids():
