@@ -22,7 +22,7 @@ from ..files.atomic import naming, only_writer, write_atomically
 from ..jobs import ranking
 from ..jobs.baselines import baseline
 from ..jobs.evaluation import Result, compiled, evaluate, evaluate_retrieval, summary
-from ..jobs.journal import journal_rows, json_line, open_journal
+from ..jobs.journal import journal_line, journal_rows, open_journal
 from ..jobs.per_question import PLACE, rows_written
 from ..ranks.devices import chosen_device
 from ..ranks.distributed import world
@@ -127,7 +127,7 @@ def answer_all(
                 done += 1
                 if file is not None:
                     with naming(file.name):
-                        file.write(json_line(value))
+                        file.write(journal_line(value))
                         file.flush()
                 elif ranks.is_first:
                     values.append(value)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import json
 import os
 import shutil
 import warnings
@@ -32,6 +31,7 @@ from torch import Tensor
 
 from ..config import check_indexed
 from ..files.atomic import only_writer, write_atomically
+from ..files.json_file import read_json_object
 from ..files.output import (
     PARTIAL,
     READY,
@@ -299,7 +299,7 @@ def _open_partial(job: Job, plan: dict[str, Any]) -> list[int]:
     if path.is_file() and job.restart:
         shutil.rmtree(partial)
     elif path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json_object(path, "start anew with --restart, or name another folder")
         differing = [key for key in plan if found.get(key) != plan[key]]
         if differing:
             raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ import numpy as np
 from ..text.corpus import Source
 from .atomic import write_atomically
 from .hub import BLOCK_SOURCES_FILE, BLOCK_TITLES_FILE
+from .json_file import json_object
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # of the standard library from Python 3.11 on
@@ -59,13 +61,17 @@ class Sources(Titles):
 
     def __getitem__(self, number: int) -> Source:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
-            value = json.loads(super().__getitem__(number))
-            shifts = tuple((int(at), int(by)) for at, by in value.get("shifts", ()))
-            source = Source(value["document"], int(value["start"]), int(value["end"]), shifts)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise self._damaged(number, error) from None
-        if not isinstance(source.document, str):
-            raise self._damaged(number, "its document has no name")
+            value = json_object(super().__getitem__(number))
+            value["document"].encode()  # half a surrogate pair is in no name
+            shifts = tuple((at, by) for at, by in value.get("shifts", ()))
+            source = Source(value["document"], value["start"], value["end"], shifts)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._damaged(number, f"{type(error).__name__}: {error}") from None
+        places = (source.start, source.end, *chain.from_iterable(shifts))
+        if any(type(place) is not int or abs(place) >= 2**63 for place in places):
+            raise self._damaged(number, "its places are no whole numbers")
+        if not 0 <= source.start <= source.end:
+            raise self._damaged(number, "it ends before it starts")
         return source
 
 

@@ -248,6 +248,8 @@ def _checked(stored: Stored) -> Stored:
         or any(type(n) is not int or n < 0 for n in numbers)
     ):
         raise TypeError
+    if max(math.prod(max(length, 1) for length in size), *stride, 0) >= 2**63:  # of an empty one, too
+        raise ValueError(f"a tensor of shape {str(list(size))[:100]} is larger than any machine's memory")
     count = math.prod(size)
     last = first + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if count > storage.numbers or (count and last >= storage.numbers):

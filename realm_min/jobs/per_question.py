@@ -100,7 +100,7 @@ def _value(given: Any, absent: float | None = 0.0) -> float | None:
         return absent
     try:
         value = float(given) if isinstance(given, (str, int, float)) else -1.0
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return value if 0 <= value <= 1 else None
 

@@ -18,6 +18,7 @@ from ..text.lines import text_lines
 RECALL_AT = (1, 5, 10, 20, 50, 100)
 NDCG_AT = 10
 TAG = "realm-min"
+LARGEST_GRADE = 10**6  # far above any that is given, and far below what a float holds
 
 Judgements = dict[str, dict[str, int]]  # question -> document -> grade
 
@@ -62,12 +63,12 @@ def read_judgements(path: str | os.PathLike) -> Judgements:
         try:
             question, document, grade = cells if len(cells) == 3 else (cells[0], *cells[2:])
             judged, document = found.setdefault(one_word(question.strip()), {}), one_word(document.strip())
-            if judged.setdefault(document, int(grade)) != int(grade):
+            if judged.setdefault(document, int(grade)) != int(grade) or abs(int(grade)) > LARGEST_GRADE:
                 raise ValueError
         except ValueError:
             raise ValueError(
                 f'{os.fspath(path)} line {number} is {text[:80]!r}: each needs "QUESTION 0 DOCUMENT GRADE", the grade '
-                "a whole number and the same wherever a document is judged again"
+                f"a whole number up to {LARGEST_GRADE:,} and the same wherever a document is judged again"
             ) from None
     if not found:
         raise ValueError(f"{os.fspath(path)} holds no judgement: give a file of TREC's qrels, or BEIR's")

@@ -268,7 +268,12 @@ def test_a_folder_without_sources_is_read_and_added_to(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "line", ["", "[1]", '{"document": 3, "start": 0, "end": 1}', '{"document": "a", "start": 0}', "[" * 99_999,
-             '{"document": "a", "start": 0, "end": 1, "shifts": [1]}'],
+             '{"document": "a", "start": 0, "end": 1, "shifts": [1]}', '{"document": "a", "start": 0, "end": 1e999}',
+             '{"document": "a", "start": NaN, "end": 1}', '{"document": "a", "start": "0", "end": 1}',
+             '{"document": "a", "start": 0.5, "end": 1}', '{"document": "a", "start": false, "end": 1}',
+             '{"document": "a", "start": 1, "end": 0}', '{"document": "a", "start": -1, "end": 0}',
+             '{"document": "a", "start": 0, "end": 1, "shifts": [[0, Infinity]]}',
+             '{"document": "\\ud800", "start": 0, "end": 1}', f'{{"document": "a", "start": 0, "end": {10**30}}}'],
 )  # fmt: skip
 def test_damaged_sources_are_named(tmp_path, line):
     retriever = RealmRetriever([b"a", b"b"], eight_capitals.tokenizer())

@@ -120,6 +120,19 @@ def test_a_kill_before_the_first_file_does_not_block(tmp_path, model):
     assert os.listdir(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 99_999, "\xff", '{"format": 9}'])
+def test_a_damaged_manifest_of_an_unfinished_job_is_named(tmp_path, model, text):
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "manifest.json").write_text(text, encoding="latin-1")
+    with pytest.raises(
+        ValueError, match=r"out\.partial.* (is not valid JSON|holds a|was begun with).*--restart, or name"
+    ):
+        indexing.index(DOCUMENTS, tmp_path / "out", *model)
+    indexing.index(DOCUMENTS, tmp_path / "out", *model, restart=True)
+    assert os.listdir(tmp_path) == ["out"]
+
+
 # ---- refused before the work
 
 

@@ -54,7 +54,7 @@ def text(value):
 
 
 def number(value):
-    return b"\x8a\x08" + struct.pack("<q", value)
+    return b"\x8a\x10" + value.to_bytes(16, "little", signed=True)
 
 
 def numbers(values):
@@ -113,6 +113,11 @@ LARGE = 2**31
         (state(tensor(storage(2), size=(1, 3), stride=(1, 0))), "is larger than its storage"),
         (state(tensor(storage(2), size=(2,), stride=(LARGE,))), "is larger than its storage"),
         (state(tensor(storage(2), first=LARGE, size=(1,))), "is larger than its storage"),
+        (
+            state(tensor(storage(2), size=(0, LARGE**2, LARGE**2), stride=(1, 1, 1))),
+            "is larger than any machine's memory",
+        ),
+        (state(tensor(storage(2), size=(0,), stride=(LARGE**2 * 2,))), "is larger than any machine's memory"),
         (state(tensor(storage(2), first=-1)), "truncated or damaged"),
         (state(tensor(storage(2), size=(-1,))), "truncated or damaged"),
         (state(tensor(storage(2), size=(1,) * 65, stride=(1,) * 65)), "truncated or damaged"),

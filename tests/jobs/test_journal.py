@@ -2,7 +2,7 @@
 
 import pytest
 
-from realm_min.jobs.journal import journal_rows, json_line, open_journal
+from realm_min.jobs.journal import journal_line, journal_rows, open_journal
 
 JOB = {"questions": "a", "model": "b"}
 
@@ -12,7 +12,7 @@ def test_whole_batches_are_kept(tmp_path):
     assert open_journal(path, JOB, 2) == 0
     rows = [{"i": i, "text": "é\ud800\u2028"} for i in range(5)]  # half a surrogate pair, a line separator
     with open(path, "ab") as file:
-        file.writelines(map(json_line, rows))
+        file.writelines(map(journal_line, rows))
         file.write(b'{"i": 5')  # where it was killed
     assert open_journal(path, JOB, 2) == 4
     assert list(journal_rows(path)) == rows[:4]
@@ -21,14 +21,29 @@ def test_whole_batches_are_kept(tmp_path):
 
 
 def test_a_journal_cut_before_its_first_line_begins_anew(tmp_path):
-    (tmp_path / "j").write_bytes(json_line(JOB)[:5])
+    (tmp_path / "j").write_bytes(journal_line(JOB)[:5])
     assert open_journal(tmp_path / "j", JOB) == 0
-    assert (tmp_path / "j").read_bytes() == json_line(JOB)
+    assert (tmp_path / "j").read_bytes() == journal_line(JOB)
 
 
-@pytest.mark.parametrize("data", [json_line({**JOB, "model": "c"}), b"my own\nnotes\n", b"[1]\n", b"\xff\n"])
+@pytest.mark.parametrize("data", [journal_line({**JOB, "model": "c"}), b"my own\nnotes\n", b"[1]\n", b"\xff\n"])
 def test_another_file_is_refused_and_stays(tmp_path, data):
     (tmp_path / "j").write_bytes(data)
     with pytest.raises(ValueError, match="j was begun with another (questions, )?model: remove it to start anew"):
         open_journal(tmp_path / "j", JOB)
     assert (tmp_path / "j").read_bytes() == data
+
+
+def test_what_follows_a_damaged_line_is_found_anew(tmp_path):
+    """However it is damaged: a digit of a number changed, or a line gone, is JSON all the same."""
+    path = tmp_path / "j"
+    whole = [journal_line(value) for value in (JOB, {"measures": {"f1": 0.25}}, {"measures": {"f1": 0.5}})]
+    for damaged in (whole[1].replace(b"0.25", b"0.75"), b"{}\n", b"\n", whole[1][:9] + b"\n", whole[1][9:], b"\xff\n"):
+        path.write_bytes(whole[0] + whole[2] + damaged + whole[2])
+        with pytest.raises(ValueError, match="j line 3 is damaged: give the same command again, which mends it"):
+            list(journal_rows(path))
+        assert open_journal(path, JOB) == 1
+        assert list(journal_rows(path)) == [{"measures": {"f1": 0.5}}]
+    path.write_bytes(whole[0].replace(b'"a"', b'"b"') + whole[1])
+    with pytest.raises(ValueError, match="was begun with another questions, model"):
+        open_journal(path, JOB)

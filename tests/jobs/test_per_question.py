@@ -63,6 +63,11 @@ def test_tables_of_others(tmp_path):
     assert found.rows == {("", "Who?"): {"right": 1.0}, ("", "Why?"): {"right": 0.5}}
 
 
+def test_a_number_that_no_float_holds_is_no_measure(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"question": "Who?", "a": 1, "b": 1%s}\n' % ("0" * 400))
+    assert read_per_question(tmp_path / "x.jsonl").measures == ["a"]
+
+
 @pytest.mark.parametrize(
     "name, text, message",
     [

@@ -55,10 +55,13 @@ def test_ids_with_spaces_are_those_of_the_run(tmp_path):
     assert read_judgements(tmp_path / "qrels.tsv") == {"q%201": {"my%20notes.txt": 1}}
 
 
-@pytest.mark.parametrize("line", ["q1 0 d1", "q1 0 d1 high", "q1 0 d1 1 more", "q1 0 d0 2", "q1"])
+@pytest.mark.parametrize(
+    "line",
+    ["q1 0 d1", "q1 0 d1 high", "q1 0 d1 1 more", "q1 0 d0 2", "q1", "q1 0 d1 1000001", f"q1 0 d1 -1{'0' * 400}"],
+)
 def test_a_malformed_judgement_is_named(tmp_path, line):
     (tmp_path / "qrels").write_text(f"q1 0 d0 1\n{line}\n")
-    with pytest.raises(ValueError, match=rf"qrels line 2 is '{line}': each needs"):
+    with pytest.raises(ValueError, match=rf"qrels line 2 is '{line[:80]}': each needs"):
         read_judgements(tmp_path / "qrels")
 
 
