@@ -60,8 +60,9 @@ def check_fields(values: Any) -> None:
 def check(name: str, value: Any, kind: Any) -> None:
     """WrongKind if `value`, called `name`, is not of the kind that an annotation says."""
     if not is_a(value, kind):
-        if type(value).__name__ == "Tensor" and _without_numbers(value):
+        if _is_tensor(value) and _without_numbers(value):
             where = f"on {value.device}" if value.device.type == "meta" else f"of layout {value.layout}"
+            where = "nested" if value.is_nested else where
             raise WrongKind(f"{name} is {where}: give a tensor that holds its numbers, one after another")
         raise WrongKind(f"{name}={shown(value)} is {described(value, kind)}: give {_words(kind)}")
 
@@ -77,15 +78,15 @@ def is_a(value: Any, kind: Any) -> bool:
         return any(is_a(value, each) for each in inner)
     if origin in _MAPPINGS:
         of_keys, of_values = inner or (Any, Any)
-        pairs = value.items() if isinstance(value, collections.abc.Mapping) else ()
-        return isinstance(value, origin) and all(is_a(k, of_keys) and is_a(v, of_values) for k, v in pairs)
-    each_is = inner[0] if inner else Any
-    if origin in _SEQUENCES:
-        listed = isinstance(value, (list, tuple)) or (origin is not list and _is_sequence(value))
-        return listed and (each_is is Any or all(is_a(each, each_is) for each in value))
-    if origin in _ITERABLES:
-        listed = value if isinstance(value, (list, tuple)) else ()
-        return is_iterable(value) and all(is_a(each, each_is) for each in listed)
+        return isinstance(value, collections.abc.Mapping) and all(
+            is_a(k, of_keys) and is_a(v, of_values) for k, v in value.items()
+        )
+    if origin in (*_SEQUENCES, *_ITERABLES):
+        each_is = inner[0] if inner else Any
+        if not (is_iterable(value) if origin in _ITERABLES else _is_sequence(value)):
+            return False
+        # What is only walked through once, as a generator is, is not walked through here.
+        return each_is is Any or not isinstance(value, collections.abc.Sized) or _are(value, each_is)
     if origin in (collections.abc.Callable, Callable):
         return callable(value)
     if kind is None or not isinstance(origin, type):
@@ -94,35 +95,56 @@ def is_a(value: Any, kind: Any) -> bool:
 
 
 def _is_instance(value: Any, kind: type) -> bool:
-    if kind is bool:
-        return _is_number(value, "bool_")
     if kind is int:
-        return _is_number(value, "integer") and not isinstance(value, bool)
+        return _is_integer(value)
     if kind is float:
-        return (_is_number(value, "integer") or _is_number(value, "floating")) and not isinstance(value, bool)
+        return _is_integer(value) or isinstance(value, float) or _of_numpy(value, "floating")
+    if kind is bool:
+        return isinstance(value, bool) or _of_numpy(value, "bool_") or (_is_integer(value) and value in (0, 1))
     if kind.__name__ == "Tensor":
         return isinstance(value, kind) and not _without_numbers(value)
     return isinstance(value, kind)
 
 
-def _is_number(value: Any, kind: str) -> bool:
-    """Whether it is an "integer" or a "floating" number, or a "bool_", Python's or NumPy's."""
+def _is_integer(value: Any) -> bool:
+    """Whether it is a whole number: Python's, NumPy's or a tensor's, which index as those do."""
+    if isinstance(value, bool) or _of_numpy(value, "bool_"):
+        return False
+    if isinstance(value, int) or _of_numpy(value, "integer"):
+        return True
+    return _is_tensor(value) and not value.dim() and not _without_numbers(value) and _holds_integers(value)
+
+
+def _of_numpy(value: Any, kind: str) -> bool:
     numpy = sys.modules.get("numpy")
-    own = {"integer": int, "floating": float, "bool_": bool}[kind]
-    return isinstance(value, own) or (numpy is not None and isinstance(value, getattr(numpy, kind)))
+    return numpy is not None and isinstance(value, getattr(numpy, kind))
+
+
+def _are(values: Any, kind: Any) -> bool:
+    """Whether each of several values is of a kind; of an array of one axis its dtype says so."""
+    if kind is int and (_is_tensor(values) or _of_numpy(values, "ndarray")) and values.ndim == 1:
+        return _holds_integers(values) or all(is_a(each, kind) for each in values)
+    return all(is_a(each, kind) for each in values)
+
+
+def _holds_integers(array: Any) -> bool:
+    return str(array.dtype).removeprefix("torch.").startswith(("int", "uint"))
 
 
 def _is_sequence(value: Any) -> bool:
-    return isinstance(value, collections.abc.Sequence) and not isinstance(value, (str, bytes))
+    """Whether it is several values one after another, of whichever class: a list, an array, a column of a table."""
+    return is_iterable(value) and hasattr(value, "__getitem__") and hasattr(value, "__len__")
 
 
 def is_iterable(value: Any) -> bool:
     """Whether it is several values; a text and a dict are one."""
+    if _is_tensor(value) or _of_numpy(value, "ndarray"):  # to walk through a tensor, torch makes one of each number
+        return value.ndim > 0
     try:
         iter(value)
     except TypeError:
         return False
-    return not isinstance(value, (str, bytes, dict, set))
+    return not isinstance(value, (str, bytes, collections.abc.Mapping))
 
 
 def _is_path(value: str | os.PathLike) -> bool:
@@ -133,7 +155,12 @@ def _is_path(value: str | os.PathLike) -> bool:
 
 
 def _without_numbers(tensor: Any) -> bool:
-    return tensor.device.type == "meta" or str(tensor.layout) != "torch.strided"
+    return tensor.device.type == "meta" or str(tensor.layout) != "torch.strided" or tensor.is_nested
+
+
+def _is_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def device_of(target: Any) -> Any:

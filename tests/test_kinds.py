@@ -1,35 +1,102 @@
 """Arguments of another kind than their annotation says: refused in one sentence, by name."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections import OrderedDict, UserDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import eight_capitals
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from realm_min import kinds
+from realm_min.jobs.evaluation import has_answer, means
+from realm_min.jobs.statistics import top_k_match
 from realm_min.kinds import WrongKind, checked, is_a
 
 META = torch.zeros(2, device="meta")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch's, that they are new
+    NESTED = torch.nested.nested_tensor([torch.zeros(1), torch.zeros(2)])
+
+
+class Subclass(torch.Tensor):
+    """A tensor of somebody's own."""
+
+
+class Column:
+    """Several values as a table's column holds them: of no class that Python knows."""
+
+    def __init__(self, *values: Any) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator:
+        return iter(self.values)
+
+    def __getitem__(self, place: int) -> Any:
+        return self.values[place]
 
 
 @pytest.mark.parametrize(
     ("kind", "good", "bad"),
     [
-        (int, [0, np.int64(3)], [True, 1.0, "1", None]),
+        (
+            int,
+            [0, np.int64(3), torch.tensor(3), torch.tensor(3, dtype=torch.uint8)],
+            [True, np.True_, 1.0, "1", None, torch.tensor(1.0), torch.tensor(True), torch.tensor([1]), META[0]],
+        ),
         (float, [0, 1.5, np.float32(1), np.int64(3)], [True, "1", None]),
-        (bool, [True, False, np.True_], [1, None]),
+        (bool, [True, False, np.True_, 0, 1, np.int64(1)], [2, -1, 1.0, "", None]),
         (str, ["", "a"], [b"a", None]),
-        (Tensor, [torch.zeros(2)], [META, torch.zeros(2).to_sparse(), [0.0], np.zeros(2)]),
+        (
+            Tensor,
+            [torch.zeros(2), torch.nn.Parameter(torch.zeros(2)), torch.zeros(2).as_subclass(Subclass)],
+            [META, torch.nn.Parameter(META), torch.zeros(2).to_sparse(), NESTED, [0.0], np.zeros(2)],
+        ),
         (int | None, [1, None], [1.5]),
         (str | os.PathLike, ["a", Path("a")], [b"a", "a\0b", "\ud800", 1, None]),
-        (list[int], [[], [1, 2], (1, 2)], [[1, "a"], "ab", {1: 2}, np.zeros(2)]),
-        (Sequence[str], [["a"], ("a",)], ["a", [1], iter(["a"])]),
-        (Iterable[str], [["a"], iter([1])], ["a", {"a": 1}, [1], 3]),
-        (Mapping[str, int], [{}, {"a": 1}], [{1: 1}, {"a": "b"}, [("a", 1)]]),
+        (
+            list[int],
+            [
+                [],
+                [1, 2],
+                (1, 2),
+                deque([1]),
+                range(2),
+                np.arange(2),
+                torch.arange(2),
+                [np.int64(1)],
+                list(torch.arange(2)),
+            ],
+            [
+                [1, "a"],
+                "ab",
+                {1: 2},
+                np.zeros(2),
+                np.zeros((1, 2), int),
+                torch.zeros(2),
+                torch.tensor(1),
+                {1, 2},
+                iter([1]),
+            ],
+        ),
+        (
+            Sequence[Sequence[int]],
+            [[[1]], np.ones((2, 2), int), [np.arange(2)], torch.ones(2, 2).int()],
+            [[1], [[1.5]]],
+        ),
+        (Sequence[str], [["a"], ("a",), np.array(["a"]), Column("a")], ["a", [1], iter(["a"])]),
+        (Iterable[str], [["a"], {"a"}, {"a": 1}.keys(), iter([1]), Column("a")], ["a", {"a": 1}, [1], {1}, 3]),
+        (Mapping[str, int], [{}, {"a": 1}, UserDict(a=1)], [{1: 1}, {"a": "b"}, [("a", 1)]]),
+        (dict[str, int], [{}, OrderedDict(a=1), MappingProxyType({"a": 1}), UserDict(a=1)], [{1: 1}, [("a", 1)]]),
         (Callable, [len, lambda: 1], ["len", None]),
         (Any, [None, 1, META], []),
     ],
@@ -68,6 +135,66 @@ def test_a_call_is_held_to_its_annotations():
         called(None, made=1)
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'texts'"):
         called()
+
+
+def test_a_long_list_is_walked_through_once_and_an_array_not_at_all():
+    class Counted(list):
+        walks = 0
+
+        def __iter__(self) -> Iterator:
+            self.walks += 1
+            return super().__iter__()
+
+    class Array(np.ndarray):
+        def __iter__(self) -> Iterator:
+            raise AssertionError
+
+    class Tensor(Subclass):
+        def __iter__(self) -> Iterator:
+            raise AssertionError
+
+    values = Counted([1] * 1000)
+    assert is_a(values, list[int]) and values.walks <= 2  # one asks whether it can be
+    assert is_a(np.arange(1000).view(Array), list[int])
+    assert is_a(torch.arange(1000).as_subclass(Tensor), list[int])
+
+
+def test_what_was_right_before_it_was_checked_is_right():
+    """Calls as programs for transformers make them: with arrays, tensors, generators, sets and NumPy's flags."""
+    fast = eight_capitals.tokenizer()
+    ids = [5, 6, 7]
+    pieces = fast.convert_ids_to_tokens(ids)
+    for given in (ids, tuple(ids), np.array(ids), torch.tensor(ids), list(torch.tensor(ids)), deque(ids), Column(*ids)):
+        assert fast.convert_ids_to_tokens(given) == pieces and fast.convert_ids_to_tokens(iter(given)) == pieces
+        assert fast.build_inputs_with_special_tokens(given, iter(given)) == [2, 5, 6, 7, 3, 5, 6, 7, 3]
+        assert fast.create_token_type_ids_from_sequences(given, given) == [0] * 5 + [1] * 4
+        assert fast.get_special_tokens_mask(given, already_has_special_tokens=True) == [0] * 3
+    for given in (np.array(pieces), iter(pieces), Column(*pieces), dict.fromkeys(pieces).keys()):
+        assert fast.convert_tokens_to_ids(given) == ids
+    for flag in (np.True_, 1, True):
+        assert fast.decode([2, 5], skip_special_tokens=flag) == "norway"
+        assert fast("oslo", add_special_tokens=flag).input_ids == fast("oslo").input_ids
+    assert has_answer("Oslo", {"Oslo"}) and has_answer("Oslo", np.array(["Oslo"]))
+    assert top_k_match(np.array([False, True]), np.array([1, 2])) == {"top_1_match": 0.0, "top_2_match": 1.0}
+    assert means([{"a": True}, MappingProxyType({"a": np.False_})]) == {"a": 0.5}
+    model = eight_capitals.open_qa()
+    question = fast(["what is the capital of peru?"], return_tensors="pt").input_ids
+    answer = fast.convert_tokens_to_ids(["lima"])
+    losses = {
+        model(question, answer_ids=each).reader_output.loss.item()
+        for each in (
+            [answer],
+            (answer,),
+            np.array([answer]),
+            torch.tensor([answer]),
+            [np.array(answer)],
+            [torch.tensor(answer)],
+        )
+    }
+    assert len(losses) == 1
+    number = torch.tensor(3)
+    assert model.retriever.text(number) == model.retriever.text(3) == model.retriever.text(np.int64(3))
+    assert type(model.embedder(question, return_dict=np.False_)) is tuple
 
 
 def test_a_wrong_kind_is_a_type_error_and_bad_input():

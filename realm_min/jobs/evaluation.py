@@ -17,7 +17,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
@@ -110,7 +110,7 @@ def compiled(source: str) -> re.Pattern | None:
     """The pattern that a reference is under `regex`; None if it does not compile."""
     try:
         return re.compile(source, re.IGNORECASE | re.MULTILINE)
-    except re.error:
+    except (re.error, OverflowError, RecursionError):  # a count of 20 digits, say, or a thousand brackets
         return None
 
 
@@ -321,7 +321,7 @@ def _wordpieces(model: Any, texts: list[str]) -> list[list[int]]:
 
 
 @checked
-def means(results: Iterable[dict[str, float | None]]) -> dict[str, float | None]:
+def means(results: Iterable[Mapping[str, float | bool | None]]) -> dict[str, float | None]:
     """Mean of each measure over the questions that it has a meaning for; None where that is none of them."""
     return {name: sum(values) / len(values) if values else None for name, values in _columns(results).items()}
 
@@ -333,7 +333,7 @@ def summary(results: Sequence[dict[str, float | None]]) -> dict[str, Any]:
     return {**found, "n": counts, "interval_95": intervals}
 
 
-def _columns(results: Iterable[dict[str, float | None]]) -> dict[str, list[float]]:
+def _columns(results: Iterable[Mapping[str, float | bool | None]]) -> dict[str, list[float]]:
     columns: dict[str, list[float]] = {}
     results = list(results)
     kinds.check("results", results, list[dict])

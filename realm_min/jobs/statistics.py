@@ -49,7 +49,7 @@ def top_k_match(hits: Sequence[bool], ks: Sequence[int], name: str = "match") ->
 
     Its mean over the questions is R@k, the retrieval recall of REALM section 4.5.
     """
-    first = hits.index(True) if True in hits else len(hits)
+    first = next((place for place, hit in enumerate(hits) if hit), len(hits))
     return {f"top_{k}_{name}": float(first < min(k, len(hits))) for k in ks}
 
 

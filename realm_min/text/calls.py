@@ -67,6 +67,7 @@ def read_options(where: str, by_place: Sequence[Any], by_name: dict[str, Any], o
     given |= by_name
     for name in FLAGS.keys() & given.keys():
         kinds.check(name, given[name], bool | None if "None" in FLAGS[name] else bool)
+        given[name] = None if given[name] is None else bool(given[name])  # of NumPy's the library takes none
     for name in ("padding", "truncation"):
         kinds.check(name, given.get(name), bool | int | str | None)
     refuse_left_out(where, given)
@@ -144,8 +145,15 @@ def _named(name: str, value: Any, known: Sequence[str], off: str) -> str:
 def plain_ids(ids: Any) -> int | list[int]:
     """An id, or those of a list, array or tensor [tokens], as Python's numbers. Raises WrongKind for anything else."""
     ids = ids.tolist() if hasattr(ids, "tolist") and not getattr(ids, "is_meta", False) else ids
+    ids = list(ids) if kinds.is_iterable(ids) else ids
     kinds.check("ids", ids, int | Sequence[int])
     return operator.index(ids) if isinstance(ids, int) else [operator.index(i) for i in ids]
+
+
+def listed_ids(ids: Any) -> list[int]:
+    """As `plain_ids`, of several ids."""
+    found = plain_ids(ids)
+    return [found] if isinstance(found, int) else found
 
 
 def whole(name: str, value: Any) -> int:

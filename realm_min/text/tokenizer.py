@@ -233,7 +233,7 @@ class RealmTokenizer(TokenizerSurface):
         return [(index, (piece.start, piece.end)) for index, piece in zip(ids, pieces, strict=True)]
 
     @checked
-    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+    def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
         """Join pieces to words, and words with spaces."""
         return " ".join(tokens).replace(" ##", "").strip()
 
@@ -393,7 +393,7 @@ class RealmTokenizerFast(TokenizerSurface):
             )
 
     @checked
-    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+    def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
         """Join pieces to words, and words with spaces."""
         with ENCODING:
             return self.backend_tokenizer.decoder.decode(clean(tokens))

@@ -29,6 +29,7 @@ from realm_min.text.calls import (
     as_pairs,
     asked_fields,
     is_batch,
+    listed_ids,
     padded_length,
     plain_ids,
     read_options,
@@ -148,11 +149,11 @@ class BaseTokenizer(SpecialTokens):
     @overload
     def convert_tokens_to_ids(self, tokens: str) -> int: ...
     @overload
-    def convert_tokens_to_ids(self, tokens: Sequence[str]) -> list[int]: ...
+    def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int]: ...
     @overload
     def convert_tokens_to_ids(self, tokens: None) -> None: ...
     @checked
-    def convert_tokens_to_ids(self, tokens: str | Sequence[str] | None) -> int | list[int] | None:
+    def convert_tokens_to_ids(self, tokens: str | Iterable[str] | None) -> int | list[int] | None:
         """The id of a token, or of each in a list; the unknown token's for those the vocabulary lacks."""
         if tokens is None:
             return None
@@ -398,34 +399,34 @@ class BaseTokenizer(SpecialTokens):
 
     @checked
     def build_inputs_with_special_tokens(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+        self, token_ids_0: Iterable[int], token_ids_1: Iterable[int] | None = None
     ) -> list[int]:
         """[CLS] first [SEP], or [CLS] first [SEP] second [SEP]."""
-        ids = [self.cls_token_id, *token_ids_0, self.sep_token_id]
-        return ids if token_ids_1 is None else [*ids, *token_ids_1, self.sep_token_id]
+        ids = [self.cls_token_id, *listed_ids(token_ids_0), self.sep_token_id]
+        return ids if token_ids_1 is None else [*ids, *listed_ids(token_ids_1), self.sep_token_id]
 
     @checked
     def create_token_type_ids_from_sequences(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+        self, token_ids_0: Iterable[int], token_ids_1: Iterable[int] | None = None
     ) -> list[int]:
         """0 for [CLS] first [SEP], 1 for second [SEP]."""
-        first = [0] * (len(token_ids_0) + 2)
-        return first if token_ids_1 is None else first + [1] * (len(token_ids_1) + 1)
+        first = [0] * (len(listed_ids(token_ids_0)) + 2)
+        return first if token_ids_1 is None else first + [1] * (len(listed_ids(token_ids_1)) + 1)
 
     @checked
     def get_special_tokens_mask(
         self,
-        token_ids_0: list[int],
-        token_ids_1: list[int] | None = None,
+        token_ids_0: Iterable[int],
+        token_ids_1: Iterable[int] | None = None,
         already_has_special_tokens: bool = False,
     ) -> list[int]:
         """1 where `build_inputs_with_special_tokens` puts a special token, or where the given ids hold one."""
         if already_has_special_tokens:
             if token_ids_1 is not None:
                 raise ValueError("already_has_special_tokens=True takes one list of ids, the whole input")
-            return [int(i in self.all_special_ids) for i in token_ids_0]
-        first = [1, *[0] * len(token_ids_0), 1]
-        return first if token_ids_1 is None else [*first, *[0] * len(token_ids_1), 1]
+            return [int(i in self.all_special_ids) for i in listed_ids(token_ids_0)]
+        first = [1, *[0] * len(listed_ids(token_ids_0)), 1]
+        return first if token_ids_1 is None else [*first, *[0] * len(listed_ids(token_ids_1)), 1]
 
     # Decoding
 
@@ -447,7 +448,7 @@ class BaseTokenizer(SpecialTokens):
         warn_of_unknown(options, DECODING, "decode")
         ids = plain_ids(token_ids)
         spaces = options.get("spaces_between_special_tokens", True)
-        text = self.decode_ids([ids] if isinstance(ids, int) else ids, skip_special_tokens, spaces)
+        text = self.decode_ids([ids] if isinstance(ids, int) else ids, bool(skip_special_tokens), spaces)
         if clean_up_tokenization_spaces is None:
             clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
         return clean_up_spaces(text) if clean_up_tokenization_spaces else text
