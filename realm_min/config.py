@@ -151,6 +151,11 @@ class RealmConfig(Configuration):
                 f"position_embedding_type={self.position_embedding_type!r}: REALM's checkpoints have absolute "
                 'positions only; use "absolute"'
             )
+        names = getattr(self, "architectures", None)
+        if names is not None and not (
+            isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+        ):
+            raise ValueError(f"architectures={names!r} must be a list of names of classes, or null")
         for name in ("is_decoder", "add_cross_attention"):
             if getattr(self, name, False):
                 raise ValueError(f"{name}=True: REALM's encoder reads both ways; leave it False")
@@ -174,7 +179,7 @@ class RealmConfig(Configuration):
         if not return_unused_kwargs:
             warn_of_unknown(unused, known, "RealmConfig")
         config = cls.__new__(cls)
-        config._fill(config_dict | {name: value for name, value in overrides.items() if name in known})
+        config._fill({**config_dict, **{name: value for name, value in overrides.items() if name in known}})
         found: Any = (config, unused) if return_unused_kwargs else config
         return found
 

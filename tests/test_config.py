@@ -59,3 +59,12 @@ def test_numbers_of_numpy_become_pythons(tmp_path):
     assert (read.vocab_size, read.hidden_dropout_prob, read.return_dict, read.num_block_records) == (9, 0.5, False, 7)
     with pytest.raises(ValueError, match=r"vocab_size=9\.5 must be an integer"):
         RealmConfig(vocab_size=np.float64(9.5))
+
+
+@pytest.mark.parametrize("names", [5, True, 1e999, "RealmForOpenQA", {"a": 1}, [5], [["RealmForOpenQA"]]])
+def test_architectures_are_names(names):
+    """They are read before a model is, to say what a folder holds."""
+    with pytest.raises(ValueError, match="^architectures=.* must be a list of names of classes, or null"):
+        RealmConfig.from_dict({"architectures": names})
+    for names in (None, [], ["RealmForOpenQA"], ("RealmForOpenQA",)):
+        RealmConfig(architectures=names)

@@ -214,10 +214,19 @@ def indexed_by(model: RealmForOpenQA) -> Indexed:
 
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
-    """manifest.json of a ready folder; empty where there is none, or one of an earlier version."""
+    """manifest.json of a ready folder; empty where there is none, or one of an earlier version.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     path = Path(folder) / MANIFEST_FILE
     manifest = read_json_object(path, "index the corpus anew") if path.is_file() else {}
-    return manifest if manifest.get("format") == FORMAT else {}
+    if manifest.get("format") != FORMAT:
+        return {}
+    for name in ("blocks", "max_wordpieces", *_BEAMS):
+        if type(manifest.get(name, 1)) is not int or manifest.get(name, 1) < 1:
+            raise ValueError(f"{path} says {name}={manifest[name]!r}, which must be a number above 0: index it anew")
+    return manifest
 
 
 @checked

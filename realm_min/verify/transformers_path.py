@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import DEFAULTS
 from .measured_path import MeasuredPath, losses_of
 from .stages import PARTS, Stage, tokens_of, within
 
@@ -25,7 +26,9 @@ class TransformersPath(MeasuredPath):
 
         transformers.logging.set_verbosity_error()
         part_class = getattr(transformers, PARTS[self.kind][part].__name__)
-        config = transformers.RealmConfig(**self.config.to_dict())
+        # Its own values alone: what else a config.json says, of other models' labels say, may be anything.
+        values = {name: getattr(self.config, name) for name in (*DEFAULTS, "tie_word_embeddings")}
+        config = transformers.RealmConfig(**values)
         tensors = within(self.state_dict, part)
         return part_class.from_pretrained(None, config=config, state_dict=tensors).float().eval()
 

@@ -1,5 +1,6 @@
 """Documents added to an index and taken out of it: the index that all of them at once would make, to the byte."""
 
+import json
 import os
 import shutil
 
@@ -264,6 +265,16 @@ def test_a_folder_without_sources_is_read_and_added_to(tmp_path, capsys):
     (folder / "block_sources.jsonl").unlink()
     assert indexing.add([], folder, remove=["0"]).removed == 1
     assert len(RealmRetriever.from_pretrained(folder).block_records) == len(blocks)
+
+
+@pytest.mark.parametrize("value", ["a", 0, -5, 1e999, True, None, [64]])
+@pytest.mark.parametrize("name", ["max_wordpieces", "blocks", "searcher_beam_size"])
+def test_a_damaged_manifest_is_named(tmp_path, name, value):
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": ready_folder.FORMAT, name: value}))
+    with pytest.raises(
+        ValueError, match=f"manifest.json says {name}=.*, which must be a number above 0: index it anew"
+    ):
+        ready_folder.read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -189,8 +189,11 @@ def test_tied_weights_stored_under_their_other_name_are_found(folders, tmp_path)
 
 
 def test_half_precision_weights_are_verified_as_they_are(tmp_path, folders):
+    """Beside a configuration that says of other models what transformers cannot read, or takes gigabytes to."""
+    others = {"num_labels": 2**31, "torch_dtype": "os.system", "label2id": 5}
     tensors = {key: tensor.bfloat16() for key, tensor in read_state_dict(folders["RealmReader"]).items()}
-    write_folder(tmp_path, RealmConfig.from_pretrained(folders["RealmReader"]), tensors)
+    values = RealmConfig.from_pretrained(folders["RealmReader"]).to_dict()
+    write_folder(tmp_path, RealmConfig.from_dict(values | others), tensors)
     assert verify(tmp_path).passed
 
 
