@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..files.causes import raise_machine_error
+from ..files.causes import check_readable, raise_machine_error
 
 GZIPPED = ".gz"
 _GZIP_MAGIC = b"\x1f\x8b"  # with which no text begins
@@ -33,9 +33,15 @@ def encoding_of(start: bytes) -> str:
 
 @contextmanager
 def open_plain(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
-    """A file's bytes, unzipped if it begins so or its name ends in .gz; ValueError where what is zipped is damaged."""
+    """A file's bytes, unzipped if it begins so or its name ends in .gz.
+
+    Raises:
+        OSError: there is no such file; or a folder, a pipe, which can be read once, or a device, which may have no end.
+        ValueError: what is zipped is damaged, or a bomb.
+    """
     if os.path.isdir(path):
         raise IsADirectoryError(f"{os.fspath(path)} is a folder: name a file")
+    check_readable(path)
     try:
         with open(path, "rb") as file:
             zipped = os.fspath(path).lower().endswith(GZIPPED) or file.peek(2)[:2] == _GZIP_MAGIC

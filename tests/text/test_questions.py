@@ -2,10 +2,22 @@
 
 import gzip
 import json
+import os
+import sys
 
 import pytest
 
-from realm_min.text.questions import Question, Row, listed, read_questions, read_rows, rows_to_ask
+from realm_min.jobs.per_question import read_per_question
+from realm_min.jobs.ranking import read_judgements
+from realm_min.text.questions import (
+    Question,
+    Row,
+    listed,
+    read_questions,
+    read_rows,
+    read_training_questions,
+    rows_to_ask,
+)
 
 NO_ANSWER = 'has no "answer"; each line needs one, a list of strings'
 NO_QUESTION = 'has no "question"; each line needs one, a string that is not empty'
@@ -114,3 +126,13 @@ def test_a_text_alone_is_a_list_of_one():
     for wrong in (b"abc", None, ["a", None], {"a": 1}):
         with pytest.raises(ValueError, match="not a text: give a str, or a list of them"):
             listed(wrong)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other pipes")
+@pytest.mark.parametrize("read", [read_rows, read_training_questions, read_judgements, read_per_question])
+def test_no_pipe_and_no_device_is_read(tmp_path, read):
+    """A pipe can be read once, and /dev/zero has no end."""
+    os.mkfifo(tmp_path / "q.jsonl")
+    for path in (tmp_path / "q.jsonl", "/dev/zero"):
+        with pytest.raises(FileNotFoundError, match="is a device or a pipe, where a file is to be read"):
+            list(read(path))
