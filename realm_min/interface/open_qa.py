@@ -27,6 +27,7 @@ from ..model.spans import span_candidates
 from ..ranks.distributed import World, world
 from ..search.mips import BlockIndex
 from ..search.sharded_index import KEY, ShardedBlockIndex
+from ..text.calls import MODEL_INPUTS
 from ..text.questions import listed
 from ..text.retriever import RealmRetriever
 from ..text.sequences import pad_to
@@ -409,7 +410,7 @@ class RealmForOpenQA(RealmModel):
         check_span_width(config)
         inputs = self.evidence.tokenizer(
             [question] * len(texts), texts, padding=True, truncation=True, max_length=config.reader_seq_len,
-            return_special_tokens_mask=True, return_offsets_mapping=True, return_tensors="pt",
+            return_special_tokens_mask=True, return_offsets_mapping=True, return_tensors="pt", **MODEL_INPUTS,
         )  # fmt: skip
         ids = pad_to(inputs.input_ids, config.max_span_width, config.pad_token_id).to(device)
         mask, types, in_block = (
@@ -442,7 +443,7 @@ class RealmForOpenQA(RealmModel):
         self.check_questions(questions)
         if not questions:
             return torch.empty(0, self.config.retriever_proj_size, dtype=self.dtype, device=self.device)
-        inputs = self.evidence.tokenizer(questions, padding=True, return_tensors="pt").to(self.device)
+        inputs = self.evidence.tokenizer(questions, padding=True, return_tensors="pt", **MODEL_INPUTS).to(self.device)
         return plain(self.embedder(**inputs, return_dict=True).projected_score)
 
     @checked

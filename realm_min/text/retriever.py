@@ -20,6 +20,7 @@ from ..files.causes import check_readable
 from ..files.hub import BLOCK_RECORDS_FILE, resolve_folder, take_hub_options
 from ..kinds import checked
 from .batch_encoding import BatchEncoding
+from .calls import MODEL_INPUTS
 from .corpus import text_start
 from .tokenizer import RealmTokenizerFast
 
@@ -87,6 +88,7 @@ class RealmRetriever:
             max_length=max_length,
             return_special_tokens_mask=True,
             return_tensors=return_tensors,
+            **MODEL_INPUTS,
         )
         if answer_ids is None:
             return None, None, None, concat_inputs

@@ -38,7 +38,13 @@ from realm_min.text.calls import (
 )
 from realm_min.text.fitting import cut, pad_row, to_remove
 from realm_min.text.special_tokens import SpecialTokens
-from realm_min.text.tokenizer_files import SPECIAL_TOKEN_NAMES, as_added_token, special_token, special_tokens_of
+from realm_min.text.tokenizer_files import (
+    SPECIAL_TOKEN_NAMES,
+    added_tokens_of,
+    as_added_token,
+    special_token,
+    special_tokens_of,
+)
 
 # Arguments of transformers' constructors that ask for nothing here, and names that its folders hold.
 WITHOUT_EFFECT = """
@@ -77,6 +83,7 @@ class BaseTokenizer(SpecialTokens):
         **others,
     ):
         check_sides(padding_side, truncation_side)
+        kinds.check("model_input_names", model_input_names, Sequence[str])
         where = type(self).__name__
         take_hub_options(others)  # where files are found is said to from_pretrained; one may be a secret
         refuse_left_out(where, others)
@@ -96,14 +103,14 @@ class BaseTokenizer(SpecialTokens):
         self.without_effect = others  # arguments without effect here, written back by save_pretrained
         named = {name: token if token is None else special_token(token) for name, token in named.items()}
         super().__init__(named, special_tokens_of(additional_special_tokens))
-        self._add_special_tokens(named, added_tokens_decoder or {})
+        self._add_special_tokens(named, {} if added_tokens_decoder is None else added_tokens_decoder)
 
     def _add_special_tokens(self, named: dict[str, Any], saved: dict[int, AddedToken]) -> None:
         """Give every special token its id: the saved one, else the vocabulary's, else the next free one."""
         self.added_tokens_decoder: dict[int, AddedToken] = {}
         self.added_tokens_encoder: dict[str, int] = {}
         self._ids_to_tokens = {index: piece for piece, index in self.pieces.items()}
-        self.keep_added({int(index): as_added_token(token, special=False) for index, token in saved.items()})
+        self.keep_added(added_tokens_of(saved))
         for name, token in named.items():
             required = name in SPECIAL_TOKEN_NAMES or token is not None
             if required and (token is None or self.id_of(as_added_token(token, special=True).content, None) is None):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,10 @@ def read_older_special_tokens(folder: Path) -> dict[str, Any]:
     added: dict[int, AddedToken] = {}
     if added_tokens_file.is_file():
         named = [arguments[name] for name in NAMED_TOKENS if arguments.get(name)]
-        special = {as_added_token(t, True).content for t in [*named, *arguments.get("additional_special_tokens", [])]}
+        named += special_tokens_of(arguments.get("additional_special_tokens"))
+        special = {as_added_token(token, True).content for token in named}
         for content, index in read_json(added_tokens_file).items():
-            added[index] = as_added_token(content, special=content in special)
+            added[added_id(index, content)] = as_added_token(content, special=content in special)
     if (folder / "tokenizer.json").is_file():
         added.update(read_tokenizer_json(folder / "tokenizer.json")[1])
     return {**arguments, "added_tokens_decoder": added}
@@ -75,6 +76,8 @@ def read_tokenizer_json(path: str | os.PathLike) -> tuple[dict[str, int], dict[i
         or set(vocab.values()) != set(range(len(vocab)))
     ):
         raise ValueError(f"the pieces in {str(path)!r} have not the ids 0, 1, 2, …: fetch or write the file again")
+    if damaged := next(filter(SURROGATE.search, vocab), None):
+        raise ValueError(f"the piece {damaged!r} in {str(path)!r} holds half a surrogate pair: fetch the file again")
     try:
         added = {token.pop("id"): as_added_token(token, special=False) for token in content.get("added_tokens", [])}
     except (AttributeError, KeyError, TypeError) as error:
@@ -149,6 +152,8 @@ def as_added_token(token: str | dict | AddedToken, special: bool) -> AddedToken:
     fields = dict(fields) if isinstance(fields, dict) else {}
     fields.pop("__type", None)
     content = fields.get("content")
+    if isinstance(content, str) and SURROGATE.search(content):
+        raise ValueError(f"{content!r} is no added token: half a surrogate pair is no text")
     flags = {name: value for name, value in fields.items() if name != "content"}
     if not (isinstance(content, str) and content and ADDED_TOKEN_FLAGS >= flags.keys()) or any(
         not isinstance(value, bool) for value in flags.values()
@@ -158,6 +163,22 @@ def as_added_token(token: str | dict | AddedToken, special: bool) -> AddedToken:
             + ", ".join(sorted(ADDED_TOKEN_FLAGS))
         )
     return AddedToken(**{**fields, "special": special or fields.get("special", False)})
+
+
+def added_tokens_of(saved: Any) -> dict[int, AddedToken]:
+    """Added tokens by their ids, which a file writes as text. ValueError if they are none."""
+    kinds.check("added_tokens_decoder", saved, Mapping)
+    return {added_id(index, token): as_added_token(token, special=False) for index, token in saved.items()}
+
+
+def added_id(index: Any, token: Any) -> int:
+    """The id of an added token; ValueError if it is none."""
+    number = int(index) if isinstance(index, str) and re.fullmatch("[0-9]{1,10}", index) else index
+    if not kinds.is_a(number, int) or not 0 <= number < 2**31:
+        raise ValueError(
+            f"the added token {kinds.shown(token)} has the id {index!r}: give a number from 0 to 2 ** 31 - 1"
+        )
+    return int(number)
 
 
 def special_token(token: str | dict | AddedToken) -> str | AddedToken:

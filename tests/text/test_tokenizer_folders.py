@@ -324,6 +324,42 @@ def test_bad_folders_and_arguments(kind, tmp_path):
         tokenizer_class(VOCAB, split_special_tokens=True)
 
 
+# What stands in a file, and is no list of names, no added token or no id.
+DAMAGED = {
+    "tokenizer_config.json": [
+        *(f'{{"model_input_names": {value}}}' for value in ("5", "null", '"x"', "[5]", "{}")),
+        *(f'{{"added_tokens_decoder": {value}}}' for value in ("5", '"x"', "[5]", '{"3": 5}')),
+        *(f'{{"added_tokens_decoder": {{"{value}": "a"}}}}' for value in ("x", "-1", "2147483648", "1.5", "\u0663")),
+        '{"added_tokens_decoder": {"3": {"content": "\\ud800"}}}',
+    ],
+    "added_tokens.json": [
+        *(f'{{"new": {value}}}' for value in ("-1", "2147483648", "null", "true", "[]", "{}", "1.5", "1e999", '"y"')),
+        '{"\\ud800": 30522}',
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_files_say_of_added_tokens_is_looked_at(kind, tmp_path):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    for name, texts in DAMAGED.items():
+        for text in texts:
+            (tmp_path / name).write_text(text, encoding="utf-8")
+            with pytest.raises(ValueError, match="model_input_names=|added_tokens_decoder=|no added token|has the id"):
+                PAIRS[kind][0].from_pretrained(tmp_path)
+        (tmp_path / name).unlink()
+
+
+def test_a_piece_that_is_no_text(tmp_path):
+    RealmTokenizerFast(VOCAB).save_pretrained(tmp_path, legacy_format=False)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"[unused9]"', '"\\ud800"'), encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"the piece '\\ud800' in .* holds half a surrogate pair: fetch the file again"
+    ):
+        RealmTokenizerFast.from_pretrained(tmp_path)
+
+
 def test_errors_of_one_kind(tmp_path):
     with pytest.raises(ValueError, match="single_word=True need RealmTokenizerFast"):
         RealmTokenizer(VOCAB, mask_token=AddedToken("[MASK]", single_word=True))
