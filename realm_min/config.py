@@ -151,6 +151,10 @@ class RealmConfig(Configuration):
                 f"position_embedding_type={self.position_embedding_type!r}: REALM's checkpoints have absolute "
                 'positions only; use "absolute"'
             )
+        self._check_what_others_say()
+
+    def _check_what_others_say(self) -> None:
+        """`check` of values that all of transformers' configurations have."""
         names = getattr(self, "architectures", None)
         if names is not None and not (
             isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)

@@ -54,6 +54,10 @@ class Console(rich.console.Console):
     def render_str(self, text: str, **given: Any) -> rich.text.Text:
         return super().render_str(printable(text, LAYOUT), **given)
 
+    def on_broken_pipe(self) -> None:
+        """The reader of the output has seen enough: whoever runs the program ends it, rich would as a failure."""
+        raise BrokenPipeError
+
     def render(self, *given: Any, **named: Any) -> Iterable[Segment]:
         for segment in super().render(*given, **named):
             # Whatever rich was given: its own sequences are of another kind, and none is in a text.

@@ -24,7 +24,7 @@ def read_json_object(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
     """
     refuse_pointer(path)
     try:
-        return json_object(Path(path).read_text(encoding="utf-8"))
+        return json_object(Path(path).read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} {error}: {remedy}") from None
 
@@ -32,7 +32,7 @@ def read_json_object(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
 def json_object(text: str | bytes) -> dict[str, Any]:
     """The object that `text` says; ValueError, to be put after the name of what holds it, where it says none."""
     try:
-        value = json.loads(text)
+        value = json.loads(text.decode() if isinstance(text, bytes) else text)
     except RecursionError:
         raise ValueError("is not valid JSON (it is nested too deeply)") from None
     except ValueError as error:  # of the syntax, of the encoding, or of a number with thousands of digits

@@ -27,10 +27,9 @@ from ..model.spans import span_candidates
 from ..ranks.distributed import World, world
 from ..search.mips import BlockIndex
 from ..search.sharded_index import KEY, ShardedBlockIndex
-from ..text.calls import MODEL_INPUTS
 from ..text.questions import listed
 from ..text.retriever import RealmRetriever
-from ..text.sequences import pad_to
+from ..text.sequences import MODEL_INPUTS, pad_to
 from ..text.words import whole_words
 from .base import LoadedKeys, RealmModel, version
 from .embedder import RealmEmbedder

@@ -50,7 +50,6 @@ CALL = tuple(field.name for field in fields(CallOptions))  # their order by plac
 ENCODE = (*CALL[:5], "return_tensors")  # and in `encode`
 FLAGS = {field.name: str(field.type) for field in fields(CallOptions) if str(field.type) in ("bool", "bool | None")}
 PREPARE = (*CALL[:5], *CALL[6:])  # and in `prepare_for_model`
-MODEL_INPUTS = {"return_token_type_ids": True, "return_attention_mask": True}  # whatever `model_input_names` says
 FIELDS = ("token_type_ids", "attention_mask", "special_tokens_mask", "offset_mapping", "length")
 
 

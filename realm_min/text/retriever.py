@@ -20,8 +20,8 @@ from ..files.causes import check_readable
 from ..files.hub import BLOCK_RECORDS_FILE, resolve_folder, take_hub_options
 from ..kinds import checked
 from .batch_encoding import BatchEncoding
-from .calls import MODEL_INPUTS
 from .corpus import text_start
+from .sequences import MODEL_INPUTS
 from .tokenizer import RealmTokenizerFast
 
 Spans = tuple[list[bool], list[list[int]], list[list[int]]]

@@ -19,6 +19,10 @@ class EncodedBlock(NamedTuple):
     text: np.ndarray
 
 
+# What a tokenizer is asked for beside ids, whatever its `model_input_names` are.
+MODEL_INPUTS = {"return_token_type_ids": True, "return_attention_mask": True}
+
+
 def join(tokenizer: Any, first: Sequence[int] | np.ndarray, second: Sequence[int] | np.ndarray | None = None) -> Pieces:
     """join_BERT (REALM, section 3.2): "[CLS] first [SEP]" or "[CLS] first [SEP] second [SEP]"."""
     begins = 2 + len(first)  # of what has type 1

@@ -44,7 +44,7 @@ from realm_min.text.tokenizer_files import (
     as_added_token,
     special_token,
     special_tokens_of,
-)
+)  # fmt: skip
 
 # Arguments of transformers' constructors that ask for nothing here, and names that its folders hold.
 WITHOUT_EFFECT = """
@@ -96,8 +96,7 @@ class BaseTokenizer(SpecialTokens):
         self.strip_accents = strip_accents
         self.model_max_length = limit_of(model_max_length)
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
-        self.padding_side = padding_side
-        self.truncation_side = truncation_side
+        self.padding_side, self.truncation_side = padding_side, truncation_side
         self.model_input_names = list(model_input_names)
         self.name_or_path = str(others.pop("name_or_path", ""))
         self.without_effect = others  # arguments without effect here, written back by save_pretrained

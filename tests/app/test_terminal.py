@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import sys
 import unicodedata
@@ -160,6 +161,17 @@ def test_ask(folder, monkeypatch, capsys):
     assert main(["ask", "--model", str(folder)]) == 0
     out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     assert out.count("p(y|x)") == 2 and not forbidden(out)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other pipes")
+@pytest.mark.parametrize("options", [[], ["--json"], ["--blocks"]])
+def test_a_reader_that_has_seen_enough_is_no_failure(folder, monkeypatch, options):
+    """`realm-min ask … | head -1`, whichever way the lines are written."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert cli.main(["ask", "capital?", "--model", str(folder), *options]) == 0
 
 
 def test_ask_in_colours(folder, monkeypatch, capsys):
