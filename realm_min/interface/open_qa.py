@@ -6,7 +6,7 @@ f(x, z) = Embed_input(x)ᵀ Embed_doc(z), and the answer is the best-scoring spa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -243,7 +243,7 @@ class RealmForOpenQA(RealmModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        answer_ids: Sequence | Tensor | np.ndarray | None = None,
+        answer_ids: list | Tensor | np.ndarray | None = None,
         return_dict: bool | None = None,
     ) -> RealmForOpenQAOutput | tuple:
         """Answer one question or several.
@@ -467,7 +467,7 @@ def as_lists(ids: Any) -> Any:
     return [as_lists(each) for each in ids] if isinstance(ids, (list, tuple)) else ids
 
 
-def answers_of_each(answer_ids: Sequence | Tensor | np.ndarray | None, questions: int) -> list | None:
+def answers_of_each(answer_ids: list | Tensor | np.ndarray | None, questions: int) -> list | None:
     """The answers of each question, [questions] lists of lists of ids; of one question they are given alone."""
     if answer_ids is None:
         return None

@@ -396,7 +396,7 @@ class RealmTokenizerFast(TokenizerSurface):
     def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
         """Join pieces to words, and words with spaces."""
         with ENCODING:
-            return self.backend_tokenizer.decoder.decode(clean(tokens))
+            return self.backend_tokenizer.decoder.decode(clean(list(tokens)))
 
     def decode_ids(self, ids: list[int], skip_special_tokens: bool, spaces: bool) -> str:
         self.convert_ids_to_tokens(ids)  # the library would pass over ids out of range

@@ -92,8 +92,7 @@ class BaseTokenizer(SpecialTokens):
         warn_of_unknown(set(others) - set(WITHOUT_EFFECT), type(self).argument_names(), where)
         self.pieces = pieces
         self.do_lower_case = do_lower_case
-        self.tokenize_chinese_chars = tokenize_chinese_chars
-        self.strip_accents = strip_accents
+        self.tokenize_chinese_chars, self.strip_accents = tokenize_chinese_chars, strip_accents
         self.model_max_length = limit_of(model_max_length)
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
         self.padding_side, self.truncation_side = padding_side, truncation_side

@@ -173,7 +173,7 @@ def added_tokens_of(saved: Any) -> dict[int, AddedToken]:
 
 def added_id(index: Any, token: Any) -> int:
     """The id of an added token; ValueError if it is none."""
-    number = int(index) if isinstance(index, str) and re.fullmatch("[0-9]{1,10}", index) else index
+    number: Any = int(index) if isinstance(index, str) and re.fullmatch("[0-9]{1,10}", index) else index
     if not kinds.is_a(number, int) or not 0 <= number < 2**31:
         raise ValueError(
             f"the added token {kinds.shown(token)} has the id {index!r}: give a number from 0 to 2 ** 31 - 1"
