@@ -437,6 +437,8 @@ def _log(path: Path, done: int) -> Iterator[Callable[[Mapping[str, float | None]
         yield lambda row: None
         return
     columns: list[str] = []
+    if path.exists() and not path.is_file():  # to open a pipe is to wait for who reads it
+        raise FileExistsError(f"{path} is no file: move it away, and the run goes on with a new one")
     if path.is_file():
         columns, rows = _rows_until(path, done)
         with write_atomically(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:

@@ -1,7 +1,9 @@
 """The training loop: batches, checkpoints, resumption after a kill, a loss that is no number."""
 
+import os
 import shutil
 import signal
+import sys
 import time
 
 import numpy as np
@@ -216,6 +218,15 @@ def test_a_damaged_log_is_named(stopped, tmp_path, content):
         job(run, resume=True)
     (run / loop.LOG_FILE).write_bytes(b"step,lost\n1,2\n")
     with pytest.raises(ValueError, match="log.csv has other columns than this run's: move it away"):
+        job(run, resume=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other pipes")
+def test_a_log_that_is_a_pipe_is_not_waited_for(stopped, tmp_path):
+    run = shutil.copytree(stopped[0], tmp_path / "run")
+    (run / loop.LOG_FILE).unlink()
+    os.mkfifo(run / loop.LOG_FILE)
+    with pytest.raises(FileExistsError, match="log.csv is no file: move it away, and the run goes on with a new one"):
         job(run, resume=True)
 
 
