@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +23,11 @@ def check_blocks(blocks: Tensor) -> None:
         raise ValueError(f"blocks have shape {tuple(blocks.shape)}: give [blocks, dimensions]")
     if 0 in blocks.shape:
         raise ValueError(f"blocks have shape {tuple(blocks.shape)}: an empty index cannot be searched")
+
+
+def plain_count(k: Any) -> Any:
+    """NumPy's integers as Python's, which do not overflow; all else as it is, to be checked."""
+    return k.item() if isinstance(k, np.integer) else k
 
 
 def check_search(queries: Tensor, blocks: Tensor, k: int, total: int | None = None) -> None:

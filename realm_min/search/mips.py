@@ -36,7 +36,15 @@ from ..ranks.devices import plain_arithmetic
 from . import cpu_search
 from .arithmetic import SCANS, Way, fastest, measured_queries
 from .bounds import COMPRESSIONS, Codes, compress, finite_norm
-from .checks import BLOCK_DTYPES, check_blocks, check_rows, check_search, check_search_shapes, refuse_queries
+from .checks import (
+    BLOCK_DTYPES,
+    check_blocks,
+    check_rows,
+    check_search,
+    check_search_shapes,
+    plain_count,
+    refuse_queries,
+)
 from .cpu_search import SearchReport
 from .index_file import read_index, write_index
 from .rescore import exact_scores, pack_keys, unpack_keys
@@ -64,6 +72,7 @@ def mips_topk(queries: Tensor, blocks: Tensor, k: int, *, arithmetic: str | None
     """
     check_blocks(blocks)
     _check_choice("arithmetic", arithmetic, ARITHMETICS)
+    k = plain_count(k)
     with _plain():
         blocks = blocks.detach().contiguous()
         if blocks.is_cuda:
@@ -141,6 +150,7 @@ class BlockIndex:
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """`mips_topk` of queries [Q, D] over the index; `last_search` then tells how much was rescored."""
+        k = plain_count(k)
         with _plain():
             if self.blocks.is_cuda:
                 from realm_min.kernels import mips_topk as kernels

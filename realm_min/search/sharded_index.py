@@ -31,7 +31,7 @@ from ..kinds import checked, device_of
 from ..ranks.distributed import World, world
 from . import mips
 from .bounds import BASE_GROUP
-from .checks import check_rows
+from .checks import check_rows, plain_count
 from .mips import BlockIndex, SearchReport
 
 KEY = "block_emb"  # of the block embeddings in a checkpoint
@@ -188,8 +188,7 @@ class ShardedBlockIndex:
             ValueError: as `mips_topk`, on every rank, where one rank's queries or k cannot be searched; k or `same`
                 differ between the ranks, or the queries do that should be the same.
         """
-        started = time.perf_counter()
-        refusal = None
+        started, k, refusal = time.perf_counter(), plain_count(k), None
         try:
             kinds.check("same", same, bool)
             mips.check_search(queries, self._sample, k, total=len(self))

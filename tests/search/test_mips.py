@@ -297,6 +297,17 @@ def test_strided_input_half_queries_and_no_queries(path):
     assert scores.shape == ids.shape == (0, 5)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int64])
+def test_k_may_be_an_integer_of_numpy(kind):
+    generator = torch.Generator().manual_seed(0)
+    blocks, queries = (torch.randn(rows, 8, generator=generator) for rows in (1000, 2))
+    scores, ids = mips_topk(queries, blocks, 100)
+    for index in (BlockIndex(blocks), BlockIndex(blocks, "int8")):
+        found = index.search(queries, kind(100))  # 100 * 1000 is no uint8 and no int16
+        assert torch.equal(found[1], ids) and torch.allclose(found[0], scores)
+    assert torch.equal(mips_topk(queries, blocks, kind(100))[1], ids)
+
+
 def test_keys_rank_scores_then_ids():
     scores = torch.tensor([1.0, -1.0, 0.0, float("inf"), float("-inf"), 1.0, 1e-45, -1e-45])
     ids = torch.tensor([7, 3, 5, 9, 2, 4, (1 << 31) + 5, 0])
