@@ -126,7 +126,9 @@ def test_names_of_bert_have_no_owner(tmp_path, monkeypatch, vocabulary):
 
 
 @pytest.mark.parametrize("name", ["", "realm", "a/b/c", "../x", "google/", "/no/such/folder", "google/realm x"])
-def test_neither_folder_nor_hub_name(hub, name):
+def test_neither_folder_nor_hub_name(hub, name, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     for find in (find_folder, resolve_folder):
         with pytest.raises(FileNotFoundError, match="no folder .*: give the folder"):
             find(name)
