@@ -8,6 +8,8 @@ its span. A letter is never cut: it is a grapheme cluster, with its marks, joine
 
 from __future__ import annotations
 
+import functools
+
 from tokenizers import Regex, pre_tokenizers
 
 from .wordpiece import character_kind
@@ -49,6 +51,7 @@ def words(text: str) -> list[tuple[int, int]]:
     return found
 
 
+@functools.lru_cache(maxsize=4096)  # a text has few different ones
 def _cluster_kind(cluster: str) -> str:
     """BERT's class of a grapheme cluster's base, but "unspaced" for letters that are words by themselves."""
     base = next((char for char in cluster if character_kind(char) != "control"), cluster[0])
