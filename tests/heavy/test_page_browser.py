@@ -378,7 +378,8 @@ def test_the_page_adds_little_to_the_models_time(open_page, model, monkeypatch):
         spent.clear()
         started = time.perf_counter()
         page.keyboard.press("Enter")
-        page.get_by_role("heading", name=question).wait_for()
+        # Each frame is looked at: a locator that waits looks again after up to half a second.
+        page.wait_for_function("asked => document.querySelector('#view-ask h2').textContent === asked", arg=question)
         passed = time.perf_counter() - started
         of_model.append(sum(spent[:3]))  # after these comes the attention, which is drawn below the answer
         beside.append(passed - of_model[-1])
