@@ -85,6 +85,8 @@ def is_a(value: Any, kind: Any) -> bool:
         each_is = inner[0] if inner else Any
         if not (is_iterable(value) if origin in _ITERABLES else _is_sequence(value)):
             return False
+        if _is_tensor(value) and _without_numbers(value):
+            return False
         # What is only walked through once, as a generator is, is not walked through here.
         return each_is is Any or not isinstance(value, collections.abc.Sized) or _are(value, each_is)
     if origin in (collections.abc.Callable, Callable):

@@ -210,3 +210,10 @@ def test_what_is_no_device_is_named(device):
     with pytest.raises(ValueError, match="is no device of this machine .*: give"):
         kinds.device_of(device)
     assert kinds.device_of("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("kind", [list, list | np.ndarray | Tensor, Sequence[int], Iterable[int], list[int] | None])
+def test_a_tensor_without_numbers_is_no_list_of_them(kind):
+    whole = torch.ones(2, dtype=torch.int64)
+    assert is_a(whole, kind) and is_a(whole.numpy(), kind)
+    assert not is_a(whole.to("meta"), kind) and not is_a(whole.to_sparse(), kind)

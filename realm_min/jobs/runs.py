@@ -316,7 +316,7 @@ def _finetune(
     def measured() -> dict[str, float | None]:
         return means(result.measures for result in evaluate(model, dev, world=world()))
 
-    if dev:
+    if len(dev):
         run = replace(run, evaluate=measured)
     model.train()
     step = _finetuning_step(model, encoded, evidence, refresher, settings)

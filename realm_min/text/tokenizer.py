@@ -325,9 +325,9 @@ class RealmTokenizerFast(TokenizerSurface):
         # The library's stubs leave out the setters of these four.
         tokenizer.normalizer = normalizers.BertNormalizer(  # pyright: ignore[reportAttributeAccessIssue]
             clean_text=True,
-            handle_chinese_chars=self.tokenize_chinese_chars,
-            strip_accents=self.strip_accents,
-            lowercase=self.do_lower_case,
+            handle_chinese_chars=bool(self.tokenize_chinese_chars),
+            strip_accents=None if self.strip_accents is None else bool(self.strip_accents),
+            lowercase=bool(self.do_lower_case),
         )
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # pyright: ignore[reportAttributeAccessIssue]
         tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]

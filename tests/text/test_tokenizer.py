@@ -433,3 +433,15 @@ def test_the_factbook():
     sample = texts[::20]
     expected = theirs(sample).input_ids
     assert ours(sample).input_ids == tokenizers("by hand")[0](sample).input_ids == expected
+
+
+@pytest.mark.parametrize("flags", [(0, 0, 0), (1, 1, 1), (0, 1, 1), (1, None, 0)])
+def test_flags_of_the_fast_tokenizer_may_be_numbers(vocabulary, flags):
+    names = "do_lower_case", "strip_accents", "tokenize_chinese_chars"
+    given = dict(zip(names, flags, strict=True))
+    tokenizer = RealmTokenizerFast(vocabulary, **given)
+    plain = RealmTokenizerFast(
+        vocabulary, **{name: None if flag is None else bool(flag) for name, flag in given.items()}
+    )
+    text = "Ça va, 北京 São?"
+    assert tokenizer.tokenize(text) == plain.tokenize(text)
