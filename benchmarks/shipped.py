@@ -161,10 +161,13 @@ def fitted(rows: list[Row]) -> calibration.Calibration:
 
 def held_out_confidences(rows: list[Row]) -> tuple[list[float], list[bool]]:
     """P(right) of each answer and whether it is found, by a fit to the four fifths of the questions without it."""
-    ids = sorted({row["id"] for row in rows})  # a question that is of both kinds is left out of both
-    fold = {ids[i]: place % FOLDS for place, i in enumerate(np.random.default_rng(SEED).permutation(len(ids)))}
-    fits = [fitted([row for row in rows if fold[row["id"]] != left]) for left in range(FOLDS)]
-    asked = [(fits[fold[row["id"]]], float(row["p"]), float(row["score"])) for row in rows]
+    # A question that is of both kinds has an id in each, but the same answer: it is left out of both.
+    answers = [(row["p"], row["score"]) for row in rows]
+    some = sorted(set(answers))
+    fold = {some[i]: place % FOLDS for place, i in enumerate(np.random.default_rng(SEED).permutation(len(some)))}
+    pairs = list(zip(rows, answers, strict=True))
+    fits = [fitted([row for row, answer in pairs if fold[answer] != left]) for left in range(FOLDS)]
+    asked = [(fits[fold[answer]], float(row["p"]), float(row["score"])) for row, answer in pairs]
     return [fit.confidence(p, score) for fit, p, score in asked], [fit.found(p, score) for fit, p, score in asked]
 
 

@@ -14,7 +14,7 @@ The steps are the library's own: `embed`, `read`, their backward passes, `AdamW`
 
 `--seconds` shortens the schedules until they fit; a stage that is done is kept in --out and not run again. Word
 embeddings stay MiniLM's, so that embedder and reader share one table. With `--parts` what was learnt is also written in
-files of 15 MB, half precision, for a machine that gives back no larger ones; `default_model_file.py` packs them.
+files of 15 MB, half precision, for a machine that gives back no larger ones; `pack_default.py` packs them.
 
 The retriever's loss is -log of what the evidence has of the softmax over the batch's blocks, as the Inverse Cloze
 Task's, mixed with the cross-entropy to the teacher's softmax (Hinton et al. 2015), and a squared distance to the
