@@ -105,3 +105,12 @@ def test_what_confidence_is_worth_is_told_by_fits_without_the_question(tmp_path)
 def test_what_was_asked_for_in_training_is_seen():
     (pairs,) = shipped.pairs_of([Question("What money do they use in Kenya?", ["Kenyan shilling"])])
     assert ("Kenya", "kenyan shilling") in pairs
+
+
+def test_a_question_of_both_kinds_is_in_no_fit_that_judges_it():
+    ps = [(i + 0.5) / 60 for i in range(60)]
+    right = [str(int(i % 3 > 0)) for i in range(60)]
+    again = [row | {"id": f"w{row['id']}", "kind": "factbook"} for row in rows_of("leads", "dev", ps, right)]
+    confidences, found = shipped.held_out_confidences(rows_of("leads", "dev", ps, right) + again)
+    assert confidences[:60] == confidences[60:] and found[:60] == found[60:]
+    assert len({round(c, 12) for c in confidences}) == 60
