@@ -27,10 +27,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))  # stable: the others stay as they are
 
 
-@pytest.fixture(autouse=True)
-def torch_seed() -> None:
-    """Tests that draw from torch's global generator draw the same in any order."""
+@pytest.fixture(autouse=True, scope="module")
+def torch_seed_of_fixtures() -> None:
+    """What a module's fixtures draw from torch's global generator is the same after any other module."""
     import torch  # here: the process that hands out the files needs none of it, and takes seconds to import it
+
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def torch_seed(torch_seed_of_fixtures: None) -> None:
+    """Tests that draw from torch's global generator draw the same in any order."""
+    import torch
 
     torch.manual_seed(0)
 
