@@ -6,8 +6,8 @@ Symbols: Q queries, N blocks, D dimensions, S rows in the sample.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,11 +25,12 @@ from .bounds import (
     scan_queries,
 )
 from .checks import check_search
-from .rescore import best_keys, largest_keys, unpack_keys
+from .rescore import NO_KEY, exact_keys, largest_keys, unpack_keys
 from .scan import Pairs, all_products, pairs_reaching, query_dtype, scan_errors
 
 QUERIES_AT_ONCE = 64  # in one pass over the blocks
 SAMPLE_ROWS = (1 << 12, 1 << 14)  # that a threshold is guessed from, at least and at most, for small and large k
+SAMPLE_ROWS_A_QUERY = 1 << 8  # as well: more rows guess better, and so leave each query fewer pairs
 PAIRS = 1 << 22  # of a row and a query that are kept at once; then the best of them are chosen
 
 
@@ -61,22 +62,29 @@ def search(
         codes = Codes(codes.codes, None, 0, None, torch.empty(report.groups, dtype=torch.float64, device="cpu"))
     for start in range(0, queries.shape[0], QUERIES_AT_ONCE):
         coded = scan_queries(queries[start : start + QUERIES_AT_ONCE], codes, query_dtype(codes, arithmetic))
-        found = _Search(blocks, codes, k, arithmetic, fill_norms).answer(coded)
-        for i, best in enumerate(found):
-            keys[start + i] = best.keys
-            report.rescored_groups.append(best.groups)
-            report.rescored_rows.append(best.rows)
+        found = _Found.none(keys[start : start + QUERIES_AT_ONCE])
+        _Search(blocks, codes, k, arithmetic, fill_norms).answer(coded, found)
+        report.rescored_groups += found.groups.tolist()
+        report.rescored_rows += found.rows.tolist()
         fill_norms = False
     return *unpack_keys(keys), report
 
 
-@dataclass
-class _Best:
-    """Of one query, so far."""
+class _Found(NamedTuple):
+    """Of Q queries, so far."""
 
-    keys: Tensor  # best first, at most k
-    groups: int = 0  # rescored
-    rows: int = 0
+    keys: Tensor  # [Q, k] int64, best first; NO_KEY where there is none yet
+    groups: np.ndarray  # [Q] int64, rescored
+    rows: np.ndarray  # [Q] int64, rescored
+
+    @staticmethod
+    def none(keys: Tensor) -> _Found:
+        return _Found(keys.fill_(NO_KEY), *np.zeros((2, len(keys)), np.int64))
+
+    def thresholds(self) -> Tensor:
+        """What the last of its answers is above, -inf where there are fewer than k: [Q] float64."""
+        last = self.keys[:, -1]
+        return just_below(unpack_keys(last)[0]).masked_fill_(last == NO_KEY, -math.inf)
 
 
 @dataclass
@@ -89,35 +97,32 @@ class _Search:
     arithmetic: str
     fill_norms: bool  # of the codes, which have none yet
 
-    def answer(self, queries: ScanQueries) -> list[_Best]:
-        """The k best of each query; `fill_norms` has been done."""
+    def answer(self, queries: ScanQueries, found: _Found) -> None:
+        """Find the k best of each query; `fill_norms` has been done."""
         sample = _Sample(self, queries)
-        found = [_Best(torch.empty(0, dtype=torch.int64, device="cpu")) for _ in range(len(queries.unit))]
-        wanted, rank = torch.arange(len(found), device="cpu"), sample.first_rank(self.k)
+        wanted, rank = torch.arange(len(found.keys), device="cpu"), sample.first_rank(self.k)
         while len(wanted):
             guess = sample.thresholds(rank)[wanted]
-            some = [found[i] for i in wanted.tolist()]
-            for best in some:
-                best.keys = best.keys[:0]
+            some = _Found.none(torch.empty(len(wanted), self.k, dtype=torch.int64, device="cpu"))
             self._keep(queries.select(wanted), guess.clone(), some)
             self.fill_norms = False
+            places = wanted.numpy()
+            found.keys.numpy()[places] = some.keys.numpy()
+            found.groups[places] += some.groups
+            found.rows[places] += some.rows
             if rank > self.k:
                 break  # all rows were kept
             # Whatever was not kept is below the guess; so is no answer, where the k-th best is not.
-            reached = [
-                len(best.keys) == self.k and bool(_least(best) >= g) for best, g in zip(some, guess, strict=True)
-            ]
-            wanted = wanted[~torch.tensor(reached, device="cpu")]
+            wanted = wanted[~((some.keys[:, -1] != NO_KEY) & (some.thresholds() >= guess))]
             # What k rows of the sample reach, k of all do, unless blocks have changed since they were compressed.
             rank = self.k + len(self.blocks) if rank == self.k else min(self.k, 4 * rank)
-        if any(len(best.keys) < self.k for best in found):
+        if (found.keys[:, -1] == NO_KEY).any():
             refuse_non_finite(self.blocks, 0)
-        return found
 
-    def _keep(self, queries: ScanQueries, thresholds: Tensor, best: list[_Best]) -> None:
+    def _keep(self, queries: ScanQueries, thresholds: Tensor, found: _Found) -> None:
         """Scan all rows, and choose the best of those that reach thresholds [q], which rise on the way."""
         errors = scan_errors(self.codes, self.arithmetic)
-        n, q = len(self.blocks), len(best)
+        n, q = len(self.blocks), len(thresholds)
         step = max(1, PAIRS // (q * BASE_GROUP)) * BASE_GROUP
         waiting: list[Pairs] = []
         for start in range(0, n, step):
@@ -125,40 +130,40 @@ class _Search:
             weights = queries.limit_weights(thresholds, errors)
             waiting.append(pairs_reaching(self.codes, queries, weights, rows, self.arithmetic, self.fill_norms))
             if rows.stop == n or sum(len(pairs.rows) for pairs in waiting) > PAIRS:
-                self._choose(Pairs.join(waiting), queries, thresholds, best)
+                self._choose(Pairs.join(waiting), queries, thresholds, found)
                 waiting = []
 
-    def _choose(self, pairs: Pairs, queries: ScanQueries, thresholds: Tensor, best: list[_Best]) -> None:
-        """Certify and rescore the pairs, query by query, and raise the thresholds to what was found."""
-        errors = scan_errors(self.codes, self.arithmetic)
-        for i, rows, values in _by_query(pairs, len(best)):
-            query = torch.full_like(rows, i)
-            lower, upper = pair_ends((rows // BASE_GROUP, query, values), self.codes, queries, errors)
-            if len(lower) >= self.k:
-                threshold = just_below(kth_largest(lower[None], self.k))
-                rows = rows[upper >= torch.maximum(threshold, thresholds[i])]
-            rows = rows.sort().values
-            keys = best_keys(self.blocks, queries.exact[i], rows, self.k)
-            best[i].keys = largest_keys(torch.cat([best[i].keys, keys]), self.k)
-            best[i].rows += len(rows)
-            best[i].groups += len((rows // BASE_GROUP).unique_consecutive())
-            if len(best[i].keys) == self.k:
-                thresholds[i] = torch.maximum(thresholds[i], _least(best[i]))
+    def _choose(self, pairs: Pairs, queries: ScanQueries, thresholds: Tensor, found: _Found) -> None:
+        """Certify and rescore the pairs, and raise the thresholds to what was found."""
+        query, rows, values = _by_query(pairs, len(thresholds))
+        base = rows // BASE_GROUP
+        lower, upper = pair_ends((base, query, values), self.codes, queries, scan_errors(self.codes, self.arithmetic))
+        counts = torch.bincount(query, minlength=len(thresholds)).tolist()
+        certified = [just_below(kth_largest(ends[None], self.k)) for ends in lower.split(counts) if len(ends) >= self.k]
+        enough = torch.tensor([count >= self.k for count in counts], device="cpu")
+        limits = thresholds.clone()
+        if certified:
+            limits[enough] = torch.maximum(limits[enough], torch.cat(certified))
+        kept = upper >= limits[query]
+        query, rows, base = query[kept], rows[kept], base[kept]
+        keys = exact_keys(self.blocks, queries.exact, query, rows)
+        counts = torch.bincount(query, minlength=len(thresholds))
+        for i, some in enumerate(keys.split(counts.tolist())):
+            if len(some):
+                found.keys[i] = largest_keys(torch.cat([found.keys[i], some]), self.k)
+        found.rows[:] += counts.numpy()
+        first = torch.ones_like(base, dtype=torch.bool)  # of its base group's rows
+        first[1:] = (base[1:] != base[:-1]) | (query[1:] != query[:-1])
+        found.groups[:] += torch.bincount(query[first], minlength=len(thresholds)).numpy()
+        torch.maximum(thresholds, found.thresholds(), out=thresholds)
 
 
-def _least(best: _Best) -> Tensor:
-    """What the last of its answers is above: [] float64."""
-    return just_below(unpack_keys(best.keys[-1:])[0])[0]
-
-
-def _by_query(pairs: Pairs, q: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The pairs of each query that has some: its number, rows and values."""
+def _by_query(pairs: Pairs, q: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs by query, and by row within: queries, rows, values."""
+    # The scan goes through the rows in order.
     order = np.argsort(pairs.queries.astype(np.uint8), kind="stable") if q > 1 else slice(None)
-    rows, values = torch.from_numpy(pairs.rows[order]), torch.from_numpy(pairs.values[order])
-    counts = np.bincount(pairs.queries, minlength=q).tolist()
-    for i, (some, of_them) in enumerate(zip(rows.split(counts), values.split(counts), strict=True)):
-        if len(some):
-            yield i, some, of_them
+    query, rows, values = (torch.from_numpy(part[order]) for part in (pairs.queries, pairs.rows, pairs.values))
+    return query, rows, values
 
 
 class _Sample:
@@ -168,7 +173,8 @@ class _Sample:
         codes = search.codes
         self.n, self.queries = len(codes.codes), queries
         least, most = SAMPLE_ROWS
-        rows = torch.arange(0, self.n, -(-self.n // min(max(4 * search.k, least), most)), device="cpu")
+        wanted = min(max(4 * search.k, SAMPLE_ROWS_A_QUERY * len(queries.unit), least), most)
+        rows = torch.arange(0, self.n, -(-self.n // wanted), device="cpu")
         base = rows // BASE_GROUP
         some = codes.codes.index_select(0, rows)
         scale, residual, norm = (

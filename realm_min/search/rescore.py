@@ -11,13 +11,18 @@ import torch
 from torch import Tensor
 
 EXACT_ELEMENTS = 1 << 19  # of rows that are scored in float64 at once
+NO_KEY = -(1 << 63)  # below the key of any score
 
 
-def best_keys(blocks: Tensor, query: Tensor, rows: Tensor, k: int) -> Tensor:
-    """The keys of the k best of `rows` [n] int64 of blocks [N, D] for query [D] float64, best first. -> [<= k] int64"""
+def exact_keys(blocks: Tensor, queries: Tensor, query: Tensor, rows: Tensor) -> Tensor:
+    """The keys of pairs: row rows[i] of blocks [N, D] for query query[i] of queries [Q, D] float64. -> [pairs] int64"""
+    keys = torch.empty_like(rows)
     step = max(1, EXACT_ELEMENTS // blocks.shape[1])
-    keys = [pack_keys(exact_scores(blocks.index_select(0, some), query), some) for some in rows.split(step)]
-    return largest_keys(torch.cat(keys), k)
+    for i in range(0, len(rows), step):
+        some = rows[i : i + step]
+        asked = queries if len(queries) == 1 else queries.index_select(0, query[i : i + step])
+        keys[i : i + step] = pack_keys(exact_scores(blocks.index_select(0, some), asked), some)
+    return keys
 
 
 def largest_keys(keys: Tensor, k: int) -> Tensor:
@@ -27,7 +32,7 @@ def largest_keys(keys: Tensor, k: int) -> Tensor:
 
 
 def exact_scores(rows: Tensor, query: Tensor) -> Tensor:
-    """The returned score: rows [n, D] . query [D] float64 -> [n] float32.
+    """The returned score: rows [n, D] . query [D] or [n, D] float64 -> [n] float32.
 
     Halves are added to halves, so that the order of the sum depends on D alone. Products of float32 are exact in
     float64, and the sum of D of them is off by under 2**-43 of ||q|| ||e||, far below the final rounding.

@@ -221,7 +221,9 @@ def test_ends_of_what_a_scan_finds_hold_the_true_score(arithmetic):
         weights = queries.limit_weights(torch.full((5,), -math.inf, dtype=torch.float64), errors)
         pairs = scan.pairs_reaching(codes, queries, weights, range(333), arithmetic)
         assert len(pairs.rows) == 5 * 333
-        for i, rows, values in cpu_search._by_query(pairs, 5):
-            lower, upper = pair_ends((rows // 16, torch.full_like(rows, i), values), codes, queries, errors)
-            true = blocks[rows].double() @ queries.exact[i]
-            assert (lower <= true).all() and (true <= upper).all()
+        query, rows, values = cpu_search._by_query(pairs, 5)
+        assert torch.equal(query, torch.arange(5).repeat_interleave(333))
+        assert torch.equal(rows, torch.arange(333).repeat(5))
+        lower, upper = pair_ends((rows // 16, query, values), codes, queries, errors)
+        true = (blocks[rows].double() * queries.exact[query]).sum(1)
+        assert (lower <= true).all() and (true <= upper).all()
