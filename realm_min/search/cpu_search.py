@@ -30,7 +30,7 @@ from .scan import Pairs, all_products, pairs_reaching, query_dtype, scan_errors
 
 QUERIES_AT_ONCE = 64  # in one pass over the blocks
 SAMPLE_ROWS = (1 << 12, 1 << 14)  # that a threshold is guessed from, at least and at most, for small and large k
-SAMPLE_ROWS_A_QUERY = 1 << 8  # as well: more rows guess better, and so leave each query fewer pairs
+SAMPLE_ROWS_A_QUERY = 1 << 8  # of a sample that was kept: more rows guess better, and leave each query fewer pairs
 PAIRS = 1 << 22  # of a row and a query that are kept at once; then the best of them are chosen
 
 
@@ -48,11 +48,12 @@ class SearchReport:
 
 
 def search(
-    queries: Tensor, blocks: Tensor, codes: Codes, k: int, arithmetic: str
+    queries: Tensor, blocks: Tensor, codes: Codes, k: int, arithmetic: str, sample: Codes | None = None
 ) -> tuple[Tensor, Tensor, SearchReport]:
     """Exact top-k of queries [Q, D] over blocks [N, D] scanned through `codes`. -> scores, ids, report
 
     codes: without norms, they are taken while scanning, and blocks that are not finite refused.
+    sample: `sample_codes` of them, where they were kept; rows all over the memory take long to fetch.
     """
     check_search(queries, blocks, k)
     report = SearchReport(BASE_GROUP, -(-blocks.shape[0] // BASE_GROUP), [], [])
@@ -63,7 +64,7 @@ def search(
     for start in range(0, queries.shape[0], QUERIES_AT_ONCE):
         coded = scan_queries(queries[start : start + QUERIES_AT_ONCE], codes, query_dtype(codes, arithmetic))
         found = _Found.none(keys[start : start + QUERIES_AT_ONCE])
-        _Search(blocks, codes, k, arithmetic, fill_norms).answer(coded, found)
+        _Search(blocks, codes, sample, k, arithmetic, fill_norms).answer(coded, found)
         report.rescored_groups += found.groups.tolist()
         report.rescored_rows += found.rows.tolist()
         fill_norms = False
@@ -93,6 +94,7 @@ class _Search:
 
     blocks: Tensor  # [N, D]
     codes: Codes
+    sample: Codes | None
     k: int
     arithmetic: str
     fill_norms: bool  # of the codes, which have none yet
@@ -166,25 +168,35 @@ def _by_query(pairs: Pairs, q: int) -> tuple[Tensor, Tensor, Tensor]:
     return query, rows, values
 
 
+def sample_codes(codes: Codes, count: int) -> Codes:
+    """About `count` evenly spaced rows, each a base group of its own. The first of them are nearly evenly spaced, too."""
+    rows = torch.arange(0, len(codes.codes), -(-len(codes.codes) // count), device="cpu")
+    rows = torch.cat([rows[start::4] for start in (0, 2, 1, 3)])
+    base = rows // BASE_GROUP
+    some = codes.codes.index_select(0, rows)
+    scale, residual, norm = (None if part is None else part[base] for part in (codes.scale, codes.residual, codes.norm))
+    return Codes(some, scale, codes.exponent, residual, norm)
+
+
 class _Sample:
     """Evenly spaced rows and their scores, to guess a threshold from."""
 
     def __init__(self, search: _Search, queries: ScanQueries) -> None:
-        codes = search.codes
-        self.n, self.queries = len(codes.codes), queries
+        self.n, self.queries = len(search.codes.codes), queries
         least, most = SAMPLE_ROWS
-        wanted = min(max(4 * search.k, SAMPLE_ROWS_A_QUERY * len(queries.unit), least), most)
-        rows = torch.arange(0, self.n, -(-self.n // wanted), device="cpu")
-        base = rows // BASE_GROUP
-        some = codes.codes.index_select(0, rows)
-        scale, residual, norm = (
-            None if part is None else part[base] for part in (codes.scale, codes.residual, codes.norm)
-        )
-        if search.fill_norms:
-            norm = some.double().norm(dim=1) * (1 + 1e-12)
-        self.codes = Codes(some, scale, codes.exponent, residual, norm)  # each row a group of its own
-        self.errors = scan_errors(codes, search.arithmetic)
+        if search.sample is None:
+            self.codes = sample_codes(search.codes, min(max(4 * search.k, least), most))
+            if search.fill_norms:
+                self.codes.norm = self.codes.codes.double().norm(dim=1) * (1 + 1e-12)
+        else:
+            wanted = slice(max(4 * search.k, SAMPLE_ROWS_A_QUERY * len(queries.unit), least))
+            whole = search.sample
+            parts = (whole.codes, whole.scale, whole.residual, whole.norm)
+            some, scale, residual, norm = (None if part is None else part[wanted] for part in parts)
+            self.codes = Codes(some, scale, whole.exponent, residual, norm)
+        self.errors = scan_errors(self.codes, search.arithmetic)
         self.values = all_products(self.codes, queries, search.arithmetic).t().contiguous()  # [Q, S]
+        scale = self.codes.scale
         self.scores = self.values if scale is None else self.values * code_scale(scale)
 
     def first_rank(self, k: int) -> int:

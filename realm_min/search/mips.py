@@ -119,6 +119,7 @@ class BlockIndex:
             self._codes = compress(self.blocks, compression, first)
         self.compression, self.scan, self.arithmetic = compression, scan, arithmetic
         self.chosen: dict[int, Way] = {}  # by the number of queries it was measured with
+        self._samples: dict[str, Codes] = {}  # of what each scan reads
         self.last_search: SearchReport | None = None
 
     def __len__(self) -> int:
@@ -158,13 +159,16 @@ class BlockIndex:
                 scores, ids, self.last_search = kernels.search(queries, self.blocks, self._codes, k)
             else:
                 check_search(queries, self.blocks, k)
-                codes, arithmetic = self._scanned(len(queries))
-                found = cpu_search.search(queries.detach(), self.blocks, codes, k, arithmetic)
+                codes, way = self._scanned(len(queries))
+                if way.scan not in self._samples:
+                    self._samples[way.scan] = cpu_search.sample_codes(codes, cpu_search.SAMPLE_ROWS[1])
+                sample = self._samples[way.scan]
+                found = cpu_search.search(queries.detach(), self.blocks, codes, k, way.arithmetic, sample)
                 scores, ids, self.last_search = found
         return scores, ids
 
-    def _scanned(self, queries: int) -> tuple[Codes, str]:
-        """What a search for so many queries reads on this CPU, and its arithmetic."""
+    def _scanned(self, queries: int) -> tuple[Codes, Way]:
+        """What a search for so many queries reads on this CPU, and how."""
         codes = self._codes
         dtypes = {"codes": codes.codes.dtype, "blocks": self.blocks.dtype}
         if codes.residual is None or self.scan == "codes":
@@ -175,7 +179,7 @@ class BlockIndex:
         self.chosen[measured_queries(queries)] = way
         if way.scan == "blocks" and codes.norm is not None and codes.residual is not None:  # ||e|| <= ||ê|| + r
             codes = Codes(self.blocks, None, 0, None, codes.norm + codes.residual)
-        return codes, way.arithmetic
+        return codes, way
 
     @checked
     def to(self, device: str | torch.device) -> BlockIndex:
@@ -214,7 +218,7 @@ class BlockIndex:
         index = cls.__new__(cls)
         index.blocks, index.compression, index.last_search = tensors["blocks"], header["compression"], None
         index.scan = index.arithmetic = None  # the machine may be another
-        index.chosen = {}
+        index.chosen, index._samples = {}, {}
         index._codes = Codes(
             codes=tensors.get("codes", tensors["blocks"]),
             scale=tensors.get("scale"),

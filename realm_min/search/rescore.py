@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-EXACT_ELEMENTS = 1 << 19  # of rows that are scored in float64 at once
+# Of rows that are scored in float64 at once. In pieces no larger torch computes by one thread: its threads and those that
+# NumPy's product left waiting for work would take the cores from each other.
+EXACT_ELEMENTS = 1 << 19
 NO_KEY = -(1 << 63)  # below the key of any score
 
 

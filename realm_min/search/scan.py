@@ -30,7 +30,7 @@ from .bounds import BASE_GROUP, Codes, Rounding, ScanQueries, base_norms, limit_
 
 ARITHMETICS = ("torch", "numpy", "native")
 TILE_BYTES = 16 << 20  # of codes multiplied at once where they are read once: few tiles cost the fewest calls
-STAGED_BYTES = {"numpy": 1 << 20, "torch": 2 << 20}  # of float32 rows that are read twice, from cache the second time
+STAGED_BYTES = {"numpy": 1 << 20, "torch": 4 << 20}  # of float32 rows that are read twice, from cache the second time
 SCORES_BYTES = {"numpy": 1 << 20, "torch": 4 << 20}  # of products that stay in cache until they are held to limits
 # Below all limits: what stands where there is no row.
 LOWEST = {torch.float32: -math.inf, torch.bfloat16: -math.inf, torch.int32: -(1 << 31)}
@@ -132,7 +132,7 @@ class _Products:
 
     def __init__(self, codes: Tensor, queries: Tensor, rows: int, with_squares: bool) -> None:
         q, d = queries.shape
-        staged = with_squares or decodes(codes, queries)
+        staged = with_squares or decodes(codes, queries) or (q == 1 and self.LIBRARY == "torch")
         row_bytes = 4 * d if staged else d * codes.element_size()
         tile = _whole_groups((STAGED_BYTES[self.LIBRARY] if staged else TILE_BYTES) // row_bytes)
         segment = _whole_groups(SCORES_BYTES[self.LIBRARY] // (4 * q))
@@ -202,6 +202,15 @@ class _NumpyProducts(_Products):
         return rows, queries, array.reshape(-1)[places].astype(np.float64)
 
 
+def sum_groups(rows: Tensor, out: Tensor) -> None:
+    """Of every base group of rows [n, D] float32, the last maybe short, into out [bases ..]."""
+    n, d = rows.shape
+    whole = n // BASE_GROUP
+    torch.sum(rows[: whole * BASE_GROUP].view(whole, BASE_GROUP * d), 1, out=out[:whole])
+    if n % BASE_GROUP:
+        out[whole] = rows[whole * BASE_GROUP :].sum()
+
+
 def sum_squares(rows: np.ndarray, out: np.ndarray) -> None:
     """Of every base group of rows [n, D] float32, the last maybe short, into out [bases ..]."""
     n, d = rows.shape
@@ -219,6 +228,9 @@ def sum_squares(rows: np.ndarray, out: np.ndarray) -> None:
 class _TorchProducts(_Products):
     """By torch.
 
+    One query: a matrix times a vector is one thread's work in the library that torch calls, and waits for memory half of
+    the time. So rows are multiplied by the query element by element, and summed, which all cores do.
+
     Few queries leave most lanes of the matrix units empty and make them wait for memory. So `fold` rows are laid end
     to end as one long row, which is how they lie in memory, and multiplied by a block-diagonal copy of the queries:
     the same products, read as one stream. The added terms are zeros, so no product changes.
@@ -230,6 +242,9 @@ class _TorchProducts(_Products):
         super().__init__(codes, queries, rows, with_squares)
         q, d = queries.shape
         self.codes, self.columns = codes, queries.t()
+        self.one = queries[0] if q == 1 and queries.dtype == torch.float32 else None
+        by_element = with_squares or (self.one is not None and self.decoded is None)
+        self.terms = queries.new_empty(self.tile, d, dtype=torch.float32) if by_element else None
         self.fold = 1
         while queries.dtype != torch.float32 and self.fold * 2 * q <= 16 and self.fold * 2 * d <= 2048:
             self.fold *= 2
@@ -243,13 +258,18 @@ class _TorchProducts(_Products):
         if self.decoded is not None:
             rows = self.decoded[: stop - start].copy_(rows)
         n, d = rows.shape
+        if self.squares is not None:
+            assert self.terms is not None
+            sum_groups(torch.mul(rows, rows, out=self.terms[:n]), self.squares[place // BASE_GROUP :])
+        if self.one is not None:
+            terms = rows if self.terms is None else self.terms[:n]
+            torch.sum(torch.mul(rows, self.one, out=terms), 1, out=out[:, 0])
+            return
         whole = n // self.fold * self.fold if self.fold > 1 else 0
         if whole:
             _matmul(rows[:whole].view(-1, self.fold * d), self.diagonal, out[:whole].view(-1, self.diagonal.shape[1]))
         if whole < n:
             _matmul(rows[whole:], self.columns, out[whole:])
-        if self.squares is not None:
-            sum_squares(rows.numpy(), self.squares[place // BASE_GROUP :].numpy())
 
     def reaching(self, found: Tensor, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         bases, q = limits.shape
