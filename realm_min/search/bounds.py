@@ -191,18 +191,18 @@ def pair_ends(
     return values - slack, values + slack
 
 
-def base_norms(squares: Tensor, rows: Tensor, start: int) -> Tensor:
+def base_norms(norms: Tensor, rows: Tensor, start: int) -> Tensor:
     """Bounds on the norms of rows [n, D] float32, numbered from `start`, for each base group. -> [bases] float64
 
-    squares: sums of squares of whole base groups, in float32: the norm of all rows bounds that of each. Squares below
-    2**-126 may have vanished, hence the addend; where squares overflow, the largest norm there is takes their place.
+    norms: of all the numbers of a base group, in float32: it bounds that of each row. Squares below 2**-126 may have
+    vanished, hence the addend; where squares overflow, the largest norm there is takes their place.
     Raises ValueError when they did because a row is not finite.
     """
-    if not squares.isfinite().all():
+    if not norms.isfinite().all():
         refuse_non_finite(rows, start)
     size = BASE_GROUP * rows.shape[1]
     largest = math.sqrt(size) * torch.finfo(torch.float32).max
-    norms = squares.double().sqrt() * (1 + size * 2.0**-23) + math.sqrt(size) * 2.0**-62
+    norms = norms.double() * (1 + size * 2.0**-23) + math.sqrt(size) * 2.0**-62
     return norms.nan_to_num_(largest, largest)
 
 

@@ -30,7 +30,7 @@ from .scan import Pairs, all_products, pairs_reaching, query_dtype, scan_errors
 
 QUERIES_AT_ONCE = 64  # in one pass over the blocks
 SAMPLE_ROWS = (1 << 12, 1 << 14)  # that a threshold is guessed from, at least and at most, for small and large k
-SAMPLE_ROWS_A_QUERY = 1 << 8  # of a sample that was kept: more rows guess better, and leave each query fewer pairs
+SAMPLE_ROWS_A_QUERY = 1 << 10  # as well: more rows guess better, and leave each query fewer pairs
 PAIRS = 1 << 22  # of a row and a query that are kept at once; then the best of them are chosen
 
 
@@ -169,7 +169,7 @@ def _by_query(pairs: Pairs, q: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def sample_codes(codes: Codes, count: int) -> Codes:
-    """About `count` evenly spaced rows, each a base group of its own. The first of them are nearly evenly spaced, too."""
+    """About `count` evenly spaced rows, each a base group of its own; the first of them are nearly so, too."""
     rows = torch.arange(0, len(codes.codes), -(-len(codes.codes) // count), device="cpu")
     rows = torch.cat([rows[start::4] for start in (0, 2, 1, 3)])
     base = rows // BASE_GROUP
@@ -178,22 +178,27 @@ def sample_codes(codes: Codes, count: int) -> Codes:
     return Codes(some, scale, codes.exponent, residual, norm)
 
 
+def first_rows(sample: Codes, count: int) -> Codes:
+    """The first `count` rows of a sample."""
+    scale, residual, norm = (
+        part if part is None else part[:count] for part in (sample.scale, sample.residual, sample.norm)
+    )
+    return Codes(sample.codes[:count], scale, sample.exponent, residual, norm)
+
+
 class _Sample:
     """Evenly spaced rows and their scores, to guess a threshold from."""
 
     def __init__(self, search: _Search, queries: ScanQueries) -> None:
         self.n, self.queries = len(search.codes.codes), queries
         least, most = SAMPLE_ROWS
+        wanted = min(max(4 * search.k, SAMPLE_ROWS_A_QUERY * len(queries.unit), least), most)
         if search.sample is None:
-            self.codes = sample_codes(search.codes, min(max(4 * search.k, least), most))
+            self.codes = sample_codes(search.codes, wanted)
             if search.fill_norms:
                 self.codes.norm = self.codes.codes.double().norm(dim=1) * (1 + 1e-12)
         else:
-            wanted = slice(max(4 * search.k, SAMPLE_ROWS_A_QUERY * len(queries.unit), least))
-            whole = search.sample
-            parts = (whole.codes, whole.scale, whole.residual, whole.norm)
-            some, scale, residual, norm = (None if part is None else part[wanted] for part in parts)
-            self.codes = Codes(some, scale, whole.exponent, residual, norm)
+            self.codes = first_rows(search.sample, wanted)
         self.errors = scan_errors(self.codes, search.arithmetic)
         self.values = all_products(self.codes, queries, search.arithmetic).t().contiguous()  # [Q, S]
         scale = self.codes.scale

@@ -80,9 +80,10 @@ def mips_topk(queries: Tensor, blocks: Tensor, k: int, *, arithmetic: str | None
 
             return kernels.mips_topk(queries, blocks, k)
         check_search(queries, blocks, k)
+        codes = Codes(blocks, None, 0, None, None)
         if arithmetic is None:
-            arithmetic = _way((("blocks", blocks.dtype),), blocks.shape, len(queries), fill_norms=True).arithmetic
-        return cpu_search.search(queries.detach(), blocks, Codes(blocks, None, 0, None, None), k, arithmetic)[:2]
+            arithmetic = _way({"blocks": codes}, len(queries), fill_norms=True).arithmetic
+        return cpu_search.search(queries.detach(), blocks, codes, k, arithmetic)[:2]
 
 
 class BlockIndex:
@@ -170,16 +171,14 @@ class BlockIndex:
     def _scanned(self, queries: int) -> tuple[Codes, Way]:
         """What a search for so many queries reads on this CPU, and how."""
         codes = self._codes
-        dtypes = {"codes": codes.codes.dtype, "blocks": self.blocks.dtype}
-        if codes.residual is None or self.scan == "codes":
-            del dtypes["blocks"]
-        elif self.scan == "blocks":
-            del dtypes["codes"]
-        way = _way(tuple(dtypes.items()), self.blocks.shape, queries, self.arithmetic)
+        readable = {"codes": codes}
+        if codes.residual is not None and codes.norm is not None and self.scan != "codes":  # ||e|| <= ||ê|| + r
+            readable["blocks"] = Codes(self.blocks, None, 0, None, codes.norm + codes.residual)
+            if self.scan == "blocks":
+                del readable["codes"]
+        way = _way(readable, queries, self.arithmetic)
         self.chosen[measured_queries(queries)] = way
-        if way.scan == "blocks" and codes.norm is not None and codes.residual is not None:  # ||e|| <= ||ê|| + r
-            codes = Codes(self.blocks, None, 0, None, codes.norm + codes.residual)
-        return codes, way
+        return readable[way.scan], way
 
     @checked
     def to(self, device: str | torch.device) -> BlockIndex:
@@ -241,15 +240,10 @@ def _plain() -> Iterator[None]:
         yield
 
 
-def _way(
-    dtypes: tuple[tuple[str, torch.dtype], ...],
-    shape: torch.Size,
-    queries: int,
-    arithmetic: str | None = None,
-    fill_norms: bool = False,
-) -> Way:
-    """How to scan blocks of a shape, [N, D], of what can be read, (scan, dtype) each."""
+def _way(readable: dict[str, Codes], queries: int, arithmetic: str | None = None, fill_norms: bool = False) -> Way:
+    """How to scan one of what can be read, by the name of each scan."""
     arithmetics = ARITHMETICS if arithmetic is None else (arithmetic,)
-    if shape[0] < SMALL or (len(dtypes) == len(arithmetics) == 1):
-        return Way(dtypes[-1][0], arithmetics[0])
-    return fastest(dtypes, arithmetics, shape[1], measured_queries(queries), torch.get_num_threads(), fill_norms)
+    *_, (scan, codes) = readable.items()
+    if len(codes.codes) < SMALL or (len(readable) == len(arithmetics) == 1):
+        return Way(scan, arithmetics[0])
+    return fastest(readable, arithmetics, measured_queries(queries), torch.get_num_threads(), fill_norms)

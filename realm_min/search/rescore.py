@@ -10,9 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Of rows that are scored in float64 at once. In pieces no larger torch computes by one thread: its threads and those that
-# NumPy's product left waiting for work would take the cores from each other.
-EXACT_ELEMENTS = 1 << 19
+EXACT_ELEMENTS = 1 << 19  # of rows that are scored in float64 at once
 NO_KEY = -(1 << 63)  # below the key of any score
 
 

@@ -31,7 +31,7 @@ from .bounds import BASE_GROUP, Codes, Rounding, ScanQueries, base_norms, limit_
 ARITHMETICS = ("torch", "numpy", "native")
 TILE_BYTES = 16 << 20  # of codes multiplied at once where they are read once: few tiles cost the fewest calls
 STAGED_BYTES = {"numpy": 1 << 20, "torch": 4 << 20}  # of float32 rows that are read twice, from cache the second time
-SCORES_BYTES = {"numpy": 1 << 20, "torch": 4 << 20}  # of products that stay in cache until they are held to limits
+SCORES_BYTES = {"numpy": 1 << 20, "torch": 8 << 20}  # of products that stay in cache until they are held to limits
 # Below all limits: what stands where there is no row.
 LOWEST = {torch.float32: -math.inf, torch.bfloat16: -math.inf, torch.int32: -(1 << 31)}
 
@@ -109,10 +109,10 @@ def _reaching(codes: Codes, products: _Products, weights: Tensor, rows: range) -
     """The pairs of a segment of rows."""
     found = products.fill(rows)
     bases = slice(rows.start // BASE_GROUP, -(-rows.stop // BASE_GROUP))
-    if products.squares is not None:
+    if products.norms is not None:
         assert codes.norm is not None
-        squares = products.squares[: bases.stop - bases.start]
-        codes.norm[bases] = base_norms(squares, codes.codes[rows.start : rows.stop], rows.start)
+        norms = products.norms[: bases.stop - bases.start]
+        codes.norm[bases] = base_norms(norms, codes.codes[rows.start : rows.stop], rows.start)
     limits = np.dot(limit_terms(codes, bases).numpy(), weights.numpy())  # [bases, Q]
     if found.dtype == torch.int32:
         limits = np.clip(np.ceil(limits), 1 - 2**31, 2**31 - 1).astype(np.int32)
@@ -125,14 +125,15 @@ def _reaching(codes: Codes, products: _Products, weights: Tensor, rows: range) -
 class _Products:
     """One thread's products of some codes and queries, a segment of rows at a time, and its buffers.
 
-    rows: that it is to multiply. with_squares: the sum of squares of each base group is taken too.
+    rows: that it is to multiply. with_norms: the norm of all rows of a base group is taken too.
     """
 
     LIBRARY = ""
 
-    def __init__(self, codes: Tensor, queries: Tensor, rows: int, with_squares: bool) -> None:
+    def __init__(self, codes: Tensor, queries: Tensor, rows: int, with_norms: bool) -> None:
         q, d = queries.shape
-        staged = with_squares or decodes(codes, queries) or (q == 1 and self.LIBRARY == "torch")
+        by_element = q == 1 and self.LIBRARY == "torch" and queries.dtype == torch.float32
+        staged = with_norms or decodes(codes, queries) or by_element
         row_bytes = 4 * d if staged else d * codes.element_size()
         tile = _whole_groups((STAGED_BYTES[self.LIBRARY] if staged else TILE_BYTES) // row_bytes)
         segment = _whole_groups(SCORES_BYTES[self.LIBRARY] // (4 * q))
@@ -143,7 +144,7 @@ class _Products:
         dtype = torch.int32 if queries.dtype == torch.int8 else queries.dtype
         self.found = queries.new_empty(self.segment, q, dtype=dtype)
         self.decoded = queries.new_empty(self.tile, d, dtype=torch.float32) if decodes(codes, queries) else None
-        self.squares = queries.new_empty(self.segment // BASE_GROUP, dtype=torch.float32) if with_squares else None
+        self.norms = queries.new_empty(self.segment // BASE_GROUP, dtype=torch.float32) if with_norms else None
 
     def fill(self, rows: range) -> Tensor:
         """The products of a segment of rows, its last base group filled up with the lowest number: [.., Q]"""
@@ -167,23 +168,22 @@ class _NumpyProducts(_Products):
 
     LIBRARY = "numpy"
 
-    def __init__(self, codes: Tensor, queries: Tensor, rows: int, with_squares: bool) -> None:
-        super().__init__(codes, queries, rows, with_squares)
+    def __init__(self, codes: Tensor, queries: Tensor, rows: int, with_norms: bool) -> None:
+        super().__init__(codes, queries, rows, with_norms)
         one = len(queries) == 1
         self.is_bfloat16 = codes.dtype == torch.bfloat16
         self.codes = (codes.view(torch.int16) if self.is_bfloat16 else codes).numpy()
         self.columns = queries[0].numpy() if one else np.ascontiguousarray(queries.numpy().T)  # [D] or [D, Q]
         self.out = self.found[:, 0].numpy() if one else self.found.numpy()
         self.rows = None if self.decoded is None else self.decoded.numpy()
-        self.sums = None if self.squares is None else self.squares.numpy()
 
     def _multiply(self, start: int, stop: int, place: int) -> None:
         rows = self.codes[start:stop]
         if self.rows is not None:
             rows = self._decode(rows, self.rows[: stop - start])
         np.dot(rows, self.columns, out=self.out[place : place + stop - start])
-        if self.sums is not None:
-            sum_squares(rows, self.sums[place // BASE_GROUP :])
+        if self.norms is not None:
+            norms_by_numpy(rows, self.norms[place // BASE_GROUP :].numpy())
 
     def _decode(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
         if self.is_bfloat16:  # the upper half of a float32
@@ -202,17 +202,19 @@ class _NumpyProducts(_Products):
         return rows, queries, array.reshape(-1)[places].astype(np.float64)
 
 
-def sum_groups(rows: Tensor, out: Tensor) -> None:
-    """Of every base group of rows [n, D] float32, the last maybe short, into out [bases ..]."""
+def norms_by_torch(rows: Tensor, out: Tensor) -> None:
+    """Of every base group of rows [n, D] float32, the last maybe short, the norm of all its numbers: out [bases ..]."""
     n, d = rows.shape
     whole = n // BASE_GROUP
-    torch.sum(rows[: whole * BASE_GROUP].view(whole, BASE_GROUP * d), 1, out=out[:whole])
+    if whole:
+        long = rows[: whole * BASE_GROUP].view(whole, BASE_GROUP * d)
+        torch.linalg.vector_norm(long, dim=1, out=out[:whole])
     if n % BASE_GROUP:
-        out[whole] = rows[whole * BASE_GROUP :].sum()
+        out[whole] = torch.linalg.vector_norm(rows[whole * BASE_GROUP :])
 
 
-def sum_squares(rows: np.ndarray, out: np.ndarray) -> None:
-    """Of every base group of rows [n, D] float32, the last maybe short, into out [bases ..]."""
+def norms_by_numpy(rows: np.ndarray, out: np.ndarray) -> None:
+    """The same by NumPy."""
     n, d = rows.shape
     whole = n // BASE_GROUP
     # NumPy 2 has the inner product of each row with itself; before that a sum over an index says the same.
@@ -223,13 +225,14 @@ def sum_squares(rows: np.ndarray, out: np.ndarray) -> None:
     if n % BASE_GROUP:
         last = rows[whole * BASE_GROUP :].reshape(1, -1)
         square(last, last, out=out[whole : whole + 1])
+    np.sqrt(out[: -(-n // BASE_GROUP)], out=out[: -(-n // BASE_GROUP)])
 
 
 class _TorchProducts(_Products):
     """By torch.
 
-    One query: a matrix times a vector is one thread's work in the library that torch calls, and waits for memory half of
-    the time. So rows are multiplied by the query element by element, and summed, which all cores do.
+    One query: a matrix times a vector is one thread's work in the library that torch calls. So rows are multiplied by
+    the query element by element, and summed, which all cores do.
 
     Few queries leave most lanes of the matrix units empty and make them wait for memory. So `fold` rows are laid end
     to end as one long row, which is how they lie in memory, and multiplied by a block-diagonal copy of the queries:
@@ -238,12 +241,12 @@ class _TorchProducts(_Products):
 
     LIBRARY = "torch"
 
-    def __init__(self, codes: Tensor, queries: Tensor, rows: int, with_squares: bool) -> None:
-        super().__init__(codes, queries, rows, with_squares)
+    def __init__(self, codes: Tensor, queries: Tensor, rows: int, with_norms: bool) -> None:
+        super().__init__(codes, queries, rows, with_norms)
         q, d = queries.shape
         self.codes, self.columns = codes, queries.t()
         self.one = queries[0] if q == 1 and queries.dtype == torch.float32 else None
-        by_element = with_squares or (self.one is not None and self.decoded is None)
+        by_element = self.one is not None and self.decoded is None
         self.terms = queries.new_empty(self.tile, d, dtype=torch.float32) if by_element else None
         self.fold = 1
         while queries.dtype != torch.float32 and self.fold * 2 * q <= 16 and self.fold * 2 * d <= 2048:
@@ -258,9 +261,8 @@ class _TorchProducts(_Products):
         if self.decoded is not None:
             rows = self.decoded[: stop - start].copy_(rows)
         n, d = rows.shape
-        if self.squares is not None:
-            assert self.terms is not None
-            sum_groups(torch.mul(rows, rows, out=self.terms[:n]), self.squares[place // BASE_GROUP :])
+        if self.norms is not None:
+            norms_by_torch(rows, self.norms[place // BASE_GROUP :])
         if self.one is not None:
             terms = rows if self.terms is None else self.terms[:n]
             torch.sum(torch.mul(rows, self.one, out=terms), 1, out=out[:, 0])

@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from realm_min.search import arithmetic, mips
+from realm_min.search import arithmetic, bounds, mips
 from realm_min.search.arithmetic import Way
 from realm_min.search.mips import BlockIndex, mips_topk
+from realm_min.search.scan import pairs_reaching
 from realm_min.search.sharded_index import ShardedBlockIndex
 
 BLOCKS, QUERIES = torch.randn(2_000, 16, generator=torch.Generator().manual_seed(0)), torch.randn(3, 16)
@@ -37,30 +38,62 @@ def test_the_fastest_is_chosen_of_equals_the_first_and_the_hopeless_is_timed_onc
     assert arithmetic.quickest({way: lambda: None for way in [*ways.values()][:1]}) == ways["slow"]
 
 
+def readable(rows=2_000):
+    codes = bounds.compress(BLOCKS[:rows], "int8")
+    return {"codes": codes, "blocks": bounds.compress(BLOCKS[:rows], None)}
+
+
 def test_what_is_measured():
-    dtypes = (("codes", torch.int8), ("blocks", torch.float32))
     names = ("torch", "numpy", "native")
-    every = [str(way) for way, _ in arithmetic.ways(dtypes, names, 10**6)]
+    every = [str(way) for way in arithmetic.ways(readable(), names, 10**6)]
     both = [f"{scan} by {name}" for name in names[:2] for scan in ("codes", "blocks")]
     assert every == [*both, "codes by native"]
-    assert not any("numpy" in str(way) for way, _ in arithmetic.ways(dtypes, names, 0))  # fewer threads than cores
-    assert [str(way) for way, _ in arithmetic.ways(dtypes, ("numpy",), 0)] == ["codes by numpy", "blocks by numpy"]
+    assert not any("numpy" in str(way) for way in arithmetic.ways(readable(), names, 0))  # fewer threads than cores
+    assert [str(way) for way in arithmetic.ways(readable(), ("numpy",), 0)] == ["codes by numpy", "blocks by numpy"]
     assert [arithmetic.measured_queries(q) for q in (1, 2, 15, 16, 500)] == [1, 8, 8, 64, 64]
 
 
-def test_the_machine_is_measured():
-    dtypes = (("codes", torch.int8), ("blocks", torch.float32))
-    way = arithmetic.fastest(dtypes, ("torch", "numpy"), 16, 1, torch.get_num_threads(), False)
-    assert way.scan in mips.SCANS and way.arithmetic in ("torch", "numpy")
+def test_the_machine_is_measured_once_for_what_is_alike(monkeypatch):
+    monkeypatch.setattr(arithmetic, "_FASTEST", {})
+    measured = []
+    monkeypatch.setattr(arithmetic, "quickest", lambda works: (measured.append(works), next(reversed(works)))[1])
+    for rows, queries in ((2_000, 1), (1_990, 1), (2_000, 8), (900, 1)):
+        way = arithmetic.fastest(readable(rows), ("torch", "numpy"), queries, 10**6, False)
+        assert way == Way("blocks", "numpy")
+    assert len(measured) == 3  # 1,990 rows are like 2,000
+
+
+@pytest.mark.parametrize("fill_norms", [False, True])
+@pytest.mark.parametrize("rows", [1, 16, 999, 2_000])
+def test_the_next_rows_are_measured(rows, fill_norms, monkeypatch):
+    """Whole base groups of them, from the first again after the last, and none of them reaches its threshold."""
+    monkeypatch.setattr(arithmetic, "SAMPLE_ROWS", {1: 600, 8: 600})
+    scanned = []
+
+    def scan(codes, queries, weights, part, name, norms):
+        scanned.append(part)
+        pairs = pairs_reaching(codes, queries, weights, part, name, norms)
+        assert len(pairs.rows) == 0 and norms == fill_norms
+        return pairs
+
+    monkeypatch.setattr(arithmetic, "pairs_reaching", scan)
+    codes = readable(rows)["blocks"]
+    norm = codes.norm.clone()
+    measure = arithmetic.sample_scan(Way("blocks", "torch"), codes, 8, fill_norms)
+    for _ in range(4):
+        measure()
+    starts = [0, 608, 1216, 0] if rows == 2_000 else [0] * 4
+    assert [(part.start, len(part)) for part in scanned] == [(start, min(rows, 600)) for start in starts]
+    assert torch.equal(codes.norm, norm)  # those of an index stay
 
 
 @pytest.mark.parametrize("compression", mips.COMPRESSIONS)
 def test_the_choice_is_made_once_for_so_many_queries_and_shown(compression, monkeypatch):
     asked = []
 
-    def fastest(dtypes, arithmetics, dimensions, queries, threads, fill_norms):
-        asked.append((dtypes, arithmetics, queries))
-        return Way(dtypes[-1][0], arithmetics[queries > 1])
+    def fastest(readable, arithmetics, queries, threads, fill_norms):
+        asked.append(queries)
+        return Way([*readable][-1], arithmetics[queries > 1])
 
     monkeypatch.setattr(mips, "fastest", fastest)
     monkeypatch.setattr(mips, "SMALL", 0)
@@ -71,12 +104,12 @@ def test_the_choice_is_made_once_for_so_many_queries_and_shown(compression, monk
     assert same(index.search(QUERIES, 5), expected) and same(index.search(QUERIES[:1], 5), [x[:1] for x in expected])
     scan = "codes" if compression is None else "blocks"
     assert repr(index) == head + f", 1 at once: {scan} by torch, 8 at once: {scan} by numpy, cpu)"
-    assert [queries for *_, queries in asked] == [8, 1]
+    assert asked == [8, 1]
     given = BlockIndex(BLOCKS, compression, scan="codes", arithmetic="native")
     given.search(QUERIES, 2)
     assert "scan='codes', arithmetic='native', 8 at once: codes by native" in repr(given) and len(asked) == 2
     asked.clear()
-    assert same(mips_topk(QUERIES, BLOCKS, 5), expected) and asked[0][2] == 8
+    assert same(mips_topk(QUERIES, BLOCKS, 5), expected) and asked == [8]
 
 
 def test_other_choices_are_named():
