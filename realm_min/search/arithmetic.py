@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import torch
 
-from .bounds import BASE_GROUP, Codes, scan_queries
-from .scan import is_native, pairs_reaching, query_dtype, scan_errors
+from .bounds import BASE_GROUP, Codes
+from .scan import coded_queries, is_native, pairs_reaching, scan_errors
 
 SCANS = ("codes", "blocks")
 SAMPLE_ROWS = {1: 1 << 17, 8: 1 << 16, 64: 1 << 15}  # timed at once, for so many queries
@@ -108,7 +108,7 @@ def sample_scan(way: Way, codes: Codes, queries: int, fill_norms: bool) -> Calla
         bases = -(-n // BASE_GROUP)
         codes = Codes(codes.codes, None, 0, None, torch.empty(bases, dtype=torch.float64, device="cpu"))
     asked = torch.ones(queries, d, dtype=torch.float32, device="cpu")
-    scanned = scan_queries(asked, codes, query_dtype(codes, way.arithmetic))
+    scanned = coded_queries(asked, codes, way.arithmetic)
     thresholds = torch.full((queries,), NEVER, dtype=torch.float64, device="cpu")
     weights = scanned.limit_weights(thresholds, scan_errors(codes, way.arithmetic))
 

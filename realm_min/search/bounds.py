@@ -206,12 +206,12 @@ def base_norms(norms: Tensor, rows: Tensor, start: int) -> Tensor:
     return norms.nan_to_num_(largest, largest)
 
 
-def scan_queries(queries: Tensor, codes: Codes, dtype: torch.dtype) -> ScanQueries:
-    """Queries [Q, D] as the scan multiplies them with the codes, in `dtype`: float32, bfloat16 or int8."""
+def scan_queries(queries: Tensor, codes: Codes, dtype: torch.dtype, limit: int = 127) -> ScanQueries:
+    """Queries [Q, D] as the scan multiplies them by codes, in `dtype`: float32, bfloat16, or int8 up to `limit`."""
     exact = queries.double()
     norm = (exact * exact).sum(1).sqrt() * (1 + 1e-12)
     if dtype == torch.int8:
-        step = (exact.abs().amax(1) / 127).clamp(min=2.0**-200)  # [Q] one unit of the int8 query
+        step = (exact.abs().amax(1) / limit).clamp(min=2.0**-200)  # [Q] one unit of the int8 query
         coded = (exact / step[:, None]).round_()
         unit, hat = step, coded * step[:, None]
         coded = coded.to(torch.int8)

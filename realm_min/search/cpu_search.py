@@ -22,11 +22,10 @@ from .bounds import (
     kth_largest,
     pair_ends,
     refuse_non_finite,
-    scan_queries,
 )
 from .checks import check_search
 from .rescore import NO_KEY, exact_keys, largest_keys, unpack_keys
-from .scan import Pairs, all_products, pairs_reaching, query_dtype, scan_errors
+from .scan import Pairs, all_products, coded_queries, pairs_reaching, scan_errors
 
 QUERIES_AT_ONCE = 64  # in one pass over the blocks
 SAMPLE_ROWS = (1 << 12, 1 << 14)  # that a threshold is guessed from, at least and at most, for small and large k
@@ -62,7 +61,7 @@ def search(
     if fill_norms:
         codes = Codes(codes.codes, None, 0, None, torch.empty(report.groups, dtype=torch.float64, device="cpu"))
     for start in range(0, queries.shape[0], QUERIES_AT_ONCE):
-        coded = scan_queries(queries[start : start + QUERIES_AT_ONCE], codes, query_dtype(codes, arithmetic))
+        coded = coded_queries(queries[start : start + QUERIES_AT_ONCE], codes, arithmetic)
         found = _Found.none(keys[start : start + QUERIES_AT_ONCE])
         _Search(blocks, codes, sample, k, arithmetic, fill_norms).answer(coded, found)
         report.rescored_groups += found.groups.tolist()

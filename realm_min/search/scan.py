@@ -26,12 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .bounds import BASE_GROUP, Codes, Rounding, ScanQueries, base_norms, limit_terms, rounding
+from . import int8_products
+from .bounds import BASE_GROUP, Codes, Rounding, ScanQueries, base_norms, limit_terms, rounding, scan_queries
 
 ARITHMETICS = ("torch", "numpy", "native")
 TILE_BYTES = 16 << 20  # of codes multiplied at once where they are read once: few tiles cost the fewest calls
 STAGED_BYTES = {"numpy": 1 << 20, "torch": 4 << 20}  # of float32 rows that are read twice, from cache the second time
-SCORES_BYTES = {"numpy": 1 << 20, "torch": 8 << 20}  # of products that stay in cache until they are held to limits
+SCORES_BYTES = {"numpy": 1 << 20, "torch": 4 << 20}  # of products that stay in cache until they are held to limits
 # Below all limits: what stands where there is no row.
 LOWEST = {torch.float32: -math.inf, torch.bfloat16: -math.inf, torch.int32: -(1 << 31)}
 
@@ -50,12 +51,17 @@ class Pairs(NamedTuple):
 
 def is_native(dtype: torch.dtype, arithmetic: str) -> bool:
     """Whether codes of that dtype are multiplied as they are, other than float32."""
-    return arithmetic == "native" and dtype in (torch.bfloat16, torch.int8)
+    return arithmetic == "native" and (dtype == torch.bfloat16 or (dtype == torch.int8 and int8_products.limit() > 0))
 
 
 def query_dtype(codes: Codes, arithmetic: str) -> torch.dtype:
     """The dtype in which queries are multiplied with the codes."""
     return codes.codes.dtype if is_native(codes.codes.dtype, arithmetic) else torch.float32
+
+
+def coded_queries(queries: Tensor, codes: Codes, arithmetic: str) -> ScanQueries:
+    """Queries [Q, D] as that arithmetic multiplies them with the codes."""
+    return scan_queries(queries, codes, query_dtype(codes, arithmetic), int8_products.limit() or 127)
 
 
 def scan_errors(codes: Codes, arithmetic: str) -> Rounding:
@@ -136,12 +142,12 @@ class _Products:
         staged = with_norms or decodes(codes, queries) or by_element
         row_bytes = 4 * d if staged else d * codes.element_size()
         tile = _whole_groups((STAGED_BYTES[self.LIBRARY] if staged else TILE_BYTES) // row_bytes)
-        segment = _whole_groups(SCORES_BYTES[self.LIBRARY] // (4 * q))
+        dtype = torch.int32 if queries.dtype == torch.int8 else queries.dtype
+        segment = _whole_groups(SCORES_BYTES[self.LIBRARY] // (dtype.itemsize * q))
         if segment > tile:
             segment = segment // tile * tile
         self.segment = min(segment, -(-rows // BASE_GROUP) * BASE_GROUP)
         self.tile = min(tile, self.segment)
-        dtype = torch.int32 if queries.dtype == torch.int8 else queries.dtype
         self.found = queries.new_empty(self.segment, q, dtype=dtype)
         self.decoded = queries.new_empty(self.tile, d, dtype=torch.float32) if decodes(codes, queries) else None
         self.norms = queries.new_empty(self.segment // BASE_GROUP, dtype=torch.float32) if with_norms else None
@@ -292,7 +298,7 @@ def _whole_groups(rows: int) -> int:
 def _matmul(a: Tensor, b: Tensor, out: Tensor) -> None:
     """out = a b, [rows, inner] by [inner, columns]; int8 gives int32."""
     if a.dtype == torch.int8:
-        torch._int_mm(a, b, out=out)  # pyright: ignore[reportPrivateImportUsage] (torch's only product of int8)
+        int8_products.multiply(a, b, int8_products.limit(), out)
     elif b.shape[1] == 1:
         torch.mv(a, b[:, 0], out=out[:, 0])
     else:

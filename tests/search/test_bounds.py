@@ -129,7 +129,7 @@ def test_native_products_of_bfloat16_are_given_the_room_they_need():
     blocks = normal(400, D).bfloat16()
     codes = bounds.compress(blocks, None)
     asked = normal(30, D, seed=1).bfloat16().float()  # no rounding of its own
-    queries = scan_queries(asked, codes, scan.query_dtype(codes, "native"))
+    queries = scan.coded_queries(asked, codes, "native")
     values = scan.all_products(codes, queries, "native")  # stored as bfloat16
     codes.norm = blocks.double().norm(dim=1)
     errors = scan.scan_errors(codes, "native")
@@ -177,7 +177,7 @@ def test_whatever_reaches_a_threshold_reaches_its_limit(w, norm, residual, arith
         torch.tensor([residual], dtype=torch.float64),
         torch.tensor([norm], dtype=torch.float64),
     )
-    queries = scan_queries(normal(1, D, seed=seed), codes, scan.query_dtype(codes, arithmetic))
+    queries = scan.coded_queries(normal(1, D, seed=seed), codes, arithmetic)
     errors = scan.scan_errors(codes, arithmetic)
     pairs = torch.tensor([0]), torch.tensor([0]), torch.tensor([value], dtype=torch.float64)
     _, upper = pair_ends(pairs, codes, queries, errors)
@@ -216,7 +216,7 @@ def test_ends_of_what_a_scan_finds_hold_the_true_score(arithmetic):
     blocks = normal(333, 40) * (4 * normal(333, 1, seed=1)).exp()
     for compression in mips.COMPRESSIONS:
         codes = bounds.compress(blocks, compression)
-        queries = scan_queries(normal(5, 40, seed=2), codes, scan.query_dtype(codes, arithmetic))
+        queries = scan.coded_queries(normal(5, 40, seed=2), codes, arithmetic)
         errors = scan.scan_errors(codes, arithmetic)
         weights = queries.limit_weights(torch.full((5,), -math.inf, dtype=torch.float64), errors)
         pairs = scan.pairs_reaching(codes, queries, weights, range(333), arithmetic)
