@@ -56,6 +56,7 @@ __all__ = [
     "unpack_keys",
 ]  # fmt: skip
 
+MANY = 8  # answers in all, times this, above the number of blocks: rescoring what int8 leaves costs what it saves
 SMALL = 1 << 14  # blocks, among which no way to scan is worth being looked for
 
 
@@ -160,7 +161,7 @@ class BlockIndex:
                 scores, ids, self.last_search = kernels.search(queries, self.blocks, self._codes, k)
             else:
                 check_search(queries, self.blocks, k)
-                codes, way = self._scanned(len(queries))
+                codes, way = self._scanned(len(queries), k)
                 if way.scan not in self._samples:
                     self._samples[way.scan] = cpu_search.sample_codes(codes, cpu_search.SAMPLE_ROWS[1])
                 sample = self._samples[way.scan]
@@ -168,16 +169,17 @@ class BlockIndex:
                 scores, ids, self.last_search = found
         return scores, ids
 
-    def _scanned(self, queries: int) -> tuple[Codes, Way]:
-        """What a search for so many queries reads on this CPU, and how."""
+    def _scanned(self, queries: int, k: int) -> tuple[Codes, Way]:
+        """What a search for the k best of so many queries reads on this CPU, and how."""
         codes = self._codes
         readable = {"codes": codes}
         if codes.residual is not None and codes.norm is not None and self.scan != "codes":  # ||e|| <= ||ê|| + r
             readable["blocks"] = Codes(self.blocks, None, 0, None, codes.norm + codes.residual)
-            if self.scan == "blocks":
+            if self.scan == "blocks" or (codes.scale is not None and k * queries * MANY > len(self)):
                 del readable["codes"]
         way = _way(readable, queries, self.arithmetic)
-        self.chosen[measured_queries(queries)] = way
+        if "codes" in readable or self.scan == "blocks":
+            self.chosen[measured_queries(queries)] = way
         return readable[way.scan], way
 
     @checked

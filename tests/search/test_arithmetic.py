@@ -112,6 +112,25 @@ def test_the_choice_is_made_once_for_so_many_queries_and_shown(compression, monk
     assert same(mips_topk(QUERIES, BLOCKS, 5), expected) and asked == [8]
 
 
+def test_for_many_answers_int8_is_not_read(monkeypatch):
+    """Bounds of int8 leave several rows an answer to rescore."""
+    asked = []
+    monkeypatch.setattr(
+        mips, "fastest", lambda readable, *_: (asked.append([*readable]), Way([*readable][0], "torch"))[1]
+    )
+    monkeypatch.setattr(mips, "SMALL", 0)
+    k = 1 + len(BLOCKS) // (mips.MANY * len(QUERIES))
+    for compression, few, many in (("int8", 2, 1), ("bfloat16", 2, 2)):
+        index = BlockIndex(BLOCKS, compression)
+        for answers, ways in ((k - 1, few), (k, many)):
+            assert same(index.search(QUERIES, answers), mips_topk(QUERIES, BLOCKS, answers, arithmetic="torch"))
+            assert asked.pop() == ["codes", "blocks"][-ways:]
+        assert repr(index).endswith("8 at once: codes by torch, cpu)")
+    index = BlockIndex(BLOCKS, "int8", scan="codes")
+    index.search(QUERIES, k)
+    assert asked == [["codes"]]
+
+
 def test_other_choices_are_named():
     with pytest.raises(ValueError, match=r"scan is 'both': choose one of \('codes', 'blocks'\)"):
         BlockIndex(BLOCKS, scan="both")
