@@ -62,10 +62,10 @@ def fastest(
 
 
 def ways(readable: dict[str, Codes], arithmetics: tuple[str, ...], threads: int) -> list[Way]:
-    """All ways to scan what can be read; the ones that may be hopeless come last."""
+    """All ways to scan what can be read; those of torch come first."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = []
-    for arithmetic in arithmetics:
+    for arithmetic in sorted(arithmetics, key="numpy".__eq__):  # another library: each change is waited for
         told = arithmetic == "numpy" and threads < cores and len(arithmetics) > 1
         for scan, codes in readable.items():
             native = is_native(codes.codes.dtype, arithmetic)
