@@ -189,11 +189,12 @@ def speed() -> str:
         (row,) = [row for row in read(f"{name}.csv") if row["work"] == asked]
         what = f"a question is embedded, two cores of {machine}"
         rows.append([what, f"{float(row['ratio']):.2f}", row["repeats"], f"`make bench-model`, `{name}.csv`"])
-    (row,) = [row for row in read("kernels-nvidia-h200.csv") if (row["section"], row["contender"]) == ("search", SEARCH)
-              and (row["queries"], row["k"]) == ("1", "5")]  # fmt: skip
-    what = f"exact search over {int(row['blocks']):,} blocks in int8, one NVIDIA H200"
-    figure = f"{float(row['against_torch']):.1f}, in {1000 * float(row['seconds']):.2f} ms"
-    rows.append([what, figure, row["repeats"], "`make bench`, `kernels-nvidia-h200.csv`"])
+    for name, machine in (("kernels-cpu", "two cores of an AMD EPYC"), ("kernels-nvidia-h200", "one NVIDIA H200")):
+        (row,) = [row for row in read(f"{name}.csv") if (row["section"], row["contender"]) == ("search", SEARCH)
+                  and (row["queries"], row["k"]) == ("1", "5")]  # fmt: skip
+        what = f"exact search over {int(row['blocks']):,} blocks in int8, {machine}"
+        figure = f"{float(row['against_torch']):.1f}, in {1000 * float(row['seconds']):.3g} ms"
+        rows.append([what, figure, row["repeats"], f"`make bench`, `{name}.csv`"])
     return table(*rows)
 
 

@@ -84,7 +84,7 @@ class Clock:
             self.flushed.zero_()
         if self.settle:
             time.sleep(self.settle)
-            torch.ones(WAKING).mul_(2)
+            torch.ones(WAKING, device="cpu").mul_(2)
         start = self.mark()
         for _ in range(calls):
             result = function()

@@ -298,37 +298,37 @@ print(f"int8 codes alone, no certificate: {agreeing:.1%} of the answers")
 # ## Time against N
 #
 # A clock in a notebook says as much about what else the machine does as about the search. So these times were recorded
-# on a quiet one, by `make bench` (two cores of an Intel Xeon that multiply bfloat16 and int8 by themselves): one query,
+# on a quiet one, by `make bench` (two cores of an AMD EPYC that multiply bfloat16 and int8 by themselves): one query,
 # k = 5, blocks of 128 dimensions drawn at random. "product, top-k" is what one writes first: all scores, then `topk`.
-# The dotted lines are the least time in which the memory, at 28.8 GB a second, can hand over the blocks or their codes.
+# The dotted lines are the least time in which the memory, at 45.4 GB a second, can hand over the blocks or their codes.
 
 # %%
 BLOCKS = (100_000, 200_000, 400_000, 800_000, 1_600_000, 3_200_000, 8_000_000)
 SECONDS = {  # benchmarks/kernels-cpu.csv, "time against blocks"
-    "torch": (0.00204006, 0.00517293, 0.0107566, 0.0219844, 0.0443072, 0.0994992, 0.24356),
-    "index float32": (0.00287427, 0.0060752, 0.0115929, 0.0223098, 0.041875, 0.0828318, 0.190035),
-    "index int8": (0.00162726, 0.00313021, 0.0051335, 0.0090166, 0.0165098, 0.0315478, 0.0739708),
+    "torch": (0.0054319, 0.0108596, 0.0212798, 0.0432768, 0.0867434, 0.169782, 0.455684),
+    "index float32": (0.00424585, 0.00606598, 0.0094127, 0.0146279, 0.0271191, 0.0583075, 0.141858),
+    "index int8": (0.00306434, 0.00401753, 0.00573066, 0.00926318, 0.0163293, 0.030368, 0.0718276),
 }
 names = {"torch": "product, top-k", "index float32": "BlockIndex, float32", "index int8": "BlockIndex, int8"}
 figure, axes = plt.subplots(figsize=(8.5, 4))
 for (contender, times), color in zip(SECONDS.items(), ("tab:gray", "tab:green", "tab:blue"), strict=True):
     axes.loglog(BLOCKS, np.multiply(times, 1e3), "o-", label=names[contender], color=color)
 for size, color in ((4, "tab:green"), (1, "tab:blue")):
-    axes.loglog(BLOCKS, np.multiply(BLOCKS, 1e3 * 128 * size / 28.8e9), ":", color=color)
+    axes.loglog(BLOCKS, np.multiply(BLOCKS, 1e3 * 128 * size / 45.4e9), ":", color=color)
 axes.set(xlabel="blocks, N", ylabel="milliseconds a query")
 axes.legend()
-show(figure, "Milliseconds of a search against the number of blocks, on two logarithmic axes. All lines are "
-     "straight and parallel and lie a little above what the memory allows; int8 takes less than half of "
-     "the time.")  # fmt: skip
+show(figure, "Milliseconds of a search against the number of blocks, on two logarithmic axes. The lines become "
+     "straight and parallel; float32 takes a third of the plain way's time and lies closest to what the memory "
+     "allows, int8 takes half of that.")  # fmt: skip
 for contender, times in SECONDS.items():
     print(f"{names[contender]:<20}", *(f"{1e3 * t:7.1f} ms" for t in times))
 
 # %% [markdown]
-# The lines are straight and parallel, because a search takes what it reads: a quarter of the bytes is well under half
-# of the time. At a hundred thousand blocks the plain way is still the fastest in float32, since a search through
-# `BlockIndex` has more steps, and each costs its call. On a processor that cannot multiply int8 by itself, codes would
-# be slower than the blocks; `BlockIndex` measures that once and scans whichever is faster. `docs/measured.md` has such
-# a machine too.
+# With many blocks the lines are straight and parallel, because a search takes what it reads: a quarter of the bytes is
+# half of the time. With few they are flatter, since a search through `BlockIndex` has more steps than the plain way,
+# and each costs its call. The plain way is the slowest, for a matrix times a vector keeps one core busy, not two. On a
+# processor that cannot multiply int8 by itself, codes would be slower than the blocks; `BlockIndex` measures that once
+# and scans whichever is faster. `docs/measured.md` has such a machine too.
 #
 # ## Exercises
 #
