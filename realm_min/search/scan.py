@@ -31,7 +31,8 @@ from .bounds import BASE_GROUP, Codes, Rounding, ScanQueries, base_norms, limit_
 
 ARITHMETICS = ("torch", "numpy", "native")
 TILE_BYTES = 16 << 20  # of codes multiplied at once where they are read once: few tiles cost the fewest calls
-STAGED_BYTES = {"numpy": 1 << 20, "torch": 4 << 20}  # of float32 rows that are read twice, from cache the second time
+# Of float32 rows that are read twice, from cache the second time; several queries take twice as many.
+STAGED_BYTES = {"numpy": 1 << 20, "torch": 4 << 20}
 SCORES_BYTES = {"numpy": 1 << 20, "torch": 4 << 20}  # of products that stay in cache until they are held to limits
 # Below all limits: what stands where there is no row.
 LOWEST = {torch.float32: -math.inf, torch.bfloat16: -math.inf, torch.int32: -(1 << 31)}
@@ -141,7 +142,7 @@ class _Products:
         by_element = q == 1 and self.LIBRARY == "torch" and queries.dtype == torch.float32
         staged = with_norms or decodes(codes, queries) or by_element
         row_bytes = 4 * d if staged else d * codes.element_size()
-        tile = _whole_groups((STAGED_BYTES[self.LIBRARY] if staged else TILE_BYTES) // row_bytes)
+        tile = _whole_groups((STAGED_BYTES[self.LIBRARY] << (q > 1) if staged else TILE_BYTES) // row_bytes)
         dtype = torch.int32 if queries.dtype == torch.int8 else queries.dtype
         segment = _whole_groups(SCORES_BYTES[self.LIBRARY] // (dtype.itemsize * q))
         if segment > tile:
