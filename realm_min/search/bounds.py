@@ -35,6 +35,7 @@ class Codes:
     exponent: int
     residual: Tensor | None  # [base groups] float64 r >= ||e - ê||; None: the codes are the blocks
     norm: Tensor | None  # [base groups] float64 n >= ||ê||; None: taken while scanning
+    terms: Tensor | None = None  # [base groups, 3] float64 `limit_terms` of all, where they were kept
 
 
 @dataclass
@@ -163,6 +164,8 @@ def limit_terms(codes: Codes, bases: slice) -> Tensor:
 
     Times `ScanQueries.limit_weights` they are the least products by which rows may reach a threshold.
     """
+    if codes.terms is not None:
+        return codes.terms[bases]
     assert codes.norm is not None
     norm = codes.norm[bases]
     residual = torch.zeros_like(norm) if codes.residual is None else codes.residual[bases]

@@ -27,6 +27,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ from ..kinds import checked, device_of
 from ..ranks.devices import plain_arithmetic
 from . import cpu_search
 from .arithmetic import SCANS, Way, fastest, measured_queries
-from .bounds import COMPRESSIONS, Codes, compress, finite_norm
+from .bounds import COMPRESSIONS, Codes, compress, finite_norm, limit_terms
 from .checks import (
     BLOCK_DTYPES,
     check_blocks,
@@ -121,7 +122,7 @@ class BlockIndex:
             self._codes = compress(self.blocks, compression, first)
         self.compression, self.scan, self.arithmetic = compression, scan, arithmetic
         self.chosen: dict[int, Way] = {}  # by the number of queries it was measured with
-        self._samples: dict[str, Codes] = {}  # of what each scan reads
+        self._kept: dict[str, tuple[Codes, Codes]] = {}  # what each scan reads, and a sample of it
         self.last_search: SearchReport | None = None
 
     def __len__(self) -> int:
@@ -162,25 +163,33 @@ class BlockIndex:
             else:
                 check_search(queries, self.blocks, k)
                 codes, way = self._scanned(len(queries), k)
-                if way.scan not in self._samples:
-                    self._samples[way.scan] = cpu_search.sample_codes(codes, cpu_search.SAMPLE_ROWS[1])
-                sample = self._samples[way.scan]
+                sample = self._kept[way.scan][1]
                 found = cpu_search.search(queries.detach(), self.blocks, codes, k, way.arithmetic, sample)
                 scores, ids, self.last_search = found
         return scores, ids
 
     def _scanned(self, queries: int, k: int) -> tuple[Codes, Way]:
         """What a search for the k best of so many queries reads on this CPU, and how."""
-        codes = self._codes
-        readable = {"codes": codes}
-        if codes.residual is not None and codes.norm is not None and self.scan != "codes":  # ||e|| <= ||ê|| + r
-            readable["blocks"] = Codes(self.blocks, None, 0, None, codes.norm + codes.residual)
-            if self.scan == "blocks" or (codes.scale is not None and k * queries * MANY > len(self)):
-                del readable["codes"]
+        if not self._kept:
+            for name, codes in self._readable().items():
+                codes = replace(codes, terms=limit_terms(codes, slice(None)))
+                self._kept[name] = codes, cpu_search.sample_codes(codes, cpu_search.SAMPLE_ROWS[1])
+        readable = {name: codes for name, (codes, _) in self._kept.items()}
+        several = len(readable) > 1
+        if several and self._codes.scale is not None and k * queries * MANY > len(self):
+            del readable["codes"]
         way = _way(readable, queries, self.arithmetic)
-        if "codes" in readable or self.scan == "blocks":
+        if not several or len(readable) > 1:
             self.chosen[measured_queries(queries)] = way
         return readable[way.scan], way
+
+    def _readable(self) -> dict[str, Codes]:
+        """What a scan may read, by its name."""
+        codes = self._codes
+        if codes.residual is None or codes.norm is None or self.scan == "codes":
+            return {"codes": codes}
+        blocks = Codes(self.blocks, None, 0, None, codes.norm + codes.residual)  # ||e|| <= ||ê|| + r
+        return {"blocks": blocks} if self.scan == "blocks" else {"codes": codes, "blocks": blocks}
 
     @checked
     def to(self, device: str | torch.device) -> BlockIndex:
@@ -219,7 +228,7 @@ class BlockIndex:
         index = cls.__new__(cls)
         index.blocks, index.compression, index.last_search = tensors["blocks"], header["compression"], None
         index.scan = index.arithmetic = None  # the machine may be another
-        index.chosen, index._samples = {}, {}
+        index.chosen, index._kept = {}, {}
         index._codes = Codes(
             codes=tensors.get("codes", tensors["blocks"]),
             scale=tensors.get("scale"),
