@@ -168,21 +168,12 @@ def _by_query(pairs: Pairs, q: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def sample_codes(codes: Codes, count: int) -> Codes:
-    """About `count` evenly spaced rows, each a base group of its own; the first of them are nearly so, too."""
+    """About `count` evenly spaced rows, each a base group of its own."""
     rows = torch.arange(0, len(codes.codes), -(-len(codes.codes) // count), device="cpu")
-    rows = torch.cat([rows[start::4] for start in (0, 2, 1, 3)])
     base = rows // BASE_GROUP
     some = codes.codes.index_select(0, rows)
     scale, residual, norm = (None if part is None else part[base] for part in (codes.scale, codes.residual, codes.norm))
     return Codes(some, scale, codes.exponent, residual, norm)
-
-
-def first_rows(sample: Codes, count: int) -> Codes:
-    """The first `count` rows of a sample."""
-    scale, residual, norm = (
-        part if part is None else part[:count] for part in (sample.scale, sample.residual, sample.norm)
-    )
-    return Codes(sample.codes[:count], scale, sample.exponent, residual, norm)
 
 
 class _Sample:
@@ -192,12 +183,9 @@ class _Sample:
         self.n, self.queries = len(search.codes.codes), queries
         least, most = SAMPLE_ROWS
         wanted = min(max(4 * search.k, SAMPLE_ROWS_A_QUERY * len(queries.unit), least), most)
-        if search.sample is None:
-            self.codes = sample_codes(search.codes, wanted)
-            if search.fill_norms:
-                self.codes.norm = self.codes.codes.double().norm(dim=1) * (1 + 1e-12)
-        else:
-            self.codes = first_rows(search.sample, wanted)
+        self.codes = search.sample or sample_codes(search.codes, wanted)
+        if search.fill_norms:
+            self.codes.norm = self.codes.codes.double().norm(dim=1) * (1 + 1e-12)
         self.errors = scan_errors(self.codes, search.arithmetic)
         self.values = all_products(self.codes, queries, search.arithmetic).t().contiguous()  # [Q, S]
         scale = self.codes.scale
