@@ -131,6 +131,19 @@ def test_for_many_answers_int8_is_not_read(monkeypatch):
     assert asked == [["codes"]]
 
 
+@pytest.mark.parametrize("compression", ["bfloat16", "int8"])
+def test_norms_of_the_blocks_are_bounded_where_they_are_read(compression):
+    """By those of their codes and what separates the two; those of the codes alone are smaller, of some."""
+    index = BlockIndex(BLOCKS, compression)
+    codes, blocks = index._readable().values()
+    assert blocks.codes is index.blocks and blocks.residual is None and blocks.scale is None
+    true = bounds.group_max(BLOCKS.double().norm(dim=1, keepdim=True), bounds.BASE_GROUP)[:, 0]
+    assert (true <= blocks.norm).all() and (blocks.norm < 1.02 * true).all()
+    assert (true > codes.norm).any()
+    for scan, names in (("codes", ["codes"]), ("blocks", ["blocks"])):
+        assert [*BlockIndex(BLOCKS, compression, scan=scan)._readable()] == names
+
+
 def test_other_choices_are_named():
     with pytest.raises(ValueError, match=r"scan is 'both': choose one of \('codes', 'blocks'\)"):
         BlockIndex(BLOCKS, scan="both")
