@@ -171,9 +171,11 @@ class BlockIndex:
     def _scanned(self, queries: int, k: int) -> tuple[Codes, Way]:
         """What a search for the k best of so many queries reads on this CPU, and how."""
         if not self._kept:
+            kept = {}  # whole before it is seen: another thread may search, too
             for name, codes in self._readable().items():
                 codes = replace(codes, terms=limit_terms(codes, slice(None)))
-                self._kept[name] = codes, cpu_search.sample_codes(codes, cpu_search.SAMPLE_ROWS[1])
+                kept[name] = codes, cpu_search.sample_codes(codes, cpu_search.SAMPLE_ROWS[1])
+            self._kept = kept
         readable = {name: codes for name, (codes, _) in self._kept.items()}
         several = len(readable) > 1
         if several and self._codes.scale is not None and k * queries * MANY > len(self):

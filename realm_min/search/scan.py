@@ -62,7 +62,8 @@ def query_dtype(codes: Codes, arithmetic: str) -> torch.dtype:
 
 def coded_queries(queries: Tensor, codes: Codes, arithmetic: str) -> ScanQueries:
     """Queries [Q, D] as that arithmetic multiplies them with the codes."""
-    return scan_queries(queries, codes, query_dtype(codes, arithmetic), int8_products.limit() or 127)
+    dtype = query_dtype(codes, arithmetic)
+    return scan_queries(queries, codes, dtype, int8_products.limit() if dtype == torch.int8 else 127)
 
 
 def scan_errors(codes: Codes, arithmetic: str) -> Rounding:

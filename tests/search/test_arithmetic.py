@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from realm_min.search import arithmetic, bounds, mips
+from realm_min.search import arithmetic, bounds, cpu_search, mips
 from realm_min.search.arithmetic import Way
 from realm_min.search.mips import BlockIndex, mips_topk
 from realm_min.search.scan import pairs_reaching
@@ -163,6 +163,16 @@ def test_many_searches_at_once_are_right():
         found = [pool.submit(indexes[i % 4].search, QUERIES, 7) for i in range(40)]
         found += [pool.submit(mips_topk, QUERIES, BLOCKS, 7, arithmetic="numpy") for _ in range(8)]
         assert all(same(f.result(), expected) for f in found)
+
+
+def test_a_first_search_is_many_threads(monkeypatch):
+    """What an index keeps for its searches is whole when another thread sees it."""
+    kept = []
+    sample = cpu_search.sample_codes
+    monkeypatch.setattr(cpu_search, "sample_codes", lambda *given: (kept.append(dict(index._kept)), sample(*given))[1])
+    index = BlockIndex(BLOCKS, "int8")
+    index.search(QUERIES, 7)
+    assert kept == [{}, {}] and set(index._kept) == {"codes", "blocks"}
 
 
 @pytest.mark.parametrize("threads", [1, 3])
