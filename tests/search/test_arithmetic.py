@@ -165,7 +165,7 @@ def test_many_searches_at_once_are_right():
         assert all(same(f.result(), expected) for f in found)
 
 
-def test_a_first_search_is_many_threads(monkeypatch):
+def test_what_is_kept_for_searches_is_seen_whole(monkeypatch):
     """What an index keeps for its searches is whole when another thread sees it."""
     kept = []
     sample = cpu_search.sample_codes
