@@ -182,6 +182,23 @@ def test_bad_input_keeps_its_text(open_page, model):
     assert page.locator("#asking-fault").inner_text() == ""
 
 
+def test_a_question_typed_before_the_page_is_ready_is_answered(browser, address):
+    """What the page asks first, about the model, is held back until the question has been sent off."""
+    held = []
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.route("**/about", lambda route: held.append(route))
+        page.goto(address)
+        page.get_by_label("Your question").fill(QUESTION)
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => document.querySelector('#status').textContent")
+        (route,) = held
+        route.continue_()
+        page.get_by_role("heading", name=QUESTION).wait_for(timeout=60_000)
+        assert page.get_by_label("Your question").input_value() == QUESTION
+        assert page.locator("#asking-fault").inner_text() == ""
+
+
 def test_hostile_text_is_text(open_page):
     page = open_page()
     hostile = "</script><img src=x onerror=alert(1)>\u202e\x1b[2J<b>Kenya</b>?"

@@ -76,9 +76,10 @@ const Ask = (() => {
   };
 
   const ask = async () => {
-    const given = { question: $("question").value, k: Number($("k").value) };
     $("status").textContent = "Reading …";
     await attempt($("asking-fault"), [$("asking").querySelector("button.main")], async () => {
+      await about; // before that there are no numbers of blocks to choose from
+      const given = { question: $("question").value, k: Number($("k").value) };
       show(await request("ask", given));
       views.search.asked(given);
     });
@@ -101,10 +102,11 @@ const Ask = (() => {
     }
     $("examples").append(...EXAMPLES.map((text) => el("button", { type: "button", onclick: () => { $("question").value = text; ask(); } }, text)));
     const typed = new URLSearchParams(location.hash.slice(1));
-    $("question").value = typed.get("question") || "";
+    const linked = !$("question").value && typed.get("question"); // what was typed meanwhile stays
+    if (linked) $("question").value = linked;
     if (typed.has("k")) $("k").value = typed.get("k");
     open(tabs.includes(typed.get("view")) ? typed.get("view") : "ask");
-    if ($("question").value) ask();
+    if (linked) ask();
     else $("view-ask").replaceChildren(el("div", { class: "card" }, el("h2", {}, "Ask, and see how the answer came to be"), el("p", { class: "says" }, `A question finds blocks among ${grouped(found.blocks)}; every span of those is a possible answer. Everything you then see is what the model has just computed: hover, click, or use the arrow keys.`)));
   });
   return {};
