@@ -251,8 +251,14 @@ def test_a_word_is_hidden_by_a_click_a_key_and_by_salient_masking(open_page):
     words.get_by_role("button", name="ao", pressed=True).wait_for()
     words.get_by_role("button", name="ao").click()  # shown again: nothing is hidden
     page.locator(".learn-table").wait_for(state="hidden")
+    held = []
+    page.route("**/learn", lambda route: held.append(route))
     words.get_by_role("button", name="belongs").focus()
     page.keyboard.press("Enter")
+    page.wait_for_timeout(100)
+    assert not page.locator(".learn-table").is_visible()  # it has the numbers of the word that was hidden before
+    held.pop().continue_()
+    page.unroute("**/learn")
     page.locator(".learn-table").wait_for()
     assert words.get_by_role("button", name="belongs").get_attribute("aria-pressed") == "true"
     realm = small_realm.load()

@@ -36,16 +36,18 @@
     hidden = places.sort((a, b) => a - b);
     spell();
     sentence.children[focus]?.focus();
-    lesson.hidden = !hidden.length;
     drawn = null;
     if (hidden.length) await go(0);
+    lesson.hidden = !drawn; // until then it shows what it showed, and nothing where that was hidden
   };
   const salient = () => attempt(fault, [], async () => {
     const drawnPlaces = await request("salient", { text, seed: seed++ });
     await hide(drawnPlaces.hidden);
   });
   const go = (steps) => attempt(fault, [take, ten, back, reset], async () => {
-    found = await request("learn", { text, hidden, steps: Math.max(0, steps) });
+    const asked = hidden, answer = await request("learn", { text, hidden, steps: Math.max(0, steps) });
+    if (asked !== hidden) return; // another word was pressed meanwhile, whose lesson is on its way
+    found = answer;
     at = found.steps;
     show();
   }).then(() => {
