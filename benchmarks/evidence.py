@@ -132,12 +132,13 @@ def doubt() -> str:
     """What P(right) of the model that ships is worth."""
     (row,) = read("shipped-calibration.csv")
     n = {name: int(row[name]) for name in row if "error" not in name}
-    error, of_p = (f"{float(row[name]):.3f}" for name in ("calibration error", "calibration error of p"))
+    error, by_chance, of_p = (f"{float(row[f'calibration error{of}']):.3f}" for of in ("", " by chance", " of p"))
     sure = share(n["of them right"], n["P(right) at least 0.9"]) if n["P(right) at least 0.9"] else ""
     return table(
         ["of the model that ships", "figure", "n"],
-        ["expected calibration error of P(right), 0 to 1", error, str(n["answers"])],
-        ["the same of p(y\\|x)", of_p, str(n["answers"])],
+        ["expected calibration error of P(right), 0 to 1: mean over 100 divisions", error, str(n["answers"])],
+        ["the same of a P(right) without fault, whose answers are right by chance", by_chance, str(n["answers"])],
+        ["expected calibration error of p(y\\|x)", of_p, str(n["answers"])],
         ["right where P(right) is 0.9 or more", sure, str(n["P(right) at least 0.9"])],
         ["right answers called \"not found\"", share(n["right, not found"], n["right"]), str(n["right"])],
         ["questions without an answer called \"not found\"", share(n["of them not found"], n["unanswerable"]),

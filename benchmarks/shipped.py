@@ -42,6 +42,7 @@ from realm_min.text.questions import Question, read_questions, rows_to_ask
 HERE = Path(__file__).parent
 KS = (1, 5, 20)
 FOLDS = 5
+DIVISIONS = 100  # into folds: the calibration error of one differs from that of another by 0.01
 LOSE = 0.08  # of the right answers that a threshold is fitted to; of others a little more falls below it
 SEED = 0  # of the folds, and that of default_data.py's questions
 COLUMNS = [
@@ -159,16 +160,34 @@ def fitted(rows: list[Row]) -> calibration.Calibration:
     return calibration.fit(*numbers, [row["EM"] == "1" for row in rows], LOSE)
 
 
-def held_out_confidences(rows: list[Row]) -> tuple[list[float], list[bool]]:
-    """P(right) of each answer and whether it is found, by a fit to the four fifths of the questions without it."""
+def held_out_confidences(rows: list[Row], seed: int = SEED) -> tuple[list[float], list[bool]]:
+    """P(right) of each answer and whether it is found, by a fit to the four fifths of the questions without it.
+
+    Args:
+        seed: of the division into fifths.
+    """
     # A question that is of both kinds has an id in each, but the same answer: it is left out of both.
     answers = [(row["p"], row["score"]) for row in rows]
     some = sorted(set(answers))
-    fold = {some[i]: place % FOLDS for place, i in enumerate(np.random.default_rng(SEED).permutation(len(some)))}
+    fold = {some[i]: place % FOLDS for place, i in enumerate(np.random.default_rng(seed).permutation(len(some)))}
     pairs = list(zip(rows, answers, strict=True))
     fits = [fitted([row for row, answer in pairs if fold[answer] != left]) for left in range(FOLDS)]
     asked = [(fits[fold[answer]], float(row["p"]), float(row["score"])) for row, answer in pairs]
     return [fit.confidence(p, score) for fit, p, score in asked], [fit.found(p, score) for fit, p, score in asked]
+
+
+def calibration_errors(rows: list[Row]) -> tuple[float, float]:
+    """The error of P(right), and what it would be of a P(right) without any: means over the divisions into fifths.
+
+    A few hundred answers in ten bins differ from their confidences by chance alone.
+    """
+    right, errors, by_chance = np.array([row["EM"] == "1" for row in rows]), [], []
+    for seed in range(DIVISIONS):
+        confidences = np.array(held_out_confidences(rows, seed)[0])
+        errors.append(calibration.calibration_error(confidences, right))
+        drawn = np.random.default_rng(seed).random(len(rows)) < confidences
+        by_chance.append(calibration.calibration_error(confidences, drawn))
+    return float(np.mean(errors)), float(np.mean(by_chance))
 
 
 def judge(rows: list[Row], out: Path) -> dict[str, str]:
@@ -177,11 +196,11 @@ def judge(rows: list[Row], out: Path) -> dict[str, str]:
     confidences, found = held_out_confidences(dev)
     right, sure = np.array([row["EM"] == "1" for row in dev]), np.array(confidences) >= 0.9
     plot_reliability(calibration.bins(confidences, right), out.with_name("shipped-reliability.png"))
-    final = fitted(dev)
+    final, (error, by_chance) = fitted(dev), calibration_errors(dev)
     refused = [not final.found(float(row["p"]), float(row["score"])) for row in nothing]
     values = {
         "answers": len(dev), "right": int(right.sum()),
-        "calibration error": f"{calibration.calibration_error(confidences, right):.4f}",
+        "calibration error": f"{error:.4f}", "calibration error by chance": f"{by_chance:.4f}",
         "calibration error of p": f"{calibration.calibration_error([float(row['p']) for row in dev], right):.4f}",
         "P(right) at least 0.9": int(sure.sum()), "of them right": int(right[sure].sum()),
         "right, not found": int((right & ~np.array(found)).sum()),

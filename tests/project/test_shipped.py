@@ -90,9 +90,14 @@ def test_what_confidence_is_worth_is_told_by_fits_without_the_question(tmp_path)
     right = [row["EM"] == "1" for row in dev]
     confidences, kept = shipped.held_out_confidences(dev)
     assert len(set(confidences)) > 20  # five fits differ
+    errors = [calibration.calibration_error(shipped.held_out_confidences(dev, seed)[0], right) for seed in range(20)]
+    assert abs(float(found["calibration error"]) - np.mean(errors)) < 0.01 and np.std(errors) > 0.001
+    # Right is as often as is said, so that what error there is comes by chance.
+    assert abs(float(found["calibration error"]) - float(found["calibration error by chance"])) < 0.02
     assert found == {
         "answers": "400", "right": str(sum(right)),
-        "calibration error": f"{calibration.calibration_error(confidences, right):.4f}",
+        "calibration error": found["calibration error"],
+        "calibration error by chance": found["calibration error by chance"],
         "calibration error of p": f"{calibration.calibration_error([float(row['p']) for row in dev], right):.4f}",
         "P(right) at least 0.9": str(sum(c >= 0.9 for c in confidences)),
         "of them right": str(sum(r for c, r in zip(confidences, right, strict=True) if c >= 0.9)),
