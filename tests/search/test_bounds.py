@@ -227,3 +227,20 @@ def test_ends_of_what_a_scan_finds_hold_the_true_score(arithmetic):
         lower, upper = pair_ends((rows // 16, query, values), codes, queries, errors)
         true = (blocks[rows].double() * queries.exact[query]).sum(1)
         assert (lower <= true).all() and (true <= upper).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32])
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 4), st.sampled_from([-2.0, -0.0, 0.0, 1e-40, 3.0]))
+def test_products_that_reach_their_limits_are_found_on_either_side_of_zero(dtype, seed, bases, q, least):
+    random = np.random.default_rng(seed)
+    values = random.choice([-5.0, -2.0, -0.0, 0.0, 1.0, 3.0, 4.0, 7.0], (bases * 16, q))
+    found = torch.from_numpy(values).to(dtype)
+    found[random.integers(16 * bases) :] = scan.LOWEST[dtype]
+    limits = (least + random.choice([0.0, 1.0, 4.0], (bases, q))).astype(
+        np.int32 if dtype == torch.int32 else np.float32
+    )
+    rows, queries, reached = scan._TorchProducts.reaching(None, found, limits)
+    expected = np.argwhere(found.double().numpy() >= np.repeat(limits, 16, axis=0))
+    order = np.lexsort((queries, rows))
+    assert np.array_equal(np.stack([rows, queries], 1)[order], expected)
+    assert np.array_equal(reached, found.double().numpy()[rows, queries])
