@@ -184,14 +184,19 @@ def pair_ends(
     """Between what a true score lies, for (base group, query, product) [pairs] each. -> lower, upper [pairs] float64"""
     assert codes.norm is not None
     base, query, values = pairs
-    values = values * queries.unit[query]
+    values = values * of_query(queries.unit, query)
     if codes.scale is not None:
         values = values * code_scale(codes.scale[base])
-    a, r, c = queries.bound_weights(errors)
-    slack = codes.norm[base] * a[query] + c[query] + errors.rho * values.abs()
+    a, r, c = (of_query(weight, query) for weight in queries.bound_weights(errors))
+    slack = codes.norm[base] * a + c + errors.rho * values.abs()
     if codes.residual is not None:
-        slack += codes.residual[base] * r[query]
+        slack += codes.residual[base] * r
     return values - slack, values + slack
+
+
+def of_query(values: Tensor, query: Tensor) -> Tensor:
+    """What each pair's query has of values [Q], to be broadcast where there is one query."""
+    return values if len(values) == 1 else values[query]
 
 
 def base_norms(norms: Tensor, rows: Tensor, start: int) -> Tensor:

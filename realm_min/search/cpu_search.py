@@ -20,6 +20,7 @@ from .bounds import (
     code_scale,
     just_below,
     kth_largest,
+    of_query,
     pair_ends,
     refuse_non_finite,
 )
@@ -139,13 +140,11 @@ class _Search:
         query, rows, values = _by_query(pairs, len(thresholds))
         base = rows // BASE_GROUP
         lower, upper = pair_ends((base, query, values), self.codes, queries, scan_errors(self.codes, self.arithmetic))
-        counts = torch.bincount(query, minlength=len(thresholds)).tolist()
-        certified = [just_below(kth_largest(ends[None], self.k)) for ends in lower.split(counts) if len(ends) >= self.k]
-        enough = torch.tensor([count >= self.k for count in counts], device="cpu")
-        limits = thresholds.clone()
-        if certified:
-            limits[enough] = torch.maximum(limits[enough], torch.cat(certified))
-        kept = upper >= limits[query]
+        certified = torch.full_like(thresholds, -math.inf)
+        for i, ends in enumerate(lower.split(torch.bincount(query, minlength=len(thresholds)).tolist())):
+            if len(ends) >= self.k:
+                certified[i] = kth_largest(ends[None], self.k)[0]
+        kept = upper >= of_query(torch.maximum(thresholds, just_below(certified)), query)
         query, rows, base = query[kept], rows[kept], base[kept]
         keys = exact_keys(self.blocks, queries.exact, query, rows)
         counts = torch.bincount(query, minlength=len(thresholds))

@@ -262,8 +262,7 @@ class _TorchProducts(_Products):
         while queries.dtype != torch.float32 and self.fold * 2 * q <= 16 and self.fold * 2 * d <= 2048:
             self.fold *= 2
         diagonal = queries.new_zeros(self.fold, d, self.fold, q)
-        for i in range(self.fold):
-            diagonal[i, :, i] = self.columns
+        diagonal.diagonal(dim1=0, dim2=2).copy_(self.columns[:, :, None])
         self.diagonal = diagonal.view(self.fold * d, self.fold * q)
 
     def _multiply(self, start: int, stop: int, place: int) -> None:
