@@ -34,6 +34,7 @@ ROWS_2 = {  # of table 2: who was fine-tuned, and whose retriever is measured be
 }  # fmt: skip
 TABLE_2 = ("realm", *VARIANTS, *ROWS_2)
 BEFORE = "ict"  # what all arms begin with: the last row of ict's own run, and the first of realm-still
+SWAP = "swap.csv"  # of realm_swap.py
 UNFINISHED, LAST = "unfinished.csv", 20  # updates of runs that were stopped, and how many of them are averaged
 # What a difference is taken to: ICT that went on for as long, the control without a gradient, and what was tuned first.
 BASES = {
@@ -125,6 +126,22 @@ def unfinished(path: Path) -> Iterator[dict[str, Any]]:
                 yield row | {"against": base, "seeds": len(both)} | numbers(found_here)
 
 
+def swapped(path: Path) -> Iterator[dict[str, Any]]:
+    """Retrievers of several arms before the encoder of `realm`, and how far each is from that of ICT."""
+    with open(path, encoding="utf-8", newline="") as file:
+        found = {(row["retriever"], row["seed"]): row for row in csv.DictReader(file)}
+    for retriever in dict.fromkeys(name for name, _ in found):
+        seeds = [seed for name, seed in found if name == retriever]
+        for measure in [name for name in next(iter(found.values())) if name not in ("retriever", "seed")]:
+            values = {seed: float(found[retriever, seed][measure]) for seed in seeds}
+            row = {"arm": f"{retriever}, realm's encoder", "measure": measure, "against": "", "seeds": len(seeds)}
+            yield row | numbers(interval(list(values.values())))
+            if retriever != BEFORE:
+                both = [seed for seed in seeds if (BEFORE, seed) in found]
+                found_here = interval([values[seed] - float(found[BEFORE, seed][measure]) for seed in both])
+                yield row | {"against": BEFORE, "seeds": len(both)} | numbers(found_here)
+
+
 def numbers(found: Estimate, name: str = "") -> dict[str, str]:
     return {f"{name}{part}": f"{value:.3f}" for part, value in found._asdict().items()}
 
@@ -149,6 +166,8 @@ def write_summary(curves: Curves, folder: Path, path: Path) -> None:
         writer.writerows(rows(curves, folder))
         if (folder / UNFINISHED).is_file():
             writer.writerows(unfinished(folder / UNFINISHED))
+        if (folder / SWAP).is_file():
+            writer.writerows(swapped(folder / SWAP))
 
 
 @large_letters()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import realm
 import realm_report
+import realm_swap
 from eight_capitals import CONFIG
 
 import realm_min
@@ -122,6 +123,10 @@ def test_arms_of_a_tiny_model(tmp_path, monkeypatch):
     assert still["step"] == learnt["step"] == same["step"] == [0, 1, 2]
     assert still["all R@1"][0] == still["all R@1"][2] and len(set(still["null probability"])) == 1
     assert learnt["retrieval utility"][0] == still["retrieval utility"][0] != learnt["retrieval utility"][2]
+    (chosen.work / "ict-0" / "done").touch()
+    swapped = {row["retriever"]: float(row["retrieval utility"]) for row in realm_swap.rows(realm.Lab(chosen), 0)}
+    assert swapped["realm"] == pytest.approx(learnt["retrieval utility"][2], rel=1e-4)  # its own encoder
+    assert list(swapped) == ["ict", "realm"] and swapped["ict"] not in (swapped["realm"], still["retrieval utility"][2])
     for task in ("realm-stale-0", "realm-tokens-0"):
         realm.perform(chosen, task)
     curves = realm_report.read_curves(chosen.out)
@@ -167,6 +172,15 @@ def test_the_report(tmp_path):
     assert float(paired["bootstrap low"]) < float(paired["bootstrap high"]) and paired["seeds"] == "3"
     assert float(rows["ict", ""]["mean"]) == 30 and rows["ict", ""]["low"] == "30.000"
     assert (tmp_path / "recall.png").stat().st_size > 1000
+
+
+def test_retrievers_before_one_encoder_are_compared_seed_by_seed(tmp_path):
+    lines = ["seed,retriever,held-out loss", "0,ict,5.0", "0,realm,4.5", "1,ict,5.2", "1,realm,4.9", "2,realm,9"]
+    (tmp_path / "swap.csv").write_text("\n".join(lines) + "\n")
+    found = {(row["arm"], row["against"]): row for row in realm_report.swapped(tmp_path / "swap.csv")}
+    assert found["ict, realm's encoder", ""]["mean"] == "5.100" and len(found) == 3
+    difference = found["realm, realm's encoder", "ict"]
+    assert (difference["seeds"], difference["mean"], difference["low"]) == (2, "-0.400", f"{-0.4 - 12.706 * 0.1:.3f}")
 
 
 def test_settings_are_those_of_the_jobs():
