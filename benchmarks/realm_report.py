@@ -238,7 +238,8 @@ def report(folder: Path) -> None:
     if not curves:
         return
     write_summary(curves, folder, folder / "summary.csv")
-    if found := list(table_2(curves)):
+    found = list(table_2(curves))
+    if any("EM seeds" in row for row in found):
         with write_atomically(folder / "table-2.csv") as temporary, open(temporary, "w", newline="") as file:
             parts = [f"{name} {part}" for name in ("EM", "R@5 before") for part in ("seeds", "mean", "low", "high")]
             writer = csv.DictWriter(file, ["run", *parts], restval="", lineterminator="\n")

@@ -172,6 +172,7 @@ def test_the_report(tmp_path):
     assert float(paired["bootstrap low"]) < float(paired["bootstrap high"]) and paired["seeds"] == "3"
     assert float(rows["ict", ""]["mean"]) == 30 and rows["ict", ""]["low"] == "30.000"
     assert (tmp_path / "recall.png").stat().st_size > 1000
+    assert not (tmp_path / "table-2.csv").exists()  # nothing was fine-tuned
 
 
 def test_retrievers_before_one_encoder_are_compared_seed_by_seed(tmp_path):
