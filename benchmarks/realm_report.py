@@ -127,19 +127,19 @@ def unfinished(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def swapped(path: Path) -> Iterator[dict[str, Any]]:
-    """Retrievers of several arms before the encoder of `realm`, and how far each is from that of ICT."""
+    """Retrievers of several arms before the encoder of one, and how far each is from that of ICT."""
     with open(path, encoding="utf-8", newline="") as file:
-        found = {(row["retriever"], row["seed"]): row for row in csv.DictReader(file)}
-    for retriever in dict.fromkeys(name for name, _ in found):
-        seeds = [seed for name, seed in found if name == retriever]
-        for measure in [name for name in next(iter(found.values())) if name not in ("retriever", "seed")]:
-            values = {seed: float(found[retriever, seed][measure]) for seed in seeds}
-            row = {"arm": f"{retriever}, realm's encoder", "measure": measure, "against": "", "seeds": len(seeds)}
-            yield row | numbers(interval(list(values.values())))
+        found = list(csv.DictReader(file))
+    measures = [name for name in found[0] if name not in ("seed", "encoder", "retriever")]
+    for encoder, retriever in dict.fromkeys((row["encoder"], row["retriever"]) for row in found):
+        some = {row["seed"]: row for row in found if (row["encoder"], row["retriever"]) == (encoder, retriever)}
+        base = {row["seed"]: row for row in found if (row["encoder"], row["retriever"]) == (encoder, BEFORE)}
+        for measure in measures:
+            row = {"arm": f"{retriever} before the encoder of {encoder}", "measure": measure, "against": ""}
+            yield row | {"seeds": len(some)} | numbers(interval([float(of[measure]) for of in some.values()]))
             if retriever != BEFORE:
-                both = [seed for seed in seeds if (BEFORE, seed) in found]
-                found_here = interval([values[seed] - float(found[BEFORE, seed][measure]) for seed in both])
-                yield row | {"against": BEFORE, "seeds": len(both)} | numbers(found_here)
+                both = [float(some[seed][measure]) - float(base[seed][measure]) for seed in some.keys() & base.keys()]
+                yield row | {"against": BEFORE, "seeds": len(both)} | numbers(interval(both))
 
 
 def numbers(found: Estimate, name: str = "") -> dict[str, str]:

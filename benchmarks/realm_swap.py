@@ -1,13 +1,14 @@
-"""What did the retriever learn? Retrievers of several arms before one and the same encoder, after `make realm`.
+"""What did the retriever learn? Retrievers of several arms before the same encoders, after `make realm`.
 
-An arm's retrieval utility is of its own retriever and its own encoder, both of which learned. Here the encoder is that
-of `realm`, and only the retriever changes: that of ICT, with which the arms began, and that of each REALM arm. What is
-measured is `Lab.utility`, on more of the held-out sentences. A row of swap.csv is a seed and a retriever.
+An arm's retrieval utility is of its own retriever and its own encoder, both of which learned. Here the encoder stays,
+and only the retriever changes: that of ICT, with which the arms began, and that of each REALM arm. What is measured is
+`Lab.utility`, on more of the held-out sentences. A row of swap.csv is a seed, an encoder and a retriever.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -20,23 +21,23 @@ from realm_min.files.atomic import write_atomically
 from realm_min.jobs.settings import Pretrain
 
 HELD_OUT = 256  # sentences
+ENCODERS = ("realm-still", "realm")  # one that learned from what ICT's retriever found, and one from what REALM's did
 RETRIEVERS = ("ict", "realm-permuted", "realm")  # realm-still has that of ICT
 
 
 def rows(lab: realm.Lab, seed: int) -> Iterator[dict[str, Any]]:
     """The measures of each retriever whose arm was run."""
     arms = lab.given.work / lab.given.out.name
-    encoder = lab.encoder(arms / f"realm-{seed}", seed)
     settings = Pretrain(**lab.settings["realm"], seed=seed)
-    for name in RETRIEVERS:
+    for encoder_of, name in itertools.product(ENCODERS, RETRIEVERS):
         folder = (lab.given.work if name == "ict" else arms) / f"{name}-{seed}"
         if not (folder / "done").is_file():
             continue
-        embedder = lab.embedder(folder, seed)
+        embedder, encoder = lab.embedder(folder, seed), lab.encoder(arms / f"{encoder_of}-{seed}", seed)
         if name == "ict":
             realm.soften_(embedder, lab.settings["soften"])
         found = lab.utility((embedder, encoder), lab.index(embedder), settings)
-        yield {"seed": seed, "retriever": name, **{key: f"{value:.6g}" for key, value in found.items()}}
+        yield {"seed": seed, "encoder": encoder_of, "retriever": name, **{k: f"{x:.6g}" for k, x in found.items()}}
 
 
 def main() -> None:

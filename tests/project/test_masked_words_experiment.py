@@ -124,9 +124,11 @@ def test_arms_of_a_tiny_model(tmp_path, monkeypatch):
     assert still["all R@1"][0] == still["all R@1"][2] and len(set(still["null probability"])) == 1
     assert learnt["retrieval utility"][0] == still["retrieval utility"][0] != learnt["retrieval utility"][2]
     (chosen.work / "ict-0" / "done").touch()
-    swapped = {row["retriever"]: float(row["retrieval utility"]) for row in realm_swap.rows(realm.Lab(chosen), 0)}
-    assert swapped["realm"] == pytest.approx(learnt["retrieval utility"][2], rel=1e-4)  # its own encoder
-    assert list(swapped) == ["ict", "realm"] and swapped["ict"] not in (swapped["realm"], still["retrieval utility"][2])
+    rows = list(realm_swap.rows(realm.Lab(chosen), 0))
+    swapped = {(row["encoder"], row["retriever"]): float(row["retrieval utility"]) for row in rows}
+    assert swapped["realm", "realm"] == pytest.approx(learnt["retrieval utility"][2], rel=1e-4)
+    assert swapped["realm-still", "ict"] == pytest.approx(still["retrieval utility"][2], rel=1e-4)
+    assert len(set(swapped.values())) == 4
     for task in ("realm-stale-0", "realm-tokens-0"):
         realm.perform(chosen, task)
     curves = realm_report.read_curves(chosen.out)
@@ -176,11 +178,13 @@ def test_the_report(tmp_path):
 
 
 def test_retrievers_before_one_encoder_are_compared_seed_by_seed(tmp_path):
-    lines = ["seed,retriever,held-out loss", "0,ict,5.0", "0,realm,4.5", "1,ict,5.2", "1,realm,4.9", "2,realm,9"]
+    values = {"ict": (5.0, 5.2), "realm": (4.5, 4.9, 9)}
+    lines = ["seed,encoder,retriever,held-out loss", "0,realm-still,ict,1"]
+    lines += [f"{seed},realm,{name},{loss}" for name in values for seed, loss in enumerate(values[name])]
     (tmp_path / "swap.csv").write_text("\n".join(lines) + "\n")
     found = {(row["arm"], row["against"]): row for row in realm_report.swapped(tmp_path / "swap.csv")}
-    assert found["ict, realm's encoder", ""]["mean"] == "5.100" and len(found) == 3
-    difference = found["realm, realm's encoder", "ict"]
+    assert found["ict before the encoder of realm", ""]["mean"] == "5.100" and len(found) == 4
+    difference = found["realm before the encoder of realm", "ict"]
     assert (difference["seeds"], difference["mean"], difference["low"]) == (2, "-0.400", f"{-0.4 - 12.706 * 0.1:.3f}")
 
 
