@@ -137,7 +137,7 @@ def doubt() -> str:
     return table(
         ["of the model that ships", "figure", "n"],
         ["expected calibration error of P(right), 0 to 1: mean over 100 divisions", error, str(n["answers"])],
-        ["the same of a P(right) without fault, whose answers are right by chance", by_chance, str(n["answers"])],
+        ["the same if answers were right exactly as often as is said", by_chance, str(n["answers"])],
         ["expected calibration error of p(y\\|x)", of_p, str(n["answers"])],
         ["right where P(right) is 0.9 or more", sure, str(n["P(right) at least 0.9"])],
         ["right answers called \"not found\"", share(n["right, not found"], n["right"]), str(n["right"])],

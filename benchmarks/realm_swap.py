@@ -26,12 +26,12 @@ RETRIEVERS = ("ict", "realm-permuted", "realm")  # realm-still has that of ICT
 
 
 def rows(lab: realm.Lab, seed: int) -> Iterator[dict[str, Any]]:
-    """The measures of each retriever whose arm was run."""
+    """The measures of each retriever before each encoder, of the arms that were run."""
     arms = lab.given.work / lab.given.out.name
     settings = Pretrain(**lab.settings["realm"], seed=seed)
     for encoder_of, name in itertools.product(ENCODERS, RETRIEVERS):
         folder = (lab.given.work if name == "ict" else arms) / f"{name}-{seed}"
-        if not (folder / "done").is_file():
+        if not all((run / "done").is_file() for run in (folder, arms / f"{encoder_of}-{seed}")):
             continue
         embedder, encoder = lab.embedder(folder, seed), lab.encoder(arms / f"{encoder_of}-{seed}", seed)
         if name == "ict":
@@ -45,6 +45,10 @@ def main() -> None:
     lab = realm.Lab(given)
     lab.settings["held_out"] = HELD_OUT
     found = [row for seed in options.seeds or lab.settings["seeds"] for row in rows(lab, seed)]
+    if not found:
+        raise FileNotFoundError(
+            f"{given.work} has no finished arm: run make realm first, with the same --work and --out"
+        )
     with write_atomically(given.out / SWAP) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
         writer.writeheader()

@@ -255,7 +255,8 @@ def test_a_word_is_hidden_by_a_click_a_key_and_by_salient_masking(open_page):
     page.route("**/learn", lambda route: held.append(route))
     words.get_by_role("button", name="belongs").focus()
     page.keyboard.press("Enter")
-    page.wait_for_timeout(100)
+    while not held:
+        page.wait_for_timeout(20)
     assert not page.locator(".learn-table").is_visible()  # it has the numbers of the word that was hidden before
     held.pop().continue_()
     page.unroute("**/learn")
