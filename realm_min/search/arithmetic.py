@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from .bounds import BASE_GROUP, Codes
@@ -109,8 +110,7 @@ def sample_scan(way: Way, codes: Codes, queries: int, fill_norms: bool) -> Calla
         codes = Codes(codes.codes, None, 0, None, torch.empty(bases, dtype=torch.float64, device="cpu"))
     asked = torch.ones(queries, d, dtype=torch.float32, device="cpu")
     scanned = coded_queries(asked, codes, way.arithmetic)
-    thresholds = torch.full((queries,), NEVER, dtype=torch.float64, device="cpu")
-    weights = scanned.limit_weights(thresholds, scan_errors(codes, way.arithmetic))
+    weights = scanned.limit_weights(np.full(queries, NEVER), scan_errors(codes, way.arithmetic))
 
     def scan() -> object:
         start = next(starts)

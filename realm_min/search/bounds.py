@@ -35,7 +35,7 @@ class Codes:
     exponent: int
     residual: Tensor | None  # [base groups] float64 r >= ||e - ê||; None: the codes are the blocks
     norm: Tensor | None  # [base groups] float64 n >= ||ê||; None: taken while scanning
-    terms: Tensor | None = None  # [base groups, 3] float64 `limit_terms` of all, where they were kept
+    terms: np.ndarray | None = None  # [base groups, 3] float64 `limit_terms` of all, where they were kept
 
 
 @dataclass
@@ -53,11 +53,12 @@ class ScanQueries:
         """The queries at `places` [n] int64."""
         return ScanQueries(*(getattr(self, field.name)[places] for field in fields(self)))
 
-    def bound_weights(self, errors: Rounding) -> tuple[Tensor, Tensor, Tensor]:
+    def bound_weights(self, errors: Rounding) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What a row's norm, its residual and one are multiplied by in the bound, but for its term in the score: [Q]"""
-        return self.delta + errors.gamma * self.code_norm, self.norm, errors.eta * self.unit
+        of_norm = self.delta.numpy() + errors.gamma * self.code_norm.numpy()
+        return of_norm, self.norm.numpy(), errors.eta * self.unit.numpy()
 
-    def limit_weights(self, thresholds: Tensor, errors: Rounding) -> Tensor:
+    def limit_weights(self, thresholds: np.ndarray, errors: Rounding) -> np.ndarray:
         """What makes limits of `limit_terms`: for thresholds [Q] float64 -> [3, Q] float64.
 
         A score w of the scan may belong to a row that reaches the threshold t if w + rho |w| + b >= t, and b is
@@ -69,8 +70,8 @@ class ScanQueries:
         """
         x = 2 * errors.rho
         a, r, c = self.bound_weights(errors)
-        rows = (-(1 + x) * a, -(1 + x) * r, thresholds - x * thresholds.abs() - (1 + x) * c)
-        return torch.stack(rows) / self.unit
+        rows = (-(1 + x) * a, -(1 + x) * r, thresholds - x * np.abs(thresholds) - (1 + x) * c)
+        return np.stack(rows) / self.unit.numpy()
 
 
 def compress(blocks: Tensor, compression: str | None, first: int = 0) -> Codes:
@@ -159,7 +160,7 @@ def widen(bounds: Tensor, group: int) -> Tensor:
     return group_max(bounds[:, None], group // BASE_GROUP)[:, 0]
 
 
-def limit_terms(codes: Codes, bases: slice) -> Tensor:
+def limit_terms(codes: Codes, bases: slice) -> np.ndarray:
     """Norm, residual and one of the base groups, in the unit of their codes. -> [bases, 3] float64
 
     Times `ScanQueries.limit_weights` they are the least products by which rows may reach a threshold.
@@ -167,34 +168,34 @@ def limit_terms(codes: Codes, bases: slice) -> Tensor:
     if codes.terms is not None:
         return codes.terms[bases]
     assert codes.norm is not None
-    norm = codes.norm[bases]
-    residual = torch.zeros_like(norm) if codes.residual is None else codes.residual[bases]
-    terms = torch.stack([norm, residual, torch.ones_like(norm)], 1)
-    return terms if codes.scale is None else terms.div_(code_scale(codes.scale[bases])[:, None])
+    norm = codes.norm[bases].numpy()
+    residual = np.zeros_like(norm) if codes.residual is None else codes.residual[bases].numpy()
+    terms = np.stack([norm, residual, np.ones_like(norm)], 1)
+    return terms if codes.scale is None else terms / code_scale(codes.scale[bases].numpy())[:, None]
 
 
-def code_scale(scale: Tensor) -> Tensor:
+def code_scale(scale: np.ndarray) -> np.ndarray:
     """Stored scales, float32 -> float64, none of them 0: eta has room for the change."""
-    return scale.double().clamp(min=2.0**-149)
+    return np.maximum(scale, 2.0**-149, dtype=np.float64)
 
 
 def pair_ends(
-    pairs: tuple[Tensor, Tensor, Tensor], codes: Codes, queries: ScanQueries, errors: Rounding
-) -> tuple[Tensor, Tensor]:
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray], codes: Codes, queries: ScanQueries, errors: Rounding
+) -> tuple[np.ndarray, np.ndarray]:
     """Between what a true score lies, for (base group, query, product) [pairs] each. -> lower, upper [pairs] float64"""
     assert codes.norm is not None
     base, query, values = pairs
-    values = values * of_query(queries.unit, query)
+    values = values * of_query(queries.unit.numpy(), query)
     if codes.scale is not None:
-        values = values * code_scale(codes.scale[base])
+        values = values * code_scale(codes.scale.numpy()[base])
     a, r, c = (of_query(weight, query) for weight in queries.bound_weights(errors))
-    slack = codes.norm[base] * a + c + errors.rho * values.abs()
+    slack = codes.norm.numpy()[base] * a + c + errors.rho * np.abs(values)
     if codes.residual is not None:
-        slack += codes.residual[base] * r
+        slack += codes.residual.numpy()[base] * r
     return values - slack, values + slack
 
 
-def of_query(values: Tensor, query: Tensor) -> Tensor:
+def of_query(values: np.ndarray, query: np.ndarray) -> np.ndarray:
     """What each pair's query has of values [Q], to be broadcast where there is one query."""
     return values if len(values) == 1 else values[query]
 
@@ -267,22 +268,19 @@ def certify(maxima: Tensor, unit: Tensor, bound: Tensor, rho: float, k: int) -> 
     if maxima.shape[1] < k:
         threshold = torch.full_like(unit, -math.inf)
     else:
-        threshold = just_below(kth_largest(maxima - slack, k))
+        threshold = torch.from_numpy(just_below(kth_largest((maxima - slack).numpy(), k)))
     return maxima.add_(slack), threshold
 
 
-def kth_largest(values: Tensor, k: int) -> Tensor:
-    """values [Q, n] -> [Q]. NumPy's partition takes a tenth of the time of torch's topk on a CPU."""
-    if values.is_cuda:
-        return values.topk(k).values[:, -1]
-    place = values.shape[1] - k
-    return torch.from_numpy(np.partition(values.numpy(), place, axis=1)[:, place].copy())
+def kth_largest(values: np.ndarray, k: int) -> np.ndarray:
+    """values [.., n] -> [..]. NumPy's partition takes a tenth of the time of torch's topk."""
+    return np.partition(values, -k, axis=-1)[..., -k]
 
 
-def just_below(scores: Tensor) -> Tensor:
+def just_below(scores: np.ndarray) -> np.ndarray:
     """Numbers under every score that rounds to the same float32 as `scores` (float64), or to a larger one."""
-    scores = scores.float()
-    return torch.nextafter(scores, torch.full_like(scores, -math.inf)).double()
+    with np.errstate(over="ignore"):
+        return np.nextafter(scores.astype(np.float32), np.float32(-np.inf)).astype(np.float64)
 
 
 def finite_norm(blocks: Tensor, norm: Tensor) -> Tensor:

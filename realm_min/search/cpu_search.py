@@ -24,7 +24,6 @@ from .bounds import (
     pair_ends,
     refuse_non_finite,
 )
-from .checks import check_search
 from .rescore import NO_KEY, exact_keys, largest_keys, unpack_keys
 from .scan import Pairs, all_products, coded_queries, pairs_reaching, scan_errors
 
@@ -55,7 +54,6 @@ def search(
     codes: without norms, they are taken while scanning, and blocks that are not finite refused.
     sample: `sample_codes` of them, where they were kept; rows all over the memory take long to fetch.
     """
-    check_search(queries, blocks, k)
     report = SearchReport(BASE_GROUP, -(-blocks.shape[0] // BASE_GROUP), [], [])
     keys = torch.empty(queries.shape[0], k, dtype=torch.int64, device="cpu")
     fill_norms = codes.norm is None
@@ -64,7 +62,8 @@ def search(
     for start in range(0, queries.shape[0], QUERIES_AT_ONCE):
         coded = coded_queries(queries[start : start + QUERIES_AT_ONCE], codes, arithmetic)
         found = _Found.none(keys[start : start + QUERIES_AT_ONCE])
-        _Search(blocks, codes, sample, k, arithmetic, fill_norms).answer(coded, found)
+        with np.errstate(over="ignore", invalid="ignore"):
+            _Search(blocks, codes, sample, k, arithmetic, fill_norms).answer(coded, found)
         report.rescored_groups += found.groups.tolist()
         report.rescored_rows += found.rows.tolist()
         fill_norms = False
@@ -82,10 +81,10 @@ class _Found(NamedTuple):
     def none(keys: Tensor) -> _Found:
         return _Found(keys.fill_(NO_KEY), *np.zeros((2, len(keys)), np.int64))
 
-    def thresholds(self) -> Tensor:
+    def thresholds(self) -> np.ndarray:
         """What the last of its answers is above, -inf where there are fewer than k: [Q] float64."""
         last = self.keys[:, -1]
-        return just_below(unpack_keys(last)[0]).masked_fill_(last == NO_KEY, -math.inf)
+        return np.where(last.numpy() == NO_KEY, -np.inf, just_below(unpack_keys(last)[0].numpy()))
 
 
 @dataclass
@@ -102,26 +101,25 @@ class _Search:
     def answer(self, queries: ScanQueries, found: _Found) -> None:
         """Find the k best of each query; `fill_norms` has been done."""
         sample = _Sample(self, queries)
-        wanted, rank = torch.arange(len(found.keys), device="cpu"), sample.first_rank(self.k)
+        wanted, rank = np.arange(len(found.keys)), sample.first_rank(self.k)
         while len(wanted):
             guess = sample.thresholds(rank)[wanted]
             some = _Found.none(torch.empty(len(wanted), self.k, dtype=torch.int64, device="cpu"))
-            self._keep(queries.select(wanted), guess.clone(), some)
+            self._keep(queries.select(torch.from_numpy(wanted)), guess.copy(), some)
             self.fill_norms = False
-            places = wanted.numpy()
-            found.keys.numpy()[places] = some.keys.numpy()
-            found.groups[places] += some.groups
-            found.rows[places] += some.rows
+            found.keys.numpy()[wanted] = some.keys.numpy()
+            found.groups[wanted] += some.groups
+            found.rows[wanted] += some.rows
             if rank > self.k:
                 break  # all rows were kept
             # Whatever was not kept is below the guess; so is no answer, where the k-th best is not.
-            wanted = wanted[~((some.keys[:, -1] != NO_KEY) & (some.thresholds() >= guess))]
+            wanted = wanted[(some.keys[:, -1].numpy() == NO_KEY) | (some.thresholds() < guess)]
             # What k rows of the sample reach, k of all do, unless blocks have changed since they were compressed.
             rank = self.k + len(self.blocks) if rank == self.k else min(self.k, 4 * rank)
         if (found.keys[:, -1] == NO_KEY).any():
             refuse_non_finite(self.blocks, 0)
 
-    def _keep(self, queries: ScanQueries, thresholds: Tensor, found: _Found) -> None:
+    def _keep(self, queries: ScanQueries, thresholds: np.ndarray, found: _Found) -> None:
         """Scan all rows, and choose the best of those that reach thresholds [q], which rise on the way."""
         errors = scan_errors(self.codes, self.arithmetic)
         n, q = len(self.blocks), len(thresholds)
@@ -135,35 +133,39 @@ class _Search:
                 self._choose(Pairs.join(waiting), queries, thresholds, found)
                 waiting = []
 
-    def _choose(self, pairs: Pairs, queries: ScanQueries, thresholds: Tensor, found: _Found) -> None:
+    def _choose(self, pairs: Pairs, queries: ScanQueries, thresholds: np.ndarray, found: _Found) -> None:
         """Certify and rescore the pairs, and raise the thresholds to what was found."""
-        query, rows, values = _by_query(pairs, len(thresholds))
+        rows, query, values = _by_query(pairs, len(thresholds))
         base = rows // BASE_GROUP
         lower, upper = pair_ends((base, query, values), self.codes, queries, scan_errors(self.codes, self.arithmetic))
-        certified = torch.full_like(thresholds, -math.inf)
-        for i, ends in enumerate(lower.split(torch.bincount(query, minlength=len(thresholds)).tolist())):
+        certified = np.full_like(thresholds, -np.inf)
+        for i, ends in enumerate(_split(lower, query, len(thresholds))):
             if len(ends) >= self.k:
-                certified[i] = kth_largest(ends[None], self.k)[0]
-        kept = upper >= of_query(torch.maximum(thresholds, just_below(certified)), query)
+                certified[i] = kth_largest(ends, self.k)
+        kept = upper >= of_query(np.maximum(thresholds, just_below(certified)), query)
         query, rows, base = query[kept], rows[kept], base[kept]
-        keys = exact_keys(self.blocks, queries.exact, query, rows)
-        counts = torch.bincount(query, minlength=len(thresholds))
-        for i, some in enumerate(keys.split(counts.tolist())):
+        keys = exact_keys(self.blocks, queries.exact, torch.from_numpy(query), torch.from_numpy(rows)).numpy()
+        for i, some in enumerate(_split(keys, query, len(thresholds))):
             if len(some):
-                found.keys[i] = largest_keys(torch.cat([found.keys[i], some]), self.k)
-        found.rows[:] += counts.numpy()
-        first = torch.ones_like(base, dtype=torch.bool)  # of its base group's rows
+                found.keys[i] = largest_keys(np.concatenate([found.keys[i].numpy(), some]), self.k)
+        found.rows[:] += np.bincount(query, minlength=len(thresholds))
+        first = np.ones(len(base), bool)  # of its base group's rows
         first[1:] = (base[1:] != base[:-1]) | (query[1:] != query[:-1])
-        found.groups[:] += torch.bincount(query[first], minlength=len(thresholds)).numpy()
-        torch.maximum(thresholds, found.thresholds(), out=thresholds)
+        found.groups[:] += np.bincount(query[first], minlength=len(thresholds))
+        np.maximum(thresholds, found.thresholds(), out=thresholds)
 
 
-def _by_query(pairs: Pairs, q: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The pairs by query, and by row within: queries, rows, values."""
-    # The scan goes through the rows in order.
-    order = np.argsort(pairs.queries.astype(np.uint8), kind="stable") if q > 1 else slice(None)
-    query, rows, values = (torch.from_numpy(part[order]) for part in (pairs.queries, pairs.rows, pairs.values))
-    return query, rows, values
+def _by_query(pairs: Pairs, q: int) -> Pairs:
+    """The pairs by query, and by row within."""
+    if q == 1:  # the scan goes through the rows in order
+        return pairs
+    order = np.argsort(pairs.queries.astype(np.uint8), kind="stable")
+    return Pairs(*(part[order] for part in pairs))
+
+
+def _split(values: np.ndarray, query: np.ndarray, q: int) -> list[np.ndarray]:
+    """The values of each query, of pairs by query."""
+    return np.split(values, np.searchsorted(query, np.arange(1, q)))
 
 
 def sample_codes(codes: Codes, count: int) -> Codes:
@@ -186,9 +188,9 @@ class _Sample:
         if search.fill_norms:
             self.codes.norm = self.codes.codes.double().norm(dim=1) * (1 + 1e-12)
         self.errors = scan_errors(self.codes, search.arithmetic)
-        self.values = all_products(self.codes, queries, search.arithmetic).t().contiguous()  # [Q, S]
+        self.values = np.ascontiguousarray(all_products(self.codes, queries, search.arithmetic).numpy().T)  # [Q, S]
         scale = self.codes.scale
-        self.scores = self.values if scale is None else self.values * code_scale(scale)
+        self.scores = self.values if scale is None else self.values * code_scale(scale.numpy())
 
     def first_rank(self, k: int) -> int:
         """The place in the sample of a score that more than k of all rows should reach."""
@@ -197,12 +199,13 @@ class _Sample:
             return k
         return min(k, math.ceil(share + 4 * math.sqrt(share) + 4))  # four standard deviations, and a few for small k
 
-    def thresholds(self, rank: int) -> Tensor:
+    def thresholds(self, rank: int) -> np.ndarray:
         """What `rank` rows of the sample reach: [Q] float64; where it has fewer, what all rows reach."""
-        if rank > self.scores.shape[1]:
-            return torch.full((len(self.scores),), -math.inf, dtype=torch.float64, device="cpu")
-        places = torch.from_numpy(np.argpartition(self.scores.numpy(), -rank, axis=1)[:, -rank:].copy())  # [Q, rank]
-        query = torch.arange(len(places), device="cpu")[:, None].expand_as(places)
-        values = self.values.gather(1, places).double()
-        lower, _ = pair_ends((places, query, values), self.codes, self.queries, self.errors)
-        return just_below(lower.amin(1))
+        q, size = self.scores.shape
+        if rank > size:
+            return np.full(q, -np.inf)
+        places = np.argpartition(self.scores, -rank, axis=1)[:, -rank:]  # [Q, rank]
+        query = np.arange(q)[:, None]
+        pairs = places, query, self.values[query, places].astype(np.float64)
+        lower, _ = pair_ends(pairs, self.codes, self.queries, self.errors)
+        return just_below(lower.min(1))

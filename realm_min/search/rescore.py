@@ -25,9 +25,9 @@ def exact_keys(blocks: Tensor, queries: Tensor, query: Tensor, rows: Tensor) -> 
     return keys
 
 
-def largest_keys(keys: Tensor, k: int) -> Tensor:
+def largest_keys(keys: np.ndarray, k: int) -> Tensor:
     """The k largest of keys [n], or all where there are fewer, in descending order."""
-    ascending = np.sort(keys.numpy())
+    ascending = np.sort(keys)
     return torch.from_numpy(ascending[::-1][:k].copy())
 
 

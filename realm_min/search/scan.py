@@ -75,7 +75,7 @@ def scan_errors(codes: Codes, arithmetic: str) -> Rounding:
 
 
 def pairs_reaching(
-    codes: Codes, queries: ScanQueries, weights: Tensor, rows: range, arithmetic: str, fill_norms: bool = False
+    codes: Codes, queries: ScanQueries, weights: np.ndarray, rows: range, arithmetic: str, fill_norms: bool = False
 ) -> Pairs:
     """The pairs of `rows`, a range that starts with a base group, that reach the limits of `limit_weights` [3, Q].
 
@@ -115,7 +115,7 @@ def decodes(codes: Tensor, queries: Tensor) -> bool:
     return codes.dtype != queries.dtype
 
 
-def _reaching(codes: Codes, products: _Products, weights: Tensor, rows: range) -> Pairs:
+def _reaching(codes: Codes, products: _Products, weights: np.ndarray, rows: range) -> Pairs:
     """The pairs of a segment of rows."""
     found = products.fill(rows)
     bases = slice(rows.start // BASE_GROUP, -(-rows.stop // BASE_GROUP))
@@ -123,7 +123,7 @@ def _reaching(codes: Codes, products: _Products, weights: Tensor, rows: range) -
         assert codes.norm is not None
         norms = products.norms[: bases.stop - bases.start]
         codes.norm[bases] = base_norms(norms, codes.codes[rows.start : rows.stop], rows.start)
-    limits = np.dot(limit_terms(codes, bases).numpy(), weights.numpy())  # [bases, Q]
+    limits = np.dot(limit_terms(codes, bases), weights)  # [bases, Q]
     if found.dtype == torch.int32:
         limits = np.clip(np.ceil(limits), 1 - 2**31, 2**31 - 1).astype(np.int32)
     else:  # the weights leave room for the rounding
