@@ -38,6 +38,15 @@ def test_the_fastest_is_chosen_of_equals_the_first_and_the_hopeless_is_timed_onc
     assert arithmetic.quickest({way: lambda: None for way in [*ways.values()][:1]}) == ways["slow"]
 
 
+def test_numpy_is_chosen_only_where_it_saves_what_changing_to_it_costs():
+    """Of a search that is ten times as long, a tenth of that."""
+    ways = {name: Way("codes", name) for name in ("torch", "numpy")}
+    works = {ways["torch"]: functools.partial(time.sleep, 0.02), ways["numpy"]: functools.partial(time.sleep, 0.002)}
+    assert arithmetic.AFTER_TORCH == 0.02
+    assert arithmetic.quickest(works) == ways["torch"]
+    assert arithmetic.quickest(works, share=0.1) == ways["numpy"]
+
+
 def readable(rows=2_000):
     codes = bounds.compress(BLOCKS[:rows], "int8")
     return {"codes": codes, "blocks": bounds.compress(BLOCKS[:rows], None)}
@@ -56,7 +65,7 @@ def test_what_is_measured():
 def test_the_machine_is_measured_once_for_what_is_alike(monkeypatch):
     monkeypatch.setattr(arithmetic, "_FASTEST", {})
     measured = []
-    monkeypatch.setattr(arithmetic, "quickest", lambda works: (measured.append(works), next(reversed(works)))[1])
+    monkeypatch.setattr(arithmetic, "quickest", lambda works, share: (measured.append(works), next(reversed(works)))[1])
     for rows, queries in ((2_000, 1), (1_990, 1), (2_000, 8), (900, 1)):
         way = arithmetic.fastest(readable(rows), ("torch", "numpy"), queries, 10**6, False)
         assert way == Way("blocks", "numpy")
