@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +53,17 @@ class ScanQueries:
     def select(self, places: Tensor) -> ScanQueries:
         """The queries at `places` [n] int64."""
         return ScanQueries(*(getattr(self, field.name)[places] for field in fields(self)))
+
+    @cached_property
+    def diagonal(self) -> Tensor:
+        """A block-diagonal matrix of `fold` copies of the codes, where Q is small: [fold * D, fold * Q]."""
+        q, d = self.codes.shape
+        fold = 1
+        while self.codes.dtype != torch.float32 and fold * 2 * q <= 16 and fold * 2 * d <= 2048:
+            fold *= 2
+        diagonal = self.codes.new_zeros(fold, d, fold, q)
+        diagonal.diagonal(dim1=0, dim2=2).copy_(self.codes.t()[:, :, None])
+        return diagonal.view(fold * d, fold * q)
 
     def bound_weights(self, errors: Rounding) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What a row's norm, its residual and one are multiplied by in the bound, but for its term in the score: [Q]"""

@@ -105,7 +105,8 @@ class _Search:
         while len(wanted):
             guess = sample.thresholds(rank)[wanted]
             some = _Found.none(torch.empty(len(wanted), self.k, dtype=torch.int64, device="cpu"))
-            self._keep(queries.select(torch.from_numpy(wanted)), guess.copy(), some)
+            asked = queries if len(wanted) == len(found.keys) else queries.select(torch.from_numpy(wanted))
+            self._keep(asked, guess.copy(), some)
             self.fill_norms = False
             found.keys.numpy()[wanted] = some.keys.numpy()
             found.groups[wanted] += some.groups
@@ -169,12 +170,25 @@ def _split(values: np.ndarray, query: np.ndarray, q: int) -> list[np.ndarray]:
 
 
 def sample_codes(codes: Codes, count: int) -> Codes:
-    """About `count` evenly spaced rows, each a base group of its own."""
-    rows = torch.arange(0, len(codes.codes), -(-len(codes.codes) // count), device="cpu")
+    """`count` evenly spaced rows, or all where there are fewer, each a base group of its own; and so is each half."""
+    n = len(codes.codes)
+    rows = torch.arange(min(count, n), device="cpu") * n // min(count, n)
+    rows = torch.cat([rows[::2], rows[1::2]])
     base = rows // BASE_GROUP
     some = codes.codes.index_select(0, rows)
     scale, residual, norm = (None if part is None else part[base] for part in (codes.scale, codes.residual, codes.norm))
     return Codes(some, scale, codes.exponent, residual, norm)
+
+
+def first_rows(sample: Codes, count: int) -> Codes:
+    """The first half of a sample, where `count` rows are not more."""
+    half = -(-len(sample.codes) // 2)
+    if count > half:
+        return sample
+    parts = sample.codes, sample.scale, sample.residual, sample.norm
+    some, scale, residual, norm = (None if part is None else part[:half] for part in parts)
+    assert some is not None
+    return Codes(some, scale, sample.exponent, residual, norm)
 
 
 class _Sample:
@@ -184,7 +198,7 @@ class _Sample:
         self.n, self.queries = len(search.codes.codes), queries
         least, most = SAMPLE_ROWS
         wanted = min(max(4 * search.k, SAMPLE_ROWS_A_QUERY * len(queries.unit), least), most)
-        self.codes = search.sample or sample_codes(search.codes, wanted)
+        self.codes = first_rows(search.sample, wanted) if search.sample else sample_codes(search.codes, wanted)
         if search.fill_norms:
             self.codes.norm = self.codes.codes.double().norm(dim=1) * (1 + 1e-12)
         self.errors = scan_errors(self.codes, search.arithmetic)
@@ -197,7 +211,7 @@ class _Sample:
         share = k * len(self.codes.codes) / self.n
         if len(self.codes.codes) == self.n:
             return k
-        return min(k, math.ceil(share + 4 * math.sqrt(share) + 4))  # four standard deviations, and a few for small k
+        return min(k, math.ceil(share + 4 * math.sqrt(share) + 2))  # four standard deviations, and some for small k
 
     def thresholds(self, rank: int) -> np.ndarray:
         """What `rank` rows of the sample reach: [Q] float64; where it has fewer, what all rows reach."""

@@ -38,6 +38,8 @@ SCORES_BYTES = {"numpy": 1 << 20, "torch": 4 << 20}  # of products that stay in 
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
 # Below all limits: what stands where there is no row.
 LOWEST = {torch.float32: -math.inf, torch.bfloat16: -math.inf, torch.int32: -(1 << 31)}
+# Above it, and at most what any other number is.
+LEAST = {dtype: 1 - (1 << 31) if dtype == torch.int32 else torch.finfo(torch.float32).min for dtype in LOWEST}
 
 
 class Pairs(NamedTuple):
@@ -90,7 +92,7 @@ def pairs_reaching(
     def work(mine: range) -> Pairs:
         with np.errstate(over="ignore", invalid="ignore"), torch.no_grad():
             products = (_NumpyProducts if arithmetic == "numpy" else _TorchProducts)(
-                codes.codes, queries.codes, len(mine), fill_norms
+                codes.codes, queries, len(mine), fill_norms
             )
             steps = range(0, len(mine), products.segment)
             return Pairs.join([_reaching(codes, products, weights, mine[i : i + products.segment]) for i in steps])
@@ -105,7 +107,7 @@ def pairs_reaching(
 def all_products(codes: Codes, queries: ScanQueries, arithmetic: str) -> Tensor:
     """Of codes [n, D] and queries [Q, D], in the unit of the product: [n, Q] float32."""
     n = len(codes.codes)
-    products = (_NumpyProducts if arithmetic == "numpy" else _TorchProducts)(codes.codes, queries.codes, n, False)
+    products = (_NumpyProducts if arithmetic == "numpy" else _TorchProducts)(codes.codes, queries, n, False)
     steps = range(0, n, products.segment)
     return torch.cat([products.fill(range(i, min(i + products.segment, n)))[: n - i].float() for i in steps])
 
@@ -123,12 +125,8 @@ def _reaching(codes: Codes, products: _Products, weights: np.ndarray, rows: rang
         assert codes.norm is not None
         norms = products.norms[: bases.stop - bases.start]
         codes.norm[bases] = base_norms(norms, codes.codes[rows.start : rows.stop], rows.start)
-    limits = np.dot(limit_terms(codes, bases), weights)  # [bases, Q]
-    if found.dtype == torch.int32:
-        limits = np.clip(np.ceil(limits), 1 - 2**31, 2**31 - 1).astype(np.int32)
-    else:  # the weights leave room for the rounding
-        limits = np.maximum(limits, np.finfo(np.float32).min).astype(np.float32)
-    place, queries, values = products.reaching(found, limits)
+    limits = products.limits(limit_terms(codes, bases), weights)  # [bases, Q]
+    place, queries, values = products.reaching(found, np.maximum(limits, LEAST[found.dtype], out=limits))
     return Pairs(place + rows.start, queries, values)
 
 
@@ -140,7 +138,8 @@ class _Products:
 
     LIBRARY = ""
 
-    def __init__(self, codes: Tensor, queries: Tensor, rows: int, with_norms: bool) -> None:
+    def __init__(self, codes: Tensor, asked: ScanQueries, rows: int, with_norms: bool) -> None:
+        queries = asked.codes
         q, d = queries.shape
         by_element = q == 1 and self.LIBRARY == "torch" and queries.dtype == torch.float32
         staged = with_norms or decodes(codes, queries) or by_element
@@ -168,6 +167,10 @@ class _Products:
         """A tile of rows; its products begin at `place`."""
         raise NotImplementedError
 
+    def limits(self, terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """The product of `limit_terms` [bases, 3] and `limit_weights` [3, Q]."""
+        raise NotImplementedError
+
     def reaching(self, found: Tensor, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Products [bases * BASE_GROUP, Q] that are not below limits [bases, Q] -> rows, queries, values [pairs]"""
         raise NotImplementedError
@@ -178,9 +181,9 @@ class _NumpyProducts(_Products):
 
     LIBRARY = "numpy"
 
-    def __init__(self, codes: Tensor, queries: Tensor, rows: int, with_norms: bool) -> None:
-        super().__init__(codes, queries, rows, with_norms)
-        one = len(queries) == 1
+    def __init__(self, codes: Tensor, asked: ScanQueries, rows: int, with_norms: bool) -> None:
+        super().__init__(codes, asked, rows, with_norms)
+        queries, one = asked.codes, len(asked.codes) == 1
         self.is_bfloat16 = codes.dtype == torch.bfloat16
         self.codes = (codes.view(torch.int16) if self.is_bfloat16 else codes).numpy()
         self.columns = queries[0].numpy() if one else np.ascontiguousarray(queries.numpy().T)  # [D] or [D, Q]
@@ -204,9 +207,13 @@ class _NumpyProducts(_Products):
             np.copyto(out, rows)
         return out
 
+    def limits(self, terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return np.dot(terms, weights)
+
     def reaching(self, found: Tensor, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         bases, q = limits.shape
         array = found.numpy()
+        limits = limits.astype(np.float32)  # the weights leave room for the rounding
         places = np.flatnonzero(array.reshape(bases, BASE_GROUP, q) >= limits[:, None])
         rows, queries = (places, np.zeros_like(places)) if q == 1 else np.divmod(places, q)
         return rows, queries, array.reshape(-1)[places].astype(np.float64)
@@ -251,19 +258,16 @@ class _TorchProducts(_Products):
 
     LIBRARY = "torch"
 
-    def __init__(self, codes: Tensor, queries: Tensor, rows: int, with_norms: bool) -> None:
-        super().__init__(codes, queries, rows, with_norms)
+    def __init__(self, codes: Tensor, asked: ScanQueries, rows: int, with_norms: bool) -> None:
+        super().__init__(codes, asked, rows, with_norms)
+        queries = asked.codes
         q, d = queries.shape
         self.codes, self.columns = codes, queries.t()
         self.one = queries[0] if q == 1 and queries.dtype == torch.float32 else None
         by_element = self.one is not None and self.decoded is None
         self.terms = queries.new_empty(self.tile, d, dtype=torch.float32) if by_element else None
-        self.fold = 1
-        while queries.dtype != torch.float32 and self.fold * 2 * q <= 16 and self.fold * 2 * d <= 2048:
-            self.fold *= 2
-        diagonal = queries.new_zeros(self.fold, d, self.fold, q)
-        diagonal.diagonal(dim1=0, dim2=2).copy_(self.columns[:, :, None])
-        self.diagonal = diagonal.view(self.fold * d, self.fold * q)
+        self.diagonal = asked.diagonal
+        self.fold = len(self.diagonal) // d
 
     def _multiply(self, start: int, stop: int, place: int) -> None:
         rows, out = self.codes[start:stop], self.found[place : place + stop - start]
@@ -281,6 +285,10 @@ class _TorchProducts(_Products):
             _matmul(rows[:whole].view(-1, self.fold * d), self.diagonal, out[:whole].view(-1, self.diagonal.shape[1]))
         if whole < n:
             _matmul(rows[whole:], self.columns, out[whole:])
+
+    def limits(self, terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        # NumPy's threads would wait for those of torch, which have just multiplied.
+        return torch.mm(torch.from_numpy(terms), torch.from_numpy(weights)).numpy()
 
     def reaching(self, found: Tensor, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         bases, q = limits.shape
