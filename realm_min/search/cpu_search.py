@@ -114,7 +114,7 @@ class _Search:
             if rank > self.k:
                 break  # all rows were kept
             # Whatever was not kept is below the guess; so is no answer, where the k-th best is not.
-            wanted = wanted[(some.keys[:, -1].numpy() == NO_KEY) | (some.thresholds() < guess)]
+            wanted = wanted[(some.keys[:, -1].numpy() == NO_KEY) | ~(some.thresholds() >= guess)]
             # What k rows of the sample reach, k of all do, unless blocks have changed since they were compressed.
             rank = self.k + len(self.blocks) if rank == self.k else min(self.k, 4 * rank)
         if (found.keys[:, -1] == NO_KEY).any():

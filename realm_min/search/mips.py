@@ -122,7 +122,7 @@ class BlockIndex:
             self._codes = compress(self.blocks, compression, first)
         self.compression, self.scan, self.arithmetic = compression, scan, arithmetic
         self.chosen: dict[int, Way] = {}  # by the number of queries it was measured with
-        self._ways: dict[tuple[int, bool, int], Way] = {}  # as well by whether answers are many, and by threads
+        self._ways: dict[tuple[int, bool, int], Way] = {}  # the same, by whether answers are many, and by threads
         self._kept: dict[str, tuple[Codes, Codes]] = {}  # what each scan reads, and a sample of it
         self.last_search: SearchReport | None = None
 
@@ -177,15 +177,16 @@ class BlockIndex:
                 codes = replace(codes, terms=limit_terms(codes, slice(None)))
                 kept[name] = codes, cpu_search.sample_codes(codes, cpu_search.SAMPLE_ROWS[1])
             self._kept = kept
-        alike = measured_queries(queries), k * queries * MANY > len(self), torch.get_num_threads()
+        measured, many = measured_queries(queries), k * queries * MANY > len(self)
+        alike = measured, many, torch.get_num_threads()
         if alike not in self._ways:
             readable = {name: codes for name, (codes, _) in self._kept.items()}
             several = len(readable) > 1
-            if several and self._codes.scale is not None and alike[1]:
+            if several and self._codes.scale is not None and many:
                 del readable["codes"]
             self._ways[alike] = _way(readable, queries, self.arithmetic)
             if not several or len(readable) > 1:
-                self.chosen[alike[0]] = self._ways[alike]
+                self.chosen[measured] = self._ways[alike]
         way = self._ways[alike]
         return self._kept[way.scan][0], way
 

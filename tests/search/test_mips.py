@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sizes import cases
 
-from realm_min.search import cpu_search, mips, scan
+from realm_min.search import bounds, cpu_search, mips, scan
 from realm_min.search.mips import BlockIndex, mips_topk
 
 # The plain function, an index as it is, its codes, and a compressed one's blocks, in each arithmetic.
@@ -166,6 +166,22 @@ def test_candidates_are_rows(monkeypatch):
     index = BlockIndex(blocks, "int8", scan="codes", arithmetic="numpy")
     index.search(queries, 3_000)
     assert all(3_000 <= rows < 6_000 for rows in index.last_search.rescored_rows)
+
+
+@pytest.mark.parametrize("compression", mips.COMPRESSIONS)
+def test_a_sample_and_its_first_half_are_evenly_spaced_and_have_their_rows_bounds(compression):
+    codes = bounds.compress(torch.randn(1_000, 8, generator=torch.Generator().manual_seed(0)), compression)
+    rows = torch.arange(64) * 1_000 // 64
+    sample = cpu_search.sample_codes(codes, 64)
+    assert torch.equal(sample.codes, codes.codes[torch.cat([rows[::2], rows[1::2]])])
+    assert cpu_search.first_rows(sample, 33) is sample
+    half = cpu_search.first_rows(sample, 32)
+    assert torch.equal(half.codes, codes.codes[rows[::2]]) and half.exponent == codes.exponent
+    for name in ("scale", "residual", "norm"):
+        part, all_groups = getattr(half, name), getattr(codes, name)
+        assert part is None if all_groups is None else torch.equal(part, all_groups[rows[::2] // 16])
+    few = bounds.compress(codes.codes[:5].float(), compression)
+    assert len(cpu_search.sample_codes(few, 64).codes) == 5
 
 
 @pytest.mark.parametrize("path", PATHS)
