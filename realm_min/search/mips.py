@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -254,7 +254,8 @@ def _check_choice(name: str, value: object, choices: tuple) -> None:
 @contextmanager
 def _plain() -> Iterator[None]:
     """Compute without gradients, casts and inference mode, whatever a caller is in: results are ordinary tensors."""
-    with torch.inference_mode(False), plain_arithmetic("cpu"):
+    ordinary = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+    with ordinary, plain_arithmetic("cpu"):
         yield
 
 
