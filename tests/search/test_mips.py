@@ -291,11 +291,22 @@ def test_the_first_row_that_is_not_finite_is_named(path, bad, dtype):
         (torch.zeros(1, 8, dtype=torch.int64), 1, "int64"),
         (torch.zeros(1, 8, device="meta"), 1, "queries are on meta"),
         (torch.tensor([[0.0] * 8, [float("nan")] * 8]), 1, "query 1 holds NaN"),
+        (torch.tensor([[1.0] * 8, [float("inf"), float("-inf")] * 4]), 1, "query 1 holds NaN"),
+        (torch.tensor([[float("-inf")] * 8]), 1, "query 0 holds NaN"),
     ],
 )
 def test_searches_that_cannot_be_done_are_named(path, queries, k, message):
     with pytest.raises(ValueError, match=message):
         search(path, queries, torch.ones(5, 8), k)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", mips.BLOCK_DTYPES)
+def test_the_largest_queries_there_are_can_be_searched_with(path, dtype):
+    queries = torch.full((3, 8), torch.finfo(dtype).max, dtype=dtype)
+    scores, ids = search(path, queries, torch.eye(8)[:5] * 2.0**-10, 1)
+    assert ids.tolist() == [[0]] * 3
+    np.testing.assert_array_equal(scores.numpy(), (queries[:, :1].double() * 2.0**-10).float().numpy())
 
 
 def test_other_compressions_are_named():
