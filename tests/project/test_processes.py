@@ -35,6 +35,22 @@ def test_what_hangs_is_killed_with_its_descendants(command):
     processes.until(lambda: not any(map(processes.is_alive, children)), children, "its child ends")
 
 
+def test_a_parent_is_killed_before_its_child(monkeypatch):
+    kill = psutil.Process.kill
+    killed = []
+    monkeypatch.setattr(psutil.Process, "kill", lambda each: (kill(each), killed.append(each.pid)))
+    started = [processes.start(PARENT) for _ in range(4)]
+    pids = [process.pid for process in started]
+    processes.until(lambda: all(psutil.Process(pid).children() for pid in pids), pids, "they have children")
+    children = {pid: [child.pid for child in psutil.Process(pid).children()] for pid in pids}
+    for pid in sum(children.values(), []):
+        processes.watch(pid)
+    processes.kill_all()
+    for process in started:
+        assert process.wait() < 0
+        assert killed.index(process.pid) < min(killed.index(child) for child in children[process.pid])
+
+
 def test_who_ends_too_early_is_named(monkeypatch):
     monkeypatch.setattr(processes, "LAST_POLLS", 10)
     process = processes.start([sys.executable, "-S", "-c", "pass"])

@@ -126,7 +126,8 @@ def kill_all() -> None:
     for process in _known:
         with suppress(psutil.NoSuchProcess):
             left.update(process.children(recursive=True))
-    for process in left:
+    # The oldest first: one that waits for a child would else see it die, and end by itself before it is killed.
+    for process in sorted(left, key=lambda process: (process.create_time(), process.pid)):
         with suppress(psutil.NoSuchProcess):
             process.kill()
     _known.clear()
