@@ -97,8 +97,9 @@ class BlockIndex:
     scan: "codes" has a CPU read the compressed copy, "blocks" the blocks themselves.
     arithmetic: in which a CPU multiplies them, "torch", "numpy" or "native" (see `scan.py`).
 
-    What of the two is None is chosen at the first search of so many queries, by what is the fastest on this machine: it
-    is measured once a process, some milliseconds, and shown by `repr`. The answer is the same.
+    Both may be set later, too, of an index that was loaded, say. What of the two is None is chosen at the first search
+    of so many queries, by what is the fastest on this machine: it is measured once a process, some milliseconds, and
+    shown by `repr`. The answer is the same.
 
     Raises ValueError for blocks that are empty, not [N, D] float32/float16/bfloat16, or not finite (naming the row).
     """
@@ -122,7 +123,7 @@ class BlockIndex:
             self._codes = compress(self.blocks, compression, first)
         self.compression, self.scan, self.arithmetic = compression, scan, arithmetic
         self.chosen: dict[int, Way] = {}  # by the number of queries it was measured with
-        self._ways: dict[tuple[int, bool, int], Way] = {}  # the same, by whether answers are many, and by threads
+        self._ways: dict[tuple[int, str | None, str | None, int], Way] = {}  # and what was given, and the threads
         self._kept: dict[str, tuple[Codes, Codes]] = {}  # what each scan reads, and a sample of it
         self.last_search: SearchReport | None = None
 
@@ -177,26 +178,29 @@ class BlockIndex:
                 codes = replace(codes, terms=limit_terms(codes, slice(None)))
                 kept[name] = codes, cpu_search.sample_codes(codes, cpu_search.SAMPLE_ROWS[1])
             self._kept = kept
-        measured, many = measured_queries(queries), k * queries * MANY > len(self)
-        alike = measured, many, torch.get_num_threads()
+        measured = measured_queries(queries)
+        many = self.scan is None and self._codes.scale is not None and k * queries * MANY > len(self)
+        scan = "blocks" if many else self.scan
+        alike = measured, scan, self.arithmetic, torch.get_num_threads()
         if alike not in self._ways:
+            _check_choice("scan", self.scan, SCANS)
+            _check_choice("arithmetic", self.arithmetic, ARITHMETICS)
             readable = {name: codes for name, (codes, _) in self._kept.items()}
-            several = len(readable) > 1
-            if several and self._codes.scale is not None and many:
-                del readable["codes"]
+            if scan in readable:
+                readable = {scan: readable[scan]}
             self._ways[alike] = _way(readable, queries, self.arithmetic)
-            if not several or len(readable) > 1:
-                self.chosen[measured] = self._ways[alike]
         way = self._ways[alike]
+        if not many:
+            self.chosen[measured] = way
         return self._kept[way.scan][0], way
 
     def _readable(self) -> dict[str, Codes]:
-        """What a scan may read, by its name."""
+        """What can be scanned, by its name: uncompressed, the codes are the blocks."""
         codes = self._codes
-        if codes.residual is None or codes.norm is None or self.scan == "codes":
+        if codes.residual is None or codes.norm is None:
             return {"codes": codes}
         blocks = Codes(self.blocks, None, 0, None, codes.norm + codes.residual)  # ||e|| <= ||ê|| + r
-        return {"blocks": blocks} if self.scan == "blocks" else {"codes": codes, "blocks": blocks}
+        return {"codes": codes, "blocks": blocks}
 
     @checked
     def to(self, device: str | torch.device) -> BlockIndex:

@@ -1,7 +1,9 @@
 """Which way to scan is chosen, that it is shown, and that threads, forks and contexts change no search."""
 
 import functools
+import itertools
 import os
+import re
 import threading
 import time
 import warnings
@@ -11,9 +13,9 @@ import pytest
 import torch
 
 from realm_min.search import arithmetic, bounds, cpu_search, mips
-from realm_min.search.arithmetic import Way
+from realm_min.search.arithmetic import SCANS, Way
 from realm_min.search.mips import BlockIndex, mips_topk
-from realm_min.search.scan import pairs_reaching
+from realm_min.search.scan import ARITHMETICS, pairs_reaching
 from realm_min.search.sharded_index import ShardedBlockIndex
 
 BLOCKS, QUERIES = torch.randn(2_000, 16, generator=torch.Generator().manual_seed(0)), torch.randn(3, 16)
@@ -129,11 +131,13 @@ def test_for_many_answers_int8_is_not_read(monkeypatch):
     )
     monkeypatch.setattr(mips, "SMALL", 0)
     k = 1 + len(BLOCKS) // (mips.MANY * len(QUERIES))
-    for compression, few, many in (("int8", 2, 1), ("bfloat16", 2, 2)):
+    both = ["codes", "blocks"]
+    for compression, read in (("int8", [both, ["blocks"]]), ("bfloat16", [both])):
         index = BlockIndex(BLOCKS, compression)
-        for answers, ways in ((k - 1, few), (k, many)):
+        for answers in (k - 1, k):
             assert same(index.search(QUERIES, answers), mips_topk(QUERIES, BLOCKS, answers, arithmetic="torch"))
-            assert asked.pop() == ["codes", "blocks"][-ways:]
+        assert asked == read
+        asked.clear()
         assert repr(index).endswith("8 at once: codes by torch, cpu)")
     index = BlockIndex(BLOCKS, "int8", scan="codes")
     index.search(QUERIES, k)
@@ -149,8 +153,23 @@ def test_norms_of_the_blocks_are_bounded_where_they_are_read(compression):
     true = bounds.group_max(BLOCKS.double().norm(dim=1, keepdim=True), bounds.BASE_GROUP)[:, 0]
     assert (true <= blocks.norm).all() and (blocks.norm < 1.02 * true).all()
     assert (true > codes.norm).any()
-    for scan, names in (("codes", ["codes"]), ("blocks", ["blocks"])):
-        assert [*BlockIndex(BLOCKS, compression, scan=scan)._readable()] == names
+
+
+def test_what_is_given_after_a_search_counts_for_the_next(monkeypatch):
+    monkeypatch.setattr(mips, "SMALL", 0)
+    expected = mips_topk(QUERIES, BLOCKS, 5, arithmetic="torch")
+    index = BlockIndex(BLOCKS, "int8")
+    for scan, name in itertools.product((None, "codes", "blocks"), (None, "numpy", "torch")):
+        index.scan, index.arithmetic = scan, name
+        assert same(index.search(QUERIES, 5), expected)
+        way = index.chosen[8]
+        assert way.scan == (scan or way.scan) and way.arithmetic == (name or way.arithmetic)
+        assert f"8 at once: {way}" in repr(index)
+    for name, choices in (("scan", SCANS), ("arithmetic", ARITHMETICS)):
+        setattr(index, name, "other")
+        with pytest.raises(ValueError, match=f"{name} is 'other': choose one of {re.escape(str(choices))}"):
+            index.search(QUERIES, 5)
+        setattr(index, name, None)
 
 
 def test_other_choices_are_named():
