@@ -14,9 +14,9 @@ learns from the masked words alone which were worth it: one that made them likel
 Parts: 1 equation 1, 2 layers, 3 BERT, 4 the retriever, 5 the encoder, 6 text, 7 pre-training, 8 questions and answers
 (ORQA, Lee et al. 2019, arXiv 1906.00300), 9 the optimizer. `python -m realm_min.textbook` trains a small REALM with it.
 
-A forward returns `(output, kept)`. Below it stands its backward, which takes the gradient of the output and `kept`,
-returns the gradient of the input, and adds those of the parameters to `g`. For any x, dx is ∂loss/∂x. `p` holds the
-parameters, `c` the configuration. Shapes stand in [brackets] where they change.
+A forward returns `(output, kept)`; a softmax keeps its output and no more. Below it stands its backward, which takes
+the gradient of the output and `kept`, returns that of the input, unless this is ids, and adds those of the parameters
+to `g`. For any x, dx is ∂loss/∂x. `p` holds the parameters, `c` the configuration. Shapes stand in [brackets].
 """
 
 import numpy as np
@@ -26,13 +26,13 @@ from .config import RealmConfig
 Array = np.ndarray
 Weights = dict[str, Array]  # parameters, or their gradients, under transformers' names
 Models = dict[str, Weights]  # of "embedder", "encoder", "reader"
-Kept = tuple  # what a forward keeps for its backward
+Kept = tuple  # what a forward keeps for its backward, where that is more than one array
 Result = tuple[Array, Kept]  # of a forward
 Loss = tuple[float, int, dict]  # of a step: the sum of a loss, the number of its terms, and the sum's gradients
 Batch = tuple[Array, Array, Array]  # ids, mask (1 on tokens, 0 on padding), token types: [batch, tokens] each
 Rng = np.random.Generator | None  # draws dropout; None turns it off
 
-UNK, CLS, SEP, MASK = 100, 101, 102, 103  # ids of BERT's vocabulary, where 0 is padding
+UNK, CLS, SEP, MASK = 100, 101, 102, 103  # ids of BERT's vocabulary, where 0 is padding: `pad_token_id` has to be 0
 NO_LABEL = -100  # what stands in `labels` where no word is masked
 LOWEST = np.finfo(np.float32).min  # added to a score before a softmax, it makes the probability 0
 WORD, TYPE, POSITION = (f"realm.embeddings.{table}_embeddings.weight" for table in ("word", "token_type", "position"))
@@ -66,10 +66,10 @@ def marginal_log_likelihood(log_likelihood: Array, relevance: Array) -> Result:
 
 
 def marginal_log_likelihood_backward(dy: Array, kept: Kept) -> tuple[Array, Array]:
-    """The gradient, with the posterior p(z|y,x) = p(y|z,x) p(z|x) / p(y|x).
+    """The gradient, with the posterior p(z|x,y) = p(y|z,x) p(z|x) / p(y|x).
 
-    ∂ log p(y|x) / ∂ log p(y|z,x) = p(z|y,x)
-    ∂ log p(y|x) / ∂ f(x, z)      = p(z|y,x) - p(z|x) = [p(y|z,x) / p(y|x) - 1] p(z|x) = r(z)
+    ∂ log p(y|x) / ∂ log p(y|z,x) = p(z|x,y)
+    ∂ log p(y|x) / ∂ f(x, z)      = p(z|x,y) - p(z|x) = [p(y|z,x) / p(y|x) - 1] p(z|x) = r(z)
 
     A document gains relevance if y is likelier with it than with the average candidate. This line is what REALM is.
     """
@@ -82,9 +82,10 @@ def marginal_log_likelihood_backward(dy: Array, kept: Kept) -> tuple[Array, Arra
 def loss_of_correct(scores: Array, correct: Array) -> tuple[float, Array]:
     """-log of the probability of what is correct, and its gradient. Both [batch, choices]; a row without any counts 0.
 
-    That is equation 1 with p(y|z,x) = 1 where z is correct, and else 0. All of ORQA's losses are of this form.
+    That is equation 1 with p(y|z,x) = 1 where z is correct, else 0 (its log -1e30: LOWEST and what scores have of it
+    would overflow). All of ORQA's losses are of this form.
     """
-    log_p, kept = marginal_log_likelihood(np.where(correct, 0, LOWEST).astype(scores.dtype)[:, :, None], scores)
+    log_p, kept = marginal_log_likelihood(np.where(correct, 0, -1e30).astype(scores.dtype)[:, :, None], scores)
     counts = correct.any(1, keepdims=True).astype(scores.dtype)  # [batch, 1]
     return -(counts * log_p).sum(), marginal_log_likelihood_backward(-counts, kept)[1]
 
@@ -133,10 +134,10 @@ def softmax_backward(dy: Array, y: Array) -> Array:
 
 def gelu(x: Array, kind: str) -> tuple[Array, Array]:
     """y = x Φ(x), Φ the normal distribution function, a tanh ("gelu_new") or a step ("relu"); kept is Φ + x dΦ/dx."""
-    near = np.clip(x, -9, 9)  # beyond, Φ is 0 or 1 and dΦ/dx is 0
+    near = np.clip(x, -9, 9)  # beyond, Φ is 0 or 1 and dΦ/dx is 0; within, 149 terms do
     if kind == "gelu":  # Φ(x) = 1/2 + φ(x) (x + x³/3 + x⁵/(3·5) + …), φ = dΦ/dx, for NumPy has no erf
         slope = np.exp(-near * near / 2) / (2 * np.pi) ** 0.5
-        cdf = 0.5 + slope * near * (1 + np.cumprod((near * near)[..., None] / np.arange(3, 301, 2), -1).sum(-1))
+        cdf = 0.5 + slope * near * (1 + np.cumprod((near**2)[..., None] / np.arange(3, 301, 2, x.dtype), -1).sum(-1))
     elif kind == "gelu_new":
         t = np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x))
         cdf, slope = (1 + t) / 2, (1 - t * t) / 2 * (2 / np.pi) ** 0.5 * (1 + 3 * 0.044715 * x * x)
@@ -219,7 +220,7 @@ def bert(p: Weights, c: RealmConfig, batch: Batch, rng: Rng = None) -> Result:
 
 
 def bert_backward(dx: Array, kept: Kept, g: Weights) -> None:
-    """A row of an embedding table collects the gradients of all places that used it (padding's own stays as it is)."""
+    """A row of an embedding table collects the gradients of all places that used it (padding's own does not)."""
     ids, types, learns, kept_norm, drop, kept_layers = kept
     for kept_layer in reversed(kept_layers):
         dx = layer_backward(dx, kept_layer, g)
@@ -250,7 +251,7 @@ def embed_backward(dy: Array, kept: Kept, g: Weights) -> None:
 
 
 def search(x: Array, z: Array, k: int, barred: Array | bool = False) -> Array:
-    """The k documents of largest f(x, z) of each x, of equals the smaller number; not those that hold x, `barred`."""
+    """The k documents of largest f(x, z) of each x, of equals the smaller number; last those that hold x, `barred`."""
     relevance = np.where(barred, -np.inf, x @ z.T)  # [batch, proj] and [documents, proj] to [batch, documents]
     return np.argsort(-relevance, axis=1, kind="stable")[:, :k]
 
@@ -283,7 +284,7 @@ def masked_words_backward(dy: Array, kept: Kept, g: Weights) -> None:
     bert_backward(dhidden, kept_bert, g)
 
 
-# ---- 6. Text (REALM, section 3.4)
+# ---- 6. Text (REALM, sections 3.2 and 3.4)
 def split_words(text: str) -> list[str]:
     """Words and marks, each by itself. (BERT also takes accents away.)"""
     return "".join(a if a.isalnum() or a.isspace() else f" {a} " for a in text).split()
@@ -304,7 +305,7 @@ def wordpiece(word: str, vocabulary: dict[str, int]) -> list[int]:
 
 
 def salient_spans(words: list[str]) -> list[int]:
-    """Places of names and numbers, a word each, one of which is masked: a plain stand-in for the paper's tagger."""
+    """Places of names and numbers, a word each: who guesses one has to know something. (The paper has a tagger.)"""
     return [i for i, word in enumerate(words) if word[0].isdigit() or (word[0].isupper() and i > 0)]
 
 
@@ -334,8 +335,8 @@ def pretrain_step(p: Models, c: RealmConfig, examples: tuple, whole_span: bool =
     """-log p(y|x) of REALM (figure 2): y is all that is masked (the paper), or each masked word (transformers).
 
     p: {"embedder": …, "encoder": …}, g the same. examples: a batch of texts x, one of documents z, the numbers of the z
-    found for each x [batch, candidates], the batch of the pairs (x, z), labels of x [batch, tokens of the pairs]. One z
-    found is the null document, an empty one: x that need none give it the credit.
+    found for each x, distinct [batch, candidates], the batch of the pairs (x, z), labels of x [batch, tokens of the
+    pairs]. One z found is the null document, an empty one: x that need none give it the credit.
     """
     texts, documents, candidates, pairs, labels = examples
     g = {model: {name: np.zeros_like(value) for name, value in p[model].items()} for model in p}
@@ -343,18 +344,18 @@ def pretrain_step(p: Models, c: RealmConfig, examples: tuple, whole_span: bool =
     z, kept_z = embed(p["embedder"], c, documents, rng)  # [documents, proj]
     relevance = np.take_along_axis(x @ z.T, candidates, 1)  # f(x, z) [batch, candidates]
     log_p, kept_y = masked_words(p["encoder"], c, pairs, labels.repeat(candidates.shape[1], 0), rng)
-    log_likelihood, y = log_p.reshape(*candidates.shape, -1), labels != NO_LABEL  # [batch, candidates, tokens]
+    log_likelihood, masked = log_p.reshape(*candidates.shape, -1), labels != NO_LABEL  # [batch, candidates, tokens]
     if whole_span:  # p(y|z,x) = Π_j p(y_j|z,x)
-        log_likelihood, y = log_likelihood.sum(2, keepdims=True), y.any(1, keepdims=True)  # [batch, candidates, 1]
+        log_likelihood, masked = log_likelihood.sum(2, keepdims=True), masked.any(1, keepdims=True)  # [.., 1]
     marginal, kept = marginal_log_likelihood(log_likelihood, relevance)  # [batch, words]
-    dlog_likelihood, drelevance = marginal_log_likelihood_backward(-y.astype(x.dtype), kept)
+    dlog_likelihood, drelevance = marginal_log_likelihood_backward(-masked.astype(x.dtype), kept)
     dlog_p = np.broadcast_to(dlog_likelihood, (*candidates.shape, labels.shape[1])).reshape(log_p.shape)
     masked_words_backward(dlog_p, kept_y, g["encoder"])
     df = np.zeros((len(x), len(z)), x.dtype)  # [batch, documents]
     np.put_along_axis(df, candidates, drelevance, 1)
     embed_backward(df @ z, kept_x, g["embedder"])
     embed_backward(df.T @ x, kept_z, g["embedder"])
-    return -(marginal * y).sum(), y.sum(), g
+    return -(marginal * masked).sum(), masked.sum(), g
 
 
 # ---- 8. Questions and answers (ORQA, sections 3 and 6)

@@ -270,6 +270,11 @@ def test_text_becomes_a_batch():
     assert textbook.join([([],)])[0].tolist() == [[101, 102]]  # the null document
 
 
+def test_documents_that_hold_the_text_come_last():
+    z = np.eye(3)
+    assert textbook.search(np.array([[3.0, 2.0, 1.0]]), z, 3, np.array([[True, False, False]])).tolist() == [[1, 2, 0]]
+
+
 def test_adamw_is_what_its_formula_says():
     p, m, v, value = {"w": np.array([2.0]), "a.bias": np.array([2.0])}, 0.0, 0.0, 2.0
     moments, bias = {}, 2.0
@@ -364,6 +369,31 @@ def test_finetune_step(answered):
     assert count == 1 and (loss > 0 if answered else loss == 0)
     assert answered or not any(value.any() for model in g.values() for value in model.values())
     assert_step(lambda: textbook.finetune_step(p, c, examples), p, rng)
+
+
+@pytest.mark.parametrize("kind", ["gelu", "gelu_new", "relu"])
+@pytest.mark.parametrize("in_block", [[[0, 0, 1, 1, 1], [0, 0, 0, 0, 0]], [[0] * 5] * 2])
+def test_a_step_in_float32_stays_in_it(kind, in_block):
+    """Without an overflow, though what is barred is added to what is wrong."""
+    c, rng = configuration(num_hidden_layers=1, hidden_act=kind), np.random.default_rng(8)
+    p = models(c, rng, EMBEDDER, ("reader", "RealmReader"))
+    single = {model: {name: value.astype(np.float32) for name, value in p[model].items()} for model in p}
+    pairs, in_block = draw_batch(rng, 2, 5), np.array(in_block) > 0
+    first, _ = textbook.span_candidates(5, c.max_span_width)
+    correct = in_block[:, first] & (first == 3)
+    question, z, has_answer = draw_batch(rng, 1, 4), rng.normal(size=(4, 5)), np.array([True, False, False, True])
+    loss, _, g = textbook.finetune_step(p, c, (question, z, has_answer, pairs, in_block, correct))
+    with np.errstate(all="raise", under="ignore"):
+        found, _, ours = textbook.finetune_step(
+            single, c, (question, z.astype(np.float32), has_answer, pairs, in_block, correct)
+        )
+    assert found.dtype == np.float32 and found == pytest.approx(loss, rel=1e-4)
+    for model in p:
+        for name, value in ours[model].items():
+            assert value.dtype == np.float32
+            np.testing.assert_allclose(
+                value, g[model][name], rtol=1e-2, atol=1e-4 * max(1, np.abs(g[model][name]).max())
+            )
 
 
 def test_answer_is_the_best_span_of_the_best_documents():

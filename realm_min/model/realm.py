@@ -1,4 +1,4 @@
-"""REALM: parts 1, 4, 5 and 8 of `textbook.py` in torch, under the same names and in the same order.
+"""REALM: parts 1, 4, 5 and 8 of `textbook.py` in torch, under the same names and in their order.
 
 Equation 1 and its gradient, then the three models that stand on BERT: the embedder of texts and documents, the
 knowledge-augmented encoder, the reader. As in `bert.py` a forward takes parameters and returns its output and what its
@@ -51,8 +51,8 @@ def marginal_log_likelihood(log_likelihood: Tensor, relevance: Tensor) -> tuple[
 def marginal_log_likelihood_backward(dy: Tensor, kept: Kept) -> tuple[Tensor, Tensor]:
     """The gradients of log p(y|z,x) [batch, candidates, words] and of f(x, z) [batch, candidates].
 
-    With the posterior p(z|y,x) = p(y|z,x) p(z|x) / p(y|x), that of log p(y|x) is the posterior for each log p(y|z,x),
-    and for f(x, z) it is p(z|y,x) - p(z|x): a document is pushed up as far as it predicts y better than the mixture
+    With the posterior p(z|x,y) = p(y|z,x) p(z|x) / p(y|x), that of log p(y|x) is the posterior for each log p(y|z,x),
+    and for f(x, z) it is p(z|x,y) - p(z|x): a document is pushed up as far as it predicts y better than the mixture
     does (REALM section 3.3, r(z)).
     """
     f, log_joint = kept
@@ -71,7 +71,8 @@ def loss_of_correct(scores: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
         scores: [batch, choices].
         correct: bool [batch, choices]; a row without any counts 0.
     """
-    certain = ops.additive_mask(correct, scores.dtype)[:, :, None]  # log 1 and log 0 [batch, choices, 1]
+    # log 1 and log 0; the lowest number there is and that of scores which are barred would have no finite sum.
+    certain = torch.where(correct, 0.0, -1e30).to(scores.dtype)[:, :, None]  # [batch, choices, 1]
     log_p, kept = marginal_log_likelihood(certain, scores)
     counts = correct.any(1, keepdim=True).to(scores.dtype)  # [batch, 1]
     return (-counts * log_p).sum(), marginal_log_likelihood_backward(-counts, kept)[1]

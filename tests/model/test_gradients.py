@@ -386,6 +386,9 @@ def test_losses_against_central_differences(shape, seed):
     correct = torch.rand(rows, size) < 0.3  # in some rows none is
     _, found = realm.loss_of_correct(x, correct)
     expected = central_difference(lambda x: realm.loss_of_correct(x, correct)[0], x, torch.ones(()))
+    barred = torch.full_like(x, torch.finfo(torch.float32).min).float()  # of blocks without a token to read
+    loss, gradient = realm.loss_of_correct(barred, correct)
+    assert loss.isfinite() and torch.allclose(gradient[~correct.any(1)], torch.zeros(()))
     assert torch.allclose(found, expected, rtol=1e-6, atol=1e-8)
 
 
