@@ -151,7 +151,7 @@ bench-scale: $(STAMPS)/bench
 verify-base: $(STAMPS)/test
 	$(RUN) benchmarks/verify_base.py
 
-# The default model, from MiniLM, in two hours on two cores; a run that was stopped goes on. WEBQUESTIONS is a folder with
+# The first default model, whose stages `make ablation` measures: from MiniLM, in two hours on two cores; a run that was stopped goes on. WEBQUESTIONS is a folder with
 # webquestions.train.jsonl, webquestions.dev.jsonl and webquestions.devtest.jsonl; WORK is where the stages go.
 WORK ?= train-demo
 TRAIN = OMP_WAIT_POLICY=passive $(RUN)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from scale_model import fill
@@ -44,7 +45,7 @@ def read(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
 
-def share(hits: int, n: int) -> str:
+def share(hits: float, n: float) -> str:
     """ "63.5 [49.9, 75.2]", of 33 of 52."""
     low, high = wilson(hits / n, n)
     return f"{100 * hits / n:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
@@ -131,18 +132,18 @@ def kinds() -> str:
 def doubt() -> str:
     """What P(right) of the model that ships is worth."""
     (row,) = read("shipped-calibration.csv")
-    n = {name: int(row[name]) for name in row if "error" not in name}
-    error, by_chance, of_p = (f"{float(row[f'calibration error{of}']):.3f}" for of in ("", " by chance", " of p"))
-    sure = share(n["of them right"], n["P(right) at least 0.9"]) if n["P(right) at least 0.9"] else ""
+    n = {name: float(row[name]) for name in row}
+    error, by_chance, of_p = (f"{n[f'calibration error{of}']:.3f}" for of in ("", " by chance", " of p"))
+    sure, right, answers = n["P(right) at least 0.9"], n["right"], row["answers"]
+    refused, unanswerable = n["of them not found"], n["unanswerable"]
     return table(
         ["of the model that ships", "figure", "n"],
-        ["expected calibration error of P(right), 0 to 1: mean over 100 divisions", error, str(n["answers"])],
-        ["the same if answers were right exactly as often as is said", by_chance, str(n["answers"])],
-        ["expected calibration error of p(y\\|x)", of_p, str(n["answers"])],
-        ["right where P(right) is 0.9 or more", sure, str(n["P(right) at least 0.9"])],
-        ["right answers called \"not found\"", share(n["right, not found"], n["right"]), str(n["right"])],
-        ["questions without an answer called \"not found\"", share(n["of them not found"], n["unanswerable"]),
-         str(n["unanswerable"])],
+        ["expected calibration error of P(right), 0 to 1", error, answers],
+        ["the same if answers were right exactly as often as is said", by_chance, answers],
+        ["expected calibration error of p(y\\|x)", of_p, answers],
+        ["right where P(right) is 0.9 or more", share(n["of them right"], sure) if sure else "", f"{sure:.0f}"],
+        ["right answers called \"not found\"", share(n["right, not found"], right), row["right"]],
+        ["questions without an answer called \"not found\"", share(refused, unanswerable), row["unanswerable"]],
     )  # fmt: skip
 
 
@@ -175,32 +176,49 @@ def front() -> str:
             rows.append([f"the model that ships, {which}: {words}", share_of(some, name), str(len(some)), asked])
     for seen, words in (("1", "asked for in training"), ("0", "not asked for")):
         some = of_kind("factbook", seen=seen)
-        rows.append([f"its exact match, country and answer {words}", share_of(some, "EM"), str(len(some)), asked])
+        rows.append(
+            [
+                f"its exact match there and on devtest, country and answer {words}",
+                share_of(some, "EM"),
+                str(len(some)),
+                asked,
+            ]
+        )
     gain = realm["R@5"] - ict["R@5"]
     figure = f"{share(ict['R@5'], n)} → {share(realm['R@5'], n)}; p ≥ {at_best(gain)}"
     rows.append(["R@5 after ICT → with 100 updates by REALM's gradient, on made questions", figure, str(n), ablation])
     found = {(row["arm"], row["measure"], row["against"]): row for row in read("realm/summary.csv")}
-    paired = found["realm", "all R@5", "ict-again"]
-    mean, low, high = (f"{float(paired[part]):+.1f}".replace("-", "−") for part in ("mean", "low", "high"))
-    what = "R@5 after REALM − after ICT that went on, from Wikipedia leads"
-    rows.append([what, f"{mean} [{low}, {high}]", "1,009, 3 seeds", "`make realm`, `realm/summary.csv`"])
+    for k, other, words in ((1, "ict", "before it"), (5, "ict-again", "after ICT that went on")):
+        paired = found["realm", f"all R@{k}", other]
+        mean, low, high = (f"{float(paired[part]):+.1f}".replace("-", "−") for part in ("mean", "low", "high"))
+        what = f"R@{k} after REALM − {words}, from Wikipedia leads"
+        rows.append([what, f"{mean} [{low}, {high}]", "1,009, 3 seeds", "`make realm`, `realm/summary.csv`"])
     return table(head, *rows)
 
 
+def both(values: Iterable[float]) -> str:
+    """ "6.2 and 5.3", of what was measured twice."""
+    return " and ".join(f"{value:.3g}" for value in values)
+
+
 def speed() -> str:
-    """How many times as fast as transformers: medians of the repeats' ratios."""
-    rows = [["times as fast as transformers 4.40.2", "figure", "repeats", "command, file in `benchmarks/`"]]
+    """How many times as fast as what transformers does: medians of the repeats' ratios, of each section."""
+    rows = [["how many times as fast", "figure", "repeats", "command, file in `benchmarks/`"]]
     asked, machines = "embed 1 question of 14 tokens", (("model", "an Intel Xeon"), ("model-epyc", "an AMD EPYC"))
     for name, machine in machines:
         (row,) = [row for row in read(f"{name}.csv") if row["work"] == asked]
-        what = f"a question is embedded, two cores of {machine}"
+        what = f"a question is embedded, against transformers 4.40.2, two cores of {machine}"
         rows.append([what, f"{float(row['ratio']):.2f}", row["repeats"], f"`make bench-model`, `{name}.csv`"])
     for name, machine in (("kernels-cpu", "two cores of an AMD EPYC"), ("kernels-nvidia-h200", "one NVIDIA H200")):
-        (row,) = [row for row in read(f"{name}.csv") if (row["section"], row["contender"]) == ("search", SEARCH)
-                  and (row["queries"], row["k"]) == ("1", "5")]  # fmt: skip
-        what = f"exact search over {int(row['blocks']):,} blocks in int8, {machine}"
-        figure = f"{float(row['against_torch']):.1f}, in {1000 * float(row['seconds']):.3g} ms"
-        rows.append([what, figure, row["repeats"], f"`make bench`, `{name}.csv`"])
+        asked = {"contender": SEARCH, "queries": "1", "k": "5"}
+        some = [row for row in read(f"{name}.csv") if asked.items() <= row.items()]
+        (blocks,) = {row["blocks"] for row in some if row["section"] == "search"}
+        some = [row for row in some if row["blocks"] == blocks and row["against_torch"]]
+        what = f"exact search in int8 over {int(blocks):,} blocks, against transformers' way in torch, {machine}"
+        ratios, times = (both(float(row[name]) * unit for row in some) for name, unit in
+                         (("against_torch", 1), ("seconds", 1000)))  # fmt: skip
+        repeats = both(int(row["repeats"]) for row in some)
+        rows.append([what, f"{ratios}, in {times} ms", repeats, f"`make bench`, `{name}.csv`"])
     return table(*rows)
 
 

@@ -1,6 +1,6 @@
 """How often the rules for names and dates agree with a tagger of spaCy's, on Wikipedia leads.
 
-    pip install "realm-min[leads,spacy]" && python -m spacy download en_core_web_sm
+    pip install "realm-min[demo,spacy]" && python -m spacy download en_core_web_sm
     python benchmarks/salient_spans.py
 
 Every second lead is measured; the rules were made by looking at the others. A span of the rules is right if the tagger

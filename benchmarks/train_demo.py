@@ -1,4 +1,6 @@
-"""The recipe of the default model: from MiniLM to a REALM of the CIA World Factbook, `make train-demo`.
+"""The recipe of the first default model: from MiniLM to a REALM of the CIA World Factbook, `make train-demo`.
+
+`make ablation` measures its stages. Another recipe made the model that ships now (MODEL_CARD.md, train_default.py).
 
     stage      begins with                  learns from
     ict        MiniLM                       sentences, and the blocks they stood in
@@ -6,7 +8,7 @@
     read       ict's embedder, mlm's        facts, the answer hidden and evidence retrieved; the embedder waits
     finetune   ict's embedder, read's       questions made from the Factbook's fields, and the training slice of
                                             WebQuestions
-    pack       finetune's                   nothing: writes the file that ships
+    pack       finetune's                   nothing: writes it as one small file
 
 A fact is a field's value phrased, "what is the capital of norway. Oslo" with Oslo hidden: a question made by the
 templates that fine-tuning's are made by, though another one, with its answer behind it. Natural sentences, as the paper

@@ -634,7 +634,8 @@ print(f"{found_first(stale_snapshots[-1])[asked].mean():.0%} without")
 #
 # With one candidate prior and posterior are both 1 and the gradient is 0, whatever the document: there is nothing to
 # compare it with. With ∅ beside it, it is compared with reading nothing, and gains if it helps at all. That is the
-# *retrieval utility* of the paper's appendix D, log p(y|z,x) - log p(y|∅,x), which training logs.
+# *retrieval utility* of the paper's appendix D, log p(y|z,x) - log p(y|∅,x); training logs that of all candidates
+# together, log p(y|x) - log p(y|∅,x).
 #
 # ```python
 # for likelihoods in ([0.8], [0.8, 0.1], [0.05, 0.1]):

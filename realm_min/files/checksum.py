@@ -1,8 +1,8 @@
 """The checksum of our files: CRC-32 (zlib's), which sees every flipped bit, swapped rows and moved pages.
 
 It sees any error that spans no more than 32 bits, and misses one in 2^32 of all others; a sum of words does not see
-that words have changed places. zlib reads 1.4 GB a second where SHA-256 reads 0.55 and BLAKE2b 0.25 (one core of the
-machine of benchmarks/README.md), so an index of two million blocks, 1 GB, is checked in 0.7 s. That is done as it is
+that words have changed places. zlib reads 1.4 GB a second where SHA-256 reads 0.55 and BLAKE2b 0.25 (one core of
+an Intel Xeon), so an index of two million blocks, 1 GB, is checked in 0.7 s. That is done as it is
 loaded: the first search reads every page anyway, and a file that is found damaged half-way has answered already. A
 checksum tells damage, not malice: who forges a file can forge its checksum.
 """

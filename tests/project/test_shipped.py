@@ -92,6 +92,11 @@ def test_what_confidence_is_worth_is_told_by_fits_without_the_question(tmp_path)
     assert len(set(confidences)) > 20  # five fits differ
     errors = [calibration.calibration_error(shipped.held_out_confidences(dev, seed)[0], right) for seed in range(20)]
     assert abs(float(found["calibration error"]) - np.mean(errors)) < 0.01 and np.std(errors) > 0.001
+    one = shipped.held_out(dev, 0)
+    assert one.sure == sum(c >= 0.9 for c in confidences)
+    assert one.sure_and_right == sum(r for c, r in zip(confidences, right, strict=True) if c >= 0.9)
+    assert one.lost == sum(r and not k for r, k in zip(right, kept, strict=True))
+    means = np.mean([shipped.held_out(dev, seed) for seed in range(shipped.DIVISIONS)], axis=0)
     # Right is as often as is said, so that what error there is comes by chance.
     assert abs(float(found["calibration error"]) - float(found["calibration error by chance"])) < 0.02
     assert found == {
@@ -99,12 +104,20 @@ def test_what_confidence_is_worth_is_told_by_fits_without_the_question(tmp_path)
         "calibration error": found["calibration error"],
         "calibration error by chance": found["calibration error by chance"],
         "calibration error of p": f"{calibration.calibration_error([float(row['p']) for row in dev], right):.4f}",
-        "P(right) at least 0.9": str(sum(c >= 0.9 for c in confidences)),
-        "of them right": str(sum(r for c, r in zip(confidences, right, strict=True) if c >= 0.9)),
-        "right, not found": str(sum(r and not k for r, k in zip(right, kept, strict=True))),
-        "unanswerable": "5", "of them not found": "5",
+        "P(right) at least 0.9": f"{means[2]:.2f}", "of them right": f"{means[3]:.2f}",
+        "right, not found": f"{means[4]:.2f}", "unanswerable": "5", "of them not found": "5",
     }  # fmt: skip
-    assert 0.05 < int(found["right, not found"]) / sum(right) < 0.2 and float(found["calibration error"]) < 0.08
+    assert 0.05 < float(found["right, not found"]) / sum(right) < 0.2 and float(found["calibration error"]) < 0.08
+
+
+def test_an_answer_that_stands_in_two_rows_counts_once(tmp_path):
+    ps = [(i + 0.5) / 60 for i in range(60)]
+    dev = rows_of("leads", "dev", ps, [str(int(i % 3 > 0)) for i in range(60)])
+    again = [row | {"id": f"w{row['id']}", "kind": "factbook"} for row in dev[::2]]
+    assert shipped.distinct(again[:1] + dev) == [0, *range(2, 61)]
+    found = shipped.judge(dev + again, tmp_path / "shipped.csv")
+    assert (found["answers"], found["right"]) == ("60", "40")
+    assert float(found["P(right) at least 0.9"]) <= 60 and float(found["of them right"]) <= 40
 
 
 def test_what_was_asked_for_in_training_is_seen():
