@@ -248,7 +248,7 @@ def _product(q, e, INT8: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["q_count", "groups", "room"],
+    do_not_specialize=["groups", "room"],
     do_not_specialize_on_alignment=["ends", "thresholds", "shares", "group_bounds", "counts", "pairs"],
 )
 def certify_kernel(
@@ -258,7 +258,6 @@ def certify_kernel(
     group_bounds,  # *fp32 [2, groups]
     counts,  # *i32 [3 + 2 Q] candidate groups of all; (two flags); of each query; rows of each query
     pairs,  # *i64 [room] query * groups + group, in any order
-    q_count,
     groups,
     room,
     RESIDUAL: tl.constexpr,

@@ -229,7 +229,7 @@ def rescore(
     keys = torch.empty(q, width, dtype=torch.int64, device=device)
     shares, counts, norm, residual = prepared.shares, prepared.counts, scanned.norm, codes.residual is not None
     certify_kernel[(-(-groups // CERTIFY_GROUPS), q)](
-        *(scanned.ends, thresholds, shares, scanned.group_bounds, counts, pairs, q, groups, room),
+        *(scanned.ends, thresholds, shares, scanned.group_bounds, counts, pairs, groups, room),
         **dict(RESIDUAL=residual, BLOCK=CERTIFY_GROUPS),
         **OPTIONS,
     )

@@ -79,7 +79,7 @@ class RealmConfig(Configuration):
     reader_layer_norm_eps: float = 1e-3
     reader_beam_size: int = 5
     reader_seq_len: int = 320  # 288 wordpieces of evidence, 32 of question
-    # Token ids as transformers' configuration has them. As an input, `pad_token_id` gives its word embedding no gradient.
+    # Token ids as in transformers. As an input, `pad_token_id` gives its word embedding no gradient.
     pad_token_id: int = 1
     bos_token_id: int = 0
     eos_token_id: int = 2

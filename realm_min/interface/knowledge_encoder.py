@@ -152,7 +152,7 @@ class RealmKnowledgeAugEncoder(RealmModel):
         if mlm_mask is not None:
             check_mask("mlm_mask", mlm_mask)
         check_relevance(relevance_score)
-        ops.check_targets(labels.long(), self.config.vocab_size)
+        ops.check_targets(labels[labels != NO_LABEL].long(), self.config.vocab_size)
 
 
 def marginal_mlm_loss(

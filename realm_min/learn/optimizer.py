@@ -205,11 +205,6 @@ def is_transposed(tensor: Tensor) -> bool:
     return tensor.dim() == 2 and tensor.stride(0) == 1
 
 
-def norm_of(grad: Tensor) -> float:
-    """The Euclidean norm of one gradient."""
-    return math.hypot(*fetched(norms_of(grad)))
-
-
 def norms_of(grad: Tensor) -> list[Tensor]:
     """The norms of a gradient's pieces, [] each, where they were computed."""
     (grad,) = as_stored(grad)

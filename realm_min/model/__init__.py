@@ -1,1 +1,1 @@
-"""The five models in torch, with their gradients: the fast twin of `textbook.py`, in the same names and order."""
+"""Embedder, encoder and reader in torch, with their gradients: the fast twin of `textbook.py`, in its names."""

@@ -4,7 +4,8 @@ Axes: `batch` sequences of `tokens`; `rows` are the tokens of all sequences laid
 nothing reads it; `heads` x `width` = `hidden`. A forward takes the parameters `p`, and where it has some of its own the
 name that they begin with in the state dict. It returns its output and what its backward takes, `kept`. Below it stands
 its backward, which returns the gradient of its input and adds those of its parameters to `grads`. `fast.py` has the
-steps that are written otherwise than in the book, for speed.
+steps that are written otherwise than in the book, for speed; `attention` is the book's with the sum and the LayerNorm
+behind it.
 """
 
 from __future__ import annotations
@@ -110,6 +111,25 @@ def gelu_backward(dy: Tensor, kept: Kept) -> Tensor:
 # ---- BERT
 
 
+def attention(
+    p: Parameters, config: RealmConfig, name: str, x: Tensor, rows: Rows, how: LayerRun
+) -> tuple[Tensor, Tensor | None, Kept]:
+    """LayerNorm(x + W softmax(Q Kᵀ / √width) V), the softmax in each head (Vaswani et al. 2017, equation 1)."""
+    context, attentions, kept_heads = fast.attend(p, config, f"{name}.attention.self", x, rows, how)
+    if how.only is not None:
+        x, rows = x[how.only], rows._replace(lengths=[1] * len(rows.lengths))
+    y, kept_out = fast.add_linear(p, f"{name}.attention.output.dense", x, context, rows, how.masks.hidden)
+    y, kept_norm = layer_norm(p, f"{name}.attention.output.LayerNorm", y, config.layer_norm_eps)
+    return y, attentions, (kept_heads, kept_out, kept_norm, how.only) if how.keep else None
+
+
+def attention_backward(dx: Tensor, kept: Kept, grads: Parameters) -> Tensor:
+    kept_heads, kept_out, kept_norm, only = kept
+    dx = layer_norm_backward(dx, kept_norm, grads)
+    dattention = fast.attend_backward(fast.add_linear_backward(dx, kept_out, grads), kept_heads, grads)
+    return dattention.add_(dx) if only is None else dattention.index_add_(0, only, dx)
+
+
 def layer(
     p: Parameters, config: RealmConfig, number: int, x: Tensor, rows: Rows, run: Run, only: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None, Kept]:
@@ -142,25 +162,6 @@ def layer_backward(dx: Tensor, kept: Kept, grads: Parameters) -> Tensor:
     dx = layer_norm_backward(dx, kept_norm, grads)
     dx = dx + fast.mlp_backward(dx, kept_mlp, grads)
     return attention_backward(dx, kept_attention, grads)
-
-
-def attention(
-    p: Parameters, config: RealmConfig, name: str, x: Tensor, rows: Rows, how: LayerRun
-) -> tuple[Tensor, Tensor | None, Kept]:
-    """LayerNorm(x + W softmax(Q Kᵀ / √width) V), the softmax in each head (Vaswani et al. 2017, equation 1)."""
-    context, attentions, kept_heads = fast.attend(p, config, f"{name}.attention.self", x, rows, how)
-    if how.only is not None:
-        x, rows = x[how.only], rows._replace(lengths=[1] * len(rows.lengths))
-    y, kept_out = fast.add_linear(p, f"{name}.attention.output.dense", x, context, rows, how.masks.hidden)
-    y, kept_norm = layer_norm(p, f"{name}.attention.output.LayerNorm", y, config.layer_norm_eps)
-    return y, attentions, (kept_heads, kept_out, kept_norm, how.only) if how.keep else None
-
-
-def attention_backward(dx: Tensor, kept: Kept, grads: Parameters) -> Tensor:
-    kept_heads, kept_out, kept_norm, only = kept
-    dx = layer_norm_backward(dx, kept_norm, grads)
-    dattention = fast.attend_backward(fast.add_linear_backward(dx, kept_out, grads), kept_heads, grads)
-    return dattention.add_(dx) if only is None else dattention.index_add_(0, only, dx)
 
 
 def embeddings(p: Parameters, config: RealmConfig, batch: Batch, rows: Rows, run: Run) -> tuple[Tensor, Kept]:
@@ -237,17 +238,6 @@ def bert(p: Parameters, config: RealmConfig, batch: Batch, read: str, run: Run =
     return encoded, (kept_embeddings, kept_layers, rows, shape, read, only, run.passed) if run.keep else None
 
 
-def dense_inputs(kept: Kept) -> Iterator[tuple[str, Tensor]]:
-    """From what `bert` kept: the key of each dense weight of its layers, and the rows [rows, in] that it multiplied."""
-    for number, ((kept_heads, kept_out, *_), kept_mlp, _) in enumerate(kept[1]):
-        name = f"realm.encoder.layer.{number}"
-        x, (h, *_), (inner_x, inner, *_, activation) = kept_heads[3], kept_out, kept_mlp
-        yield from ((f"{name}.attention.self.{part}.weight", x) for part in ("query", "key", "value"))
-        yield f"{name}.attention.output.dense.weight", h
-        yield f"{name}.intermediate.dense.weight", inner_x
-        yield f"{name}.output.dense.weight", ops.ACTIVATIONS[activation](inner.clone())
-
-
 def bert_backward(dhidden: Tensor, kept: Kept, grads: Parameters) -> Tensor:
     """Add the gradients of the trunk's parameters to `grads`.
 
@@ -273,3 +263,17 @@ def bert_backward(dhidden: Tensor, kept: Kept, grads: Parameters) -> Tensor:
     if passed is not None:
         passed("realm.embeddings")
     return dx
+
+
+def dense_inputs(kept: Kept) -> Iterator[tuple[str, Tensor]]:
+    """From what `bert` kept: the key of each dense weight of its layers, and the rows [rows, in] that it multiplied.
+
+    `files/packed.py` rounds the weights by them. It stands here since it knows what the forwards above keep.
+    """
+    for number, ((kept_heads, kept_out, *_), kept_mlp, _) in enumerate(kept[1]):
+        name = f"realm.encoder.layer.{number}"
+        x, (h, *_), (inner_x, inner, *_, activation) = kept_heads[3], kept_out, kept_mlp
+        yield from ((f"{name}.attention.self.{part}.weight", x) for part in ("query", "key", "value"))
+        yield f"{name}.attention.output.dense.weight", h
+        yield f"{name}.intermediate.dense.weight", inner_x
+        yield f"{name}.output.dense.weight", ops.ACTIVATIONS[activation](inner.clone())

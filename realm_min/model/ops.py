@@ -61,13 +61,11 @@ def embedding_backward(dy: Tensor, ids: Tensor, dtable: Tensor, padding_id: int 
     dtable.index_add_(0, ids, dy)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis (Ba et al. 2016, eq. 4)."""
-    return torch.addcmul(bias, standardize_(x.clone(), eps)[0], weight)
-
-
 def standardize_(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x̂ = (x - mean) r and r = 1 / sqrt(variance + eps) [..., 1]: a LayerNorm before its weight and bias."""
+    """x̂ = (x - mean) r and r = 1 / sqrt(variance + eps) [..., 1]: a LayerNorm before its weight and bias.
+
+    Over the last axis (Ba et al. 2016, equation 4); `x` is overwritten.
+    """
     inverse_deviation = x.new_empty(*x.shape[:-1], 1)
     for rows in pieces(x):
         centered = x[rows].sub_(x[rows].mean(-1, keepdim=True))
@@ -258,35 +256,31 @@ def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return (1 - mask.to(dtype)) * torch.finfo(dtype).min
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
-    """-log softmax(logits)[target] a row, 0 where the target is `ignore_index`.
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log softmax(logits)[target] a row.
 
     Args:
         logits: [rows, classes].
         targets: [rows] int64.
 
     Raises:
-        ValueError: a target that is neither a class nor `ignore_index`.
+        ValueError: a target that is no class.
     """
-    check_targets(targets, logits.shape[1], ignore_index)
-    ignored = targets == ignore_index
-    log_p = log_softmax(logits, 1).gather(1, targets.masked_fill(ignored, 0)[:, None])[:, 0]
-    return (-log_p).masked_fill_(ignored, 0)
+    check_targets(targets, logits.shape[1])
+    return -log_softmax(logits, 1).gather(1, targets[:, None])[:, 0]
 
 
-def cross_entropy_backward(dy: Tensor, logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
-    """dlogits = dy (softmax(logits) - [class = target]) [rows, classes], 0 in a row whose target is `ignore_index`."""
-    ignored = targets == ignore_index
-    dlog_p = torch.zeros_like(logits)
-    dlog_p.scatter_(1, targets.masked_fill(ignored, 0)[:, None], -dy.masked_fill(ignored, 0)[:, None])
+def cross_entropy_backward(dy: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    """dlogits = dy (softmax(logits) - [class = target]) [rows, classes]."""
+    dlog_p = torch.zeros_like(logits).scatter_(1, targets[:, None], -dy[:, None])
     return log_softmax_backward(dlog_p, log_softmax(logits, 1))
 
 
-def check_targets(targets: Tensor, classes: int, ignore_index: int = -100) -> None:
-    """Raise the ValueError that names a target which is neither one of 0..classes - 1 nor `ignore_index`."""
-    wrong = (targets != ignore_index) & ((targets < 0) | (targets >= classes))
+def check_targets(targets: Tensor, classes: int) -> None:
+    """Raise the ValueError that names a target which is none of 0..classes - 1."""
+    wrong = (targets < 0) | (targets >= classes)
     if wrong.any():
         raise ValueError(
             f"label {targets[wrong][0].item()} is out of range: labels are 0..{classes - 1}, "
-            f"or {ignore_index} where there is none"
+            "or -100 where there is none"
         )

@@ -71,8 +71,8 @@ def loss_of_correct(scores: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
         scores: [batch, choices].
         correct: bool [batch, choices]; a row without any counts 0.
     """
-    # log 1 and log 0; the lowest number there is and that of scores which are barred would have no finite sum.
-    certain = torch.where(correct, 0.0, -1e30).to(scores.dtype)[:, :, None]  # [batch, choices, 1]
+    # log 1 and log 0 [batch, choices, 1]. Where no span may be chosen at all, the loss is NaN, as transformers' is.
+    certain = ops.additive_mask(correct, scores.dtype)[:, :, None]
     log_p, kept = marginal_log_likelihood(certain, scores)
     counts = correct.any(1, keepdim=True).to(scores.dtype)  # [batch, 1]
     return (-counts * log_p).sum(), marginal_log_likelihood_backward(-counts, kept)[1]

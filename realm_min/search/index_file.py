@@ -54,7 +54,7 @@ def _checked_header(metadata: dict[str, str], tensors: dict[str, Tensor]) -> dic
     compression, exponent = header.get("compression"), header.get("exponent")
     if compression not in COMPRESSIONS:
         raise ValueError(f"its compression is {compression!r}, none of {COMPRESSIONS}")
-    if type(exponent) is not int or not -200 <= exponent <= 200:  # of float32, with room to spare
+    if type(exponent) is not int or abs(exponent) > LARGEST_EXPONENT:
         raise ValueError(f"its exponent is {exponent!r}")
     if "blocks" not in tensors:
         raise ValueError("it has no blocks")
