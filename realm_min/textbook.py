@@ -136,8 +136,8 @@ def gelu(x: Array, kind: str) -> tuple[Array, Array]:
     """y = x Φ(x), Φ the normal distribution function, a tanh ("gelu_new") or a step ("relu"); kept is Φ + x dΦ/dx."""
     near = np.clip(x, -9, 9)  # beyond, Φ is 0 or 1 and dΦ/dx is 0; within, 149 terms do
     if kind == "gelu":  # Φ(x) = 1/2 + φ(x) (x + x³/3 + x⁵/(3·5) + …), φ = dΦ/dx, for NumPy has no erf
-        slope = np.exp(-near * near / 2) / (2 * np.pi) ** 0.5
-        cdf = 0.5 + slope * near * (1 + np.cumprod((near**2)[..., None] / np.arange(3, 301, 2, x.dtype), -1).sum(-1))
+        slope, odd = np.exp(-near * near / 2) / (2 * np.pi) ** 0.5, np.arange(3, 301, 2, dtype=x.dtype)
+        cdf = 0.5 + slope * near * (1 + np.cumprod((near * near)[..., None] / odd, -1).sum(-1))
     elif kind == "gelu_new":
         t = np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x))
         cdf, slope = (1 + t) / 2, (1 - t * t) / 2 * (2 / np.pi) ** 0.5 * (1 + 3 * 0.044715 * x * x)
