@@ -12,6 +12,9 @@ First the encoder learns to use a document: it gets x with its z, but with anoth
 it can copy and has nothing to remember. Then retriever and encoder learn from -log p(y|x) over the documents that
 maximum inner product search finds and the null document; nobody says which z belongs to x. Its own z is not barred,
 since no other states the fact. The same is done once more with the retriever's gradient thrown away.
+
+`learn/` does so at full size, with three differences: the null document comes first and, since documents have titles
+there, is "[CLS] [SEP] [SEP]"; the loss is divided by wordpieces; and the gradients of both models are clipped as one.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What makes a training run of steps: settings, the loop with its checkpoints, a fresh index, where weights begin."""
+"""Long work: training runs made of steps, an index built or refreshed, questions answered and the answers measured."""

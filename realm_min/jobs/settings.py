@@ -100,7 +100,7 @@ Marginal = Literal["token", "span"]
 Masking = Literal["salient", "tokens", "spans"]
 Optimizer = Annotated[
     Literal["adamw", "bert"],
-    "AdamW as its paper has it, or as BERT's own code, without bias correction: two to three times the way at a rate",
+    "AdamW as its paper has it, or as BERT's own code, without bias correction: up to six times the way at a rate",
 ]
 
 
@@ -180,7 +180,7 @@ class Pretrain(NamedTuple):
         bool, "a control: tell the retriever what each document did for the masked words in a drawn order"
     ] = False
     null_document: Annotated[bool, "let an empty document be the first of the candidates, beside blocks"] = True
-    marginal: Annotated[  # see `knowledge_encoder.marginal_loss`
+    marginal: Annotated[  # see `marginal_loss` of model/realm.py
         Marginal,
         "what is marginalised over the documents: each masked wordpiece, or, as in the paper, the whole masked span",
     ] = "token"

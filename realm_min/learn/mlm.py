@@ -31,7 +31,7 @@ from .steps import Sum
 if TYPE_CHECKING:
     from ..jobs.settings import Mlm
 
-SHORTEST_STRETCH = 12  # wordpieces of a block that are masked, where its evidence stands beside it
+SHORTEST_STRETCH = 12  # wordpieces of the part of a block that is masked in, where its evidence stands beside it
 
 
 def mlm_step(encoder: RealmKnowledgeAugEncoder, batch: Batch, labels: Tensor, seeds: list[int]) -> dict[str, Sum]:

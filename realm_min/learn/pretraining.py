@@ -7,6 +7,8 @@ One step, for each text x of a batch with a name or date masked out:
 3. Compute f(x, z) afresh, x and z embedded by the embedder as it is now, and p(z|x) = softmax f(x, z).
 4. Read x and each z in one sequence, "[CLS] x [SEP] z [SEP]", and predict the masked words: p(y|z,x).
 5. The loss is -log Σ_z p(y|z,x) p(z|x); its gradient reaches the encoder, and the embedder by way of x and of each z.
+   By default y is each masked wordpiece by itself, as in transformers; with `marginal="span"` it is all that is masked
+   in x, as in the paper and the book. Either way the sum is divided by the number of wordpieces, not of texts.
 
 The index is some hundred steps old (`refresh`): it only chooses the candidates.
 """
