@@ -85,7 +85,7 @@ def _scores_kernel(
     rows = tl.minimum(tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), all_rows - 1)  # [BLOCK_T] first tokens
     block = rows // tokens
     token = rows % tokens
-    widest = tokens - 1 - token  # the spans that start at a row have widths 0 to this
+    widest = tokens - 1 - token  # in the spans that start at a row 0 to so many more tokens follow
     columns = tl.arange(0, LANE_H)[None, :]
     start_rows = start_ptr + (rows.to(tl.int64) * stride)[:, None]
     end_rows = end_ptr + (rows.to(tl.int64) * stride)[:, None]
@@ -116,9 +116,9 @@ def _scores_kernel(
     best = tl.full([BLOCK_T], -float("inf"), tl.float32)
     best_candidate = token  # the span of one token, should every score be -inf
     first = 0  # index of the first span of this width
-    for width in range(widths):
-        valid = width <= widest
-        further = tl.minimum(width, widest)
+    for more in range(widths):
+        valid = more <= widest
+        further = tl.minimum(more, widest)
         end_here = end_rows + (further.to(tl.int64) * stride)[:, None]
         h = ()
         h_sum = tl.full([BLOCK_T, LANE_H], 0.0, tl.float32)
@@ -158,7 +158,7 @@ def _scores_kernel(
                 better = valid & (logits > best)  # an equal score of a wider span comes later: the first stays
                 best = tl.where(better, logits, best)
                 best_candidate = tl.where(better, candidates, best_candidate)
-        first += tokens - width
+        first += tokens - more
     if MODE == 1:
         out_ptr += tl.program_id(0)
         tl.store(out_ptr, tl.max(_key(best, block), axis=0))
@@ -185,12 +185,12 @@ def _choose_kernel(
     tl.store(score_ptr, tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.float32, bitcast=True))
     tl.store(places_ptr, 0x7FFFFFFF - (key & 0x7FFFFFFF))
     start = 0x7FFFFFFF - (tl.max(of_candidate, axis=0) & 0x7FFFFFFF)
-    width = 0
-    while (width + 1 < widths) & (start >= tokens - width):  # past the spans of this width
-        start -= tokens - width
-        width += 1
+    more = 0
+    while (more + 1 < widths) & (start >= tokens - more):  # past the spans of this width
+        start -= tokens - more
+        more += 1
     tl.store(places_ptr + 1, start)
-    tl.store(places_ptr + 2, start + width)
+    tl.store(places_ptr + 2, start + more)
 
 
 @triton.jit
@@ -233,11 +233,11 @@ def _gradients_kernel(
         normed_sum += (tl.zeros([BLOCK_T, LANE_H], tl.float32),)
     spans = widths * tokens - widths * (widths - 1) // 2
     span = coefficients_ptr + ((rows // tokens).to(tl.int64) * spans + token) * 4  # the span of one token
-    for width in range(widths):
+    for more in range(widths):
         # the spans that start here, and those that end here
-        further, back = tl.minimum(width, tokens - 1 - token), tl.minimum(width, token)
-        a, d, mean = _coefficients(span, width == further)
-        a_back, d_back, mean_back = _coefficients(span - 4 * back, width == back)
+        further, back = tl.minimum(more, tokens - 1 - token), tl.minimum(more, token)
+        a, d, mean = _coefficients(span, more == further)
+        a_back, d_back, mean_back = _coefficients(span - 4 * back, more == back)
         ends = end_here + (further.to(tl.int64) * stride)[:, None]
         starts = start_here - (back.to(tl.int64) * stride)[:, None]
         new_dstart, new_dend, new_normed_sum = (), (), ()
@@ -251,7 +251,7 @@ def _gradients_kernel(
             dh = tl.where(h > 0.0, a_back * u[part] - d_back * (h - mean_back), 0.0)
             new_dend += (dend[part] + dh,)
         dstart, dend, normed_sum = new_dstart, new_dend, new_normed_sum
-        span += (tokens - width) * 4
+        span += (tokens - more) * 4
     out = (rows.to(tl.int64) * HIDDEN)[:, None]
     for part in tl.static_range(PARTS):
         at = part * LANE_H + columns

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..interface.open_qa import MAX_QUESTION_WORDPIECES
-from ..learn.finetuning import Encoded
+from ..learn.finetuning import EncodedQuestion
 from ..learn.masking import MASKINGS, Passage, SpanFinder, passages, salient_span
 from ..learn.pretraining import NO_BLOCK, Text
 from ..text.corpus import Block, Document, cut_blocks, split_sentences
@@ -129,7 +129,9 @@ def with_something_to_mask(texts: list[Text], tokenizer: Any, choose: Callable[.
     return [text for text, one in zip(texts, found, strict=True) if choose(one, rng)]
 
 
-def encode_questions(questions: Iterable[TrainingQuestion], tokenizer: Any, max_span_width: int) -> list[Encoded]:
+def encode_questions(
+    questions: Iterable[TrainingQuestion], tokenizer: Any, max_span_width: int
+) -> list[EncodedQuestion]:
     """Questions as wordpieces; those without an answer that a span of `max_span_width` can be are left out.
 
     Raises:
@@ -146,7 +148,7 @@ def encode_questions(questions: Iterable[TrainingQuestion], tokenizer: Any, max_
         pieces = tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else []
         spans = [np.array(piece) for piece in pieces if 0 < len(piece) <= max_span_width]
         if spans:
-            found.append(Encoded(np.array(ids), spans, question.title, question.evidence))
+            found.append(EncodedQuestion(np.array(ids), spans, question.title, question.evidence))
     if not found:
         raise ValueError(f"no question has an answer of 1 to {max_span_width} wordpieces: nothing to train on")
     return found

@@ -17,7 +17,7 @@ from ..interface.inputs import check_span_width
 from ..interface.knowledge_encoder import RealmKnowledgeAugEncoder
 from ..interface.open_qa import RealmForOpenQA
 from ..kinds import checked
-from ..learn.finetuning import Encoded, Evidence, finetune_step
+from ..learn.finetuning import EncodedQuestion, Evidence, finetune_step
 from ..learn.ict import cloze, ict_step, sentences_and_blocks
 from ..learn.mlm import masked_blocks, mlm_step
 from ..learn.pretraining import Text, gather_evidence, hide, pretrain_step
@@ -329,7 +329,7 @@ def _finetune(
 
 def _finetuning_step(
     model: RealmForOpenQA,
-    encoded: list[Encoded],
+    encoded: list[EncodedQuestion],
     evidence: Evidence,
     refresher: IndexRefresher | None,
     settings: Finetune,

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from ..jobs.settings import Finetune
 
 
-class Encoded(NamedTuple):
+class EncodedQuestion(NamedTuple):
     """A question as the models read it: its wordpieces, those of its answers, the blocks that may be its evidence."""
 
-    ids: np.ndarray
+    ids: np.ndarray  # with [CLS] before and [SEP] behind
     answers: list[np.ndarray]
     title: str | None
     evidence: str | None
@@ -57,7 +57,7 @@ class Evidence(NamedTuple):
 
 
 def finetune_step(
-    model: RealmForOpenQA, questions: list[Encoded], evidence: Evidence, settings: Finetune, draws: Draws
+    model: RealmForOpenQA, questions: list[EncodedQuestion], evidence: Evidence, settings: Finetune, draws: Draws
 ) -> dict[str, Sum]:
     """The losses of a batch of questions, added up; the sum's gradients are added to the model's."""
     embedder = model.embedder
@@ -84,7 +84,7 @@ def finetune_step(
 
 def question_step(
     model: RealmForOpenQA,
-    question: Encoded,
+    question: EncodedQuestion,
     x: Tensor,
     found: Tensor,
     evidence: Evidence,
@@ -124,7 +124,7 @@ def question_step(
 
 
 def pairs_to_read(
-    config: RealmConfig, question: Encoded, texts: list[np.ndarray], right: Tensor
+    config: RealmConfig, question: EncodedQuestion, texts: list[np.ndarray], right: Tensor
 ) -> tuple[Batch, Tensor, Tensor]:
     """A question beside each block, given as wordpieces, as the reader reads them.
 
@@ -147,7 +147,7 @@ def pairs_to_read(
     return batch, in_block.to(device), correct.to(device)
 
 
-def is_evidence(question: Encoded, block: int, evidence: Evidence) -> bool:
+def is_evidence(question: EncodedQuestion, block: int, evidence: Evidence) -> bool:
     """Whether block number `block` holds an answer, and what else is known of the question's evidence."""
     if evidence.blocks:
         title, text = evidence.blocks[block]

@@ -55,7 +55,7 @@ class LayerRun(NamedTuple):
     output_attentions: bool
 
 
-PLAIN = LayerRun(Dropout(None, None), head_mask=None, only=None, keep=False, output_attentions=False)
+PLAIN_LAYER = LayerRun(Dropout(None, None), head_mask=None, only=None, keep=False, output_attentions=False)
 
 
 # ---- rows without padding

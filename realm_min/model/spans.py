@@ -21,7 +21,8 @@ Gradients, for g = ∂loss/∂logit, r = 1 / sqrt(var(h) + eps), n = Σ ũ h and
 
 CPU tensors go through torch here, in pieces that stay in the processor's cache, and CUDA tensors to the Triton kernels
 of `kernels/span_logits.py`. Neither holds h of all spans at once, and equal spans get equal bits wherever they stand,
-so that ties are true ties. In shapes: B blocks, T tokens, H hidden.
+so that ties are true ties. `more` is j - i: so many tokens follow a span's first. In shapes: B blocks, T tokens, H
+hidden.
 """
 
 from collections.abc import Iterator
@@ -64,15 +65,15 @@ class SpanInputs(NamedTuple):
 def span_candidates(tokens: int, max_span_width: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """First and last token of each span, both int64 [spans]: widths 1 to `max_span_width`, as far as `tokens` allow."""
     widths = range(min(tokens, max_span_width))
-    starts = torch.cat([torch.arange(tokens - width, device=device) for width in widths])
-    ends = torch.cat([torch.arange(width, tokens, device=device) for width in widths])
+    starts = torch.cat([torch.arange(tokens - more, device=device) for more in widths])
+    ends = torch.cat([torch.arange(more, tokens, device=device) for more in widths])
     return starts, ends
 
 
 def span_candidate(start: Tensor | int, end: Tensor | int, tokens: int) -> Tensor | int:
     """The index of the spans start..end in the order of `span_candidates`: int64, in the arguments' shape."""
-    width = end - start
-    return width * (2 * tokens + 1 - width) // 2 + start
+    more = end - start
+    return more * (2 * tokens + 1 - more) // 2 + start
 
 
 def span_count(tokens: int, max_span_width: int) -> int:
@@ -94,8 +95,8 @@ def span_logits(inputs: SpanInputs) -> Tensor:
     check_spans(inputs)
     blocks, tokens, _ = inputs.start_projection.shape
     logits = inputs.start_projection.new_empty(blocks, span_count(tokens, inputs.max_span_width), dtype=inputs.dtype)
-    for rows, width, first, piece in _logits_by_piece(inputs):
-        logits[rows, first : first + tokens - width] = piece
+    for rows, more, first, piece in _logits_by_piece(inputs):
+        logits[rows, first : first + tokens - more] = piece
     return logits  # [B, spans]
 
 
@@ -115,7 +116,7 @@ def best_span(inputs: SpanInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     blocks, tokens, _ = inputs.start_projection.shape
     scores = inputs.start_projection.new_full((blocks,), -torch.inf, dtype=inputs.dtype)  # [B], each block's best
     candidates = torch.zeros(blocks, dtype=torch.int64, device=scores.device)  # [B], the first span that has it
-    for rows, _width, first, piece in _logits_by_piece(inputs):
+    for rows, _, first, piece in _logits_by_piece(inputs):
         position = piece.argmax(1)
         score = piece.gather(1, position[:, None])[:, 0]
         better = score > scores[rows]  # an equal score of a wider span comes later: the first stays
@@ -134,10 +135,10 @@ def choose_span(
     score = scores.amax()
     last = torch.iinfo(torch.int64).max
     block, candidate = (torch.where(scores == score, place.long(), last).amin() for place in (blocks, candidates))
-    width = torch.arange(min(tokens, max_span_width), device=scores.device)
-    width = (span_candidate(0, width, tokens) <= candidate).sum() - 1  # the last width whose first span comes before
-    start = candidate - span_candidate(0, width, tokens)
-    return score, block, start, start + width
+    more = torch.arange(min(tokens, max_span_width), device=scores.device)
+    more = (span_candidate(0, more, tokens) <= candidate).sum() - 1  # the last width whose first span comes before
+    start = candidate - span_candidate(0, more, tokens)
+    return score, block, start, start + more
 
 
 def span_logits_backward(grad_logits: Tensor, inputs: SpanInputs) -> dict[str, Tensor]:
@@ -158,16 +159,16 @@ def span_logits_backward(grad_logits: Tensor, inputs: SpanInputs) -> dict[str, T
     dend = torch.zeros_like(dstart)
     normed_sum = dstart.new_zeros(hidden)  # A
     positive = dstart.new_empty(0)
-    for rows, width, first, h in _hidden_by_piece(inputs):
-        g = grad_logits[rows, first : first + tokens - width].to(dtype)[..., None]  # [rows, tokens, 1]
+    for rows, more, first, h in _hidden_by_piece(inputs):
+        g = grad_logits[rows, first : first + tokens - more].to(dtype)[..., None]  # [rows, tokens, 1]
         positive = torch.sign(h, out=positive.resize_(h.shape))  # 1 where h > 0, else 0
         h.sub_(h.sum(-1, keepdim=True) / hidden)
         r = _inverse_deviation(h, inputs.eps)[..., None]
         n = (h @ u)[..., None]
         normed_sum += (g * r).flatten() @ h.flatten(0, 1)
         dh = h.mul_(g * r.pow(3) * n / -hidden).addcmul_(g * r, u).mul_(positive)  # [rows, tokens, hidden]
-        dstart[rows, : tokens - width] += dh
-        dend[rows, width:] += dh
+        dstart[rows, : tokens - more] += dh
+        dend[rows, more:] += dh
     return gradients_by_name(dstart, dend, normed_sum, grad_logits, inputs)
 
 
@@ -252,7 +253,7 @@ def _check_numbers(inputs: SpanInputs) -> None:
 
 
 def _hidden_by_piece(inputs: SpanInputs) -> Iterator[tuple[slice, int, int, Tensor]]:
-    """Yield (rows, width - 1, index of the first span, h [rows, T - width + 1, H]); the caller may overwrite h."""
+    """Yield (rows, more, index of the first span, h [rows, T - more, H]); the caller may overwrite h."""
     blocks, tokens, hidden = inputs.start_projection.shape
     step = max(1, PIECE_ELEMENTS // (tokens * hidden))
     buffer = inputs.start_projection.new_empty(min(step, blocks) * tokens * hidden, dtype=inputs.dtype)
@@ -260,30 +261,30 @@ def _hidden_by_piece(inputs: SpanInputs) -> Iterator[tuple[slice, int, int, Tens
         rows = slice(begin, min(begin + step, blocks))
         start, end = inputs.start_projection[rows].to(buffer.dtype), inputs.end_projection[rows].to(buffer.dtype)
         first = 0
-        for width in range(min(tokens, inputs.max_span_width)):
-            spans = tokens - width
+        for more in range(min(tokens, inputs.max_span_width)):
+            spans = tokens - more
             h = buffer[: start.shape[0] * spans * hidden].view(-1, spans, hidden)
-            torch.add(start[:, :spans], end[:, width:], out=h)
-            yield rows, width, first, h.clamp_(min=0)
+            torch.add(start[:, :spans], end[:, more:], out=h)
+            yield rows, more, first, h.clamp_(min=0)
             first += spans
 
 
 def _logits_by_piece(inputs: SpanInputs) -> Iterator[tuple[slice, int, int, Tensor]]:
-    """Yield (rows, width - 1, index of the first span, logits [rows, T - width + 1]), mask and relevance included."""
+    """Yield (rows, more, index of the first span, logits [rows, T - more]), mask and relevance included."""
     tokens, hidden = inputs.start_projection.shape[1:]
     dtype, block_mask = inputs.dtype, inputs.block_mask
     u, constant = fold_weights(inputs, dtype)
-    for rows, width, first, h in _hidden_by_piece(inputs):
+    for rows, more, first, h in _hidden_by_piece(inputs):
         h.sub_(h.sum(-1, keepdim=True) / hidden)
         r = _inverse_deviation(h, inputs.eps)
         # A product with u and a sum, not a matrix-vector product: that one rounds a row by where it stands.
         logits = h.mul_(u).sum(-1).mul_(r).add_(constant)  # [rows, spans of this width]
         if block_mask is not None:
-            outside = ~(block_mask[rows, : tokens - width] & block_mask[rows, width:])
+            outside = ~(block_mask[rows, : tokens - more] & block_mask[rows, more:])
             logits += outside.to(dtype).mul_(torch.finfo(dtype).min)
         if inputs.relevance_score is not None:
             logits += inputs.relevance_score[rows, None].to(dtype)
-        yield rows, width, first, logits
+        yield rows, more, first, logits
 
 
 def _inverse_deviation(centred: Tensor, eps: float) -> Tensor:

@@ -51,13 +51,13 @@ class TorchPath(MeasuredPath):
         """The first half of `bert.layer`."""
         rows = fast.rows_of(mask, True, self.dtype)
         name, flat = f"realm.encoder.layer.{stage.layer}", x.reshape(-1, x.shape[2])
-        return trunk.attention(model.p, self.config, name, flat, rows, fast.PLAIN)[0].view(x.shape)
+        return trunk.attention(model.p, self.config, name, flat, rows, fast.PLAIN_LAYER)[0].view(x.shape)
 
     def mlp(self, model: Any, stage: Stage, x: Tensor) -> Tensor:
         """The second half of `bert.layer`."""
         name, flat = f"realm.encoder.layer.{stage.layer}", x.reshape(-1, x.shape[2])
         rows = fast.Rows([x.shape[1]] * len(x), None, None)
-        y, _ = fast.mlp(model.p, self.config, name, flat, rows, fast.PLAIN)
+        y, _ = fast.mlp(model.p, self.config, name, flat, rows, fast.PLAIN_LAYER)
         return trunk.layer_norm(model.p, f"{name}.output.LayerNorm", y, self.config.layer_norm_eps)[0].view(x.shape)
 
     def pooler(self, model: Any, stage: Stage, x: Tensor) -> Tensor:
