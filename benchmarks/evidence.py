@@ -15,7 +15,7 @@ from pathlib import Path
 from scale_model import fill
 
 from realm_min.files.atomic import write_atomically
-from realm_min.jobs.statistics import wilson
+from realm_min.jobs.statistics import mcnemar, wilson
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
@@ -24,6 +24,11 @@ MEASURES = ("R@1", "R@5", "R@20", "EM")
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % points of t, by the number of seeds
 TEXTS = {"trained": "270 texts of 90 facts", "held_out": "90 texts of 30 facts"}  # app/learn.py: 3 texts a fact
 SEARCH = "index int8"
+BESIDE = {
+    "the model that ships, 128 numbers a block": "shipped-leads",
+    "MiniLM as it comes, 384 numbers": "shipped-leads-minilm",
+    "BM25": "shipped-leads-bm25",
+}
 SHIPPED = [  # kinds and splits of shipped.csv
     ("leads", "dev", "dev questions over Wikipedia leads"),
     ("factbook", "dev", "WebQuestions' dev questions over the Factbook"),
@@ -118,6 +123,18 @@ def shipped() -> str:
         rows.append([name, "both corpora", str(len(some)), *found, share_of(held, "EM alone"), str(len(held))])
         own = [share_of(some, f"own {name}") for name in MEASURES[:3]]
         rows.append([name, f"the {OWN[kind]} alone", str(len(some)), *own, "", "", ""])
+    return table(*rows)
+
+
+def beside() -> str:
+    """The shipped model's retriever and two others, over the leads alone."""
+    ks, rows = (1, 5, 20), [["retriever, of blocks of the leads", "R@1", "R@5", "R@20", "p at 1, 5, 20"]]
+    hits = {name: [[int(row[f"top_{k}_word_match"]) for row in read(f"{file}.csv")] for k in ks]
+            for name, file in BESIDE.items()}  # fmt: skip
+    ours, *_ = hits.values()
+    for name, found in hits.items():
+        ps = "" if found is ours else ", ".join(f"{mcnemar(*pair).p:.1g}" for pair in zip(ours, found, strict=True))
+        rows.append([name, *(share(sum(each), len(each)) for each in found), ps])
     return table(*rows)
 
 
@@ -224,8 +241,8 @@ def speed() -> str:
 
 def tables() -> dict[str, str]:
     return {
-        "front": front(), "speed": speed(), "learning": learning(), "shipped": shipped(), "kinds": kinds(),
-        "doubt": doubt(), "encoders": encoders(),
+        "front": front(), "speed": speed(), "learning": learning(), "shipped": shipped(), "beside": beside(),
+        "kinds": kinds(), "doubt": doubt(), "encoders": encoders(),
         **{f"stages {split}": stages(split) for split in ("dev", "devtest", "train")},
     }  # fmt: skip
 
