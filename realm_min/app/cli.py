@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from itertools import takewhile
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
 
 from .. import __version__
 from ..config import check_indexed
@@ -156,21 +156,32 @@ def status_of(run: Callable[[], int | None]) -> int:
     try:
         with warnings_remarked():
             return run() or 0
-    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as interrupt:
         if os.environ.get("RANK", "0") == "0":  # torchrun interrupts all ranks
             remark()
             remark(f"Interrupted. {interrupt}".rstrip())
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and not can_be_written(sys.stdout):
+            return 0  # the reader of our output, `head` say, has seen enough
         if machine_error(error) is None and not isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
             for line in "".join(traceback.format_exception(error)).rstrip("\n").split("\n"):
                 remark(line)
             return 1
         remark(f"realm-min: {one_line(error)}")
         return 2
-    return 0
+    finally:
+        can_be_written(sys.stderr)
+
+
+def can_be_written(stream: TextIO) -> bool:
+    """Whether a stream takes what it holds; one that does not is led to nowhere, or Python's end would fail on it."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True
 
 
 def one_line(error: Exception) -> str:

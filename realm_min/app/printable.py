@@ -51,7 +51,25 @@ def say(text: str = "") -> None:
 
 def remark(text: str = "") -> None:
     """A line on the standard error."""
-    print(printable(text), file=sys.stderr, flush=True)
+    print(printable(text), file=StandardError(), flush=True)
+
+
+class StandardError:
+    """The standard error as a file for remarks: what cannot be written there is lost, and costs no result."""
+
+    def __init__(self) -> None:
+        self._file = sys.stderr
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._file.flush()
 
 
 def say_json(value: Any, indent: int | None = None) -> None:
@@ -85,7 +103,7 @@ def read_line(prompt: str) -> str:
         try:
             if on_a_terminal:
                 return input(printable(prompt)).strip()
-            print(printable(prompt), end="", file=sys.stderr, flush=True)
+            print(printable(prompt), end="", file=StandardError(), flush=True)
             return sys.stdin.readline().strip()
         except EOFError:
             say()

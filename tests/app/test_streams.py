@@ -1,0 +1,68 @@
+"""The three standard streams as they may be: full, closed, left by their reader, of another encoding."""
+
+import os
+import sys
+
+import eight_capitals
+import pytest
+from eight_capitals import BLOCKS, CONFIG
+
+from realm_min import RealmConfig, RealmForOpenQA
+from realm_min.app import indexing
+from realm_min.app.cli import main, status_of
+from realm_min.app.console import progress_report
+from realm_min.text.corpus import Document
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has other streams")
+LONG = "why " * 140
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    model = RealmForOpenQA(RealmConfig(**CONFIG, num_block_records=1), seed=1).eval()
+    documents = [Document(*block) for block in BLOCKS]
+    return indexing.index(documents, tmp_path_factory.mktemp("streams") / "m", model, eight_capitals.tokenizer())
+
+
+def unread():
+    """A pipe whose reader is gone."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return open(writing, "w", encoding="utf-8")
+
+
+def full():
+    return open("/dev/full", "w", encoding="utf-8")
+
+
+# ---- the standard error
+
+
+@pytest.mark.parametrize("stream", [unread, full])
+def test_a_remark_that_cannot_be_written_costs_no_answer(folder, monkeypatch, capsys, stream):
+    with stream() as errors:
+        monkeypatch.setattr(sys, "stderr", errors)
+        assert main(["ask", "who?", LONG, "where?", "--json", "--model", str(folder)]) == 2
+    assert capsys.readouterr().out.count("\n") == 2
+
+
+@pytest.mark.parametrize("stream", [unread, full])
+def test_a_bar_that_cannot_be_drawn_costs_no_result(monkeypatch, stream):
+    def work():
+        with progress_report() as report:
+            report("work", 1, 2)
+        done.append(True)
+
+    done = []
+    with stream() as errors:
+        monkeypatch.setattr(sys, "stderr", errors)
+        assert status_of(work) == 0
+    assert done
+
+
+def test_another_pipe_than_the_outputs_is_a_failure(capsys):
+    def work():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    assert status_of(work) == 2
+    assert capsys.readouterr().err == "realm-min: Broken pipe\n"
