@@ -28,7 +28,7 @@ from ..files.causes import machine_error
 from ..files.hub import resolve_folder
 from . import arguments
 from . import training_arguments as training
-from .printable import printable, remark, warnings_remarked
+from .printable import printable, remark, standard_output, warnings_remarked
 
 if TYPE_CHECKING:
     from ..interface.open_qa import RealmForOpenQA
@@ -91,6 +91,7 @@ COMMANDS = {
         arguments.add_convert, arguments.check_convert,
     ),
 }  # fmt: skip
+SPEAKING = ("ask", "evaluate", "retrieve", "compare", "verify")  # whose results are what they say
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -113,6 +114,8 @@ def run(options: argparse.Namespace) -> int | None:
         ValueError, OSError, ModuleNotFoundError: bad input; what needs no model is refused before torch is imported.
     """
     command = COMMANDS[options.command]
+    if options.command in SPEAKING:
+        standard_output()
     if options.command in ("ask", "page"):
         # Threads that spin between one question's products burn seconds where others want the cores, too
         # (benchmarks/first-use.csv). torch's OpenMP reads this as it is imported.
@@ -174,8 +177,10 @@ def status_of(run: Callable[[], int | None]) -> int:
         can_be_written(sys.stderr)
 
 
-def can_be_written(stream: TextIO) -> bool:
+def can_be_written(stream: TextIO | None) -> bool:
     """Whether a stream takes what it holds; one that does not is led to nowhere, or Python's end would fail on it."""
+    if stream is None:  # it is closed
+        return False
     try:
         stream.flush()
     except OSError:

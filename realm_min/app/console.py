@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rich.segment import Segment
 
 from ..ranks.distributed import world
-from .printable import StandardError, printable, remark
+from .printable import StandardError, printable, remark, standard_output
 
 if TYPE_CHECKING:
     from ..jobs.embedding import Report
@@ -49,8 +49,8 @@ class Console(rich.console.Console):
     """rich's console, for which a string is only text; the standard error may fail it."""
 
     def __init__(self, stderr: bool = False, **given: Any) -> None:
-        file = StandardError() if stderr else None
-        super().__init__(**{"markup": False, "emoji": False, "highlight": False, "file": file, **given})
+        given["file"] = given.get("file") or (StandardError() if stderr else standard_output())
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False, **given})
 
     def render_str(self, text: str, **given: Any) -> rich.text.Text:
         return super().render_str(printable(text, LAYOUT), **given)

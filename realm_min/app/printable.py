@@ -10,6 +10,7 @@ Nothing else in this package prints: every line goes through `say`, `remark`, `s
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -18,7 +19,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TextIO
 
 # Tags and variation selectors: nothing of them is seen, whatever their category.
 _UNSEEN = re.compile("[\U000e0000-\U000e0fff]")
@@ -46,7 +47,14 @@ def _is_shown(character: str) -> bool:
 
 def say(text: str = "") -> None:
     """A line on the standard output."""
-    print(printable(text), flush=True)
+    print(printable(text), file=standard_output(), flush=True)
+
+
+def standard_output() -> TextIO:
+    """Where results are said; ValueError if it is closed."""
+    if sys.stdout is None:
+        raise ValueError("the standard output is closed, and results go there: lead it to a file, or to /dev/null")
+    return sys.stdout
 
 
 def remark(text: str = "") -> None:
@@ -58,7 +66,7 @@ class StandardError:
     """The standard error as a file for remarks: what cannot be written there is lost, and costs no result."""
 
     def __init__(self) -> None:
-        self._file = sys.stderr
+        self._file = sys.stderr or io.StringIO()  # it may be closed
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
@@ -78,7 +86,11 @@ def say_json(value: Any, indent: int | None = None) -> None:
     A number that is none is null: JSON has no NaN and no Infinity.
     """
     text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
-    print("".join(c if c == "\n" or _is_shown(c) else json.dumps(c)[1:-1] for c in text), flush=True)
+    print(
+        "".join(c if c == "\n" or _is_shown(c) else json.dumps(c)[1:-1] for c in text),
+        file=standard_output(),
+        flush=True,
+    )
 
 
 def _finite(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """The three standard streams as they may be: full, closed, left by their reader, of another encoding."""
 
+import json
 import os
 import sys
 
@@ -10,7 +11,8 @@ from eight_capitals import BLOCKS, CONFIG
 from realm_min import RealmConfig, RealmForOpenQA
 from realm_min.app import indexing
 from realm_min.app.cli import main, status_of
-from realm_min.app.console import progress_report
+from realm_min.app.console import Console, progress_report
+from realm_min.app.printable import say, say_json
 from realm_min.text.corpus import Document
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has other streams")
@@ -66,3 +68,22 @@ def test_another_pipe_than_the_outputs_is_a_failure(capsys):
 
     assert status_of(work) == 2
     assert capsys.readouterr().err == "realm-min: Broken pipe\n"
+
+
+def test_a_closed_standard_error_sends_no_remark_elsewhere(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["ask", "who?", LONG, "--json", "--model", str(folder)]) == 2
+    assert status_of(lambda: progress_report().__enter__()("work", 1, 2)) == 0
+    assert json.loads(capsys.readouterr().out)["question"] == "who?"
+
+
+# ---- the standard output
+
+
+@pytest.mark.parametrize("command", [["ask", "who?", "--json"], ["ask", "who?"], ["evaluate", "q.jsonl"]])
+def test_a_closed_standard_output_is_refused(folder, monkeypatch, capsys, command):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main([*command, "--model", str(folder)]) == 2
+    assert "the standard output is closed, and results go there: lead it to a file" in capsys.readouterr().err
+    for result in (lambda: say("x"), lambda: say_json(1), lambda: Console().print("x")):
+        assert status_of(result) == 2
