@@ -28,7 +28,7 @@ from ..files.causes import machine_error
 from ..files.hub import resolve_folder
 from . import arguments
 from . import training_arguments as training
-from .printable import printable, remark, standard_output, warnings_remarked
+from .printable import escape_what_is_lacked, printable, remark, standard_output, warnings_remarked
 
 if TYPE_CHECKING:
     from ..interface.open_qa import RealmForOpenQA
@@ -156,6 +156,7 @@ def status_of(run: Callable[[], int | None]) -> int:
 
     What it raises beside these is a mistake of ours: the traceback is shown, as Python would.
     """
+    escape_what_is_lacked()
     try:
         with warnings_remarked():
             return run() or 0

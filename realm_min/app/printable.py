@@ -62,6 +62,12 @@ def remark(text: str = "") -> None:
     print(printable(text), file=StandardError(), flush=True)
 
 
+def escape_what_is_lacked() -> None:
+    """Let characters that the output's encoding lacks be shown as escapes, as they are on the standard error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 class StandardError:
     """The standard error as a file for remarks: what cannot be written there is lost, and costs no result."""
 
@@ -83,9 +89,14 @@ class StandardError:
 def say_json(value: Any, indent: int | None = None) -> None:
     """A value as JSON on the standard output, in one line or indented; what `printable` escapes, JSON's escapes say.
 
-    A number that is none is null: JSON has no NaN and no Infinity.
+    A number that is none is null: JSON has no NaN and no Infinity. Where the output's encoding lacks a character, they
+    are all said in ASCII.
     """
     text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8", "surrogatepass")
+    except UnicodeEncodeError:
+        text = json.dumps(_finite(value), allow_nan=False, indent=indent)
     print(
         "".join(c if c == "\n" or _is_shown(c) else json.dumps(c)[1:-1] for c in text),
         file=standard_output(),

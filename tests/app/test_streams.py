@@ -1,5 +1,6 @@
 """The three standard streams as they may be: full, closed, left by their reader, of another encoding."""
 
+import io
 import json
 import os
 import sys
@@ -87,3 +88,26 @@ def test_a_closed_standard_output_is_refused(folder, monkeypatch, capsys, comman
     assert "the standard output is closed, and results go there: lead it to a file" in capsys.readouterr().err
     for result in (lambda: say("x"), lambda: say_json(1), lambda: Console().print("x")):
         assert status_of(result) == 2
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_standard_output_of_any_encoding_gets_the_answer(folder, monkeypatch, encoding):
+    question = "où est 北京 \U0001f600?"
+
+    def output(*words):
+        written = io.BytesIO()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+            assert main(["ask", question, *words, "--model", str(folder)]) == 0
+            sys.stdout.flush()
+            return written.getvalue().decode(encoding)
+
+    assert json.loads(output("--json"))["question"] == question
+    assert question.encode(encoding, "backslashreplace").decode(encoding) in output()
+
+
+def test_help_in_any_encoding(monkeypatch):
+    with io.TextIOWrapper(io.BytesIO(), "ascii") as ascii_only:
+        monkeypatch.setattr(sys, "stdout", ascii_only)
+        with pytest.raises(SystemExit, match="0"):
+            main(["finetune", "--help"])
