@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 import rich.console
@@ -51,6 +52,8 @@ class Console(rich.console.Console):
     def __init__(self, stderr: bool = False, **given: Any) -> None:
         given["file"] = given.get("file") or (StandardError() if stderr else standard_output())
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **given})
+        if self.width < 1:  # COLUMNS=0, for which nothing at all is shown
+            self.width = get_terminal_size().columns
 
     def render_str(self, text: str, **given: Any) -> rich.text.Text:
         return super().render_str(printable(text, LAYOUT), **given)

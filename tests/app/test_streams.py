@@ -111,3 +111,12 @@ def test_help_in_any_encoding(monkeypatch):
         monkeypatch.setattr(sys, "stdout", ascii_only)
         with pytest.raises(SystemExit, match="0"):
             main(["finetune", "--help"])
+
+
+def test_a_width_of_nothing_counts_as_not_given(folder, monkeypatch, capsys):
+    shown = []
+    for columns in ("0", "80"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert main(["ask", "who?", "--model", str(folder)]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] != ""
