@@ -13,10 +13,12 @@ import argparse
 import difflib
 import gc
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from itertools import takewhile
 from types import ModuleType
@@ -134,12 +136,26 @@ def imported(name: str) -> ModuleType:
     """
     if "torch" in sys.modules:  # this is somebody else's process
         return import_module(name)
-    gc.disable()
+    with interrupts_held():
+        gc.disable()
+        try:
+            return import_module(name)
+        finally:
+            gc.freeze()
+            gc.enable()
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Let Ctrl-C come at the block's end: torch's code in C swallows it, or dies of it, as it is imported."""
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return import_module(name)
+        yield
     finally:
-        gc.freeze()
-        gc.enable()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ranks() -> AbstractContextManager[object]:

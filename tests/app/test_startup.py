@@ -338,3 +338,29 @@ print(gc.isenabled(), gc.get_freeze_count())
     assert enabled == "True"
     assert int(frozen) > 100_000  # torch alone has more
     assert beside == ["True", "0"]  # a process that had torch before is its own master
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot hold a signal")
+def test_ctrl_c_during_the_import_of_torch_ends_in_one_line(tmp_path):
+    """It comes once torch is there: while its code in C is at work it would be swallowed, or end in a traceback."""
+    (tmp_path / "torch.py").write_text(
+        "import os, signal\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    sum(range(1000))\n"
+        "except KeyboardInterrupt:\n"
+        "    raise SystemError('torch was half imported')\n"
+    )
+    program = """
+import sys
+from realm_min.app.cli import imported, status_of
+
+def work():
+    sys.path.insert(0, sys.argv[1])
+    imported("torch")
+    print("it went on")
+
+sys.exit(status_of(work))
+"""
+    ran = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "\nInterrupted.\n")
