@@ -48,6 +48,7 @@ def bm25(texts: list[str]) -> Baseline:
 
     Raises:
         ModuleNotFoundError: bm25s is not installed.
+        ValueError: no block holds a word.
     """
     bm25s = import_module("bm25s")
     index = bm25s.BM25()
@@ -55,7 +56,10 @@ def bm25(texts: list[str]) -> Baseline:
     def words(texts: list[str]) -> list[list[str]]:
         return bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False)
 
-    index.index(words(texts), show_progress=False)
+    held = words(texts)
+    if not any(held):
+        raise ValueError(f"none of the {len(texts):,} blocks holds a word that {BM25} reads: index documents with text")
+    index.index(held, show_progress=False)
 
     def search(questions: list[str], k: int) -> tuple[Tensor, Tensor]:
         found = [index.get_scores_from_ids(index.get_tokens_ids(asked)) for asked in words(questions)]

@@ -20,7 +20,7 @@ MOST_BLOCKS = 20  # that the page reads for a question
 
 
 def ask(model: RealmForOpenQA, question: str, k: int | None = None, judge: Judge = CREDULOUS) -> Json:
-    """A question's answer, the blocks it was read from, and how they came to be: `answer_from`, step by step.
+    """A question's answer, the blocks with text it was read from, and how they came to be: `answer_from`, step by step.
 
     Args:
         k: blocks to read; None reads as many as the model does.
@@ -36,22 +36,23 @@ def ask(model: RealmForOpenQA, question: str, k: int | None = None, judge: Judge
     texts = [model.evidence.text(i) for i in found.tolist()]
     read = model.score_spans(question, texts, scores)
     answer = model.best_answer(question, scores, found, texts, read)
+    shown = torch.nonzero(read.in_block.any(dim=1))[:, 0].tolist()  # an index of others' may have empty blocks
     alone = [
         model.best_answer(question, scores[i : i + 1], found[i : i + 1], texts[i : i + 1], part_of(read, i))
-        for i in range(k)
+        for i in shown
     ]
     return {
         "question": question,
         "wordpieces": wordpieces(model, question),
         "vector": digits(x),
         "answer": {
-            "text": answer.text, "probability": answer.probability, "block": answer.block_rank,
+            "text": answer.text, "probability": answer.probability, "block": shown.index(answer.block_rank),
             "start": answer.start_char, "end": answer.end_char, "source": name(answer.blocks[answer.block_rank]),
             "sentence": sentence(texts[answer.block_rank], answer.start_char, answer.end_char),
             "mixture": answer.marginal_probability, "found": judge.found(answer),
             "confidence": judge.confidence(answer),
         },
-        "blocks": [block_of(answer, rank, own, part_of(read, rank)) for rank, own in enumerate(alone)],
+        "blocks": [block_of(answer, rank, own, part_of(read, rank)) for rank, own in zip(shown, alone, strict=True)],
     }  # fmt: skip
 
 

@@ -233,7 +233,7 @@ def cut_documents(
 
     A sentence too long for any block is cut after a comma or semicolon where it has one, else between words, and a
     word too long by itself is halved. Blocks of a document, joined by spaces, are its text with white space made
-    single spaces (halved words apart). A document without text gives no block.
+    single spaces (halved words apart). A document without wordpieces gives no block.
 
     Args:
         documents: any number; they are read as blocks are asked for.
@@ -258,7 +258,7 @@ def cut_documents(
             pieces = [
                 piece for sentence in sentences for piece in _fit_sentence(sentence, next(lengths), room, tokenizer)
             ]
-            filled = list(_fill(pieces, room))
+            filled = list(_fill(pieces, room)) if any(length for _, length in pieces) else []
             for text, source in zip(filled, _sources(document, filled), strict=True):
                 yield Block(title, text), source
 

@@ -11,6 +11,7 @@ import codecs
 import json
 import os
 import re
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,10 +103,15 @@ def file_documents(path: Path, name: str) -> Iterator[Document]:
 
 def _with_text(documents: Iterator[Document], skip: Skip) -> Iterator[Document]:
     for document in documents:
-        if document.text.strip():
+        if _has_text(document.text):
             yield document
         else:
             skip("has no text", document.id)
+
+
+def _has_text(text: str) -> bool:
+    """Whether it holds a character that stands for itself: no white space, none that is not seen, no mark on others."""
+    return any(unicodedata.category(character)[0] not in "CMZ" for character in text)
 
 
 # ---- the files of a folder

@@ -44,6 +44,12 @@ def test_bm25():
     assert [tuple(tensor.shape) for tensor in nothing] == [(0, 2), (0, 2)]
 
 
+def test_bm25_of_blocks_without_words():
+    pytest.importorskip("bm25s")
+    with pytest.raises(ValueError, match="none of the 2 blocks holds a word that bm25 reads: index documents"):
+        baseline("bm25", ["", "\u200b"], CPU)
+
+
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     """A BERT with the vocabulary of eight capitals."""

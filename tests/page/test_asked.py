@@ -37,6 +37,17 @@ def test_the_answer_is_the_models(model, found):
     assert asked.ask(model, QUESTION)["blocks"][:2] == asked.ask(model, QUESTION, 2)["blocks"]  # the model's own number
 
 
+def test_an_empty_block_is_not_shown(model, found, monkeypatch):
+    """In an index that others made."""
+    text, empty = model.evidence.text, found["blocks"][1]["id"]
+    monkeypatch.setattr(model.evidence, "text", lambda i: "" if i == empty else text(i))
+    shown = asked.ask(model, QUESTION, 3)
+    assert [block["id"] for block in shown["blocks"]] == [found["blocks"][i]["id"] for i in (0, 2)]
+    (answer,) = model.answer([QUESTION], 3)
+    assert shown["blocks"][shown["answer"]["block"]]["id"] == answer.blocks[answer.block_rank].id
+    assert shown["answer"]["text"] == answer.text
+
+
 def test_a_block_alone_says_what_it_would_say(model, found):
     for block in found["blocks"]:
         alone = model.answer_from(QUESTION, torch.tensor([block["score"]]), torch.tensor([block["id"]]))

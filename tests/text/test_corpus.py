@@ -129,6 +129,8 @@ def test_title_that_fills_the_block_is_refused(tokenizer):
 
 def test_documents_without_text_give_no_block(tokenizer):
     assert list(cut_blocks([Document("Uruguay", " \n"), Document("", "")], tokenizer)) == []
+    assert list(cut_blocks([Document("Uruguay", "\u200b\u200d\n\ufeff"), Document("", "\x07")], tokenizer)) == []
+    assert len(list(cut_blocks([Document("Uruguay", "\u200b\nMontevideo")], tokenizer))) == 1
 
 
 def test_cutting_streams(tokenizer):

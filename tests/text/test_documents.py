@@ -154,6 +154,14 @@ def test_records_without_an_id_are_named_by_their_place(tmp_path):
     assert read(tmp_path / "sub" / "c.jsonl")[0][0].id == "c.jsonl:1"
 
 
+@pytest.mark.parametrize("unseen", ["\u200b\u200d", "\u2060 \u00ad", "\ufe0f", "\x07\u2028"])
+def test_what_is_not_seen_is_no_text(tmp_path, unseen):
+    (tmp_path / "a.txt").write_text(f"a{unseen}", encoding="utf-8")
+    (tmp_path / "b.txt").write_text(f"{unseen}\n", encoding="utf-8")
+    documents, skipped = read(tmp_path)
+    assert [document.id for document in documents] == ["a.txt"] and skipped == [("has no text", "b.txt")]
+
+
 @pytest.mark.parametrize(
     "name, data, message",
     [
