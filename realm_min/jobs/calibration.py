@@ -15,9 +15,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -78,6 +79,16 @@ def log_odds_of(probability: float) -> float:
     return math.log(p / (1 - p))
 
 
+def _numbers(name: str, values: ArrayLike, lowest: float = -math.inf, highest: float = math.inf) -> NDArray:
+    """Numbers as float64; ValueError names the first that is not finite, or more than a rounding out of the range."""
+    numbers = np.asarray(values, float)
+    wrong = numbers[~np.isfinite(numbers) | (numbers < lowest - CERTAIN) | (numbers > highest + CERTAIN)]
+    if wrong.size:
+        bounds = f" from {lowest:g} to {highest:g}" if math.isfinite(lowest) else ""
+        raise ValueError(f"{name} has {wrong[0]:g}: give finite numbers{bounds}")
+    return numbers
+
+
 def fit(
     probabilities: Sequence[float], scores: Sequence[float], right: Sequence[bool], lose: float = 0.1
 ) -> Calibration:
@@ -88,14 +99,16 @@ def fit(
         lose: the share of the right answers that may fall below the threshold.
 
     Raises:
-        ValueError: they are of different lengths, or the answers are all right or all wrong.
+        ValueError: they are of different lengths or out of range, or the answers are all right or all wrong.
     """
-    y = np.asarray(right, float)
+    y = _numbers("right", right, 0, 1)
     if not len(probabilities) == len(scores) == len(y):
         raise ValueError(f"{len(probabilities)} probabilities, {len(scores)} scores, {len(y)} verdicts: give one each")
     if not 0 < y.sum() < len(y):
         raise ValueError(f"{int(y.sum())} of {len(y)} answers are right: a calibration needs right and wrong ones")
-    features = np.stack([[log_odds_of(p) for p in probabilities], np.asarray(scores, float)], 1)
+    _numbers("lose", lose, 0, 1)
+    odds = [log_odds_of(p) for p in _numbers("probabilities", probabilities, 0, 1)]
+    features = np.stack([odds, _numbers("scores", scores)], 1)
     mean, deviation = features.mean(0), np.maximum(features.std(0), 1e-9)
     x = np.concatenate([(features - mean) / deviation, np.ones((len(y), 1))], 1)  # [answers, 3]
     weights, ridge = np.zeros(3), np.diag([RIDGE, RIDGE, 1e-6])
@@ -114,17 +127,36 @@ def fit(
 
 
 def threshold_that_loses(confidences: ArrayLike, right: ArrayLike, lose: float) -> float:
-    """The highest threshold under which at most the share `lose` of the right answers falls; 0 where none is right."""
-    kept = np.sort(np.asarray(confidences, float)[np.asarray(right, bool)])
+    """The highest threshold under which at most the share `lose` of the right answers falls; 0 where none is right.
+
+    Raises:
+        ValueError: they are of different lengths or out of range.
+    """
+    _numbers("lose", lose, 0, 1)
+    p, y = _confidences(confidences, right)
+    kept = np.sort(p[y > 0])
     return float(kept[min(int(lose * len(kept)), len(kept) - 1)]) if len(kept) else 0.0
+
+
+def _confidences(confidences: ArrayLike, right: ArrayLike) -> tuple[NDArray, NDArray]:
+    p, y = _numbers("confidences", confidences, 0, 1), _numbers("right", right, 0, 1)
+    if len(p) != len(y):
+        raise ValueError(f"{len(p)} confidences, {len(y)} verdicts: give one each")
+    return p, y
 
 
 # ---- how well confidence says it
 
 
 def bins(confidences: ArrayLike, right: ArrayLike, count: int = BINS) -> list[Bin]:
-    """Answers by confidence, in `count` bins of equal width between 0 and 1; those that are empty are left out."""
-    p, y = np.asarray(confidences, float), np.asarray(right, float)
+    """Answers by confidence, in `count` bins of equal width between 0 and 1; those that are empty are left out.
+
+    Raises:
+        ValueError: they are of different lengths or out of range, or there are fewer bins than one.
+    """
+    if count < 1:
+        raise ValueError(f"{count} bins hold nothing: give 1 or more")
+    p, y = _confidences(confidences, right)
     place: NDArray = np.minimum((p * count).astype(int), count - 1)
     return [
         Bin(float(p[place == i].mean()), float(y[place == i].mean()), int((place == i).sum()))
@@ -134,8 +166,14 @@ def bins(confidences: ArrayLike, right: ArrayLike, count: int = BINS) -> list[Bi
 
 
 def calibration_error(confidences: ArrayLike, right: ArrayLike, count: int = BINS) -> float:
-    """Expected calibration error: Σ over bins of |confidence - share right|, by their number (Guo et al. 2017)."""
+    """Expected calibration error: Σ over bins of |confidence - share right|, by their number (Guo et al. 2017).
+
+    Raises:
+        ValueError: as `bins`, or there is no answer.
+    """
     found = bins(confidences, right, count)
+    if not found:
+        raise ValueError("there is no answer to measure the calibration by: give one or more")
     return sum(one.count * abs(one.confidence - one.right) for one in found) / sum(one.count for one in found)
 
 
@@ -166,8 +204,12 @@ def calibration_of(values: dict, source: str) -> Calibration:
     Raises:
         ValueError: it lacks a number, or has one that is none; `source` names it.
     """
-    wrong = [name for name in Calibration._fields if not isinstance(values.get(name), int | float)]
-    wrong += [name for name in Calibration._fields if name not in wrong and not math.isfinite(values[name])]
+    wrong = [name for name in Calibration._fields if not _is_number(values.get(name))]
     if wrong:
         raise ValueError(f"{source} has no number {wrong[0]!r}: write it again, or remove it to be told every answer")
     return Calibration(*(float(values[name]) for name in Calibration._fields))
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a number that float64 holds."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # False for NaN, too

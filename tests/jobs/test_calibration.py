@@ -1,5 +1,6 @@
 """Probabilities that an answer is right: fitted, measured, kept."""
 
+import json
 import math
 
 import numpy as np
@@ -81,3 +82,41 @@ def test_the_file_comes_back_and_what_is_wrong_with_it_is_said(tmp_path):
 def test_what_cannot_be_fitted(right, said):
     with pytest.raises(ValueError, match=f"^{said}$"):
         fit([0.5, 0.6], [1.0, 2.0], right)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), math.inf, -math.inf, math.nan, True, "1", None, [1]])
+@pytest.mark.parametrize("name", Calibration._fields)
+def test_what_is_no_number_in_a_file_is_named(tmp_path, name, value):
+    values = Calibration(1.0, 2.0, 3.0, 0.5)._asdict() | {name: value}
+    (tmp_path / "calibration.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=f"calibration.json has no number '{name}': write it again, or remove it"):
+        read_calibration(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (dict(probabilities=[0.5, math.nan]), "probabilities has nan: give finite numbers from 0 to 1"),
+        (dict(probabilities=[1.5, 0.5]), "probabilities has 1.5: give finite numbers from 0 to 1"),
+        (dict(scores=[math.inf, 0.0]), "scores has inf: give finite numbers"),
+        (dict(right=[math.nan, 1]), "right has nan"),
+        (dict(lose=-0.1), "lose has -0.1: give finite numbers from 0 to 1"),
+        (dict(lose=math.nan), "lose has nan"),
+    ],
+)
+def test_numbers_that_fit_nothing_are_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        fit(**{"probabilities": [0.5, 0.6], "scores": [1.0, 2.0], "right": [True, False], **given})
+
+
+def test_confidences_that_measure_nothing_are_named():
+    for measure in (bins, calibration_error):
+        for p, right, message in (([2.0], [1], "has 2"), ([math.nan], [1], "has nan"), ([0.5], [1, 0], "2 verdicts")):
+            with pytest.raises(ValueError, match=message):
+                measure(p, right)
+        with pytest.raises(ValueError, match="0 bins hold nothing: give 1 or more"):
+            measure([0.5], [True], 0)
+    with pytest.raises(ValueError, match="there is no answer to measure the calibration by: give one or more"):
+        calibration_error([], [])
+    with pytest.raises(ValueError, match="lose has 2: give"):
+        threshold_that_loses([0.5], [True], 2)
