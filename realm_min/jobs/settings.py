@@ -85,7 +85,7 @@ class Name(NamedTuple):
         return text
 
 
-FUNCTION = Name(r"[\w.]+:\w+", "module:function")
+FUNCTION = Name(r"\w+(\.\w+)*:\w+", "module:function")
 RULES = "realm_min.text.names_and_dates:salient_spans"
 
 Count = Annotated[int, COUNT]

@@ -7,6 +7,8 @@ docs/evaluation.md says how well the rules do, and shows a tagger of spaCy's (`t
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from operator import index
@@ -14,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
+from ..files.causes import raise_machine_error
 from ..text.names_and_dates import Span, SpanFinder
 
 PROBE = "Marie Curie was born in Warsaw in November 1867."
@@ -26,7 +29,7 @@ def tagger(name: str) -> SpanFinder:
 
     Raises:
         ModuleNotFoundError: there is no such module, or it needs one that is not there.
-        ValueError: it has no such function, or that gives no spans of a text.
+        ValueError: it has no such function, or that gives no spans of a text; or either raises an error.
     """
     module_name, _, function = name.partition(":")
     module = _imported(module_name, name)
@@ -43,7 +46,8 @@ def _imported(module: str, name: str) -> ModuleType:
     here = str(Path.cwd())
     sys.path.append(here)
     try:
-        return import_module(module)
+        with failures_named(name):
+            return import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if module == missing or module.startswith(f"{missing}."):
@@ -55,9 +59,28 @@ def _imported(module: str, name: str) -> ModuleType:
         sys.path.remove(here)
 
 
+@contextmanager
+def failures_named(name: str) -> Iterator[None]:
+    """Let what the user's code raises be a ValueError; what is not installed, and the machine's failures, as they are.
+
+    Code that would end the program, as sys.exit does, fails as well.
+    """
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise_machine_error(error)
+        raise ValueError(
+            f"the tagger {name} raised {type(error).__name__}: {error}: mend it, or name another"
+        ) from error
+
+
 def checked_spans(name: str, find: SpanFinder, text: str) -> list[Span]:
-    """What a tagger gives for a text; ValueError if that is no list of spans in it."""
-    given = find(text)
+    """What a tagger gives for a text; ValueError if that is no list of spans in it, or the tagger fails."""
+    with failures_named(name):
+        given = find(text)
+        given = list(given) if isinstance(given, Iterator) else given
     try:
         spans = [(index(start), index(end)) for start, end in given]
     except (TypeError, ValueError):

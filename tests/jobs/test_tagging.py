@@ -29,7 +29,11 @@ def here(tmp_path, monkeypatch):
         "def nothing(text): return [(3, 3)]\n"
         "def letters(text): return text\n"
         "number = 3\n"
+        "def fails(text): return text.no_such_thing\n"
+        "def fails_late(text): yield {}[text]\n"
     )
+    (tmp_path / "wrong.py").write_text("def f(:\n")
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
     (tmp_path / "needs.py").write_text("import not_there_at_all\n")
     monkeypatch.chdir(tmp_path)
     before = set(sys.modules)
@@ -75,6 +79,16 @@ def test_a_module_of_the_current_folder(here):
             ValueError,
             r"beyond gave \(0, 49\) for 'Marie Curie .*', a text of 48 characters: give spans",
         ),
+        (
+            "my_tagger:fails",
+            ValueError,
+            "the tagger my_tagger:fails raised AttributeError: .*no_such_thing.*: mend it, or",
+        ),
+        ("my_tagger:fails_late", ValueError, "the tagger my_tagger:fails_late raised KeyError"),
+        ("wrong:f", ValueError, "the tagger wrong:f raised SyntaxError: .*wrong.py"),
+        ("leaves:f", ValueError, "the tagger leaves:f raised SystemExit: 0"),
+        ("sys:exit", ValueError, "the tagger sys:exit raised SystemExit: Marie"),
+        ("os:getcwd", ValueError, "the tagger os:getcwd raised TypeError"),
         ("my_tagger:nothing", ValueError, r"nothing gave \(3, 3\) for 'Marie Curie"),
     ],
 )
@@ -144,3 +158,9 @@ def test_the_spans_of_spacy(monkeypatch):
     finally:
         spacy_tagger.loaded.cache_clear()
         importlib.invalidate_caches()
+
+
+@pytest.mark.parametrize("name", [".:c", "a.:c", ".a:c", "a..b:c", "a:b.c", ":c", "a:"])
+def test_names_of_no_function(name):
+    with pytest.raises(ValueError, match="names nothing: give module:function"):
+        Mlm(tagger=name).check()
