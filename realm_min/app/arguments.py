@@ -14,7 +14,7 @@ from pathlib import Path
 from ..config import check_indexed, check_open_qa
 from ..files.causes import check_readable
 from ..files.hub import find_folder
-from ..files.output import PARTIAL, check_file, check_folder, refuse_existing
+from ..files.output import check_file, check_folder, partial_of, refuse_existing
 from ..files.tensorflow_files import check_tensorflow, find_checkpoint
 from ..jobs.per_question import read_sides, shared_measures
 from ..jobs.ranking import read_judgements
@@ -98,7 +98,7 @@ def check_index(options: argparse.Namespace) -> None:
     if options.add_to:
         if options.model:
             raise ValueError(f"{options.add_to} has a model already: leave out --model {options.model}")
-        partial = options.add_to.with_name(options.add_to.name + PARTIAL)
+        partial = partial_of(options.add_to)
         if options.add_to.is_dir():
             check_indexed(options.add_to)
         elif not partial.is_dir():  # in which a killed job left it
@@ -318,8 +318,9 @@ def check_verify(options: argparse.Namespace) -> None:
 def add_convert(parser: argparse.ArgumentParser) -> None:
     """The arguments of `realm-min convert`."""
     parser.add_argument(
-        "checkpoints", nargs="*", metavar="CHECKPOINT", help="model.ckpt-N, its folder, or encoded.ckpt; one or more"
-    )
+        "checkpoints", nargs="*", type=file_name, metavar="CHECKPOINT",
+        help="model.ckpt-N, its folder, or encoded.ckpt; one or more",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the folder to write")
     parser.add_argument("--kind", choices=KINDS, help="the model to make (default: told from the variables' names)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="config.json or bert_config.json")

@@ -33,11 +33,11 @@ from ..config import check_indexed
 from ..files.atomic import only_writer, write_atomically
 from ..files.json_file import read_json_object
 from ..files.output import (
-    PARTIAL,
     READY,
     check_folder,
     check_room,
     is_empty,
+    partial_of,
     put_in_place,
     refuse_existing,
     workplace,
@@ -206,7 +206,7 @@ def _reserve_ready(folder: Path, held: ExitStack) -> Path:
         raise ValueError(
             f"{folder} is a mount point, which no other folder can take the place of: copy it into another"
         )
-    partial = folder.with_name(folder.name + PARTIAL)
+    partial = partial_of(folder)
     check_folder(partial)
     held.enter_context(only_writer(folder))
     if (partial / EARLIER).is_dir():  # a job was killed between the two renames of `_put_instead`, or just after

@@ -32,7 +32,7 @@ from ..files.block_sources import Sources, Titles, read_sources, source_lines, t
 from ..files.causes import check_readable
 from ..files.hub import BLOCK_RECORDS_FILE, BLOCK_TITLES_FILE, resolve_folder
 from ..files.json_file import read_json_object
-from ..files.output import PARTIAL, put_in_place
+from ..files.output import partial_of, put_in_place
 from ..files.unknown_names import level_of_the_program
 from ..interface.open_qa import RealmForOpenQA
 from ..jobs import warm_start
@@ -85,7 +85,7 @@ def write_ready(
         sources: of the blocks; None where they are not known.
     """
     folder = Path(folder)
-    partial = folder.with_name(folder.name + PARTIAL)
+    partial = partial_of(folder)
     shutil.rmtree(partial, ignore_errors=True)
     write_files(
         partial, blocks, sources, embeddings, model, tokenizer, manifest_of(blocks, model, tokenizer, max_wordpieces)

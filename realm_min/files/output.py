@@ -88,7 +88,19 @@ def is_empty(folder: Path) -> bool:
 
 def workplace(folder: Path) -> Path:
     """Where to work for `folder`: beside it, or within it if it is there."""
-    return folder / PARTIAL if folder.is_dir() else folder.with_name(folder.name + PARTIAL)
+    return folder / PARTIAL if folder.is_dir() else partial_of(folder)
+
+
+def partial_of(folder: str | os.PathLike) -> Path:
+    """FOLDER.partial, beside the folder that is meant: by its own name, whatever link or dots it is called by.
+
+    Raises:
+        ValueError: it is the root, which nothing stands beside.
+    """
+    folder = Path(os.path.realpath(folder))
+    if not folder.name:
+        raise ValueError(f"{folder} is no folder to write, since nothing can stand beside it: name one in it")
+    return folder.with_name(folder.name + PARTIAL)
 
 
 def put_in_place(ready: Path, folder: Path, last: Sequence[str] = ()) -> None:

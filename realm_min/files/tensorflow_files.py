@@ -44,7 +44,7 @@ def find_checkpoint(path: str | os.PathLike) -> str:
     path = Path(path)
     if path.suffix == ".index":
         path = path.with_suffix("")
-    if path.with_name(path.name + ".index").is_file():
+    if Path(f"{path}.index").is_file():
         return str(path)
     found = sorted([*path.glob("*.index"), *path.glob("variables/*.index")])
     if not found:

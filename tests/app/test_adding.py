@@ -358,3 +358,22 @@ def test_another_factbook_is_embedded(tmp_path, shipped, counted, monkeypatch, c
     monkeypatch.setattr(indexing, "read_documents", lambda corpus, skip: iter(shipped[1:]))
     assert main(["index", "factbook", "--out", str(tmp_path / "ix")]) == 0
     assert len(counted) == 7 and "here all of it is embedded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [".", "../ix", "sub/.."])
+def test_an_index_by_a_path_without_its_name(tmp_path, monkeypatch, name):
+    documents = [Document(f"t{i}", text, f"d{i}") for i, text in enumerate(TEXTS)]
+    index(documents[:2], tmp_path / "ix")
+    index(documents, tmp_path / "whole")
+    (tmp_path / "more.jsonl").write_text(json.dumps({"_id": "d2", "title": "t2", "text": TEXTS[2]}))
+    (tmp_path / "ix" / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "ix")
+    assert main(["index", "../more.jsonl", "--add-to", name]) == 0
+    assert files_of(tmp_path / "ix") == files_of(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"ix", "whole"}
+
+
+def test_the_root_is_no_index(tmp_path, capsys):
+    (tmp_path / "more.txt").write_text("Capital: Oslo.")
+    assert main(["index", str(tmp_path / "more.txt"), "--add-to", "/"]) == 2
+    assert "/ is no folder to write, since nothing can stand beside it: name one in it" in capsys.readouterr().err

@@ -241,3 +241,17 @@ def test_a_full_disk_while_training_is_named(here, ready, monkeypatch, capsys):
     monkeypatch.undo()
     monkeypatch.chdir(here)
     assert main(["finetune", "q.jsonl", str(ready), "--out", "run", "--steps", "1", "--resume"]) == 0
+
+
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_a_folder_without_a_name_is_no_checkpoint(tmp_path, monkeypatch, capsys, name):
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")
+    assert main(["convert", name, "--out", "o"]) == 2
+    assert capsys.readouterr().err.startswith(f"realm-min: {name} is no TensorFlow checkpoint: give")
+
+
+def test_no_name_is_no_checkpoint(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["convert", "", "--out", "o"])
+    assert "'' will not do: give the name of a file" in capsys.readouterr().err
