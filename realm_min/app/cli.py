@@ -116,6 +116,7 @@ def run(options: argparse.Namespace) -> int | None:
         ValueError, OSError, ModuleNotFoundError: bad input; what needs no model is refused before torch is imported.
     """
     command = COMMANDS[options.command]
+    check_current_folder()
     if options.command in SPEAKING:
         standard_output()
     if options.command in ("ask", "page"):
@@ -126,6 +127,14 @@ def run(options: argparse.Namespace) -> int | None:
         command.check(options)
         module, _, function = command.run.rpartition(".")
         return getattr(imported(f"realm_min.{module}"), function)(options)
+
+
+def check_current_folder() -> None:
+    """FileNotFoundError if it was removed: no relative path leads anywhere, and libraries abort."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise FileNotFoundError("the current folder is gone: cd to one that exists") from None
 
 
 def imported(name: str) -> ModuleType:

@@ -364,3 +364,13 @@ sys.exit(status_of(work))
 """
     ran = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "\nInterrupted.\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows removes no folder that is somebody's current one")
+@pytest.mark.parametrize("command", [["ask", "why?"], ["evaluate", "q.jsonl"], ["index", "c", "--out", "o"]])
+def test_a_current_folder_that_is_gone_is_named(tmp_path, monkeypatch, capsys, command):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err == "realm-min: the current folder is gone: cd to one that exists\n"
