@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..files.causes import check_readable, raise_machine_error
+from ..files.causes import causes_named, check_readable
 
 GZIPPED = ".gz"
 _GZIP_MAGIC = b"\x1f\x8b"  # with which no text begins
@@ -43,11 +43,10 @@ def open_plain(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
         raise IsADirectoryError(f"{os.fspath(path)} is a folder: name a file")
     check_readable(path)
     try:
-        with open(path, "rb") as file:
+        with causes_named(path), open(path, "rb") as file:
             zipped = os.fspath(path).lower().endswith(GZIPPED) or file.peek(2)[:2] == _GZIP_MAGIC
             yield io.BufferedReader(_Unzipped(file)) if zipped else file
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise_machine_error(error, path)
         raise ValueError(f"{os.fspath(path)} is damaged or not gzipped ({error}): fetch it again") from None
 
 

@@ -18,8 +18,10 @@ from realm_min import RealmConfig, RealmForOpenQA, RealmRetriever
 from realm_min.app import indexing
 from realm_min.app.cli import main
 from realm_min.files.checkpoint import read_state_dict
+from realm_min.files.lfs import refuse_pointer
 from realm_min.search.sharded_index import read_blocks
 from realm_min.text.corpus import Document
+from realm_min.text.lines import open_plain, text_lines
 
 NO_MEMORY = "out of memory"
 ALLOCATOR = RuntimeError(
@@ -154,3 +156,37 @@ def test_a_name_that_is_too_long(capsys):
     name = "n" * 300
     assert f"{name}: File name too long" in told(capsys, ["ask", "why?", "--model", name])
     assert f"{name}: File name too long" in told(capsys, ["evaluate", name])
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="only Linux has a file that cannot be read")
+def test_what_fails_as_a_file_is_read_has_the_files_name(folder, tmp_path, capsys):
+    path = tmp_path / "eio" / "m.txt"
+    path.parent.mkdir()
+    path.symlink_to("/proc/self/mem")
+    expected = f"realm-min: {path}: Input/output error"
+    assert told(capsys, ["index", str(path.parent), "--out", str(tmp_path / "o"), "--model", str(folder)]) == expected
+    with pytest.raises(OSError, match="m.txt"):
+        refuse_pointer(path)
+
+
+@pytest.mark.parametrize("read", [open_plain, text_lines])
+def test_what_fails_after_a_files_beginning_has_the_files_name(tmp_path, monkeypatch, read):
+    class Failing(io.BytesIO):
+        def peek(self, size):
+            return b"text"
+
+        def read(self, size=-1):
+            raise of_system(errno.EIO)
+
+        def __next__(self):
+            raise of_system(errno.EIO)
+
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+    monkeypatch.setattr("realm_min.text.lines.open", lambda *given: Failing(), raising=False)
+    with pytest.raises(OSError, match="a.txt"):
+        if read is text_lines:
+            list(read(path))
+        else:
+            with read(path) as file:
+                file.read()
