@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from itertools import chain
 from typing import NamedTuple
@@ -26,6 +24,7 @@ from .printable import read_line, remark, say_json
 class Asked(NamedTuple):
     question: str
     where: str | None  # it stands, for an error; None at a prompt, where asking goes on
+    fault: str = ""  # why it cannot be read
 
 
 # Asked as people ask, not in the words of the corpora; each has one answer.
@@ -86,15 +85,15 @@ def lines_asked() -> Iterator[Asked]:
     """The questions of the standard input, as they come: every line that is not blank."""
     if sys.stdin is None:  # it is closed
         return
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        with suppress(io.UnsupportedOperation):  # somebody has read of it
-            sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
-    try:
-        for number, line in enumerate(sys.stdin, start=1):
-            if line.strip():
-                yield Asked(line.strip(), f"line {number}: ")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the standard input is not UTF-8 text ({error}): convert it") from None
+    for number, line in enumerate(getattr(sys.stdin, "buffer", sys.stdin), start=1):
+        fault = ""
+        if isinstance(line, bytes):
+            try:
+                line = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                line, fault = repr(line), f"this is not UTF-8 text ({error}): convert the standard input"
+        if line.strip():
+            yield Asked(line.strip(), f"line {number}: ", fault)
 
 
 def prompted() -> Iterator[Asked]:
@@ -125,8 +124,10 @@ def answer_questions(options: argparse.Namespace, model: RealmForOpenQA, asked: 
     status, judge = 0, judge_of(options)
     if options.k:
         model.check_searchable(options.k)
-    for question, where in asked:
+    for question, where, fault in asked:
         try:
+            if fault:
+                raise ValueError(fault)
             model.check_questions([question])
         except ValueError as error:
             remark(f"realm-min: {where or ''}{one_line(error)}")

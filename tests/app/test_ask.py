@@ -230,11 +230,11 @@ def test_an_empty_standard_input_says_so(folder, monkeypatch, capsys, typed):
 
 
 def test_the_standard_input_is_left_alone_where_a_question_is_given(folder, monkeypatch, capsys):
-    class Unread(io.TextIOWrapper):
+    class Unread(io.BytesIO):
         def __next__(self):
             raise AssertionError("it was read")
 
-    monkeypatch.setattr(sys, "stdin", Unread(io.BytesIO(b"no\n")))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Unread(b"no\n")))
     assert main(["ask", QUESTION, "--json", "--model", str(folder)]) == 0
     assert json.loads(capsys.readouterr().out)["question"] == QUESTION
 
@@ -245,7 +245,12 @@ def test_a_question_that_cannot_be_answered_costs_no_other(folder, monkeypatch, 
     assert status == 2 and [row["question"] for row in rows] == ["where?", "when?"]
     assert remarks.startswith("realm-min: line 2: the question has 142 wordpieces, the limit is 128")
     status, rows, remarks = asked(monkeypatch, capsys, b"where?\n\xff\n", "--model", str(folder))
-    assert status == 2 and "the standard input is not UTF-8 text" in remarks
+    assert status == 2 and [row["question"] for row in rows] == ["where?"]
+    assert remarks.startswith("realm-min: line 2: this is not UTF-8 text (") and remarks.count("\n") == 1
+    for typed in (b"\xff\xfe\nwhere?\nwh\xe9n?\nwhen?", b"\xef\xbb\xbfwhere?\n\xed\xa0\x80\nwhen?\n"):
+        status, rows, remarks = asked(monkeypatch, capsys, typed, "--model", str(folder))
+        assert status == 2 and [row["question"] for row in rows] == ["where?", "when?"]
+        assert remarks.count("not UTF-8") == remarks.count("\n") == typed.count(b"\xff") + 1
 
 
 def test_answers_come_as_questions_do(folder, monkeypatch, capsys):
