@@ -14,7 +14,7 @@ from pathlib import Path
 from ..config import check_indexed, check_open_qa
 from ..files.causes import check_readable
 from ..files.hub import find_folder
-from ..files.output import check_file, check_folder, partial_of, refuse_existing
+from ..files.output import PARTIAL, check_apart, check_file, check_folder, partial_of, refuse_existing
 from ..files.tensorflow_files import check_tensorflow, find_checkpoint
 from ..jobs.per_question import read_sides, shared_measures
 from ..jobs.ranking import read_judgements
@@ -109,7 +109,7 @@ def check_index(options: argparse.Namespace) -> None:
         raise ValueError("--remove takes documents out of a folder: name it with --add-to, in place of --out")
     check_folder(options.out)
     refuse_existing(options.out)
-    folder = options.model and find_folder(options.model)
+    folder = _folder(options.model)
     if folder:
         check_open_qa(folder)
 
@@ -149,6 +149,7 @@ def check_ask(options: argparse.Namespace) -> None:
             raise ValueError(f"--plot draws one question, and {len(options.questions)} were given: give one")
         check_plot(options.plot)
     _check_indexed_model(options.model, options.corpus)
+    check_apart({"--plot": options.plot}, {"--model": _folder(options.model)})
 
 
 # ---- page
@@ -185,6 +186,7 @@ def check_page(options: argparse.Namespace) -> None:
     elif any(find_spec(package) is None for package in ("starlette", "uvicorn")):
         raise ModuleNotFoundError("the page needs starlette and uvicorn: pip install 'realm-min[page]'")
     _check_indexed_model(options.model, options.corpus)
+    check_apart({"--save": options.save}, {"--model": _folder(options.model)})
 
 
 # ---- evaluate
@@ -219,12 +221,15 @@ def check_evaluate(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.questions} holds no question")
     if not any(row.question for row in rows):
         raise ValueError(f"{options.questions} holds no question to ask: line {rows[0].line} {rows[0].reason}")
-    for option, path in (("--predictions", options.predictions), ("--run", options.run)):
+    outputs = {"--predictions": options.predictions, "--run": options.run}
+    for option, path in outputs.items():
         if path:
             check_file(option, path)
-    if options.run and options.run == options.predictions:
-        raise ValueError(f"--predictions and --run are both {options.run}: name two files")
     _check_indexed_model(options.model, options.corpus)
+    first = options.predictions or options.run
+    journal = {"the unfinished": first and first.with_name(first.name + PARTIAL)}
+    inputs = {"QUESTIONS": options.questions, "--qrels": options.qrels, "--model": _folder(options.model)}
+    check_apart(outputs | journal, inputs)
 
 
 # ---- retrieve
@@ -248,9 +253,10 @@ def check_retrieve(options: argparse.Namespace) -> None:
             raise ModuleNotFoundError("--baseline bm25 needs bm25s: pip install 'realm-min[baselines]'")
     elif options.baseline:
         try:
-            find_folder(options.baseline)
+            folder = find_folder(options.baseline)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"--baseline {options.baseline} is not {BM25}, and {error}") from None
+        check_apart({"--predictions": options.predictions, "--run": options.run}, {"--baseline": folder})
 
 
 # ---- compare
@@ -305,11 +311,10 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
 
 def check_verify(options: argparse.Namespace) -> None:
     """As `check_index`, of `realm-min verify`."""
-    find_folder(options.checkpoint)
-    if options.against is not None:
-        find_folder(options.against)
+    folders = {"CHECKPOINT": find_folder(options.checkpoint), "--against": _folder(options.against)}
     if options.plot:
         check_plot(options.plot)
+    check_apart({"--plot": options.plot}, folders)
 
 
 # ---- convert
@@ -355,6 +360,11 @@ def check_plot(path: Path) -> None:
     check_file("--plot", path)
     if find_spec("matplotlib") is None:
         raise ModuleNotFoundError("--plot needs matplotlib: pip install 'realm-min[plot]'")
+
+
+def _folder(name: str | None) -> Path | None:
+    """The folder of a model that is an option's; None where it is left out, or a hub name."""
+    return None if name is None else find_folder(name)
 
 
 def _check_indexed_model(name: str | None, corpus: str | None) -> None:

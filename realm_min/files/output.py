@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .atomic import remove_temporaries
@@ -52,6 +52,28 @@ def check_file(option: str, path: Path) -> None:
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{option} {path} is a device, which would be replaced: name a file")
     _try_to_write(path.parent.absolute())
+
+
+def check_apart(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
+    """Refuse a file to be written that is an input or another output, by whichever names, or lies in an input's folder.
+
+    Both are by what they are called; None is not there.
+
+    Raises:
+        ValueError: as said.
+    """
+    known = {name: path for name, path in inputs.items() if path}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        places = {os.path.realpath(path), os.path.join(os.path.realpath(path.parent), path.name)}  # a link is replaced
+        for other, taken in known.items():
+            real = os.path.realpath(taken)
+            if real in places or (path.exists() and taken.exists() and path.samefile(taken)):
+                raise ValueError(f"{name} {path} is {other} {taken} too: name another file")
+            if any(Path(real) in Path(place).parents for place in places):
+                raise ValueError(f"{name} {path} lies in {other} {taken}: name a file elsewhere")
+        known[name] = path
 
 
 def check_room(folder: str | os.PathLike, size: int) -> None:

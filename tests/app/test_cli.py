@@ -550,7 +550,9 @@ def test_bad_question_files(folder, tmp_path, capsys):
     assert 'q.jsonl holds no question to ask: line 3 has no "answer"' in fails(capsys, "evaluate", path, *evaluate)
     write_jsonl(path, [{"question": "why " * 600, "answer": ["a"]}])
     assert "q.jsonl could be answered: line 1 the question has 1802" in fails(capsys, "evaluate", path, *evaluate)
-    assert f"--run are both {predictions}" in fails(capsys, "evaluate", path, *evaluate, "--run", predictions)
+    assert f"--run {predictions} is --predictions {predictions} too" in fails(
+        capsys, "evaluate", path, *evaluate, "--run", predictions
+    )
     assert {p.name for p in tmp_path.iterdir()} == {"q.jsonl"}  # no half-written predictions
 
 

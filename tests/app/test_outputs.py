@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from collections import namedtuple
 
 import eight_capitals
@@ -197,6 +198,55 @@ def test_a_disk_without_room_is_refused_before_the_first_block(here, model, read
         assert main([*command, "--out", "new"]) == 2
         err = capsys.readouterr().err.strip().split("\n")[-1]
         assert err.startswith("realm-min: new: No space left on device: ") and err.endswith(" and 9,999 are free")
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (["q.jsonl", "--predictions", "q.jsonl"], "--predictions q.jsonl is QUESTIONS q.jsonl too"),
+        (["q.jsonl", "--run", "linked"], "--run linked is QUESTIONS q.jsonl too"),
+        (["q.jsonl", "--run", "hard"], "--run hard is QUESTIONS q.jsonl too"),
+        (["q.jsonl", "--qrels", "qrels", "--run", "./qrels"], "--run qrels is --qrels qrels too"),
+        (["q.jsonl", "--predictions", "../{here}/o", "--run", "o"], "--run o is --predictions ../{here}/o too"),
+        (["q.jsonl", "--predictions", "o", "--run", "o.partial"], "the unfinished o.partial is --run o.partial too"),
+        (["q.partial", "--predictions", "q"], "the unfinished q.partial is QUESTIONS q.partial too"),
+        (["q.jsonl", "--predictions", "m/config.json"], "--predictions m/config.json lies in --model m"),
+        (["q.jsonl", "--run", "m/new"], "--run m/new lies in --model m"),
+    ],
+)
+def test_no_output_is_an_input_or_another_output(here, ready, monkeypatch, capsys, given, message):
+    """By whichever names: a relative one, a link, a second name of the same file."""
+    nobody_works(monkeypatch)
+    shutil.copytree(ready, here / "m")
+    shutil.copy("q.jsonl", "q.partial")
+    (here / "qrels").write_text("1 0 capitals 1\n")
+    (here / "linked").symlink_to("q.jsonl")
+    os.link("q.jsonl", "hard")
+    before = [files_of(here / "m"), *((here / name).read_bytes() for name in ("q.jsonl", "q.partial", "qrels"))]
+    for command in ("evaluate", "retrieve"):
+        assert main([command, *(text.format(here=here.name) for text in given), "--model", "m"]) == 2
+        assert capsys.readouterr().err.startswith(f"realm-min: {message.format(here=here.name)}: name a")
+    after = [files_of(here / "m"), *((here / name).read_bytes() for name in ("q.jsonl", "q.partial", "qrels"))]
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ask", "why?", "--plot", "m/config.png", "--model", "m"],
+        ["page", "why?", "--save", "m/page.html", "--model", "m"],
+        ["verify", "m", "--plot", "m/p.png"],
+        ["verify", "q", "--against", "m", "--plot", "m/p.png"],
+        ["retrieve", "q.jsonl", "--run", "m/r", "--baseline", "m"],
+    ],
+)
+def test_nothing_is_drawn_into_a_models_folder(here, ready, monkeypatch, capsys, command):
+    nobody_works(monkeypatch)
+    monkeypatch.setattr("realm_min.app.arguments.find_spec", lambda name: name)
+    (here / "q").mkdir()
+    shutil.copytree(ready, here / "m")
+    assert main(command) == 2
+    assert capsys.readouterr().err.endswith(" m: name a file elsewhere\n")
 
 
 # ---- one writer
