@@ -326,12 +326,17 @@ def arm(lab: Lab, name: str, seed: int) -> None:
     if name == "realm-stale":
         settings = settings._replace(refresh_every=settings.steps)
     evaluate = lab.measured(folder, embedder, encoder, settings)
-    if still and not (folder / "before.json").is_file():  # of all arms, before their first update
-        folder.mkdir(parents=True, exist_ok=True)
-        found = evaluate()
-        with write_atomically(folder / "before.json") as temporary:
+    before = before_of(folder)
+    if still and not before.is_file():  # of all arms, before their first update
+        found = lab.measured(before.parent, embedder, encoder, settings)()
+        with write_atomically(before) as temporary:
             temporary.write_text(json.dumps(found), encoding="utf-8")
     pretrain(lab, folder, (embedder, encoder), settings, evaluate=evaluate, evaluate_every=every)
+
+
+def before_of(folder: Path) -> Path:
+    """What an arm is worth before its first update, beside its folder: that of a new run is to be empty."""
+    return folder.with_name(f"{folder.name}-before") / "before.json"
 
 
 def soften_(embedder: RealmEmbedder, factor: float) -> None:
@@ -409,7 +414,7 @@ def perform(given: Given, task: str) -> str:
 
 def with_first_row(folder: Path) -> bytes:
     """An arm's metrics.csv, the row of step 0 before it where that was measured."""
-    data, before = (folder / loop.METRICS_FILE).read_bytes(), folder / "before.json"
+    data, before = (folder / loop.METRICS_FILE).read_bytes(), before_of(folder)
     if not before.is_file():
         return data
     header, _, rows = data.partition(b"\n")

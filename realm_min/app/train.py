@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +88,6 @@ def finetune(given: argparse.Namespace) -> None:
     folder = given.out / "model"
 
     def write() -> None:
-        shutil.rmtree(folder, ignore_errors=True)
         of_model = model, model.retriever.tokenizer, MAX_WORDPIECES
         ready_folder.write_ready(folder, blocks, model.block_emb, *of_model, sources=sources)
 

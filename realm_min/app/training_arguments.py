@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from ..files.hub import BLOCK_RECORDS_FILE, find_folder
+from ..files.output import check_outside
 from ..jobs.settings import (
     COUNT,
     DROPOUT,
@@ -175,6 +176,8 @@ def check_finetune(options: argparse.Namespace) -> None:
 
 def _check_run(options: argparse.Namespace) -> None:
     check_device(options.device)
+    corpus = None if options.corpus in (FACTBOOK, LEADS) else options.corpus
+    check_outside(options.out, {"--model": options.model, "the corpus": corpus})
     check_new_run(options.out, options.resume)
     if options.model is not None:
         find_folder(options.model)

@@ -16,7 +16,7 @@ from pathlib import Path
 from .causes import machine_error
 
 # .NAME.RANDOM.tmp; earlier versions had the number of a process in place of what is random.
-_TEMPORARY = re.compile(r"\..*\.([0-9a-f]{16}|\d+)\.tmp")
+TEMPORARY = re.compile(r"\..*\.([0-9a-f]{16}|\d+)\.tmp")
 _WRITING = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS") if hasattr(errno, name))
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 ROOM = 1 << 16  # bytes: a disk with less is full
@@ -107,7 +107,7 @@ def remove_temporaries(path: str | os.PathLike) -> None:
     path = Path(path)
     folder, start = (path, ".") if path.is_dir() else (path.parent, f".{_short(path.name)}.")
     for left in folder.iterdir():
-        if left.name.startswith(start) and _TEMPORARY.fullmatch(left.name):
+        if left.name.startswith(start) and TEMPORARY.fullmatch(left.name):
             left.unlink(missing_ok=True)
 
 

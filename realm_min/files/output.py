@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .atomic import remove_temporaries
+from .atomic import TEMPORARY, remove_temporaries
 
 PARTIAL = ".partial"
 READY = "ready"  # within the folder of the work: what is complete, and about to be moved
@@ -76,6 +76,22 @@ def check_apart(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | 
         known[name] = path
 
 
+def check_outside(folder: Path, inputs: Mapping[str, str | os.PathLike | None]) -> None:
+    """Refuse an --out that is, holds or lies in a folder which is read; `inputs` are by what they are called.
+
+    Raises:
+        ValueError: as said.
+    """
+    out = Path(os.path.realpath(folder))
+    for name, path in inputs.items():
+        if path is None or not os.path.isdir(path):
+            continue
+        real = Path(os.path.realpath(path))
+        if real == out or real in out.parents or out in real.parents:
+            how = "is" if real == out else "lies in" if real in out.parents else "holds"
+            raise ValueError(f"--out {folder} {how} {name} {path}, which is read: name another folder")
+
+
 def check_room(folder: str | os.PathLike, size: int) -> None:
     """Refuse a disk that has no room for what is to be written to `folder`, `size` bytes at the least.
 
@@ -94,10 +110,15 @@ def refuse_existing(folder: str | os.PathLike) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     if folder.is_dir():
-        held = {path.name for path in folder.iterdir()} - MAY_HOLD
-        if not held or (folder / PARTIAL / READY).is_dir():  # it was moving them
+        if not held_in(folder) or (folder / PARTIAL / READY).is_dir():  # it was moving them
             return
     raise FileExistsError(f"{folder} exists already: name another folder, or remove it if nothing in it is needed")
+
+
+def held_in(folder: Path) -> list[str]:
+    """The names of what a folder holds, in order, but for what is in an empty one all the same."""
+    names = sorted(path.name for path in folder.iterdir())
+    return [name for name in names if name not in MAY_HOLD and not TEMPORARY.fullmatch(name)]
 
 
 def is_empty(folder: Path) -> bool:

@@ -22,7 +22,6 @@ import itertools
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -237,7 +236,6 @@ def write_models(folder: Path, models: dict[str, RealmModel], tokenizer: Any) ->
 
     def write() -> None:
         for name, model in models.items():
-            shutil.rmtree(folder / name, ignore_errors=True)
             model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder)
 

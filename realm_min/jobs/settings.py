@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
 from .. import kinds
-from ..files.output import check_folder
+from ..files.output import check_folder, held_in
 from ..text.corpus import MAX_WORDPIECES
 
 RUN_FILE = "run.json"
@@ -294,11 +294,11 @@ def silent(stage: str, done: int, total: int | None, note: str = "") -> None:
 class TrainingRun:
     """Where a run is kept and how it is carried out: all that may be another when it goes on.
 
-    `folder` is made where it is absent. `resume`: go on from its checkpoint; without one, from the start.
-    `evaluate` measures the models as they stand, every `evaluate_every` steps and at the end (0: at the end alone), on
-    every rank; None where a measure has no meaning. `refresh_ranks`: so many ranks, the last, do nothing but build
-    indexes; their models are not trained. `report` is called on rank 0 as report(stage, done, total, note), and
-    `remark` with a sentence on what was found damaged.
+    `folder` is made where it is absent; a new run's is to be empty. `resume`: go on from its checkpoint; without one,
+    from the start. `evaluate` measures the models as they stand, every `evaluate_every` steps and at the end (0: at the
+    end alone), on every rank; None where a measure has no meaning. `refresh_ranks`: so many ranks, the last, do nothing
+    but build indexes; their models are not trained. `report` is called on rank 0 as report(stage, done, total, note),
+    and `remark` with a sentence on what was found damaged.
     """
 
     folder: Path
@@ -322,11 +322,14 @@ class TrainingRun:
 
 
 def check_new_run(folder: Path, resume: bool) -> None:
-    """Refuse a folder that cannot be a new run's: it holds one, which is not to be resumed, or cannot be written.
+    """Refuse a folder that holds a run which is not to be resumed, or something else, or that cannot be written.
 
     Raises:
         FileExistsError, OSError: as said, and as `check_folder`.
     """
-    if not resume and (folder / RUN_FILE).is_file():
+    begun = (folder / RUN_FILE).is_file()
+    if begun and not resume:
         raise FileExistsError(f"{folder} holds a run already: go on with --resume, or name another folder")
+    if not begun and folder.is_dir() and (held := held_in(folder)):
+        raise FileExistsError(f"{folder} holds {held[0]} and no {RUN_FILE}: name a folder that is absent or empty")
     check_folder(folder)

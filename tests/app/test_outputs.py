@@ -249,6 +249,52 @@ def test_nothing_is_drawn_into_a_models_folder(here, ready, monkeypatch, capsys,
     assert capsys.readouterr().err.endswith(" m: name a file elsewhere\n")
 
 
+@pytest.mark.parametrize("stage", ["ict", "mlm", "pretrain", "finetune"])
+def test_a_run_deletes_nothing_that_is_in_its_folder(here, ready, monkeypatch, capsys, stage):
+    nobody_works(monkeypatch)
+    questions = ["q.jsonl"] if stage == "finetune" else []
+    for name in ("embedder", "model"):
+        (here / "y" / name).mkdir(parents=True)
+        (here / "y" / name / "notes.txt").write_text("precious")
+    for resume in ([], ["--resume"]):
+        assert main([stage, *questions, "c.jsonl", "--out", "y", *resume]) == 2
+        err = capsys.readouterr().err
+        assert err == "realm-min: y holds embedder and no run.json: name a folder that is absent or empty\n"
+    assert (here / "y" / "embedder" / "notes.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("pretrain c.jsonl --model z --out z", "--out z is --model z"),
+        ("pretrain c.jsonl --model z --out z/embedder", "--out z/embedder lies in --model z"),
+        ("ict c.jsonl --model link --out z/new --resume", "--out z/new lies in --model link"),
+        ("mlm c.jsonl --model z/embedder --out z", "--out z holds --model z/embedder"),
+        ("finetune q.jsonl x/model --out x", "--out x holds the corpus x/model"),
+        ("finetune q.jsonl x/model --out x/model", "--out x/model is the corpus x/model"),
+        ("ict texts --out texts/run", "--out texts/run lies in the corpus texts"),
+    ],
+)
+def test_a_run_is_not_kept_in_what_it_reads(here, ready, monkeypatch, capsys, command, message):
+    nobody_works(monkeypatch)
+    for name in ("z/embedder", "x/model"):
+        shutil.copytree(ready, here / name)
+    (here / "texts").mkdir()
+    (here / "link").symlink_to("z")
+    assert main(command.split()) == 2
+    assert capsys.readouterr().err == f"realm-min: {message}, which is read: name another folder\n"
+    assert files_of(here / "x" / "model") == files_of(here / "z" / "embedder") == files_of(ready)
+
+
+def test_a_resumed_run_keeps_what_stands_beside_its_files(here, ready):
+    command = ["finetune", "q.jsonl", str(ready), "--out", "run", "--steps", "1"]
+    assert main(command) == 0
+    (here / "run" / "model" / "notes.txt").write_text("precious")
+    before = files_of(here / "run" / "model")
+    assert main([*command, "--resume"]) == 0
+    assert files_of(here / "run" / "model") == before
+
+
 # ---- one writer
 
 
