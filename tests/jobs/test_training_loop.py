@@ -134,6 +134,22 @@ def test_a_run_is_neither_overwritten_nor_resumed_as_another(tmp_path):
         job(tmp_path / "run", steps=13, resume=True)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_checkpoint_without_its_settings_is_nobodys(tmp_path, resume):
+    """It was taken up by a run of any settings, which then said that it was its own."""
+    job(tmp_path / "run")
+    (tmp_path / "run" / RUN_FILE).unlink()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(FileExistsError, match="run holds checkpoint-previous.safetensors and no run.json: name a fold"):
+        job(tmp_path / "run", steps=13, resume=resume)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_folder_with_what_a_kill_left_is_empty(tmp_path):
+    (tmp_path / f".run.json.{'a' * 16}.tmp").write_text("{")
+    assert same_weights(job(tmp_path, resume=True), job(tmp_path / "whole"))
+
+
 def flip(path, place=-9):
     """Flip a bit of the tensors' bytes, which stand at the end."""
     data = bytearray(path.read_bytes())
