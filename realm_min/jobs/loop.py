@@ -23,6 +23,7 @@ import json
 import math
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -33,7 +34,6 @@ import torch
 from torch import Tensor
 
 from ..files.atomic import naming, only_writer, remove_temporaries, write_atomically
-from ..files.json_file import read_json_object
 from ..files.output import check_room
 from ..interface.base import RealmModel
 from ..kinds import checked
@@ -42,7 +42,7 @@ from ..learn.steps import Sum
 from ..ranks.distributed import world
 from ..ranks.exchange import GradientExchange
 from .run_checkpoints import CHECKPOINT_FILE, read_checkpoint, write_checkpoint
-from .settings import BEFORE, RUN_FILE, TrainingRun, check_new_run, silent
+from .settings import RUN_FILE, WEIGHTS, TrainingRun, check_new_run, check_same_run, differences, silent, write_run_file
 
 LOG_FILE = "log.csv"
 METRICS_FILE = "metrics.csv"
@@ -68,6 +68,7 @@ class Job(NamedTuple):
     settings: dict[str, Any]  # all that decides the result, as JSON values: what a resumed run is compared by
     seed: int  # of dropout, by way of `step_seed`
     frozen: Callable[[str], bool] = lambda name: False  # the names ("MODEL.KEY") of tensors to leave as they are
+    beside: dict[str, RealmModel] = {}  # which the steps read, and do not train
 
 
 def new_job(stage: str, models: dict[str, RealmModel], step: Step, settings: Any, identity: dict[str, Any]) -> Job:
@@ -129,7 +130,12 @@ def _begin(run: TrainingRun, job: Job) -> int:
     _check_same(job.settings)
 
     def begin() -> int:
-        _open_run(run, job.settings)
+        check_new_run(run.folder, run.resume)
+        settings = json.loads(json.dumps(job.settings | {WEIGHTS: _weights(job.beside | job.models)}))
+        if (run.folder / RUN_FILE).is_file():
+            check_same_run(run.folder, settings)
+        else:
+            write_run_file(run.folder, settings)
         found = read_checkpoint(run.folder, run.remark)
         size = _checkpoint_size(job)
         check_room(run.folder, size if found else 2 * size)  # of the two that are kept, one is replaced
@@ -294,12 +300,10 @@ def _check_same(settings: dict[str, Any]) -> None:
     """ValueError if another rank was given other settings than rank 0, another corpus say."""
     first, *others = world().gather_objects(settings)
     for rank, given in enumerate(others, start=1):
-        for key in sorted(first.keys() | given.keys()):
-            if first.get(key) != given.get(key):
-                raise ValueError(
-                    f"rank {rank} has {key}={given.get(key)!r}, rank 0 {first.get(key)!r}: give all ranks the same "
-                    "command and the same files"
-                )
+        for key, value, other in differences(first, given):
+            raise ValueError(
+                f"rank {rank} has {key}={other!r}, rank 0 {value!r}: give all ranks the same command and the same files"
+            )
 
 
 def take_from_first(models: dict[str, RealmModel]) -> None:
@@ -346,24 +350,13 @@ def _summed(sums: dict[str, Sum]) -> dict[str, Sum]:
     return dict(zip(sums, itertools.starmap(Sum, values.tolist()), strict=True))
 
 
-def _open_run(run: TrainingRun, settings: dict[str, Any]) -> None:
-    """Compare or write the settings."""
-    settings, folder = json.loads(json.dumps(settings)), run.folder
-    check_new_run(folder, run.resume)
-    path = folder / RUN_FILE
-    if path.is_file():
-        found = read_json_object(path, f"restore it, or remove {folder} and start the run anew")
-        found = {key: value for key, value in BEFORE.items() if key in settings} | found
-        for key in sorted(found.keys() | settings.keys()):
-            if found.get(key) != settings.get(key):
-                raise ValueError(
-                    f"{folder} was begun with {key}={found.get(key)!r}, not {settings.get(key)!r}: resume with the "
-                    "same settings, or name another folder"
-                )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def _weights(models: dict[str, RealmModel]) -> str:
+    """The checksum of the models' weights (CRC-32, hexadecimal)."""
+    crc = 0
+    for key, tensor in sorted(_tensors(models).items()):
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        crc = zlib.crc32(data, zlib.crc32(key.encode(), crc))
+    return f"{crc:08x}"
 
 
 def _checkpoint_size(job: Job) -> int:

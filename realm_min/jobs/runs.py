@@ -176,7 +176,8 @@ def _pretrain(
     trained: dict[str, RealmModel] = {"knowledge_encoder": knowledge_encoder} if settings.encoder_alone else models
     for model in models.values():
         model.train(model in trained.values())
-    loop.take_from_first({name: model for name, model in models.items() if name not in trained})
+    beside = {name: model for name, model in models.items() if name not in trained}
+    loop.take_from_first(beside)
 
     def waiting(step: int, done: int, total: int) -> None:
         run.report(STAGE, step, settings.steps, f"waiting for the index: {done:,} of {total:,} blocks")
@@ -194,7 +195,7 @@ def _pretrain(
         "knowledge_encoder": knowledge_encoder.config.to_dict(),
     }
     with refresher:
-        loop.train(run, loop.new_job(STAGE, trained, step, settings, identity))
+        loop.train(run, loop.new_job(STAGE, trained, step, settings, identity)._replace(beside=beside))
     loop.write_models(run.folder, models, tokenizer)
     world().on_first(lambda: shutil.rmtree(run.folder / INDEX_FOLDER, ignore_errors=True))
 

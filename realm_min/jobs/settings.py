@@ -9,6 +9,7 @@ names a value out of range is answered at once.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import re
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
 from .. import kinds
+from ..files.atomic import write_atomically
+from ..files.json_file import read_json_object
 from ..files.output import check_folder, held_in
 from ..text.corpus import MAX_WORDPIECES
 
@@ -25,6 +28,7 @@ RUN_FILE = "run.json"
 # What a run.json says where it is older than a setting that changed nothing else. One that says nothing of another
 # setting is of a run that was computed otherwise.
 BEFORE = {"optimizer": "adamw"}
+WEIGHTS = "weights"  # the checksum of those that a run began with; an old run.json has none, and may be of any
 
 Settings = TypeVar("Settings", bound=NamedTuple)
 
@@ -333,3 +337,37 @@ def check_new_run(folder: Path, resume: bool) -> None:
     if not begun and folder.is_dir() and (held := held_in(folder)):
         raise FileExistsError(f"{folder} holds {held[0]} and no {RUN_FILE}: name a folder that is absent or empty")
     check_folder(folder)
+
+
+def check_same_run(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuse to go on with a run of other settings, or of other weights, by what its run.json says.
+
+    Raises:
+        ValueError: as said, or it is damaged.
+    """
+    begun = read_json_object(folder / RUN_FILE, f"restore it, or remove {folder} and start the run anew")
+    begun = {
+        key: value for key, value in (BEFORE | {WEIGHTS: settings.get(WEIGHTS)}).items() if key in settings
+    } | begun
+    for key, old, new in differences(begun, settings):
+        raise ValueError(
+            f"{folder} was begun with {key}={old!r}, not {new!r}: resume with the same settings and the same model to "
+            "start from, or name another folder"
+        )
+
+
+def differences(first: dict[str, Any], second: dict[str, Any], within: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two settings differ: the key, "config.hidden_size" say, and both values."""
+    for key in sorted(first.keys() | second.keys()):
+        old, new = first.get(key), second.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from differences(old, new, f"{within}{key}.")
+        elif old != new:
+            yield f"{within}{key}", old, new
+
+
+def write_run_file(folder: Path, settings: dict[str, Any]) -> None:
+    """Begin a run: its folder, and run.json in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with write_atomically(folder / RUN_FILE) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

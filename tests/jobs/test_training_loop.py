@@ -1,5 +1,6 @@
 """The training loop: batches, checkpoints, resumption after a kill, a loss that is no number."""
 
+import json
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ from realm_min.jobs.run_checkpoints import (
     PREVIOUS_FILE,
     checkpoint_steps,
 )
-from realm_min.jobs.settings import RUN_FILE, TrainingRun, silent, unheard
+from realm_min.jobs.settings import RUN_FILE, TrainingRun, differences, silent, unheard
 from realm_min.learn.optimizer import AdamW
 from realm_min.learn.steps import Sum
 
@@ -34,10 +35,10 @@ TINY = dict(
 
 def job(
     folder, steps=12, resume=False, hurt_at=None, interrupt_at=None, grow_at=None, save_every=5, report=silent,
-    heard=None,
+    heard=None, weights=3,
 ):  # fmt: skip
     """Pull random texts' embeddings to 0, with dropout; returns the trained embedder."""
-    embedder = RealmEmbedder(RealmConfig(**TINY), seed=3)
+    embedder = RealmEmbedder(RealmConfig(**TINY), seed=weights)
 
     def step(number):
         if number == interrupt_at:
@@ -143,6 +144,26 @@ def test_a_checkpoint_without_its_settings_is_nobodys(tmp_path, resume):
     with pytest.raises(FileExistsError, match="run holds checkpoint-previous.safetensors and no run.json: name a fold"):
         job(tmp_path / "run", steps=13, resume=resume)
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_run_goes_on_with_the_weights_it_began_with(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        job(tmp_path / "run", interrupt_at=7)
+    begun = json.loads((tmp_path / "run" / RUN_FILE).read_text())
+    assert begun.keys() == {"steps", "weights"} and len(begun["weights"]) == 8
+    with pytest.raises(
+        ValueError, match=f"with weights='{begun['weights']}', not '[0-9a-f]{{8}}': .* same model to st"
+    ):
+        job(tmp_path / "run", resume=True, weights=4)
+    (tmp_path / "run" / RUN_FILE).write_text(json.dumps({"steps": 12}))  # as earlier versions wrote it
+    assert same_weights(job(tmp_path / "run", resume=True), job(tmp_path / "whole"))
+
+
+def test_where_settings_differ_the_key_is_named():
+    before = {"config": {"layers": 1, "sizes": {"hidden": 8}}, "steps": 3, "old": 1}
+    after = {"config": {"layers": 1, "sizes": {"hidden": 16}}, "steps": 4}
+    assert list(differences(before, before)) == []
+    assert list(differences(before, after)) == [("config.sizes.hidden", 8, 16), ("old", 1, None), ("steps", 3, 4)]
 
 
 def test_a_folder_with_what_a_kill_left_is_empty(tmp_path):

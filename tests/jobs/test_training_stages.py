@@ -385,3 +385,17 @@ def test_another_default_dtype_and_device_change_no_bit(tmp_path, tokenizer, mon
     for found in (by_dtype, by_device):
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+
+
+def test_pre_training_goes_on_with_the_retriever_that_it_does_not_train(tmp_path, tokenizer):
+    """It stands in no checkpoint, so another one's documents would be read from there on."""
+    config, chosen = RealmConfig(**CONFIG), Pretrain(steps=2, batch_size=2, num_candidates=2, encoder_alone=True)
+    chosen = chosen._replace(masking="tokens", max_passage=16)
+    for seed in (1, 2):
+        models = RealmEmbedder(config, seed=seed), RealmKnowledgeAugEncoder(config, seed=1)
+        run = TrainingRun(tmp_path / "run", resume=seed == 2)
+        if seed == 1:
+            runs.pretrain(run, BLOCKS, *models, tokenizer, chosen)
+            continue
+        with pytest.raises(ValueError, match="was begun with weights='[0-9a-f]{8}', not '[0-9a-f]{8}'"):
+            runs.pretrain(run, BLOCKS, *models, tokenizer, chosen)
