@@ -32,11 +32,11 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     anew. A link in the place of `path` is replaced, not followed.
 
     Raises:
+        IsADirectoryError, FileExistsError: `path` is a folder, a device or a pipe, or a link to one.
         OSError: the file cannot be written, the disk is full say; it has the name of `path`.
     """
     path = Path(path)
-    if not path.name:
-        raise IsADirectoryError(f"{path} is a folder: name a file")
+    refuse_irreplaceable(path)
     temporary = path.with_name(f".{_short(path.name)}.{secrets.token_hex(8)}.tmp")
     with naming(path, temporary):
         permissions = _make(temporary)
@@ -48,6 +48,18 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def refuse_irreplaceable(path: Path, said: str = "") -> None:
+    """Refuse to write a file in the place of a folder, a device or a pipe; `said` comes before its name.
+
+    Raises:
+        IsADirectoryError, FileExistsError: as said.
+    """
+    if not path.name or os.path.isdir(path):
+        raise IsADirectoryError(f"{said}{path} is a folder: name a file")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise FileExistsError(f"{said}{path} is a device or a pipe, which would be replaced: name a file")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .atomic import TEMPORARY, remove_temporaries
+from .atomic import TEMPORARY, refuse_irreplaceable, remove_temporaries
 
 PARTIAL = ".partial"
 READY = "ready"  # within the folder of the work: what is complete, and about to be moved
@@ -47,10 +47,7 @@ def check_file(option: str, path: Path) -> None:
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{option} {path}: there is no folder {path.parent}; make it, or name another file")
-    if path.is_dir():
-        raise IsADirectoryError(f"{option} {path} is a folder: name a file")
-    if path.exists() and not path.is_file():
-        raise FileExistsError(f"{option} {path} is a device, which would be replaced: name a file")
+    refuse_irreplaceable(path, f"{option} ")
     _try_to_write(path.parent.absolute())
 
 

@@ -9,15 +9,18 @@ import zlib
 from collections import namedtuple
 
 import filelock
+import misuse_cases
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from realm_min import RealmConfig, RealmEmbedder
 from realm_min.files import atomic, output
 from realm_min.files.atomic import only_writer, remove_temporaries, write_atomically
 from realm_min.files.causes import check_readable, machine_error, raise_machine_error
 from realm_min.files.output import check_file, check_folder, check_room, put_in_place, refuse_existing, workplace
+from realm_min.search.mips import BlockIndex
 
 
 def full(*given, **options):
@@ -226,6 +229,48 @@ def test_a_full_disk_still_has_one_writer(tmp_path, monkeypatch):
 # ---- refused before the work
 
 
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("kind", ["pipe", "socket", "character device", "block device"])
+def test_what_is_no_file_is_never_replaced(tmp_path, monkeypatch, kind, linked):
+    """As the superuser a rename puts a regular file in the place of /dev/full."""
+    path = tmp_path / "out"
+    os.mkfifo(tmp_path / "other")
+    path.symlink_to(tmp_path / "other") if linked else (tmp_path / "other").rename(path)
+    modes = {"socket": stat.S_IFSOCK, "character device": stat.S_IFCHR, "block device": stat.S_IFBLK}
+    stat_of = os.stat
+
+    def as_kind(where, **options):
+        found = stat_of(where, **options)
+        is_it = stat.S_ISFIFO(found.st_mode) and kind in modes
+        return os.stat_result((modes[kind] | 0o644, *found[1:])) if is_it else found
+
+    monkeypatch.setattr(os, "stat", as_kind)
+    model = RealmEmbedder(RealmConfig(**misuse_cases.SIZES), initialize=False)
+    for write in (
+        lambda: BlockIndex(torch.ones(2, 4)).save(path),
+        lambda: model.config.to_json_file(path),
+        lambda: write_atomically(path).__enter__(),
+        lambda: check_file("--plot", path),
+    ):
+        with pytest.raises(FileExistsError, match="out is a device or a pipe, which would be replaced: name a file"):
+            write()
+    assert stat.S_ISFIFO(stat_of(path).st_mode) and path.is_symlink() == linked
+    assert len(list(tmp_path.iterdir())) == 1 + linked
+
+
+def test_a_folder_is_never_replaced_and_a_link_to_nothing_is(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    for name in ("folder", "link"):
+        with pytest.raises(IsADirectoryError, match=f"{name} is a folder: name a file"):
+            write_atomically(tmp_path / name).__enter__()
+    with write_atomically(tmp_path / "dangling") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "dangling").read_text() == "new" and not (tmp_path / "nothing").exists()
+    assert (tmp_path / "link").is_symlink() and len(list(tmp_path.iterdir())) == 3
+
+
 def test_folders_that_will_not_do(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
@@ -267,7 +312,7 @@ def test_files_that_will_not_do(tmp_path):
     for path, error in {
         tmp_path: "--predictions .* is a folder: name a file",
         tmp_path / "none" / "x": "there is no folder .*none; make it, or name another file",
-        os.devnull: "--predictions /dev/null is a device, which would be replaced: name a file",
+        os.devnull: "--predictions /dev/null is a device or a pipe, which would be replaced: name a file",
         tmp_path / "link": "is a device",
     }.items():
         with pytest.raises(OSError, match=error):
