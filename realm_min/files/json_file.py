@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .lfs import refuse_pointer
+from .causes import check_readable
 
 DEEPEST = 100  # objects and lists within each other: what is deeper could not be written, compared or shown again
 
@@ -19,10 +19,10 @@ def read_json_object(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
         remedy: what to do about a file that holds none, for the error.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, but maybe a folder or a pipe in its place.
         ValueError: it is not UTF-8, not JSON, nested deeper than `DEEPEST`, no object, or a pointer of Git LFS.
     """
-    refuse_pointer(path)
+    check_readable(path)
     try:
         return json_object(Path(path).read_bytes())
     except ValueError as error:

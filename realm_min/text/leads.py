@@ -14,6 +14,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..files.causes import check_readable
 from .corpus import Block, Document
 
 LEADS = "leads"
@@ -44,6 +45,7 @@ def lead_documents(path: str | os.PathLike | None = None) -> list[Document]:
         ValueError: the file is not that of the version whose leads these are.
     """
     path = leads_file() if path is None else Path(path)
+    check_readable(path)
     data = path.read_bytes()
     data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
     if (found := hashlib.sha256(data).hexdigest()) != SHA256:

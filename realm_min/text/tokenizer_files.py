@@ -19,7 +19,6 @@ from tokenizers import AddedToken
 from realm_min import kinds
 from realm_min.files.atomic import write_atomically
 from realm_min.files.causes import check_readable
-from realm_min.files.lfs import refuse_pointer
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 SPECIAL_TOKEN_NAMES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -120,7 +119,7 @@ def load_vocab(path: str | os.PathLike) -> dict[str, int]:
 
 
 def read_json(path: Path) -> dict:
-    refuse_pointer(path)
+    check_readable(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

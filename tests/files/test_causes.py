@@ -5,7 +5,10 @@ import io
 import mmap
 import os
 import re
+import shutil
+import threading
 import zipfile
+from contextlib import contextmanager, suppress
 
 import eight_capitals
 import numpy as np
@@ -14,14 +17,17 @@ import safetensors
 import torch
 from eight_capitals import BLOCKS, CONFIG
 
-from realm_min import RealmConfig, RealmForOpenQA, RealmRetriever
+from realm_min import RealmConfig, RealmForOpenQA, RealmRetriever, RealmTokenizer
 from realm_min.app import indexing
 from realm_min.app.cli import main
 from realm_min.files.checkpoint import read_state_dict
+from realm_min.files.json_file import read_json_object
 from realm_min.files.lfs import refuse_pointer
 from realm_min.search.sharded_index import read_blocks
 from realm_min.text.corpus import Document
+from realm_min.text.leads import lead_documents
 from realm_min.text.lines import open_plain, text_lines
+from realm_min.text.tokenizer_files import read_json
 
 NO_MEMORY = "out of memory"
 ALLOCATOR = RuntimeError(
@@ -150,6 +156,50 @@ def test_a_pipe_in_the_place_of_a_file(folder, tmp_path):
     os.mkfifo(tmp_path / "model.safetensors")
     with pytest.raises(FileNotFoundError, match="model.safetensors is a device or a pipe, where a file is to be read"):
         read_state_dict(tmp_path)
+
+
+@contextmanager
+def fed_pipe(path):
+    """A pipe that says {} to each that reads it."""
+    over = threading.Event()
+
+    def feed():
+        while not over.is_set():
+            with suppress(OSError):  # who read it has closed it
+                path.write_text("{}")
+
+    os.mkfifo(path)
+    writer = threading.Thread(target=feed, daemon=True)
+    writer.start()
+    try:
+        yield
+    finally:
+        over.set()
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a writer waits for one
+        writer.join()
+        os.close(reader)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("config.json", lambda path: RealmConfig.from_json_file(path)),
+        ("config.json", lambda path: RealmConfig.from_pretrained(path.parent)),
+        ("config.json", lambda path: RealmForOpenQA.from_pretrained(path.parent)),
+        ("config.json", lambda path: read_json_object(path, "write it again")),
+        ("tokenizer.json", lambda path: read_json(path)),
+        ("vocab.txt", lambda path: RealmTokenizer.from_pretrained(path.parent)),
+        ("leads.json", lambda path: lead_documents(path)),
+    ],
+)
+def test_no_pipe_is_read(folder, tmp_path, name, read):
+    """One that nobody writes to would be waited for, for ever."""
+    shutil.copy(folder / "model.safetensors", tmp_path)
+    with (
+        fed_pipe(tmp_path / name),
+        pytest.raises(FileNotFoundError, match=f"{name} is a device or a pipe, where a file is to be read"),
+    ):
+        read(tmp_path / name)
 
 
 def test_a_name_that_is_too_long(capsys):
