@@ -64,7 +64,10 @@ def check(name: str, value: Any, kind: Any) -> None:
             where = f"on {value.device}" if value.device.type == "meta" else f"of layout {value.layout}"
             where = "nested" if value.is_nested else where
             raise WrongKind(f"{name} is {where}: give a tensor that holds its numbers, one after another")
-        raise WrongKind(f"{name}={shown(value)} is {described(value, kind)}: give {_words(kind)}")
+        remedy = _words(kind)
+        if os.PathLike in typing.get_args(kind) and _is_blank(value):
+            remedy = 'the name of a folder or a file; "." is the current folder'
+        raise WrongKind(f"{name}={shown(value)} is {described(value, kind)}: give {remedy}")
 
 
 def is_a(value: Any, kind: Any) -> bool:
@@ -150,10 +153,15 @@ def is_iterable(value: Any) -> bool:
 
 
 def _is_path(value: str | os.PathLike) -> bool:
+    """Whether it can name something; a blank text names nothing, and a Path makes the current folder of one."""
     try:
-        return b"\0" not in os.fsencode(value)
+        return b"\0" not in os.fsencode(value) and not _is_blank(value)
     except UnicodeEncodeError:
         return False
+
+
+def _is_blank(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike)) and not os.fspath(value).strip()
 
 
 def _without_numbers(tensor: Any) -> bool:
@@ -186,7 +194,7 @@ def shown(value: object) -> str:
 def described(value: Any, kind: Any = None) -> str:
     """What a value is: its type, and where that alone does not say what is wrong with it, more."""
     if os.PathLike in typing.get_args(kind) and isinstance(value, (str, os.PathLike)):
-        return "no path"
+        return "blank" if _is_blank(value) else "no path"
     name = type(value).__name__
     article = "an" if name[0].lower() in "aeiou" else "a"
     return f"{article} {name}"

@@ -9,15 +9,18 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import eight_capitals
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
-from realm_min import kinds
+from realm_min import RealmConfig, kinds
 from realm_min.jobs.evaluation import has_answer, means
 from realm_min.jobs.statistics import top_k_match
 from realm_min.kinds import WrongKind, checked, is_a
+from realm_min.search.mips import BlockIndex
 
 META = torch.zeros(2, device="meta")
 with warnings.catch_warnings():
@@ -62,7 +65,7 @@ class Column:
             [META, torch.nn.Parameter(META), torch.zeros(2).to_sparse(), NESTED, [0.0], np.zeros(2)],
         ),
         (int | None, [1, None], [1.5]),
-        (str | os.PathLike, ["a", Path("a")], [b"a", "a\0b", "\ud800", 1, None]),
+        (str | os.PathLike, ["a", " a ", ".", Path("a")], [b"a", "a\0b", "\ud800", "", " \n", Path(" "), 1, None]),
         (
             list[int],
             [
@@ -164,7 +167,15 @@ def test_what_was_right_before_it_was_checked_is_right():
     fast = eight_capitals.tokenizer()
     ids = [5, 6, 7]
     pieces = fast.convert_ids_to_tokens(ids)
-    for given in (ids, tuple(ids), np.array(ids), torch.tensor(ids), list(torch.tensor(ids)), deque(ids), Column(*ids)):
+    for given in (
+        ids,
+        tuple(ids),
+        np.array(ids),
+        torch.tensor(ids),
+        list(torch.tensor(ids)),
+        deque(ids),
+        Column(*ids),
+    ):
         assert fast.convert_ids_to_tokens(given) == pieces and fast.convert_ids_to_tokens(iter(given)) == pieces
         assert fast.build_inputs_with_special_tokens(given, iter(given)) == [2, 5, 6, 7, 3, 5, 6, 7, 3]
         assert fast.create_token_type_ids_from_sequences(given, given) == [0] * 5 + [1] * 4
@@ -203,6 +214,27 @@ def test_a_wrong_kind_is_a_type_error_and_bad_input():
         kinds.check("x", META, Tensor)
     with pytest.raises(WrongKind, match="size='b' is a str: give a float"):
         kinds.check_fields(Later(["a"], "b"))
+
+
+@hypothesis.settings(deadline=None, derandomize=True, max_examples=5)
+@hypothesis.given(st.text(" \t\n\u00a0", max_size=2))
+def test_a_blank_name_is_no_path(tmp_path_factory, blank):
+    """Path("") is the current folder, where a model's other weights would be removed."""
+    folder = tmp_path_factory.mktemp("current")
+    (folder / "pytorch_model.bin").write_text("dear")
+    model = eight_capitals.open_qa()
+    calls = (
+        model.save_pretrained, model.config.save_pretrained, model.config.to_json_file, model.retriever.save_pretrained,
+        model.retriever.tokenizer.save_pretrained, model.retriever.tokenizer.save_vocabulary,
+        BlockIndex(torch.ones(2, 4)).save, BlockIndex.load, RealmConfig.from_json_file, RealmConfig.from_pretrained,
+        type(model).from_pretrained,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for call in calls:
+            with pytest.raises(WrongKind, match='is blank: give the name of a folder or a file; "." is the current'):
+                call(blank)
+    assert [path.name for path in folder.iterdir()] == ["pytorch_model.bin"]
 
 
 @pytest.mark.parametrize("device", ["", "cud", "cuda:99", "meta:x", 2**63])

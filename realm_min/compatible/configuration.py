@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files.atomic import write_atomically
 from ..files.json_file import read_json_object
+from ..kinds import checked
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # of the standard library from Python 3.11 on
@@ -137,6 +138,7 @@ class Configuration:
         except (TypeError, ValueError) as error:
             raise ValueError(f"the configuration holds what JSON cannot say ({error}): give plain values") from None
 
+    @checked
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
         with write_atomically(Path(json_file_path)) as temporary:
             temporary.write_text(self.to_json_string(use_diff), encoding="utf-8")
@@ -163,6 +165,7 @@ class Configuration:
             setattr(self, name, text.lower() in ("true", "1", "y", "yes") if kind is bool else kind(text))
 
     @classmethod
+    @checked
     def from_json_file(cls, json_file: str | os.PathLike) -> Self:
         return cls(**read_json_object(json_file, "give the path of a configuration"))
 

@@ -65,8 +65,6 @@ def read_documents(corpus: str | os.PathLike, skip: Skip = name_skipped) -> Iter
         ValueError: it is no corpus, or a line or file of it cannot be read.
         ModuleNotFoundError: the Factbook or the leads are asked for and not installed.
     """
-    if not os.fspath(corpus).strip():
-        raise ValueError(f"the corpus has no name ({os.fspath(corpus)!r}): {GIVE}")
     path = Path(corpus)
     if str(corpus) == FACTBOOK:
         factbook()  # is it there? The documents are read as they are asked for

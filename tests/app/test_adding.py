@@ -193,7 +193,7 @@ def test_what_cannot_be_added_or_removed(tmp_path, capsys):
     assert "--remove takes documents out" in fails(capsys, "index", texts, "--remove", "a", "--out", tmp_path / "o")
     (tmp_path / "empty").mkdir()
     assert "the corpus has no text" in fails(capsys, "index", tmp_path / "empty", *add)
-    assert "the corpus has no name" in fails(capsys, "index", "", *add)
+    assert "corpus='' is blank: give the name of" in fails(capsys, "index", "", *add)
     assert "holds a model, an index or a run" in fails(capsys, "index", folder, *add)
     assert files_of(folder) == before
     model = RealmForOpenQA.from_pretrained(folder)

@@ -175,7 +175,7 @@ REFUSED = {
     "index c.jsonl --out o --model none": "there is no folder 'none'",
     "index c.jsonl": "one of the arguments --out --add-to is required",
     "index --out o": "there is nothing to index: name a CORPUS",
-    "index '' --out o": "the corpus has no name (''): give",
+    "index '' --out o": "corpus='' is blank: give the name of a folder or a file",
     "index indexed --out o": "indexed holds a model, an index or a run, no documents",
     "index c.jsonl --add-to none": "there is no folder none: make it with --out",
     "index c.jsonl --add-to unindexed": "unindexed holds a model without blocks",

@@ -262,7 +262,7 @@ def test_what_is_no_corpus_is_refused(tmp_path):
         with pytest.raises(ValueError, match="is no corpus: give"):
             read_documents(tmp_path / name)
     for name in ("", " "):
-        with pytest.raises(ValueError, match="the corpus has no name"):
+        with pytest.raises(ValueError, match="is blank: give the name of a folder or a file"):
             read_documents(name)
     (tmp_path / "ix").mkdir()
     (tmp_path / "ix" / "config.json").write_text('{"model_type": "realm"}')
