@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ..config import check_indexed
 from ..files.atomic import only_writer, write_atomically
+from ..files.hub import MANIFEST_FILE
 from ..files.json_file import read_json_object
 from ..files.output import (
     READY,
@@ -54,7 +55,7 @@ from ..text.documents import read_documents
 from ..text.leads import LEADS
 from . import ready_folder
 from .merging import NO_TEXT, Changes, Cut, cut_corpus, merged, unique
-from .ready_folder import MANIFEST_FILE, Indexed, load_unindexed, write_json
+from .ready_folder import Indexed, load_unindexed, write_json
 
 CHECKSUM_SIZE = 32  # bytes, at the end of a shard's file
 
@@ -146,8 +147,7 @@ def add(
         base, manifest = ready_folder.read_indexed(folder), ready_folder.read_manifest(folder)
         limit = manifest.get("max_wordpieces", MAX_WORDPIECES)
         job = on_this_rank(Job(folder, model, tokenizer, limit, restart, report, remark, partial))
-        if manifest and manifest.get("model") != ready_folder.model_hash(model, tokenizer):
-            raise ValueError(f"{folder} holds another model than the one that its blocks belong to: index them anew")
+        _check_manifest(job, base, manifest)
         model.embedder.to(device)
         given = _cut(job, documents)
         if not given and not remove:
@@ -158,6 +158,15 @@ def add(
         if not base.has_ids or cut != list(zip(base.blocks, base.sources, strict=True)):
             _write(job, cut, base, _put_instead)
     return changes
+
+
+def _check_manifest(job: Job, base: Indexed, manifest: dict[str, Any]) -> None:
+    """ValueError if a folder holds another model or other blocks than its manifest, where it has one, says."""
+    if manifest and manifest.get("model") != ready_folder.model_hash(job.model, job.tokenizer):
+        raise ValueError(f"{job.folder} holds another model than the one that its blocks belong to: index them anew")
+    # A folder without sources is an earlier version's, whose records were others.
+    if manifest and base.has_ids and manifest.get("corpus") != corpus_hash(base.blocks):
+        raise ValueError(f"{job.folder} holds other blocks than its {MANIFEST_FILE} says: index the corpus anew")
 
 
 def on_this_rank(job: Job) -> Job:

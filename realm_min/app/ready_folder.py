@@ -7,7 +7,7 @@ It is what `RealmForOpenQA.from_pretrained(folder, retriever=RealmRetriever.from
     block_records.npy                   "title. text" of each block, UTF-8
     block_titles.txt                    the title alone, a line a block
     block_sources.jsonl                 its document's id, and which characters of it the block is
-    manifest.json                       hashes of the corpus and of the model that embedded it
+    manifest.json                       hashes of the corpus and of the model that embedded it; checksums of the two
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from ..config import CONFIG_FILE, DEFAULTS, RealmConfig, check_open_qa
 from ..files import checkpoint
 from ..files.atomic import write_atomically
 from ..files.block_records import read_block_records
-from ..files.block_sources import Sources, Titles, read_sources, source_lines, title_lines
+from ..files.block_sources import SUMS, Sources, Titles, checksums, read_sources, source_lines, title_lines
 from ..files.causes import check_readable
-from ..files.hub import BLOCK_RECORDS_FILE, BLOCK_TITLES_FILE, resolve_folder
+from ..files.hub import BLOCK_RECORDS_FILE, BLOCK_TITLES_FILE, MANIFEST_FILE, resolve_folder
 from ..files.json_file import read_json_object
 from ..files.output import partial_of, put_in_place
 from ..files.unknown_names import level_of_the_program
@@ -43,7 +43,6 @@ from ..text.corpus import Block, Source, corpus_hash, from_record, record
 from ..text.retriever import RealmRetriever
 from ..text.tokenizer import RealmTokenizerFast
 
-MANIFEST_FILE = "manifest.json"
 LAST = (MANIFEST_FILE, CONFIG_FILE)  # of the folder's files to appear: without them it is no model's
 FORMAT = 2  # of the manifest
 
@@ -113,7 +112,8 @@ def write_files(
     known = None if sources is None else Sources(source_lines(sources))
     RealmRetriever([record(block) for block in blocks], tokenizer, titles, known).save_pretrained(ready)
     # The model's own beams: a folder of few blocks has smaller ones, which would stay small as it grows.
-    write_json(ready / MANIFEST_FILE, manifest | {name: getattr(config, name) for name in _BEAMS})
+    beams = {name: getattr(config, name) for name in _BEAMS}
+    write_json(ready / MANIFEST_FILE, manifest | beams | {SUMS: checksums(titles, known)})
 
 
 def manifest_of(blocks: list[Block], model: RealmForOpenQA, tokenizer: Any, max_wordpieces: int) -> dict[str, Any]:

@@ -1,27 +1,32 @@
 """block_titles.txt and block_sources.jsonl: whose the blocks of evidence are, a line each, in the order of the blocks.
 
 A title is the whole line. A source (`text/corpus.py`) is {"document": id, "start": …, "end": …}, and "shifts" where it
-has some. Of millions of lines an answer needs a few, so a line is looked at when it is asked for.
+has some. Of millions of lines an answer needs a few, so a line is looked at when it is asked for. What no line tells,
+that it stands in another's place say, the checksums tell that manifest.json has of the two files (`checksum.py`).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..text.corpus import Source
 from .atomic import write_atomically
-from .hub import BLOCK_SOURCES_FILE, BLOCK_TITLES_FILE
-from .json_file import json_object
+from .hub import BLOCK_SOURCES_FILE, BLOCK_TITLES_FILE, MANIFEST_FILE
+from .json_file import json_object, read_json_object
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # of the standard library from Python 3.11 on
+
+
+SUMS = "crc32"  # the key of the checksums in manifest.json
 
 
 class Titles:
@@ -90,28 +95,53 @@ def _values(source: Source) -> dict:
 
 
 def write_sources(folder: str | os.PathLike, titles: Titles | None, sources: Sources | None) -> None:
-    """Write of the two files what there is."""
+    """Write of the two files what there is; a manifest that has checksums of others gets theirs."""
     for name, lines in ((BLOCK_TITLES_FILE, titles), (BLOCK_SOURCES_FILE, sources)):
         if lines is None:
             (Path(folder) / name).unlink(missing_ok=True)  # of other blocks
         else:
             with write_atomically(Path(folder) / name) as temporary:
                 temporary.write_bytes(lines.data)
+    path, sums = Path(folder) / MANIFEST_FILE, checksums(titles, sources)
+    manifest = _manifest(folder)
+    if manifest.get(SUMS, sums) != sums:
+        with write_atomically(path) as temporary:
+            temporary.write_text(json.dumps(manifest | {SUMS: sums}, indent=2) + "\n", encoding="utf-8")
+
+
+def checksums(titles: Titles | None, sources: Sources | None) -> dict[str, str]:
+    """What manifest.json has of the two files: the CRC-32 of each that there is, in hexadecimal, by its name."""
+    both = {BLOCK_TITLES_FILE: titles, BLOCK_SOURCES_FILE: sources}
+    return {name: f"{zlib.crc32(lines.data):08x}" for name, lines in both.items() if lines is not None}
+
+
+def _manifest(folder: str | os.PathLike) -> dict[str, Any]:
+    """manifest.json of a folder, empty where there is none; ValueError where it or its checksums are damaged."""
+    path = Path(folder) / MANIFEST_FILE
+    found = read_json_object(path, "index the corpus anew") if path.is_file() else {}
+    if not isinstance(found.get(SUMS, {}), dict):
+        raise ValueError(f"{path} says {SUMS}={found[SUMS]!r}, which are no checksums: index the corpus anew")
+    return found
 
 
 def read_sources(folder: str | os.PathLike, blocks: int) -> tuple[Titles | None, Sources | None]:
     """The two files of a folder with so many blocks; None for one that is not there, as in folders of earlier versions.
 
     Raises:
-        ValueError: one is not of these blocks.
+        ValueError: one is not of these blocks, or has another checksum than in manifest.json.
     """
-    found = []
+    found, sums = [], _manifest(folder).get(SUMS, {})
     for kind, name in ((Titles, BLOCK_TITLES_FILE), (Sources, BLOCK_SOURCES_FILE)):
         path = Path(folder) / name
         lines = kind(path.read_bytes(), str(path)) if path.is_file() else None
         if lines is not None and len(lines) != blocks:
             raise ValueError(
                 f"{path} has {len(lines)} lines for {blocks} blocks: index the corpus anew with realm-min index"
+            )
+        if lines is not None and name in sums and f"{zlib.crc32(lines.data):08x}" != sums[name]:
+            raise ValueError(
+                f"{path} is damaged (its checksum is not that of {MANIFEST_FILE}): index the corpus anew with "
+                "realm-min index"
             )
         found.append(lines)
     return found[0], found[1]

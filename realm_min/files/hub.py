@@ -14,6 +14,7 @@ from .causes import raise_machine_error
 
 BLOCK_RECORDS_FILE = "block_records.npy"
 BLOCK_TITLES_FILE, BLOCK_SOURCES_FILE = "block_titles.txt", "block_sources.jsonl"
+MANIFEST_FILE = "manifest.json"  # of a ready folder
 
 # What a part of the package reads of a repository. Weights are a preference: the first format that is there.
 FILES = {
@@ -25,7 +26,7 @@ FILES = {
     "tokenizer": [
         ["vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
     ],
-    "blocks": [[BLOCK_RECORDS_FILE, BLOCK_TITLES_FILE, BLOCK_SOURCES_FILE]],
+    "blocks": [[BLOCK_RECORDS_FILE, BLOCK_TITLES_FILE, BLOCK_SOURCES_FILE, MANIFEST_FILE]],
 }
 
 # "owner/name". Of the oldest names, which have no owner, those of BERT alone, which has a vocabulary and weights to

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import kinds
 from ..files.block_records import read_block_records, write_block_records
 from ..files.block_sources import Sources, Titles, read_sources, write_sources
 from ..files.causes import check_readable
@@ -133,9 +134,16 @@ class RealmRetriever:
 
     @checked
     def title(self, number: int) -> str | None:
-        """The title of a block's document; None where it is not known."""
+        """The title of a block's document; None where it is not known. ValueError where the block begins otherwise."""
         self._check_number(number)
-        return None if self.titles is None else self.titles[number]
+        if self.titles is None:
+            return None
+        text, title = self.text(number), self.titles[number]
+        if not text.startswith(text_start(title)):
+            raise ValueError(
+                f"block {number} begins with {kinds.shown(text)}, its title is {title!r}: index the corpus anew"
+            )
+        return title
 
     @checked
     def document(self, number: int) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import eight_capitals
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import ranks
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from realm_min import RealmConfig, RealmForOpenQA, RealmRetriever
@@ -265,6 +266,89 @@ def test_a_folder_without_sources_is_read_and_added_to(tmp_path, capsys):
     (folder / "block_sources.jsonl").unlink()
     assert indexing.add([], folder, remove=["0"]).removed == 1
     assert len(RealmRetriever.from_pretrained(folder).block_records) == len(blocks)
+
+
+def swapped(data, draw):
+    lines = data.splitlines(keepends=True)
+    first, second = draw(st.lists(st.integers(0, len(lines) - 1), min_size=2, max_size=2, unique=True))
+    lines[first], lines[second] = lines[second], lines[first]
+    return b"".join(lines)
+
+
+def moved(data, draw):
+    return data.replace(b'"start": 0', b'"start": %d' % draw(st.integers(1, 9)), 1)
+
+
+def far(data, draw):
+    return re.sub(
+        rb'"end": (\d+)', lambda match: b'"end": %d' % draw(st.sampled_from([int(match[1]) + 1, 99_999])), data
+    )
+
+
+def flipped(data, draw):
+    """One letter of a name for another."""
+    places = [at for at, byte in enumerate(data) if byte in b"abcdwxyz"]
+    at = draw(st.sampled_from(places))
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+DAMAGED = {"block_sources.jsonl": (swapped, moved, far, flipped), "block_titles.txt": (swapped, flipped)}
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory):
+    documents = [Document(f"city {'abcdwxyz'[i]}", text, f"doc {'abcdwxyz'[i]}") for i, text in enumerate(TEXTS)]
+    return index(documents, tmp_path_factory.mktemp("indexed") / "ix")
+
+
+@pytest.mark.parametrize(("name", "damage"), [(name, each) for name in DAMAGED for each in DAMAGED[name]])
+@settings(deadline=None, derandomize=True, max_examples=4)
+@given(data=st.data())
+def test_damage_that_no_line_tells_is_seen(tmp_path_factory, indexed, name, damage, data):
+    folder = tmp_path_factory.mktemp("damaged") / "ix"
+    shutil.copytree(indexed, folder)
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(damage(whole, data.draw))
+    assume((folder / name).read_bytes() != whole)
+    before = files_of(folder)
+    for read in (
+        lambda: RealmRetriever.from_pretrained(folder),
+        lambda: ready_folder.read_indexed(folder),
+        lambda: indexing.add([Document("", TEXTS[0], "new")], folder),
+    ):
+        with pytest.raises(ValueError, match=rf"{name} is damaged \(its checksum is not that of manifest.json\)"):
+            read()
+    assert files_of(folder) == before
+    (folder / "manifest.json").write_text(json.dumps({"format": 1}))  # an earlier version's
+    retriever = RealmRetriever.from_pretrained(folder)
+    if name == "block_titles.txt":
+        numbers = range(len(retriever.block_records))
+        with pytest.raises(ValueError, match="its title is '.*': index the corpus anew"):
+            print([retriever.title(number) for number in numbers])
+
+
+def test_blocks_that_the_manifest_does_not_know_are_not_added_to(tmp_path, indexed):
+    folder = tmp_path / "ix"
+    shutil.copytree(indexed, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"corpus": "0" * 64}))
+    with pytest.raises(ValueError, match="holds other blocks than its manifest.json says: index the corpus anew"):
+        indexing.add([Document("", TEXTS[0], "new")], folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"crc32": [1]}))
+    with pytest.raises(ValueError, match=r"manifest.json says crc32=\[1\], which are no checksums"):
+        RealmRetriever.from_pretrained(folder)
+
+
+def test_another_retriever_that_is_saved_in_its_place_is_whole(tmp_path, indexed):
+    folder = tmp_path / "ix"
+    shutil.copytree(indexed, folder)
+    before, retriever = files_of(folder), RealmRetriever.from_pretrained(folder)
+    retriever.save_pretrained(folder)
+    assert files_of(folder) == before
+    for sources in (retriever.sources.part(slice(0, 1)), None):
+        other = RealmRetriever(retriever.block_records[:1], retriever.tokenizer, None, sources)
+        other.save_pretrained(folder)
+        assert RealmRetriever.from_pretrained(folder).document(0) == other.document(0)
 
 
 @pytest.mark.parametrize("value", ["a", 0, -5, 1e999, True, None, [64]])
