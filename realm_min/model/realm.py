@@ -102,12 +102,12 @@ def marginal_loss(
 
 
 def marginal_loss_backward(dloss: Tensor, kept: Kept) -> tuple[Tensor, Tensor]:
-    """∂loss/∂log_likelihood [batch, candidates, tokens] and ∂loss/∂relevance [batch, candidates]."""
+    """∂loss/∂log_likelihood [batch, candidates, tokens] and ∂loss/∂relevance [batch, candidates], in their dtypes."""
     mask, counted, kept_marginal = kept
     # An empty mask has loss 0 and no gradient.
     scale = -dloss / mask.sum().clamp(min=torch.finfo(mask.dtype).tiny)
     dlog_likelihood, drelevance = marginal_log_likelihood_backward(scale * counted, kept_marginal)
-    return dlog_likelihood * mask[:, None], drelevance
+    return (dlog_likelihood * mask[:, None]).to(mask.dtype), drelevance.to(kept_marginal[0].dtype)
 
 
 # ---- The retriever, p(z|x) (REALM, sections 3.2 and 3.3)

@@ -81,6 +81,35 @@ def test_masks_of_any_dtype_in_the_other_models():
             assert torch.equal(found, expected)
 
 
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("whole_span", [False, True])
+@pytest.mark.parametrize("of_relevance", FLOATS)
+@pytest.mark.parametrize("of_model", FLOATS)
+def test_relevance_of_another_dtype_than_the_model(of_model, of_relevance, whole_span):
+    """An embedder of another dtype, or NumPy, may have made it: the gradients are those of doubles all the same."""
+    config = realm_min.RealmConfig(**CONFIG, initializer_range=0.3)
+    model = realm_min.RealmKnowledgeAugEncoder(config, seed=1).eval().to(of_model)
+    pairs, labels = torch.stack([IDS, IDS + 9], 1), torch.tensor([[1, -100, 2, -100]] * 2)
+    relevance = torch.tensor([[0.25, 0.75], [1.0, -1.0]])
+    given = dict(input_ids=pairs, labels=labels, whole_span=whole_span)
+    loss = model(**given, relevance_score=relevance.to(of_relevance)).loss
+    found = model.backward()
+    exact = copy.deepcopy(model).double()
+    exact.zero_grads()
+    expected_loss = exact(**given, relevance_score=relevance.double()).loss
+    expected = exact.backward()
+    assert (found["relevance_score"].dtype, found["inputs_embeds"].dtype) == (of_relevance, of_model)
+    near = 30 * max(torch.finfo(dtype).eps for dtype in (of_model, of_relevance))
+    assert torch.allclose(loss.double(), expected_loss, rtol=near)
+    for name in found:
+        error = (found[name].double() - expected[name]).abs().max()
+        assert error < near * max(0.1, expected[name].abs().max()), name  # differences of probabilities
+    for name, grad in model.grads.items():
+        assert (grad.double() - exact.grads[name]).abs().max() <= near * max(1, exact.grads[name].abs().max()), name
+
+
 @pytest.mark.parametrize("wrong", [[2, 0], [0, -1]])
 def test_has_answers_is_true_or_false(wrong):
     config = realm_min.RealmConfig(**CONFIG | dict(reader_beam_size=2, max_span_width=2))
