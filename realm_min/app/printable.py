@@ -10,6 +10,7 @@ Nothing else in this package prints: every line goes through `say`, `remark`, `s
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import math
@@ -64,7 +65,8 @@ def remark(text: str = "") -> None:
 
 def escape_what_is_lacked() -> None:
     """Let characters that the output's encoding lacks be shown as escapes, as they are on the standard error."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    # UTF-8 lacks none; and an output that was exchanged beneath a running Python cannot be changed any more.
+    if isinstance(sys.stdout, io.TextIOWrapper) and codecs.lookup(sys.stdout.encoding).name != "utf-8":
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
