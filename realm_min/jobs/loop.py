@@ -94,6 +94,25 @@ def train(run: TrainingRun, job: Job) -> None:
         DivergedError: a loss or gradient is not finite; the message names step, seed and the last good checkpoint.
         KeyboardInterrupt: as it came; the step it came in is kept up to.
     """
+    new = world().is_first and not (run.folder / RUN_FILE).exists()
+    try:
+        _train(run, job)
+    except Exception as error:
+        if new and not isinstance(error, ChildProcessError):  # which names a log in the folder
+            _forget_unbegun(run.folder)
+        raise
+
+
+def _forget_unbegun(folder: Path) -> None:
+    """Remove what stands of a run that was refused before its first step was done: the folder can be used anew."""
+    logs = [folder / name for name in (LOG_FILE, METRICS_FILE)]
+    if (folder / RUN_FILE).is_file() and not any(path.is_file() and path.stat().st_size for path in logs):
+        for path in (*logs, folder / RUN_FILE):
+            path.unlink(missing_ok=True)
+
+
+def _train(run: TrainingRun, job: Job) -> None:
+    """`train`; a run that is refused leaves its folder begun."""
     total = job.optimizer.total_steps
     report = run.report if world().is_first else silent
     saved = begun = _begin(run, job)
@@ -132,13 +151,14 @@ def _begin(run: TrainingRun, job: Job) -> int:
     def begin() -> int:
         check_new_run(run.folder, run.resume)
         settings = json.loads(json.dumps(job.settings | {WEIGHTS: _weights(job.beside | job.models)}))
-        if (run.folder / RUN_FILE).is_file():
+        begun = (run.folder / RUN_FILE).is_file()
+        if begun:
             check_same_run(run.folder, settings)
-        else:
-            write_run_file(run.folder, settings)
         found = read_checkpoint(run.folder, run.remark)
         size = _checkpoint_size(job)
         check_room(run.folder, size if found else 2 * size)  # of the two that are kept, one is replaced
+        if not begun:
+            write_run_file(run.folder, settings)
         if found is None:
             return 0
         done, tensors = found

@@ -33,7 +33,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ from ..text.lines import json_lines
 from ..text.tokenizer import RealmTokenizerFast
 from .embedding import embed_blocks, embed_on_ranks
 from .run_checkpoints import checkpoint_steps
-from .settings import TrainingRun
+from .settings import RUN_FILE, TrainingRun
 
 INDEX_FOLDER = "index"  # within a run's folder
 NICENESS = 5  # the builder yields to training
@@ -163,6 +163,8 @@ class IndexRefresher:
             self._builder.close(failed)
             self._builder = None
             self._remove_halves()
+            if failed and not (self.run_folder / RUN_FILE).is_file():  # the run was refused before its first step
+                shutil.rmtree(self.folder, ignore_errors=True)
 
     # Files
 
@@ -291,7 +293,8 @@ class BuilderProcess:
 
     def close(self, failed: bool) -> None:
         """Stop the builder, whatever it is doing."""
-        self.requests.close()
+        with suppress(BrokenPipeError):  # it has died already, which is said elsewhere
+            self.requests.close()
         self.process.kill()
         self.process.wait()
 

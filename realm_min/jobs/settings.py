@@ -64,6 +64,7 @@ LARGEST_BATCH = 2**20  # its examples are drawn, and held, at once
 COUNT = Range(int, lambda value: 1 <= value <= LARGEST, "a whole number, 1 or more and below 2 ** 31")
 NATURAL = Range(int, lambda value: 0 <= value <= LARGEST, "a whole number, 0 or more and below 2 ** 31")
 SEVERAL = Range(int, lambda value: 2 <= value <= LARGEST, "a whole number, 2 or more and below 2 ** 31")
+QUERY = Range(int, lambda value: 3 <= value <= LARGEST, "a whole number, 3 or more and below 2 ** 31")  # [CLS] x [SEP]
 BATCH = Range(int, lambda value: 1 <= value <= LARGEST_BATCH, "a whole number, 1 or more and at most 2 ** 20")
 SEED = Range(int, lambda value: 0 <= value < 2**63, "a whole number, 0 or more and below 2 ** 63")
 RATE = Range(float, lambda value: 0 < value <= LARGEST_RATE, "a number above 0, and at most 1e38")
@@ -95,6 +96,7 @@ RULES = "realm_min.text.names_and_dates:salient_spans"
 Count = Annotated[int, COUNT]
 Function = Annotated[str, FUNCTION]
 Natural = Annotated[int, NATURAL]
+Query = Annotated[int, QUERY]
 Batch = Annotated[int, BATCH]
 Seed = Annotated[int, SEED]
 Several = Annotated[int, SEVERAL]
@@ -122,7 +124,7 @@ class Ict(NamedTuple):
     learning_rate: Annotated[Rate, "the highest, after the warm-up"] = 1e-4
     warmup: Annotated[Share, "share of the steps in which the learning rate rises"] = 0.1
     optimizer: Optimizer = "adamw"
-    max_query: Annotated[Count, "wordpieces of a sentence that are read"] = 64
+    max_query: Annotated[Query, "wordpieces of a sentence that are read"] = 64
     max_evidence: Annotated[Count, "wordpieces of a block that are read"] = 288
     freeze_word_embeddings: Annotated[bool, "leave the word embeddings as they are"] = True
     seed: Annotated[Seed, "of weights, sentences, batches and dropout"] = 0

@@ -101,6 +101,7 @@ REFUSED = {
     "ask why? -k 0": "argument -k: '0' will not do: give a whole number, 1 or more",
     "evaluate q.jsonl --limit 0": "argument --limit: '0' will not do",
     "ict c.jsonl --out o --steps 0": "argument --steps: '0' will not do: give a whole number, 1 or more",
+    "ict c.jsonl --out o --max-query 2": "argument --max-query: '2' will not do: give a whole number, 3 or more",
     "ict c.jsonl --out o --learning-rate 0": "argument --learning-rate: '0' will not do: give a number above 0",
     "ict c.jsonl --out o --learning-rate nan": "argument --learning-rate: 'nan' will not do",
     "mlm c.jsonl --out o --warmup 1.5": "argument --warmup: '1.5' will not do: give a number from 0 to 1",

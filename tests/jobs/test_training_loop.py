@@ -166,6 +166,30 @@ def test_where_settings_differ_the_key_is_named():
     assert list(differences(before, after)) == [("config.sizes.hidden", 8, 16), ("old", 1, None), ("steps", 3, 4)]
 
 
+def test_a_run_that_is_refused_leaves_its_folder_empty(tmp_path, monkeypatch):
+    """Before its first step is done; a run that had begun before stays, whatever it is refused for."""
+    run = tmp_path / "run"
+    with pytest.raises(loop.DivergedError, match="none: it came before the first"):
+        job(run, hurt_at=0)
+    assert list(run.iterdir()) == []
+
+    def full(folder, size):
+        raise OSError(f"{size} bytes are to be written")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="bytes are to be written"):
+        patch.setattr(loop, "check_room", full)
+        job(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(KeyboardInterrupt):
+        job(run, interrupt_at=0)
+    with pytest.raises(loop.DivergedError):
+        job(run, hurt_at=0, resume=True)
+    assert (run / RUN_FILE).is_file()
+    with pytest.raises(loop.DivergedError):
+        job(tmp_path / "later", hurt_at=1)
+    assert (tmp_path / "later" / RUN_FILE).is_file() and (tmp_path / "later" / loop.LOG_FILE).stat().st_size
+
+
 def test_a_folder_with_what_a_kill_left_is_empty(tmp_path):
     (tmp_path / f".run.json.{'a' * 16}.tmp").write_text("{")
     assert same_weights(job(tmp_path, resume=True), job(tmp_path / "whole"))

@@ -399,3 +399,30 @@ def test_pre_training_goes_on_with_the_retriever_that_it_does_not_train(tmp_path
             continue
         with pytest.raises(ValueError, match="was begun with weights='[0-9a-f]{8}', not '[0-9a-f]{8}'"):
             runs.pretrain(run, BLOCKS, *models, tokenizer, chosen)
+
+
+def test_a_refused_pre_training_leaves_no_index(tmp_path, tokenizer, monkeypatch):
+    def refuse(*given):
+        raise ValueError("not this batch")
+
+    models = RealmEmbedder(RealmConfig(**CONFIG)), RealmKnowledgeAugEncoder(RealmConfig(**CONFIG))
+    monkeypatch.setattr(runs, "pretrain_step", refuse)
+    chosen = Pretrain(steps=2, batch_size=2, num_candidates=2, masking="tokens", max_passage=16)
+    with pytest.raises(ValueError, match="not this batch"):
+        runs.pretrain(TrainingRun(tmp_path / "run"), BLOCKS, *models, tokenizer, chosen)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_builder_that_died_leaves_its_log(tmp_path, tokenizer, monkeypatch):
+    models = RealmEmbedder(RealmConfig(**CONFIG)), RealmKnowledgeAugEncoder(RealmConfig(**CONFIG))
+    monkeypatch.setattr(refresh.sys, "executable", "false")
+    chosen = Pretrain(steps=2, batch_size=2, num_candidates=2, masking="tokens", max_passage=16)
+    with pytest.raises(ChildProcessError, match="builder.log"):
+        runs.pretrain(TrainingRun(tmp_path / "run"), BLOCKS, *models, tokenizer, chosen)
+    assert (tmp_path / "run" / "index" / "builder.log").is_file() and (tmp_path / "run" / "run.json").is_file()
+
+
+def test_the_shortest_sentence_of_the_inverse_cloze_task(tokenizer):
+    assert Ict(max_query=3).check() is None
+    with pytest.raises(ValueError, match="max_query=2 is out of range: give a whole number, 3 or more"):
+        Ict(max_query=2).check()
