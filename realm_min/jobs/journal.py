@@ -7,6 +7,7 @@ stands from a damaged one on is found anew.
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from itertools import takewhile
@@ -26,11 +27,17 @@ def open_journal(path: Path, identity: dict[str, Any], batch: int = 1) -> int:
 
     Raises:
         ValueError: it is another job's.
+        FileExistsError: it is no journal.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         path.write_bytes(journal_line(identity))
         return 0
-    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    if not path.is_file():  # to read a pipe is to wait for who writes it
+        raise FileExistsError(f"{path} is no file, and what is found is kept there: move it away, or name another file")
+    data = path.read_bytes()
+    lines = [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
+    if not lines and not journal_line(identity).startswith(data):
+        raise FileExistsError(f"{path} is no journal of this job: move it away, or name another file")
     begun = (_value(lines[0]) or {}) if lines else identity
     differing = [key for key in identity if begun.get(key) != identity[key]]
     if differing:

@@ -1,5 +1,8 @@
 """A journal of what a job has found: what is whole is kept, another job's is refused."""
 
+import os
+import sys
+
 import pytest
 
 from realm_min.jobs.journal import journal_line, journal_rows, open_journal
@@ -24,6 +27,37 @@ def test_a_journal_cut_before_its_first_line_begins_anew(tmp_path):
     (tmp_path / "j").write_bytes(journal_line(JOB)[:5])
     assert open_journal(tmp_path / "j", JOB) == 0
     assert (tmp_path / "j").read_bytes() == journal_line(JOB)
+
+
+@pytest.mark.parametrize("data", [b"no newline here", journal_line({**JOB, "model": "c"})[:-4], b"{", b"\xff"])
+def test_a_file_without_a_whole_line_goes_on_only_as_a_torn_first_one(tmp_path, data):
+    (tmp_path / "j").write_bytes(data)
+    if journal_line(JOB).startswith(data):
+        assert open_journal(tmp_path / "j", JOB) == 0
+        return
+    with pytest.raises(FileExistsError, match="j is no journal of this job: move it away, or name another file"):
+        open_journal(tmp_path / "j", JOB)
+    assert (tmp_path / "j").read_bytes() == data
+
+
+def test_an_empty_file_is_a_journal(tmp_path):
+    (tmp_path / "j").touch()
+    assert open_journal(tmp_path / "j", JOB) == 0 and (tmp_path / "j").read_bytes() == journal_line(JOB)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other pipes")
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to nothing"])
+def test_what_is_no_file_is_refused(tmp_path, kind):
+    """A pipe is not waited for, and nothing is written where a link goes."""
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "j")
+    elif kind == "folder":
+        (tmp_path / "j").mkdir()
+    else:
+        (tmp_path / "j").symlink_to("elsewhere")
+    with pytest.raises(FileExistsError, match="j is no file, and what is found is kept there: move it away, or name"):
+        open_journal(tmp_path / "j", JOB)
+    assert os.listdir(tmp_path) == ["j"]
 
 
 @pytest.mark.parametrize("data", [journal_line({**JOB, "model": "c"}), b"my own\nnotes\n", b"[1]\n", b"\xff\n"])
