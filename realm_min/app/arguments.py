@@ -23,6 +23,7 @@ from ..ranks.devices import add_device, check_device
 from ..text.corpus import FACTBOOK, factbook
 from ..text.documents import read_documents
 from ..text.leads import LEADS, leads_file
+from ..text.lines import GZIPPED
 from ..text.questions import rows_to_ask
 from .training_arguments import CORPUS_HELP, file_name
 
@@ -225,6 +226,8 @@ def check_evaluate(options: argparse.Namespace) -> None:
     for option, path in outputs.items():
         if path:
             check_file(option, path)
+            if path.name.lower().endswith(GZIPPED):
+                raise ValueError(f"{option} {path} would be plain text under a name of gzip's: leave out {GZIPPED}")
     _check_indexed_model(options.model, options.corpus)
     first = options.predictions or options.run
     journal = {"the unfinished": first and first.with_name(first.name + PARTIAL)}

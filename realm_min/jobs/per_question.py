@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, cast
 from ..files.atomic import write_atomically
 from ..text.lines import GZIPPED, json_lines, text_lines
 from .journal import json_line
+from .settings import LARGEST
 
 TABLE = ".csv"
 # Columns that are no measures.
@@ -87,7 +88,8 @@ def read_per_question(path: str | os.PathLike) -> PerQuestion:
     measures = [name for name in names if all(_value(row.get(name)) is not None for row in found)]
     rows: dict[Key, dict[str, float | None] | None] = {}
     for row in found:
-        key = (str(row.get("id") or ""), row["question"])
+        given = row.get("id")
+        key = ("" if given is None else str(given), row["question"])  # 0 is an id, too
         if key in rows:
             raise ValueError(f"{path} has the question {key[1]!r} twice, with no id to tell which is which")
         rows[key] = None if row.get("skipped") else {name: _value(row.get(name), None) for name in measures}
@@ -108,6 +110,7 @@ def _value(given: Any, absent: float | None = 0.0) -> float | None:
 def _table_rows(path: str) -> Iterator[dict[str, Any]]:
     text = b"".join(text_lines(path)).decode("utf-8-sig", errors="replace")
     reader = csv.DictReader(io.StringIO(text, newline=""))
+    limit = csv.field_size_limit(LARGEST)  # one for all readers, and 131,072 characters else; a block may have more
     try:
         for row in reader:
             if None in row or None in row.values():
@@ -115,6 +118,8 @@ def _table_rows(path: str) -> Iterator[dict[str, Any]]:
             yield row
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read after line {reader.line_num} ({error})") from None
+    finally:
+        csv.field_size_limit(limit)
 
 
 # ---- two sides

@@ -99,6 +99,8 @@ REFUSED = {
     # values
     "ask why? -k many": "argument -k: 'many' will not do: give a whole number, 1 or more",
     "ask why? -k 0": "argument -k: '0' will not do: give a whole number, 1 or more",
+    "evaluate q.jsonl --predictions p.jsonl.gz": "--predictions p.jsonl.gz would be plain text under a name of gzip's",
+    "retrieve q.jsonl --run R.GZ": "--run R.GZ would be plain text under a name of gzip's: leave out .gz",
     "evaluate q.jsonl --limit 0": "argument --limit: '0' will not do",
     "ict c.jsonl --out o --steps 0": "argument --steps: '0' will not do: give a whole number, 1 or more",
     "ict c.jsonl --out o --max-query 2": "argument --max-query: '2' will not do: give a whole number, 3 or more",
