@@ -23,7 +23,6 @@ import json
 import math
 import os
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -41,7 +40,7 @@ from ..learn.optimizer import AdamW
 from ..learn.steps import Sum
 from ..ranks.distributed import world
 from ..ranks.exchange import GradientExchange
-from .run_checkpoints import CHECKPOINT_FILE, read_checkpoint, write_checkpoint
+from .run_checkpoints import CHECKPOINT_FILE, read_checkpoint, weights_checksum, write_checkpoint
 from .settings import RUN_FILE, WEIGHTS, TrainingRun, check_new_run, check_same_run, differences, silent, write_run_file
 
 LOG_FILE = "log.csv"
@@ -126,6 +125,8 @@ def _train(run: TrainingRun, job: Job) -> None:
                 sums = _gradients(job, number, exchange)
             except KeyboardInterrupt:
                 raise _interrupted(run, job, number, saved) from None
+            except FloatingPointError as error:
+                raise _diverged(run, job, number, saved, error) from None
             try:
                 learnt = _update(job, sums)
                 if due:
@@ -150,7 +151,7 @@ def _begin(run: TrainingRun, job: Job) -> int:
 
     def begin() -> int:
         check_new_run(run.folder, run.resume)
-        settings = json.loads(json.dumps(job.settings | {WEIGHTS: _weights(job.beside | job.models)}))
+        settings = json.loads(json.dumps(job.settings | {WEIGHTS: weights_checksum(_tensors(job.beside | job.models))}))
         begun = (run.folder / RUN_FILE).is_file()
         if begun:
             check_same_run(run.folder, settings)
@@ -368,15 +369,6 @@ def _summed(sums: dict[str, Sum]) -> dict[str, Sum]:
     values = torch.tensor(list(sums.values()), dtype=torch.float64, device="cpu")  # [names, 2]
     world().sum_(values)
     return dict(zip(sums, itertools.starmap(Sum, values.tolist()), strict=True))
-
-
-def _weights(models: dict[str, RealmModel]) -> str:
-    """The checksum of the models' weights (CRC-32, hexadecimal)."""
-    crc = 0
-    for key, tensor in sorted(_tensors(models).items()):
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        crc = zlib.crc32(data, zlib.crc32(key.encode(), crc))
-    return f"{crc:08x}"
 
 
 def _checkpoint_size(job: Job) -> int:

@@ -11,9 +11,11 @@ Each has a checksum. A file takes the former's place by being renamed, so one of
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -79,3 +81,12 @@ def checkpoint_steps(folder: str | os.PathLike) -> list[int]:
         except Exception:  # absent, or whatever the parser says of a damaged one: a resumed run will say so
             continue
     return found
+
+
+def weights_checksum(tensors: dict[str, Tensor]) -> str:
+    """CRC-32 (hexadecimal) of tensors and their names, by which a run knows the weights that it began with."""
+    crc = 0
+    for key, tensor in sorted(tensors.items()):
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        crc = zlib.crc32(data, zlib.crc32(key.encode(), crc))
+    return f"{crc:08x}"

@@ -14,6 +14,10 @@ from .. import kinds
 BLOCK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+class NotFiniteError(ValueError, FloatingPointError):
+    """What is searched for is no number: while a model learns, since training has diverged."""
+
+
 def check_blocks(blocks: Tensor) -> None:
     """Raise ValueError, naming what is wrong, for blocks that are not [N, D] of a searchable dtype."""
     if not isinstance(blocks, Tensor) or blocks.dtype not in BLOCK_DTYPES:
@@ -69,9 +73,9 @@ def check_rows(ids: Tensor, total: int) -> None:
 
 
 def refuse_queries(queries: Tensor) -> None:
-    """Raise ValueError naming the first of queries [Q, D] that is not finite."""
+    """Raise NotFiniteError naming the first of queries [Q, D] that is not finite."""
     if math.isfinite(queries.sum(dtype=torch.float64).item()):  # a double holds any sum of float32
         return
     finite = queries.isfinite().all(1)
     if not finite.all():
-        raise ValueError(f"query {int((~finite).nonzero()[0])} holds NaN or infinity: queries must be finite")
+        raise NotFiniteError(f"query {int((~finite).nonzero()[0])} holds NaN or infinity: queries must be finite")

@@ -438,6 +438,16 @@ def test_the_command(tmp_path, tokenizer, capsys):
     assert "was begun with tagger=None, not " in capsys.readouterr().err
 
 
+def test_pre_training_that_diverges_says_so(tmp_path, tokenizer):
+    """In a step's search, before its loss: the question that it makes is no number."""
+    embedder, encoder = new_models()
+    settings = SETTINGS._replace(steps=3, learning_rate=1e38, warmup=0.0)
+    with pytest.raises(
+        loop.DivergedError, match=r"^step 2, batch seed \d+: query \d holds NaN .* lower the learning rate"
+    ):
+        runs.pretrain(TrainingRun(tmp_path / "run"), BLOCKS, embedder, encoder, tokenizer, settings)
+
+
 def test_texts_of_another_corpus_and_an_encoder_alone(tmp_path, tokenizer):
     """X may be any texts: none of them bars a block. With `encoder_alone` the embedder keeps its every bit."""
     embedder, encoder = new_models()
