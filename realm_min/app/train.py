@@ -16,12 +16,13 @@ from ..config import RealmConfig
 from ..interface.open_qa import RealmForOpenQA
 from ..jobs import loop, runs, warm_start
 from ..jobs.embedding import Report, embed_on_ranks
+from ..jobs.preparation import question_pieces
 from ..jobs.settings import Finetune, Ict, Mlm, Pretrain, TrainingRun, settings_from
 from ..ranks.devices import chosen_device
 from ..ranks.distributed import world
 from ..text.corpus import MAX_WORDPIECES, Block, Source, record
 from ..text.documents import read_documents
-from ..text.questions import read_questions, read_training_questions
+from ..text.questions import read_questions, training_rows
 from ..text.retriever import RealmRetriever
 from . import ready_folder
 from .console import progress_report, skipped_named
@@ -67,20 +68,23 @@ def pretrain(given: argparse.Namespace) -> None:
 
 def finetune(given: argparse.Namespace) -> None:
     """Run `realm-min finetune`."""
-    questions, device = read_training_questions(given.questions), chosen_device(given.device)
+    lines, questions = zip(*training_rows(given.questions), strict=True)
+    device = chosen_device(given.device)
     dev = list(read_questions(given.dev)) if given.dev else []
     values = {**dropout(given), "searcher_beam_size": given.searcher_beam_size}
     values |= {"reader_beam_size": given.reader_beam_size}
     values = {name: value for name, value in values.items() if value is not None}
-    ready = Path(given.corpus)
+    ready, named = Path(given.corpus), [f"{given.questions} line {line}" for line in lines]
     with progress_report() as report:
         if is_indexed(given.corpus):
             blocks = ready_folder.read_blocks(ready)
             sources = ready_folder.read_sources_of(ready, len(blocks))
             retriever = RealmRetriever.from_pretrained(ready)
+            question_pieces(questions, retriever.tokenizer, named)
             model = RealmForOpenQA.from_pretrained(ready, retriever=retriever, sharded=True, **values).to(device)
         else:
             tokenizer = warm_start.tokenizer(given.model)
+            question_pieces(questions, tokenizer, named)  # before a corpus is embedded
             blocks, sources = read_cut(given.corpus, tokenizer, MAX_WORDPIECES, report)
             model = new_model(given.model, blocks, tokenizer, given.seed, report, device, **values)
         run = replace(run_from(given, report), evaluate_every=given.evaluate_every, refresh_ranks=given.refresh_ranks)

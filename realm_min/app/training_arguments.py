@@ -169,9 +169,9 @@ def check_finetune(options: argparse.Namespace) -> None:
         read_documents(options.corpus)
     elif options.model:
         raise ValueError(f"{options.corpus} holds a model already: leave out --model {options.model}")
-    read_training_questions(options.questions)
-    if options.dev:
-        list(read_questions(options.dev))
+    for path, read in ((options.questions, read_training_questions), (options.dev, read_questions)):
+        if path and not list(read(path)):
+            raise ValueError(f"{path} holds no question")
 
 
 def _check_run(options: argparse.Namespace) -> None:

@@ -139,11 +139,7 @@ def encode_questions(
     """
     questions = list(questions)
     found = []
-    for question, ids in zip(questions, tokenizer([q.question for q in questions])["input_ids"], strict=True):
-        if not 2 < len(ids) <= MAX_QUESTION_WORDPIECES:
-            raise ValueError(
-                f"the question {question.question!r} has {len(ids)} wordpieces: expected 3 to {MAX_QUESTION_WORDPIECES}"
-            )
+    for question, ids in zip(questions, question_pieces(questions, tokenizer), strict=True):
         answers = [answer for answer in question.answers if answer.strip()]
         pieces = tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else []
         spans = [np.array(piece) for piece in pieces if 0 < len(piece) <= max_span_width]
@@ -151,6 +147,26 @@ def encode_questions(
             found.append(EncodedQuestion(np.array(ids), spans, question.title, question.evidence))
     if not found:
         raise ValueError(f"no question has an answer of 1 to {max_span_width} wordpieces: nothing to train on")
+    return found
+
+
+def question_pieces(
+    questions: Sequence[TrainingQuestion], tokenizer: Any, lines: Sequence[str] = ()
+) -> list[list[int]]:
+    """Questions as wordpieces; `lines` are what an error is to call each, "q.jsonl line 3" say.
+
+    Raises:
+        ValueError: there is none; one is empty or overlong.
+    """
+    if not questions:
+        raise ValueError("there is no question to train on: give some")
+    found = tokenizer([question.question for question in questions])["input_ids"]
+    for number, (question, ids) in enumerate(zip(questions, found, strict=True)):
+        if not 2 < len(ids) <= MAX_QUESTION_WORDPIECES:
+            raise ValueError(
+                f"{lines[number] + ': ' if lines else ''}the question {question.question[:60]!r} has {len(ids)} "
+                f"wordpieces: give one of 3 to {MAX_QUESTION_WORDPIECES}"
+            )
     return found
 
 

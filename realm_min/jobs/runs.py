@@ -305,8 +305,8 @@ def _finetune(
 ) -> None:
     """`finetune` on the ranks that train."""
     tokenizer, records = model.retriever.tokenizer, model.retriever.block_records
-    evidence = Evidence(encode_blocks(records, tokenizer, run.report), blocks)
     encoded = encode_questions(questions, tokenizer, model.config.max_span_width)
+    evidence = Evidence(encode_blocks(records, tokenizer, run.report), blocks)
     refresher = None
     if settings.refresh_blocks:
         refresher = IndexRefresher(

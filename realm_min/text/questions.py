@@ -119,7 +119,11 @@ def read_training_questions(path: str | os.PathLike) -> list[TrainingQuestion]:
     Raises:
         ValueError: a line is malformed; it is named by its number.
     """
-    found = []
+    return [question for _, question in training_rows(path)]
+
+
+def training_rows(path: str | os.PathLike) -> Iterator[tuple[int, TrainingQuestion]]:
+    """As `read_training_questions`, with the number of each one's line."""
     for number, value in _values(path):
         try:
             if isinstance(value, ValueError):
@@ -133,8 +137,7 @@ def read_training_questions(path: str | os.PathLike) -> list[TrainingQuestion]:
                     raise ValueError(f'"{key}" is {given!r}, not a string')
         except ValueError as error:
             raise ValueError(f"{path} line {number} {error}") from None
-        found.append(TrainingQuestion(question, answers, **known))
-    return found
+        yield number, TrainingQuestion(question, answers, **known)
 
 
 def checked_question(value: dict[str, Any]) -> Question:

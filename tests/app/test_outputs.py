@@ -295,6 +295,18 @@ def test_a_resumed_run_keeps_what_stands_beside_its_files(here, ready):
     assert files_of(here / "run" / "model") == before
 
 
+def test_an_overlong_question_is_refused_before_the_corpus_is_read(here, ready, monkeypatch, capsys):
+    monkeypatch.setattr("realm_min.app.train.read_cut", None)
+    monkeypatch.setattr(RealmForOpenQA, "from_pretrained", None)
+    rows = [{"question": text, "answer": ["a"]} for text in ("why?", "what " * 70)]
+    (here / "long.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
+    for corpus in ("c.jsonl", str(ready)):
+        assert main(["finetune", "long.jsonl", corpus, "--out", "run"]) == 2
+        last = capsys.readouterr().err.strip().split("\n")[-1]
+        assert last.startswith(f"realm-min: long.jsonl line 3: the question '{'what ' * 12}' has "), last
+        assert last.endswith(" wordpieces: give one of 3 to 64")
+
+
 # ---- one writer
 
 

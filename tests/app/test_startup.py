@@ -164,6 +164,8 @@ REFUSED = {
     "finetune none.jsonl c.jsonl --out o": "none.jsonl: No such file or directory",
     "finetune title.jsonl c.jsonl --out o": '"title" is 3, not a string',
     "finetune q.jsonl c.jsonl --out o --dev bad.jsonl": 'bad.jsonl line 2 has no "answer"',
+    "finetune empty.jsonl c.jsonl --out o": "empty.jsonl holds no question",
+    "finetune q.jsonl c.jsonl --out o --dev empty.jsonl": "empty.jsonl holds no question",
     "finetune q.jsonl none --out o": "none does not exist: give",
     "index none.jsonl --out o": "none.jsonl does not exist: give",
     "index q.txt --out o": "q.txt does not exist: give",

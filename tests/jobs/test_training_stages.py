@@ -267,6 +267,10 @@ def test_questions_that_cannot_be_learned_are_refused(tmp_path, tokenizer):
         runs.finetune(TrainingRun(tmp_path), model, [TrainingQuestion("who?", ["a b c d e f g h i j k"])])
     with pytest.raises(ValueError, match="has 2 wordpieces"):
         runs.finetune(TrainingRun(tmp_path), model, [TrainingQuestion("  ", ["a"])])
+    with pytest.raises(ValueError, match="there is no question to train on: give some"):
+        runs.finetune(TrainingRun(tmp_path), model, [])
+    with pytest.raises(ValueError, match=r"^the question '(why ){15}' has 102 wordpieces: give one of 3 to 64$"):
+        runs.finetune(TrainingRun(tmp_path), model, [TrainingQuestion("why " * 100, ["a"])])
     with pytest.raises(ValueError, match="not those of the model's retriever"):
         runs.finetune(TrainingRun(tmp_path), model, QUESTIONS, blocks=BLOCKS[1:])
     with pytest.raises(ValueError, match="refresh_blocks embeds the blocks anew"):
