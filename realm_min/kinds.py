@@ -62,7 +62,7 @@ def check(name: str, value: Any, kind: Any) -> None:
     if not is_a(value, kind):
         if _is_tensor(value) and _without_numbers(value):
             where = f"on {value.device}" if value.device.type == "meta" else f"of layout {value.layout}"
-            where = "nested" if value.is_nested else where
+            where = "nested" if value.is_nested else f"quantized, {value.dtype}" if value.is_quantized else where
             raise WrongKind(f"{name} is {where}: give a tensor that holds its numbers, one after another")
         remedy = _words(kind)
         if os.PathLike in typing.get_args(kind) and _is_blank(value):
@@ -165,7 +165,9 @@ def _is_blank(value: Any) -> bool:
 
 
 def _without_numbers(tensor: Any) -> bool:
-    return tensor.device.type == "meta" or str(tensor.layout) != "torch.strided" or tensor.is_nested
+    return (
+        tensor.device.type == "meta" or str(tensor.layout) != "torch.strided" or tensor.is_nested or tensor.is_quantized
+    )
 
 
 def _is_tensor(value: Any) -> bool:
@@ -184,6 +186,22 @@ def device_of(target: Any) -> Any:
         why = str(error).partition("\n")[0]
         raise ValueError(f'{shown(target)} is no device of this machine ({why}): give "cpu" or "cuda:0", say') from None
     return device
+
+
+def usual_numbers(name: str, tensor: Any) -> Any:
+    """Unsigned integers as int64 and floats of one byte as float32, since torch compares and adds few of them.
+
+    Raises:
+        ValueError: a number of 2 ** 63 or more.
+    """
+    import torch  # as above
+
+    if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        found = tensor.long()
+        if found.numel() and found.min() < 0:
+            raise ValueError(f"{name} holds {int(found.min()) + 2**64}, which is out of range: give numbers of int64")
+        return found
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
 def shown(value: object) -> str:

@@ -306,6 +306,7 @@ def check_tensors(found: Mapping[str, torch.Tensor], source: str) -> None:
     tensors = {key: tensor for key, tensor in found.items() if key not in kinds}
     kinds |= {key: "tensor of the meta device" for key, tensor in tensors.items() if tensor.device.type == "meta"}
     kinds |= {key: "sparse tensor" for key, tensor in tensors.items() if tensor.layout != torch.strided}
+    kinds |= {key: "quantized tensor" for key, tensor in tensors.items() if tensor.is_quantized}
     if kinds:
         raise misfit(source, [f"no tensor of numbers: {key} is a {kind}" for key, kind in kinds.items()])
 

@@ -98,6 +98,16 @@ def resolve_folder(name_or_folder: str | os.PathLike, *parts: str, subfolder: st
     return found
 
 
+def located(name: str | os.PathLike | None, options: dict[str, Any], alone: bool) -> Path:
+    """A folder of config.json beside model.safetensors or pytorch_model.bin, sharded or not.
+
+    `alone`: nothing of it is read, a configuration and weights were given, and it may have no name.
+    """
+    if name is None and alone:
+        return Path("the state dict")
+    return resolve_folder("" if name is None else name, "config", "weights", **options)
+
+
 def find_folder(name_or_folder: str | os.PathLike) -> Path | None:
     """The existing folder that is meant; None for a hub name, which can be fetched, or not.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..compatible.loading import take_loading_options, take_saving_options
 from ..config import KNOWN, RealmConfig
 from ..files import checkpoint
-from ..files.hub import resolve_folder, take_hub_options
+from ..files.hub import located, take_hub_options
 from ..files.unknown_names import did_you_mean
 from ..kinds import checked
 from ..model.bert import Kept, Run
@@ -465,16 +465,6 @@ class RealmModel(Module):
 def version(tensor: Tensor) -> tuple[int, int | None]:
     """Another for another tensor, and after a write to it; torch does not count those of inference mode."""
     return id(tensor), None if tensor.is_inference() else tensor._version
-
-
-def located(name: str | os.PathLike | None, options: dict[str, Any], alone: bool) -> Path:
-    """A folder of config.json beside model.safetensors or pytorch_model.bin, sharded or not.
-
-    `alone`: nothing of it is read, a configuration and weights were given, and it may have no name.
-    """
-    if name is None and alone:
-        return Path("the state dict")
-    return resolve_folder("" if name is None else name, "config", "weights", **options)
 
 
 def chosen_dtype(dtype: torch.dtype | str | None, config: RealmConfig) -> torch.dtype | None:

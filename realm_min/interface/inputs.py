@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import RealmConfig
+from ..kinds import usual_numbers
 from ..model.bert import Batch
 
 
@@ -25,6 +26,11 @@ class Inputs(NamedTuple):
         """The same, on a device."""
         return Inputs(*(None if tensor is None else tensor.to(device) for tensor in self))
 
+    def usual(self) -> Inputs:
+        """The same, in dtypes that torch computes with."""
+        named = zip(self._fields, self, strict=True)
+        return Inputs(*(None if tensor is None else usual_numbers(name, tensor) for name, tensor in named))
+
 
 def own_tensor(name: str, value: Any, hint: str) -> Any:
     """An argument of a call: of a tensor a copy, so that what the caller writes into it later changes no gradient.
@@ -38,7 +44,7 @@ def own_tensor(name: str, value: Any, hint: str) -> Any:
         TypeError: it is none, where the call takes tensors alone.
     """
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return usual_numbers(name, value.detach()).clone()
     if isinstance(value, int) and hint.partition(" ")[0] == "bool":
         return bool(value)
     if value is not None and hint.partition(" ")[0] == "Tensor":
@@ -56,6 +62,7 @@ def checked_batch(config: RealmConfig, inputs: Inputs) -> Batch:
         ValueError: both or neither of ids and embeddings, a wrong rank or shape, no tokens at all, more tokens than
             positions, an id outside its table.
     """
+    inputs = inputs.usual()
     words = checked_words(config, inputs)
     input_ids, attention_mask, token_type_ids, position_ids, _ = for_all(inputs, len(words))
     shape, device = words.shape[:2], words.device

@@ -63,13 +63,15 @@ def check_search_shapes(queries: Tensor, blocks: Tensor, k: int, total: int | No
         raise ValueError(f"k is {k}: it must lie in 1..{total}, the number of blocks")
 
 
-def check_rows(ids: Tensor, total: int) -> None:
-    """Raise ValueError, naming the value, for ids [...] that are none of `total` blocks."""
+def checked_rows(ids: Tensor, total: int) -> Tensor:
+    """ids [...] as int64; ValueError, naming the value, where they are none of `total` blocks."""
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise ValueError(f"ids are {ids.dtype}: give the numbers of blocks, int64")
+    ids = kinds.usual_numbers("ids", ids).long()
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < total:
         wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
         raise ValueError(f"block {wrong} does not exist: there are blocks 0 to {total - 1}")
+    return ids
 
 
 def refuse_queries(queries: Tensor) -> None:

@@ -40,9 +40,9 @@ from .bounds import COMPRESSIONS, Codes, compress, finite_norm, limit_terms
 from .checks import (
     BLOCK_DTYPES,
     check_blocks,
-    check_rows,
     check_search,
     check_search_shapes,
+    checked_rows,
     plain_count,
     refuse_queries,
 )
@@ -151,8 +151,7 @@ class BlockIndex:
     @checked
     def rows(self, ids: Tensor) -> Tensor:
         """The vectors of blocks ids [...] int64 -> [..., D]. Raises ValueError for ids of no block."""
-        check_rows(ids, len(self))
-        return self.blocks[ids.to(self.device).long()]
+        return self.blocks[checked_rows(ids, len(self)).to(self.device)]
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """`mips_topk` of queries [Q, D] over the index; `last_search` then tells how much was rescored."""

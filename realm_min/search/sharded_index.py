@@ -31,7 +31,7 @@ from ..kinds import checked, device_of
 from ..ranks.distributed import World, world
 from . import mips
 from .bounds import BASE_GROUP
-from .checks import check_rows, plain_count
+from .checks import checked_rows, plain_count
 from .mips import BlockIndex, SearchReport
 
 KEY = "block_emb"  # of the block embeddings in a checkpoint
@@ -165,8 +165,8 @@ class ShardedBlockIndex:
         Raises:
             ValueError: the index was built of slices, and a block is of another one.
         """
-        check_rows(ids, len(self))
-        places = ids.to(self._blocks.device).long() - self._first_row
+        ids = checked_rows(ids, len(self))
+        places = ids.to(self._blocks.device) - self._first_row
         if places.numel() and not 0 <= int(places.min()) <= int(places.max()) < len(self._blocks):
             raise ValueError(
                 f"blocks {int(ids.min())} to {int(ids.max())} were asked for, and rank {self.world.rank} has "

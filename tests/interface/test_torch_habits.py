@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import eight_capitals
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import realm_min
 from realm_min.jobs.embedding import embed_blocks
@@ -79,6 +81,68 @@ def test_masks_of_any_dtype_in_the_other_models():
     for dtype in (torch.bool, torch.float16, torch.float64):
         for found, expected in zip(numbers(dtype), numbers(torch.long), strict=True):
             assert torch.equal(found, expected)
+
+
+UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+BYTES = [getattr(torch, name) for name in dir(torch) if name.startswith("float8_")]
+MASKS = [dtype for dtype in BYTES if dtype != torch.float8_e8m0fnu]  # which has no 0
+SMALL = dict(reader_beam_size=2, searcher_beam_size=3, max_span_width=2, span_hidden_size=4, initializer_range=0.3)
+
+
+def every_output(of_ids, of_masks):
+    """Numbers of each model and of an index, with ids and masks of other dtypes than usual."""
+    config = realm_min.RealmConfig(**CONFIG | SMALL)
+    embedder, scorer, encoder, reader = (
+        getattr(realm_min, f"Realm{name}")(config, seed=1).eval()
+        for name in ("Embedder", "Scorer", "KnowledgeAugEncoder", "Reader")
+    )
+    ids, mask, heads = IDS.to(of_ids), MASK.float().to(of_masks), torch.ones(2).to(of_masks)
+    masks = MASK[:, None].expand(-1, 2, -1)
+    pairs, places, relevance = torch.stack([ids, ids], 1), torch.ones(2, 1).to(of_ids), torch.tensor([[0.25, 0.5]] * 2)
+    yield embedder(ids, mask, MASK.to(of_ids), MASK.to(of_ids), head_mask=heads).projected_score
+    yield embedder.forward(ids, mask, MASK.to(of_ids), MASK.to(of_ids)).projected_score
+    yield scorer(ids, mask, candidate_input_ids=pairs, candidate_token_type_ids=masks.to(of_ids)).relevance_score
+    yield encoder(pairs, relevance_score=relevance, labels=ids, mlm_mask=mask).loss
+    answers = dict(start_positions=places, end_positions=places, has_answers=torch.ones(2).to(of_ids))
+    yield reader(ids, mask, relevance_score=relevance[0], block_mask=mask, **answers).loss
+    yield BlockIndex(torch.eye(16)).rows(ids)
+
+
+@pytest.mark.parametrize(
+    ("of_ids", "of_masks"), [*((dtype, dtype) for dtype in UNSIGNED), *((torch.int64, dtype) for dtype in MASKS)]
+)
+def test_unsigned_integers_and_floats_of_a_byte(of_ids, of_masks):
+    for found, expected in zip(every_output(of_ids, of_masks), every_output(torch.int64, torch.int64), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", BYTES)
+def test_embeddings_of_a_byte(dtype):
+    model, embeds = new_embedder(), torch.tensor([[[0.5, 1, 2, 4] * 2] * 3])
+    expected = model(inputs_embeds=embeds).projected_score
+    assert torch.equal(model(inputs_embeds=embeds.to(dtype)).projected_score, expected)
+
+
+@settings(deadline=None, derandomize=True, max_examples=10)
+@given(st.integers(2**63, 2**64 - 1))
+def test_an_id_that_no_integer_of_torch_holds(number):
+    ids = torch.tensor([[1, number]], dtype=torch.uint64)
+    for call in (new_embedder(), BlockIndex(torch.eye(16)).rows):
+        with pytest.raises(ValueError, match=f"ids holds {number}, which is out of range: give numbers of int64"):
+            call(ids)
+
+
+def test_a_quantized_tensor_is_refused():
+    codes = torch.quantize_per_tensor(torch.ones(2, 4), 0.1, 0, torch.quint8)
+    model = new_embedder()
+    for call in (
+        lambda: model(codes), lambda: model(IDS, codes), lambda: model(inputs_embeds=codes),
+        lambda: BlockIndex(torch.eye(4)).rows(codes),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"is quantized, torch.quint8: give a tensor that holds its numbers"):
+            call()
+    with pytest.raises(ValueError, match="no tensor of numbers: a is a quantized tensor"):
+        model.load_state_dict({"a": codes})
 
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
