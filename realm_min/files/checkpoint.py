@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import safetensors
 import torch
@@ -194,8 +195,30 @@ def check_fits(
     return wrong
 
 
+def check_sizes(shapes: Shapes, tensors: Mapping[str, torch.Tensor]) -> None:
+    """ValueError if a model's configuration, of which `shapes` are, has grown apart from its weights."""
+    for key, shape in shapes.items():
+        found = list(tensors[key].shape) if key in tensors else "none"
+        if not isinstance(shape, str) and found != list(shape):
+            raise ValueError(
+                f"the model's configuration says {key} {list(shape)}, its weights have {found}: set the value back, "
+                "or make another model of the configuration"
+            )
+
+
 def _misshaped(key: str, found: Sequence[int], expected: Sequence[int]) -> str:
     return f"mis-shaped: {key} {list(found)}, the model has {list(expected)}"
+
+
+class LoadedKeys(NamedTuple):
+    """The keys that a state dict and the model it was loaded into do not share."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+    def __repr__(self) -> str:  # as torch's
+        keys = f"LoadedKeys(missing_keys={self.missing_keys}, unexpected_keys={self.unexpected_keys})"
+        return keys if any(self) else "<All keys matched successfully>"
 
 
 class Misfit(ValueError, RuntimeError):

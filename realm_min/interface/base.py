@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..compatible.loading import take_loading_options, take_saving_options
 from ..config import KNOWN, RealmConfig
 from ..files import checkpoint
+from ..files.checkpoint import LoadedKeys
 from ..files.hub import located, take_hub_options
 from ..files.unknown_names import did_you_mean
 from ..kinds import checked
@@ -28,17 +29,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # of the standard library from Python 3.11 on
 
 Output = TypeVar("Output", bound=ModelOutput)
-
-
-class LoadedKeys(NamedTuple):
-    """The keys that a state dict and the model it was loaded into do not share."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
-
-    def __repr__(self) -> str:  # as torch's
-        keys = f"LoadedKeys(missing_keys={self.missing_keys}, unexpected_keys={self.unexpected_keys})"
-        return keys if any(self) else "<All keys matched successfully>"
 
 
 class RealmModel(Module):
@@ -66,7 +56,7 @@ class RealmModel(Module):
             kind, name = f"{type(config).__module__}.{type(config).__qualname__}", type(self).__name__
             raise ValueError(f"{name}({kind}): give a realm_min.RealmConfig, or call {name}.from_pretrained(folder)")
         config.check()
-        self.config = config
+        self.config, self._checked = config, dict(vars(config))
         self.training = True
         self.seed = seed = checked_seed(seed)
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -309,12 +299,21 @@ class RealmModel(Module):
         raise NotImplementedError
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._check_config()
         takes = {name: hint for name, hint in type(self).forward.__annotations__.items() if name != "return"}
         for name in kwargs.keys() - takes.keys():
             raise TypeError(f"{type(self).__name__} has no argument {name!r}{did_you_mean(name, takes)}")
         given = [own_tensor(name, value, takes[name]) for name, value in zip(takes, args, strict=False)]
         named = {name: own_tensor(name, value, takes[name]) for name, value in kwargs.items()}
         return self.forward(*given, *args[len(given) :], **named)
+
+    def _check_config(self) -> None:
+        """ValueError where a configuration, as it was set since the last call, is impossible or not the weights'."""
+        for model in (self, *self.parts.values()):
+            if vars(model.config) != model._checked:
+                model.config.check()
+                checkpoint.check_sizes(model.shapes(model.config), model.p)
+                model._checked = dict(vars(model.config))
 
     def _called(
         self,

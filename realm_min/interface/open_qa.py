@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import kinds
 from ..config import RealmConfig
 from ..files import checkpoint
+from ..files.checkpoint import LoadedKeys
 from ..kinds import checked, device_of
 from ..model import ops
 from ..model.bert import Kept, Run
@@ -31,7 +32,7 @@ from ..text.questions import listed
 from ..text.retriever import RealmRetriever
 from ..text.sequences import MODEL_INPUTS, pad_to
 from ..text.words import whole_words
-from .base import LoadedKeys, RealmModel, version
+from .base import RealmModel, version
 from .embedder import RealmEmbedder
 from .inputs import Inputs, check_finite, check_integers, check_span_width, checked_batch
 from .outputs import RealmForOpenQAOutput, RealmReaderOutput

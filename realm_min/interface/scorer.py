@@ -11,11 +11,11 @@ from torch import Tensor
 
 from .. import kinds
 from ..config import RealmConfig
-from ..files.checkpoint import check_tensors
+from ..files.checkpoint import LoadedKeys, check_tensors
 from ..kinds import checked
 from ..model.bert import Kept
 from ..model.realm import embed, embed_backward, relevance_score, relevance_score_backward
-from .base import LoadedKeys, RealmModel
+from .base import RealmModel
 from .embedder import RealmEmbedder
 from .inputs import Inputs, checked_batch, flatten_candidates
 from .outputs import RealmScorerOutput

@@ -137,6 +137,33 @@ def test_a_value_that_was_set_later_is_checked(name, value, message):
         realm_min.RealmEmbedder(config)
 
 
+@pytest.mark.parametrize("name", ["RealmEmbedder", "RealmScorer", "RealmKnowledgeAugEncoder"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (dict(hidden_act="zzz"), "hidden_act='zzz' is unknown"),
+        (dict(hidden_dropout_prob="x"), "hidden_dropout_prob='x' must be a probability"),
+        (dict(num_attention_heads=5), "is not divisible by num_attention_heads=5"),
+        (dict(vocab_size="x"), "vocab_size='x' must be an integer"),
+        (dict(num_hidden_layers=9), r"says realm.encoder.layer.\d.* \[.*\], its weights have none: set the value back"),
+        (dict(vocab_size=10**6), r"word_embeddings.weight \[1000000, .*\], its weights have \[61, "),
+        (dict(max_position_embeddings=10**6), r"position_embeddings.weight \[1000000, .*\], its weights have \["),
+    ],
+)
+def test_a_value_that_was_set_between_calls_is_checked(name, value, message):
+    model, inputs = new(name).eval(), {**INPUTS[name]}
+    model(**inputs)
+    before = dict(vars(model.config))
+    model.config.update(value)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            model(**inputs)
+    model.config.update(before)
+    model(**inputs)
+    model.config.hidden_act = "relu"  # of any model
+    model(**inputs)
+
+
 def test_weights_of_eight_bits_are_refused():
     with pytest.raises(TypeError, match="float8_e4m3fn.*: give a floating dtype of 16 bits or more"):
         new("RealmEmbedder").to(torch.float8_e4m3fn)
