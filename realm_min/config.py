@@ -160,6 +160,11 @@ class RealmConfig(Configuration):
             isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
         ):
             raise ValueError(f"architectures={names!r} must be a list of names of classes, or null")
+        number, labels = (self.__dict__.get(name) for name in ("num_labels", "id2label"))
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 0):
+            raise ValueError(f"num_labels={number!r} must be an integer of at least 0")
+        if labels is not None and not isinstance(labels, dict):
+            raise ValueError(f"id2label={labels!r} must be a dict of numbers to labels, or null")
         for name in ("is_decoder", "add_cross_attention"):
             if getattr(self, name, False):
                 raise ValueError(f"{name}=True: REALM's encoder reads both ways; leave it False")

@@ -162,7 +162,10 @@ class Configuration:
                 raise ValueError(f"update_from_string: {name} is a {kind.__name__}; set it as an attribute")
             if kind is bool and text.lower() not in ("true", "1", "y", "yes", "false", "0", "n", "no"):
                 raise ValueError(f"update_from_string: {name}={text!r} must be true or false")
-            setattr(self, name, text.lower() in ("true", "1", "y", "yes") if kind is bool else kind(text))
+            try:
+                setattr(self, name, text.lower() in ("true", "1", "y", "yes") if kind is bool else kind(text))
+            except ValueError:
+                raise ValueError(f"update_from_string: {name}={text!r} is no {kind.__name__}: give one") from None
 
     @classmethod
     @checked

@@ -53,6 +53,8 @@ def take_hub_options(arguments: dict[str, Any]) -> dict[str, Any]:
     for name in _WITHOUT_EFFECT:
         arguments.pop(name, None)
     given = {name: arguments.pop(name, None) for name in (*_PASSED_ON, "subfolder")}
+    if not isinstance(given["subfolder"], (str, os.PathLike, type(None))):
+        raise TypeError(f"subfolder={given['subfolder']!r} is no path: give the name of a folder in the checkpoint's")
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -163,6 +163,8 @@ class RealmRetriever:
             return None, None
         if last is None:
             return source.start, source.end
+        if not first < last:
+            raise ValueError(f"place({number}, {first}, {last}): give a last character above the first")
         before = len(text_start(title))
         if first < before:
             return None, None

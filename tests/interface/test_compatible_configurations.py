@@ -191,6 +191,21 @@ def test_values_of_other_models_and_files_say_nothing(tmp_path):
     assert config.of_another_program == 4 and config.max_length == 30
 
 
+def test_labels_and_texts_are_checked(tmp_path):
+    for values, message in (
+        (dict(num_labels="x"), "num_labels='x' must be an integer of at least 0"),
+        (dict(num_labels=-1), "num_labels=-1 must be"),
+        (dict(id2label="x"), "id2label='x' must be a dict of numbers to labels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            realm_min.RealmConfig(**values)
+    with pytest.raises(ValueError, match="update_from_string: hidden_size='abc' is no int: give one"):
+        realm_min.RealmConfig(**SIZES).update_from_string("hidden_size=abc")
+    with pytest.raises(TypeError, match="subfolder=5 is no path: give the name of a folder in the"):
+        realm_min.RealmConfig.from_pretrained(tmp_path, subfolder=5)
+    assert realm_min.RealmConfig(num_labels=3).id2label[2] == "LABEL_2"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

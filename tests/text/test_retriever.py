@@ -13,7 +13,9 @@ from oracle import TheirRetriever, transformers
 
 from realm_min import RealmRetriever, RealmTokenizer, RealmTokenizerFast
 from realm_min.files.block_records import read_block_records, write_block_records
+from realm_min.files.block_sources import Sources, Titles, source_lines, title_lines
 from realm_min.files.pickled_bytes import unpickle_byte_strings
+from realm_min.text.corpus import Source
 
 SEP = 3
 RETRIEVER = RealmRetriever([], SimpleNamespace(sep_token_id=SEP))
@@ -172,6 +174,15 @@ def test_the_slow_tokenizer_and_every_tensor_type_give_the_same(vocabulary, toke
 def test_bad_calls_are_named(tokenizer, block_ids, question_ids, complaint):
     with pytest.raises(ValueError, match=complaint):
         RealmRetriever(BLOCKS, tokenizer)(torch.tensor(block_ids), torch.tensor(question_ids), None)
+
+
+def test_no_place_ends_before_it_starts(tokenizer):
+    titles, sources = Titles(title_lines([""])), Sources(source_lines([Source("a", 3, 15)]))
+    retriever = RealmRetriever([b"twelve chars"], tokenizer, titles, sources)
+    assert retriever.place(0, 5, 10) == (8, 13)
+    for last in (5, 10):
+        with pytest.raises(ValueError, match=rf"place\(0, 10, {last}\): give a last character above the first"):
+            retriever.place(0, 10, last)
 
 
 def test_blocks_that_are_no_utf8_bytes_are_named(tokenizer):
