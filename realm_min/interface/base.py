@@ -286,9 +286,10 @@ class RealmModel(Module):
             options: as `checkpoint.write_folder`.
         """
         take_saving_options(options)
-        config = RealmConfig.from_dict(
-            self.config.to_dict() | {"architectures": [type(self).__name__], "torch_dtype": str(self.dtype)[6:]}
-        )
+        for name in options.keys() - {"safe_serialization", "max_shard_size"}:
+            raise TypeError(f"{type(self).__name__}.save_pretrained has no argument {name!r}: leave it out")
+        said = {"architectures": [type(self).__name__], "torch_dtype": str(self.dtype)[6:]}
+        config = RealmConfig.from_dict(self.config.to_dict() | said)
         if is_main_process:
             state = self.state_dict() if state_dict is None else state_dict
             checkpoint.write_folder(save_directory, config, state, **options)

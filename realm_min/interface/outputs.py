@@ -28,6 +28,8 @@ class Call:
                 raise ValueError(
                     f"the last call returned no {name!r} to differentiate: it has {', '.join(self.outputs)}"
                 )
+            if isinstance(cotangent, Tensor) and cotangent.is_complex():
+                raise ValueError(f"the cotangent of {name} has dtype {cotangent.dtype}: give real numbers")
             try:
                 found[name] = torch.as_tensor(cotangent, dtype=dtype, device=device).detach().to_dense()
             except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError of the meta device among them

@@ -164,6 +164,20 @@ def test_a_value_that_was_set_between_calls_is_checked(name, value, message):
     model(**inputs)
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_a_complex_cotangent_is_refused(dtype):
+    model = new("RealmEmbedder")
+    shape = model(**INPUTS["RealmEmbedder"]).projected_score.shape
+    with pytest.raises(ValueError, match=f"cotangent of projected_score has dtype {dtype}: give real numbers"):
+        model.backward(projected_score=torch.ones(shape, dtype=dtype))
+
+
+def test_an_unknown_option_of_saving_is_named(tmp_path):
+    with pytest.raises(TypeError, match="RealmEmbedder.save_pretrained has no argument 'nope': leave it out"):
+        new("RealmEmbedder").save_pretrained(tmp_path, nope=1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_weights_of_eight_bits_are_refused():
     with pytest.raises(TypeError, match="float8_e4m3fn.*: give a floating dtype of 16 bits or more"):
         new("RealmEmbedder").to(torch.float8_e4m3fn)
