@@ -13,7 +13,7 @@ from ..interface.open_qa import MAX_QUESTION_WORDPIECES
 from ..learn.finetuning import EncodedQuestion
 from ..learn.masking import MASKINGS, Passage, SpanFinder, passages, salient_span
 from ..learn.pretraining import NO_BLOCK, Text
-from ..text.corpus import Block, Document, cut_blocks, split_sentences
+from ..text.corpus import Block, Document, cut_documents, split_sentences
 from ..text.questions import TrainingQuestion
 from ..text.sequences import EncodedBlock
 from .settings import Pretrain
@@ -101,23 +101,16 @@ def cut_texts(
     Raises:
         ValueError: nothing is left.
     """
-
-    def letters(text: str) -> int:
-        return sum(map(len, text.split()))
-
     texts, pending = [], []
-    number, left = -1, 0  # the block that is being cut, and its letters still to come
-    for cut in cut_blocks((Document(*block) for block in blocks), tokenizer, max_wordpieces):
-        while left == 0:
-            number += 1
-            left = letters(blocks[number].text)
-        left -= letters(cut.text)
-        pending.append(Text(number, *cut))
-        if len(pending) == AT_ONCE or (left == 0 and number == len(blocks) - 1):
+    documents = (Document(*block, str(number)) for number, block in enumerate(blocks))
+    for cut, source in cut_documents(documents, tokenizer, max_wordpieces):
+        pending.append(Text(int(source.document), *cut))
+        if len(pending) == AT_ONCE:
             texts += with_something_to_mask(pending, tokenizer, choose)
             pending = []
-            report("Cutting blocks into texts", number + 1, len(blocks))
-    texts += with_something_to_mask(pending, tokenizer, choose)  # where the last blocks have no text
+            report("Cutting blocks into texts", int(source.document), len(blocks))
+    texts += with_something_to_mask(pending, tokenizer, choose)
+    report("Cutting blocks into texts", len(blocks), len(blocks))
     if not texts:
         raise ValueError("no text of the corpus has anything to mask: give a larger corpus, or another masking")
     return texts

@@ -448,6 +448,14 @@ def test_pre_training_that_diverges_says_so(tmp_path, tokenizer):
         runs.pretrain(TrainingRun(tmp_path / "run"), BLOCKS, embedder, encoder, tokenizer, settings)
 
 
+def test_blocks_that_give_no_text_take_no_others(tokenizer):
+    """Blocks that give no text between them, as an index of others' may have."""
+    blocks = [Block(BLOCKS[0].title, "\u200b"), BLOCKS[0], Block("", ""), BLOCKS[1], Block("", "\u200d")]
+    texts = preparation.cut_texts(blocks, tokenizer, 24, masking.salient_span)
+    assert {text.block for text in texts} == {1, 3}
+    assert all(text.text in blocks[text.block].text for text in texts)
+
+
 def test_texts_of_another_corpus_and_an_encoder_alone(tmp_path, tokenizer):
     """X may be any texts: none of them bars a block. With `encoder_alone` the embedder keeps its every bit."""
     embedder, encoder = new_models()
