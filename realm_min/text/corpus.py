@@ -251,16 +251,24 @@ def cut_documents(
         lengths = iter(_lengths([sentence for sentences in texts for sentence in sentences], tokenizer))
         for document, title, sentences, room in zip(chunk, titles, texts, rooms, strict=True):
             if room < MIN_ROOM:
-                raise ValueError(
-                    f"title {title[:60]!r} takes {max_wordpieces - 3 - room} of {max_wordpieces} wordpieces and leaves "
-                    "no room for text: shorten it"
-                )
+                raise ValueError(_without_room(document, title, max_wordpieces - 3 - room, max_wordpieces))
             pieces = [
                 piece for sentence in sentences for piece in _fit_sentence(sentence, next(lengths), room, tokenizer)
             ]
             filled = list(_fill(pieces, room)) if any(length for _, length in pieces) else []
             for text, source in zip(filled, _sources(document, filled), strict=True):
                 yield Block(title, text), source
+
+
+def _without_room(document: Document, title: str, length: int, max_wordpieces: int) -> str:
+    """What to say of a title that leaves no room for text: it is too long, or else the blocks are too short."""
+    needed = length + 3 + MIN_ROOM
+    of = f" of document {document.id!r}" if document.id else ""
+    remedy = f"allow {needed} or more" if needed <= MAX_WORDPIECES else "shorten the title"
+    return (
+        f"the title {title[:60]!r}{of} takes {length} wordpieces and leaves no room for text in a block of "
+        f"{max_wordpieces}: {remedy}"
+    )
 
 
 def _sources(document: Document, texts: list[str]) -> Iterator[Source]:

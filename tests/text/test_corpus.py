@@ -122,9 +122,19 @@ def test_long_sentence_is_cut_at_a_clause(tokenizer):
 
 
 def test_title_that_fills_the_block_is_refused(tokenizer):
-    with pytest.raises(ValueError, match="title 'long long.*leaves no room"):
+    with pytest.raises(ValueError, match="title 'long long.*leaves no room .* 288: shorten the title"):
         list(cut_blocks([Document("long " * 278, "text")], tokenizer))
+    with pytest.raises(ValueError, match="of document 'a/b.html' takes 278 wordpieces"):
+        list(cut_blocks([Document("long " * 278, "text", "a/b.html")], tokenizer))
     assert len(list(cut_blocks([Document("long " * 277, "text")], tokenizer))) == 1
+
+
+@pytest.mark.parametrize("limit", [1, 11])
+def test_blocks_too_short_for_a_title_are_named(tokenizer, limit):
+    message = f"title 'Bern' takes 1 wordpieces and leaves no room for text in a block of {limit}: allow 12 or more"
+    with pytest.raises(ValueError, match=message):
+        list(cut_blocks([Document("Bern", "text")], tokenizer, limit))
+    assert len(list(cut_blocks([Document("Bern", "text")], tokenizer, 12))) == 1
 
 
 def test_documents_without_text_give_no_block(tokenizer):
