@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -81,10 +81,13 @@ def endpoint(answer: Callable[[str, bytes], Response]) -> Callable:
         if fault := stranger(request) or undeclared(request):
             return refused(403, fault)
         data = b""
-        async for part in request.stream():
-            data += part
-            if len(data) > LARGEST:
-                return refused(413, f"the text is longer than {LARGEST:,} bytes: shorten it")
+        try:
+            async for part in request.stream():
+                data += part
+                if len(data) > LARGEST:
+                    return refused(413, f"the text is longer than {LARGEST:,} bytes: shorten it")
+        except ClientDisconnect:  # nobody is left to be answered
+            return refused(400, "the request ended before its end")
         try:
             return await run_in_threadpool(answer, request.path_params.get("name", ""), data)
         except Exception as error:

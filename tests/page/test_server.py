@@ -37,6 +37,8 @@ class Client(NamedTuple):
 
     application: Any
 
+    received: dict[str, str] = {}  # in the place of a request's body
+
     def send(self, method, path, headers=None, content=b""):
         sent, given = [], {"host": "127.0.0.1:8000"} | (headers or {})
         scope = {
@@ -46,7 +48,7 @@ class Client(NamedTuple):
         }  # fmt: skip
 
         async def receive():
-            return {"type": "http.request", "body": content, "more_body": False}
+            return self.received or {"type": "http.request", "body": content, "more_body": False}
 
         async def send(message):
             sent.append(message)
@@ -184,6 +186,13 @@ def test_what_is_no_request(client, data, status, said):
     assert found.status_code == status and found.json()["error"].startswith(said)
     assert client.post("/api/nothing", headers=JSON, content=b"{}").status_code == 404
     assert client.get("/api/ask").status_code == 405
+
+
+def test_a_client_that_goes_away_in_mid_request_is_no_failure(client):
+    class Leaving(Client):
+        received = {"type": "http.disconnect"}
+
+    assert Leaving(client.application).post("/api/ask", headers=JSON, content=b"{").status_code == 400
 
 
 def test_hostile_text_comes_back_as_text(client):
