@@ -102,7 +102,7 @@ def load_vocab(path: str | os.PathLike) -> dict[str, int]:
     check_readable(path, f"no vocabulary file at {str(path)!r}: pass the path of a vocab.txt, one piece a line")
     vocab: dict[str, int] = {}
     try:
-        with open(path, encoding="utf-8") as lines:
+        with open(path, encoding="utf-8-sig") as lines:  # some editors write a byte order mark
             for line_number, line in enumerate(lines):
                 piece = line.rstrip("\n")
                 if piece in vocab:

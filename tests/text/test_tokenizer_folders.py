@@ -384,3 +384,10 @@ def test_a_batch_that_becomes_tensors_is_padded(vocabulary):
         found = tokenizer(["a", "a b"], return_tensors="np")
         assert {name: found[name].tolist() for name in found} == {name: padded[name].tolist() for name in padded}
         assert [len(row) for row in tokenizer(["a", "a b"]).input_ids] == [3, 4]
+
+
+def test_a_vocabulary_with_a_byte_order_mark(tmp_path):
+    from realm_min.text.tokenizer_files import load_vocab
+
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\nword\n", encoding="utf-8-sig")
+    assert load_vocab(tmp_path / "vocab.txt") == {"[PAD]": 0, "[UNK]": 1, "word": 2}
