@@ -289,7 +289,7 @@ def _connect(rank: int, size: int) -> tuple[Any, int, int]:
         store, rank, size = next(rendezvous("env://"))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
-    except RuntimeError as error:  # torch's connection errors among them
+    except (RuntimeError, ValueError) as error:  # torch's connection errors, and addresses that are none
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ConnectionError(f"rank {rank} of {size} cannot reach the others at {address}: {error}") from error
     return store, rank, size

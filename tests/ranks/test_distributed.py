@@ -288,3 +288,10 @@ def test_nobody_is_blamed_for_what_held_up_all(tmp_path):
         time.sleep(seconds)
     (tmp_path / "flag").touch()
     assert ranks.finish(running) == [ranks.Outcome("told")] * 2
+
+
+def test_an_address_that_is_none_is_named(monkeypatch):
+    for name, value in (("MASTER_ADDR", "localhost"), ("MASTER_PORT", "abc"), ("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConnectionError, match="rank 0 of 2 cannot reach the others at localhost:abc"):
+        distributed._connect(0, 2)
