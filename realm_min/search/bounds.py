@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import large_pages
+
 COMPRESSIONS = (None, "bfloat16", "int8")
 BASE_GROUP = 16  # rows that share a scale and a bound; a search may join several into one group
 CHUNK_ELEMENTS = 1 << 24  # elements looked through at once; a quarter of them, where they are compressed
@@ -92,7 +94,7 @@ def compress(blocks: Tensor, compression: str | None, first: int = 0) -> Codes:
     groups = -(-n // BASE_GROUP)
     target = _stored_dtype(blocks.dtype, compression)
     same = target == blocks.dtype
-    codes = blocks if same else torch.empty(n, d, dtype=target, device=blocks.device)
+    codes = blocks if same else large_pages.empty((n, d), target, blocks.device)
     scale = torch.empty(groups, dtype=torch.float32, device=blocks.device) if target == torch.int8 else None
     residual = None if same else torch.empty(groups, dtype=torch.float64, device=blocks.device)
     norm = torch.empty(groups, dtype=torch.float64, device=blocks.device)
