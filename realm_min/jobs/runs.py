@@ -234,10 +234,11 @@ def _check_pretrain(
     settings.check()
     if len(blocks) < 2:
         raise ValueError(f"the corpus has {len(blocks)} block, its own text's, which is barred: give a larger corpus")
-    if settings.num_candidates > len(blocks):
+    others, null = len(blocks) - 1, settings.null_document  # its own block is barred
+    if settings.num_candidates > others + null:
         raise ValueError(
-            f"num_candidates={settings.num_candidates} must lie in 2..{len(blocks)}: the null document and some of the "
-            f"other {len(blocks) - 1} blocks"
+            f"num_candidates={settings.num_candidates} must lie in 2..{others + null}: "
+            f"{'the null document and ' if null else ''}some of the other {others} blocks"
         )
     positions = min(embedder.config.max_position_embeddings, knowledge_encoder.config.max_position_embeddings)
     if not settings.max_passage < positions:
