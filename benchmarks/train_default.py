@@ -181,29 +181,36 @@ DOT = 1012
 
 def teach(data: Data, minilm: Path, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """MiniLM's sentence embeddings of all questions and all blocks, [questions, 384] and [blocks, 384], normalised."""
-    model = warm_start.embedder(minilm, 0, **NO_DROPOUT).to(device).eval()
+    model, size = warm_start.embedder(minilm, 0, **NO_DROPOUT).to(device).eval(), 1024 if device.type == "cuda" else 32
+    return (
+        sentence_embeddings(model, lambda n: question_rows(data, n), lengths_of(data.questions), size, dtype),
+        sentence_embeddings(model, lambda n: record_rows(data, n), lengths_of(data.texts), size // 4, dtype),
+    )
 
-    def mean(batch: Batch) -> Tensor:
+
+def sentence_embeddings(
+    model: RealmEmbedder, rows: Callable[[np.ndarray], tuple], lengths: np.ndarray, size: int, dtype: torch.dtype
+) -> Tensor:
+    """The mean of the trunk's last layer over the tokens of each text, of length 1: [texts, hidden].
+
+    Args:
+        rows: gives the texts of some numbers, for `side_by_side`.
+        lengths: of all texts; those of similar length are read together, `size` of them.
+    """
+    found = torch.empty(len(lengths), model.config.hidden_size, dtype=dtype, device=model.device)
+    for numbers in by_length(lengths, size):
+        (some,) = portioned(*rows(numbers), MOST_TOKENS)
+        batch, _ = on_device(some, model.device)
         hidden = bert(model.p, model.config, batch, "unpadded")[0].hidden  # [rows, tokens, hidden]
         mask = (batch.mask if batch.mask.dim() == 2 else batch.mask[:, 0]).to(hidden.dtype)[..., None]
         pooled = (hidden * mask).sum(1) / mask.sum(1)
-        return pooled / pooled.norm(dim=1, keepdim=True)
+        places = torch.from_numpy(numbers[some.places]).to(model.device)
+        found[places] = (pooled / pooled.norm(dim=1, keepdim=True)).to(dtype)
+    return found
 
-    def of(rows: Callable[[np.ndarray], tuple], lengths: np.ndarray, size: int) -> Tensor:
-        found = torch.empty(len(lengths), model.config.hidden_size, dtype=dtype, device=device)
-        for numbers in by_length(lengths, size):
-            (some,) = portioned(*rows(numbers), MOST_TOKENS)
-            numbers, (batch, _) = numbers[some.places], on_device(some, device)
-            found[torch.from_numpy(numbers).to(device)] = mean(batch).to(dtype)
-        return found
 
-    def as_text(numbers: np.ndarray) -> tuple[list[np.ndarray], None]:
-        return [record_of(data, int(i)) for i in numbers], None
-
-    size = 1024 if device.type == "cuda" else 32
-    return of(lambda n: question_rows(data, n), lengths_of(data.questions), size), of(
-        as_text, lengths_of(data.texts), size // 4
-    )
+def record_rows(data: Data, numbers: Sequence[int]) -> tuple[list[np.ndarray], None]:
+    return [record_of(data, int(i)) for i in numbers], None
 
 
 def lengths_of(ragged: default_data.Ragged) -> np.ndarray:

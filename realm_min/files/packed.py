@@ -375,12 +375,11 @@ def _dense_inputs(part: Any, inputs: Any) -> Iterator[tuple[str, Tensor]]:
 
 def _assemble(header: dict[str, Any], manifest: dict[str, Any], weights: _Weights, levels: float, draft: bool) -> bytes:
     """The file with the trunk's matrices rounded to `levels` steps a standard deviation."""
-    coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)  # the codes repeat nothing worth a match
-    codes, steps = [], []
+    coder, codes, steps = new_coder(), [], []
     for key, matrix in weights.matrices.items():
         rounded, rows, columns = quantize(matrix, levels_of(key, levels), weights.feedbacks.get(key), draft)
         # The coder adapts its table as it goes: like beside like.
-        codes.append(coder.compress(rounded.T[_stored_order(columns)].tobytes()))
+        codes.append(coder.compress(rounded.T[stored_order(columns)].tobytes()))
         steps += [rows.astype("<f2").tobytes(), columns.astype("<f2").tobytes()]
     streams = [
         b"".join((*codes, coder.flush())),
@@ -391,7 +390,11 @@ def _assemble(header: dict[str, Any], manifest: dict[str, Any], weights: _Weight
     return join(header | stated, streams, MAGIC, sha256)
 
 
-def _stored_order(columns: np.ndarray) -> np.ndarray:
+def new_coder() -> Any:
+    return zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)  # the codes repeat nothing worth a match
+
+
+def stored_order(columns: np.ndarray) -> np.ndarray:
     return np.argsort(columns, kind="stable")
 
 
@@ -478,7 +481,7 @@ def _fill(tensors: dict[str, Tensor], codes: Bytes, steps: Bytes, vectors: Bytes
             rows, columns = next_steps(tensor.shape[0]), next_steps(tensor.shape[1])
             # [columns, rows], as a dense layer's weight lies in memory.
             by_column = ordered[: tensor.numel()].reshape(len(columns), len(rows))
-            by_column[_stored_order(columns)] = next_codes(tensor.numel()).reshape(by_column.shape)
+            by_column[stored_order(columns)] = next_codes(tensor.numel()).reshape(by_column.shape)
             dequantize(
                 np.ascontiguousarray(by_column.T) if tensor.is_contiguous() else by_column.T, rows, columns, tensor
             )
