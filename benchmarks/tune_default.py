@@ -61,7 +61,7 @@ from train_default import (
 from realm_min.app import default_model
 from realm_min.files import packed
 from realm_min.files.atomic import write_atomically
-from realm_min.files.quantization import quantize
+from realm_min.files.quantization import quantize, stored_order
 from realm_min.interface.open_qa import RealmForOpenQA
 from realm_min.jobs import warm_start
 from realm_min.learn.optimizer import AdamW
@@ -133,7 +133,7 @@ def write_file(path: Path, file: File, changed: dict[str, Tensor], z: Tensor) ->
             else:
                 rows, columns = file.steps[key]
                 whole = codes_of(tensor, file.steps[key]).numpy().astype(np.int8)
-            codes.append(coder.compress(whole.T[packed.stored_order(columns)].tobytes()))
+            codes.append(coder.compress(whole.T[stored_order(columns)].tobytes()))
             steps += [rows.tobytes(), columns.tobytes()]
         else:
             vectors.append(tensor.numpy().astype("<f2").tobytes())

@@ -47,7 +47,7 @@ from ..text.tokenizer_files import SPECIAL_TOKEN_NAMES
 from .atomic import write_atomically
 from .causes import causes_named, check_readable
 from .json_file import json_object
-from .quantization import dequantize, feedback_factor, quantize
+from .quantization import dequantize, feedback_factor, quantize, stored_order
 
 MAGIC = b"realm-min packed model, format 1\n"
 LEVELS = [2 ** (i / 32) for i in range(161)]  # 1 to 32 steps a standard deviation, in the trunk
@@ -392,10 +392,6 @@ def _assemble(header: dict[str, Any], manifest: dict[str, Any], weights: _Weight
 
 def new_coder() -> Any:
     return zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)  # the codes repeat nothing worth a match
-
-
-def stored_order(columns: np.ndarray) -> np.ndarray:
-    return np.argsort(columns, kind="stable")
 
 
 def sha256(data: Bytes) -> bytes:

@@ -52,6 +52,11 @@ def dequantize(codes: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: Te
     return torch.mul(torch.from_numpy(codes), row_factors[:, None], out=out).mul_(column_factors)
 
 
+def stored_order(columns: np.ndarray) -> np.ndarray:
+    """Where a file has each column: those with the smallest factors first, whose codes spread alike."""
+    return np.argsort(columns, kind="stable")
+
+
 def round_with_feedback(weights: np.ndarray, steps: np.ndarray, feedback: np.ndarray, at_once: int = 64) -> np.ndarray:
     """Round `weights` [inputs, outputs] to multiples of `steps`, input by input; what follows makes up for the errors.
 
