@@ -422,6 +422,19 @@ def pool_of(
     return pool, np.stack([np.isin(pool, data.evidence[number]) for number in numbers])
 
 
+def target_of(probability: Tensor, opinion: Tensor, right: Tensor, teacher: float) -> Tensor:
+    """What the retriever's softmax is to be [questions, blocks]: the evidence, as p has it there, and the teacher's.
+
+    Args:
+        probability, opinion: the softmax of the retriever, and of the teacher [questions, blocks].
+        right: which blocks are evidence, bool [questions, blocks]; where none is, all of the target is the teacher's.
+        teacher: its share elsewhere.
+    """
+    among_right = probability * right
+    share = torch.where(right.any(1, keepdim=True), teacher, 1.0)
+    return share * opinion + (1 - share) * among_right / among_right.sum(1, keepdim=True).clamp(min=1e-30)
+
+
 def retriever_step(
     model: RealmEmbedder, taught: Taught, batch: Asked, settings: Retriever, progress: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -433,10 +446,7 @@ def retriever_step(
     scores = x @ z.t()  # [questions, blocks]
     opinion = softmax(SCALE * (taught.questions[rows].float() @ taught.blocks[blocks].float().t()))
     probability = softmax(scores)
-    among_right = probability * right
-    some = right.any(1, keepdim=True)
-    share = torch.where(some, settings.teacher, 1.0)
-    target = share * opinion + (1 - share) * among_right / among_right.sum(1, keepdim=True).clamp(min=1e-30)
+    target = target_of(probability, opinion, right, settings.teacher)
     pull = max(0.05, 1 - 1.6 * progress)
     off_x, off_z = x - taught.turned_questions[rows], z - taught.turned_blocks[blocks]
     dscores = probability - target

@@ -2,19 +2,20 @@
 
     python benchmarks/tune_default.py --data FILE.npz --minilm FOLDER --out FOLDER
 
-It begins with the packed file that ships, or another (--packed), and every matrix stays whole multiples of its steps.
-A float32 copy of the weights moves; the model computes with that copy rounded, and the gradient of the rounded weights
-is taken for the copy's (the straight-through estimator of Bengio et al. 2013, as Jacob et al. 2018 train networks of
-whole numbers). So nothing is lost when it is packed again, and what rounding has cost can be learnt back.
+It begins with a packed file, what `pack_default.py` wrote (--packed), or else the one that ships, to go on with it.
+Every matrix stays whole multiples of its steps: a float32 copy of the weights moves, the model computes with that copy
+rounded, and the gradient of the rounded weights is taken for the copy's (the straight-through estimator of Bengio et
+al. 2013, as Jacob et al. 2018 train networks of whole numbers). So nothing is lost when it is packed again, and what
+rounding has cost can be learnt back.
 
     retriever   as in REALM's fine-tuning (Guu et al. 2020, section 3.3) the blocks' embeddings stay and Embed_input
                 learns, here from all blocks at once. As Embed_doc is the same BERT, some blocks of every step hold it
                 to the embeddings that it has given them. Then all blocks are embedded anew.
     reader      as in `train_default.py`, from other questions of the same kinds
 
-Both compute in bfloat16, which takes 0.4 of float32's time on a processor that has its products. A stage that is done
-is kept in --out, one that was stopped goes on from its last checkpoint, and OUT/tuned.realm is the new file: the same
-blocks, vocabulary and word embeddings as before.
+Both compute in bfloat16, which is the quicker where the processor has its products. A stage that is done is kept in
+--out, one that was stopped goes on from its last checkpoint, and OUT/tuned.realm is the new file: the same blocks,
+vocabulary and word embeddings as before.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ from train_default import (
     record_rows,
     sentence_embeddings,
     summary,
+    target_of,
 )
 
 from realm_min.app import default_model
@@ -249,10 +251,7 @@ def tune_retriever(
         right = torch.zeros_like(probability, dtype=torch.bool)
         for i, question in enumerate(numbers):
             right[i, torch.from_numpy(data.evidence[question].astype(np.int64))] = True
-        among_right = probability * right
-        some = right.any(1, keepdim=True)
-        share = torch.where(some, settings.teacher, 1.0)
-        target = share * opinion + (1 - share) * among_right / among_right.sum(1, keepdim=True).clamp(min=1e-30)
+        target = target_of(probability, opinion, right, settings.teacher)
         dtype = model.p[WORDS].dtype
         embed_rows_backward(((probability - target) @ z).to(dtype), kept_x, model)
         held = rng.choice(len(z), HELD_BLOCKS, replace=False)
@@ -262,7 +261,7 @@ def tune_retriever(
         loss = -(target * probability.clamp(min=1e-30).log()).sum()
         return loss, off.square().sum() * settings.batch_size / HELD_BLOCKS, settings.batch_size
 
-    learn(learner, out, settings, step, lambda: log("dev", found(model, data, z)), log)
+    learn(learner, out, settings, step, lambda: log("dev", blocks_found(model, data, z)), log)
 
 
 def embed_blocks(model: Any, data: Data, path: Path) -> Tensor:
@@ -277,7 +276,7 @@ def embed_blocks(model: Any, data: Data, path: Path) -> Tensor:
     return torch.from_numpy(np.load(path))
 
 
-def found(model: Any, data: Data, z: Tensor) -> str:
+def blocks_found(model: Any, data: Data, z: Tensor) -> str:
     """How many of the development questions find an answer among the first 1, 5 and 20 blocks."""
     said = []
     for kind in ("dev", "fdev"):
@@ -347,14 +346,14 @@ def main() -> None:
         for model, part in zip(new_models(given.minilm, given.seed, CPU), ("embedder", "reader"), strict=True)
     )
     z = file.model.block_emb
-    log("as it is, dev", found(embedder.model, data, z))
+    log("as it is, dev", blocks_found(embedder.model, data, z))
     z = embed_blocks(embedder.model, data, out / "blocks-before.npy")
-    log("blocks embedded anew, dev", found(embedder.model, data, z))
+    log("blocks embedded anew, dev", blocks_found(embedder.model, data, z))
     tune_retriever(embedder, data, z, given.minilm, given.seed, out, log)
     exact = new_models(given.minilm, given.seed, CPU)[0]
     embedder.write(exact)
     z = embed_blocks(exact, data, out / "blocks.npy")
-    log("dev", found(exact, data, z))
+    log("dev", blocks_found(exact, data, z))
     log("dev", answered(reader, embedder.model, data, z, out))
     tune_reader(reader, embedder.model, data, z, given.seed, out, log)
     log("dev", answered(reader, embedder.model, data, z, out))
