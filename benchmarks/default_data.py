@@ -10,6 +10,7 @@ wordpieces of its answers and the blocks that are its evidence:
     slice       those of them that the Factbook can answer
     field       made from the Factbook's fields (`factbook_questions.py`)
     made        made from the leads' sentences (`lead_questions.py`)
+    written     written for this model from both corpora, one by one (`written/`, see its README)
     sentence    sentences of the leads, each the question of its own lead, as the Inverse Cloze Task has it
     dev, fdev   development questions of the leads, and those of WebQuestions that the Factbook can answer
 
@@ -33,10 +34,11 @@ from realm_min.jobs import warm_start
 from realm_min.jobs.evaluation import normalize_answer
 from realm_min.text.corpus import Block, cut_blocks, factbook_documents, record, split_sentences
 from realm_min.text.leads import lead_documents
-from realm_min.text.questions import read_questions
+from realm_min.text.questions import TrainingQuestion, read_questions, read_training_questions
 
 SEED = 0
-KINDS = ("lead", "web", "slice", "field", "made", "sentence", "dev", "fdev")
+KINDS = ("lead", "web", "slice", "field", "made", "written", "sentence", "dev", "fdev")
+WRITTEN = Path(__file__).parent / "written"  # a file of training questions for each corpus, or some
 WIDEST = 10  # wordpieces of an answer
 LONGEST_QUESTION = 62  # wordpieces
 MOST_EVIDENCE = (
@@ -181,11 +183,20 @@ def drafts(
         yield Draft("field", question.question, question.answers, known)
     for question in lead_questions(lead_documents(), SEED)[:limit]:
         yield Draft("made", question.question, question.answers, places[str(question.title)])
+    for corpus, question in written_questions(limit):
+        yield Draft("written", question.question, question.answers, places[f"{corpus}{question.title}"])
     rng = random.Random(SEED)
     for number in rng.choices(range(len(leads)), k=SENTENCES if limit is None else limit):
         sentence = rng.choice(split_sentences(leads[number].text))
         titled = rng.random() < 0.5
         yield Draft("sentence", f"{leads[number].title}. {sentence}" if titled else sentence, (), [number])
+
+
+def written_questions(limit: int | None = None) -> Iterator[tuple[str, TrainingQuestion]]:
+    """Each with what its title has before it among the places: the Factbook's titles are some leads' as well."""
+    for path in sorted(WRITTEN.glob("*.jsonl")):
+        corpus = "factbook " if path.name.startswith("factbook") else ""
+        yield from ((corpus, question) for question in read_training_questions(path)[:limit])
 
 
 def prepare(questions: Path, webquestions: Path, limit: int | None = None) -> Data:

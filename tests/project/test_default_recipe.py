@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 import torch
 import train_default as recipe
-from default_data import KINDS, Data, Places, Ragged, as_letters, load, part_of, save
+from default_data import (
+    KINDS,
+    WRITTEN,
+    Data,
+    Places,
+    Ragged,
+    as_letters,
+    load,
+    part_of,
+    save,
+    written_questions,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lead_questions import lead_questions, resolved, subject_of
@@ -14,7 +25,9 @@ from lead_questions import lead_questions, resolved, subject_of
 from realm_min import RealmConfig
 from realm_min.interface.embedder import RealmEmbedder
 from realm_min.interface.reader import RealmReader
-from realm_min.text.corpus import Document
+from realm_min.jobs.evaluation import has_answer_words, normalize_answer
+from realm_min.text.corpus import Document, factbook_documents
+from realm_min.text.leads import lead_documents
 
 PISA = Document(
     "Pisa", "Pisa is a coastal city in Tuscany, Italy. The city was founded in 180 BC. It has 90,834 people."
@@ -46,6 +59,21 @@ def test_questions_made_from_leads_have_their_answers_there_and_do_not_give_them
         assert question.question.endswith("?") and question.question.count("?") == 1
     asked = {answer for question in made for answer in question.answers}
     assert {"1799", "Moscow", "Tuscany", "Russian poet", "poet", "Aleksandr Pushkin"} <= asked
+
+
+def test_written_questions_have_their_answers_where_they_say_and_do_not_give_them_away():
+    texts = {"": {document.title: f"{document.title}. {document.text}" for document in lead_documents()}}
+    texts["factbook "] = {}
+    for document in factbook_documents():  # several of a country
+        texts["factbook "][document.title] = f"{texts['factbook '].get(document.title, '')}\n{document.text}"
+    written = list(written_questions())
+    assert len(written) > 8000 and len({normalize_answer(question.question) for _, question in written}) > 8000
+    for corpus, question in written:
+        text = texts[corpus][str(question.title)]
+        for answer in question.answers:
+            assert has_answer_words(text, [answer]) and answer.lower() in text.lower(), question
+            assert f" {answer.lower()} " not in f" {question.question.lower()} ", question
+    assert sum(path.stat().st_size > 1_000_000 for path in WRITTEN.iterdir()) == 0
 
 
 def test_where_wordpieces_occur():
