@@ -1,21 +1,24 @@
-"""The default model learns on within the numbers that its file rounds to: two stages, an hour and a half on two cores.
+"""The default model learns on, freely or within the numbers that its file rounds to: two stages, on two cores.
 
-    python benchmarks/tune_default.py --data FILE.npz --minilm FOLDER --out FOLDER
+    python benchmarks/tune_default.py --data FILE.npz --minilm FOLDER --out FOLDER [--free] [--updates N N]
 
-It begins with a packed file, what `pack_default.py` wrote (--packed), or else the one that ships, to go on with it.
-Every matrix stays whole multiples of its steps: a float32 copy of the weights moves, the model computes with that copy
-rounded, and the gradient of the rounded weights is taken for the copy's (the straight-through estimator of Bengio et
-al. 2013, as Jacob et al. 2018 train networks of whole numbers). So nothing is lost when it is packed again, and what
-rounding has cost can be learnt back.
+It begins with a packed file (--packed), or else the one that ships, to go on with it. What it learns from is what
+`train_default.py` learns from, and the questions of `written/` above all.
 
-    retriever   as in REALM's fine-tuning (Guu et al. 2020, section 3.3) the blocks' embeddings stay and Embed_input
-                learns, here from all blocks at once. As Embed_doc is the same BERT, some blocks of every step hold it
-                to the embeddings that it has given them. Then all blocks are embedded anew.
-    reader      as in `train_default.py`, from other questions of the same kinds
+    --free      the weights go where they like, and `pack_default.py --out OUT/free` packs them
+    without it  every matrix stays whole multiples of its steps: a float32 copy of the weights moves, the model computes
+                with that copy rounded, and the gradient of the rounded weights is taken for the copy's (the
+                straight-through estimator of Bengio et al. 2013, as Jacob et al. 2018 train networks of whole
+                numbers). So nothing is lost when it is packed again, and what rounding has cost can be learnt back.
+                OUT/tuned.realm is the new file: the same blocks, vocabulary and word embeddings as before.
+
+    retriever   a question learns from all blocks at once, as they were last embedded. Of every step the blocks that the
+                loss would move most are moved, since Embed_doc is the same BERT, and some others held to where they
+                are; both are then embedded anew. In the end all are.
+    reader      as in `train_default.py`
 
 Both compute in bfloat16, which is the quicker where the processor has its products. A stage that is done is kept in
---out, one that was stopped goes on from its last checkpoint, and OUT/tuned.realm is the new file: the same blocks,
-vocabulary and word embeddings as before.
+--out, and one that was stopped goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -72,12 +75,22 @@ from realm_min.text.corpus import MAX_WORDPIECES
 
 CPU = torch.device("cpu")
 WORDS, BLOCKS = "realm.embeddings.word_embeddings.weight", "block_emb"
-HELD_BLOCKS = 24  # of a step, whose embeddings are to stay
+MOVED_BLOCKS = 40  # of a step, those that its loss would move most
+HELD_BLOCKS = 24  # of a step, others, whose embeddings are to stay
 KEEP_EVERY = 240  # seconds
 WATCH_EVERY = 100  # steps: the development questions
 
-RETRIEVER = Retriever(steps=400, learning_rate=5e-5)
-READER = Reader(steps=450, learning_rate=1e-4, mixture=Reader().later)  # the mixture that the first training ended with
+RETRIEVER = Retriever(
+    steps=300, learning_rate=1e-4,
+    mixture=(
+        ("lead", 0.16), ("web", 0.12), ("slice", 0.04), ("field", 0.14), ("made", 0.1), ("written", 0.36),
+        ("sentence", 0.08),
+    ),
+)  # fmt: skip
+READER = Reader(
+    steps=580, learning_rate=2e-4, beam=3,
+    mixture=(("lead", 0.16), ("web", 0.1), ("slice", 0.05), ("field", 0.15), ("made", 0.06), ("written", 0.48)),
+)  # fmt: skip
 
 
 # ---- the packed weights
@@ -149,13 +162,17 @@ def write_file(path: Path, file: File, changed: dict[str, Tensor], z: Tensor) ->
 
 
 class Learner:
-    """A part of the model in bfloat16, and the float32 copy of what it learns, whose rounding it computes with."""
+    """A part of the model in bfloat16, and the float32 copy of what it learns, whose rounding it computes with.
 
-    def __init__(self, model: Any, file: File, part: str) -> None:
+    Args:
+        rounded: False computes with the copy as it is.
+    """
+
+    def __init__(self, model: Any, file: File, part: str, rounded: bool = True) -> None:
         self.model, self.part = model.to(torch.bfloat16), part
         stored = {key: f"{part}.{key}" for key in own_keys(model) if f"{part}.{key}" in file.weights}
         self.free = {key: file.weights[name].clone() for key, name in stored.items()}
-        self.steps = {key: file.steps[name] for key, name in stored.items() if name in file.steps}
+        self.steps = {key: file.steps[name] for key, name in stored.items() if rounded and name in file.steps}
         spelt, kept = warm_start.tokenizer(None).vocab, file.tokenizer.vocab  # the data has the whole vocabulary's ids
         rows = [kept.get(piece, kept["[UNK]"]) for piece in sorted(spelt, key=spelt.__getitem__)]
         self.words = file.model.parts[part].p[WORDS][rows]
@@ -177,21 +194,32 @@ class Learner:
     def stored(self) -> dict[str, Tensor]:
         return {f"{self.part}.{key}": tensor for key, tensor in self.free.items()}
 
+    def write_free(self, folder: Path) -> None:
+        """The copy as it is, as `train_default.py` leaves a part."""
+        save_file({key: tensor.contiguous() for key, tensor in self.free.items()}, folder / f"{self.part}.safetensors")
+
 
 def learn(
     learner: Learner, out: Path, settings: Retriever | Reader, step: Callable[[int], tuple[Tensor, Tensor, int]],
-    watch: Callable[[], None], log: Callable[..., None],
+    watch: Callable[[], None], log: Callable[..., None], beside: dict[str, Tensor] | None = None,
 ) -> None:  # fmt: skip
-    """A stage, from its last checkpoint on; `step(number)` adds gradients and returns two losses' sums and a count."""
+    """A stage, from its last checkpoint on; `step(number)` adds gradients and returns two losses' sums and a count.
+
+    Args:
+        beside: what the steps change besides the weights.
+    """
     done, path = (out / f"{learner.part}.{ending}" for ending in ("safetensors", "partial"))
     optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=settings.steps // 20)
-    kinds = {"free": learner.free, "mean": optimizer.mean, "square": optimizer.square}
+    kinds = {"free": learner.free, "mean": optimizer.mean, "square": optimizer.square, "beside": beside or {}}
     if done.is_file() or path.is_file():
         found = load_file(done if done.is_file() else path)
         optimizer.step = int(found.pop("step"))
         for name, tensor in found.items():
             kind, _, key = name.partition("/")
-            kinds[kind][key] = tensor
+            if kind == "beside":
+                kinds[kind][key].copy_(tensor)
+            else:
+                kinds[kind][key] = tensor
         learner.write(learner.model)
         log(learner.part, "goes on after step", optimizer.step)
     kept_at = time.perf_counter()
@@ -226,9 +254,10 @@ def embedded(model: Any, data: Data, numbers: list[int], keep: bool) -> tuple[Te
 
 
 def tune_retriever(
-    learner: Learner, data: Data, z: Tensor, minilm: Path, seed: int, out: Path, log: Callable[..., None]
-) -> None:
-    settings, model = RETRIEVER, learner.model
+    learner: Learner, data: Data, z: Tensor, minilm: Path, settings: Retriever, seed: int, out: Path,
+    log: Callable[..., None],
+) -> None:  # fmt: skip
+    model = learner.model
     teacher = warm_start.embedder(minilm, 0, **NO_DROPOUT).to(torch.bfloat16).eval()
     path = out / "teacher.npy"  # of the blocks
     if not path.is_file():
@@ -254,14 +283,16 @@ def tune_retriever(
         target = target_of(probability, opinion, right, settings.teacher)
         dtype = model.p[WORDS].dtype
         embed_rows_backward(((probability - target) @ z).to(dtype), kept_x, model)
-        held = rng.choice(len(z), HELD_BLOCKS, replace=False)
-        y, kept_y = embed_rows(model, portioned(*block_rows(data, held), settings.most_tokens, 2), CPU, True)
-        off = y.float() - z[torch.from_numpy(held)]
-        embed_rows_backward(off.to(dtype), kept_y, model)
+        moved = (probability - target).abs().sum(0).topk(min(MOVED_BLOCKS, len(z))).indices
+        some = torch.from_numpy(np.union1d(moved.numpy(), rng.choice(len(z), min(HELD_BLOCKS, len(z)), replace=False)))
+        y, kept_y = embed_rows(model, portioned(*block_rows(data, some.numpy()), MAX_WORDPIECES, 3), CPU, True)
+        off = y.float() - z[some]
+        embed_rows_backward((off + (probability - target)[:, some].t() @ x).to(dtype), kept_y, model)
+        z[some] = y.float()
         loss = -(target * probability.clamp(min=1e-30).log()).sum()
-        return loss, off.square().sum() * settings.batch_size / HELD_BLOCKS, settings.batch_size
+        return loss, off.square().sum() * settings.batch_size / len(some), settings.batch_size
 
-    learn(learner, out, settings, step, lambda: log("dev", blocks_found(model, data, z)), log)
+    learn(learner, out, settings, step, lambda: log("dev", blocks_found(model, data, z)), log, {"z": z})
 
 
 def embed_blocks(model: Any, data: Data, path: Path) -> Tensor:
@@ -288,9 +319,9 @@ def blocks_found(model: Any, data: Data, z: Tensor) -> str:
 
 
 def tune_reader(
-    learner: Learner, embedder: Any, data: Data, z: Tensor, seed: int, out: Path, log: Callable[..., None]
-) -> None:
-    settings = READER
+    learner: Learner, embedder: Any, data: Data, z: Tensor, settings: Reader, seed: int, out: Path,
+    log: Callable[..., None],
+) -> None:  # fmt: skip
     mixture = dict(settings.mixture)
     pools = {name: data.of_kind(name) for name in mixture}
 
@@ -328,6 +359,11 @@ def main() -> None:
     parser.add_argument("--minilm", type=Path, required=True, metavar="FOLDER", help="of all-MiniLM-L6-v2")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--packed", type=Path, default=default_model.PACKED_FILE, metavar="FILE.realm")
+    parser.add_argument("--free", action="store_true", help="the weights need not stay what a file can hold")
+    parser.add_argument(
+        "--updates", type=int, nargs=2, default=(RETRIEVER.steps, READER.steps), metavar="N",
+        help="of the retriever and of the reader",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     out: Path = given.out
@@ -342,23 +378,35 @@ def main() -> None:
 
     data, file = default_data.load(given.data), read_file(given.packed)
     embedder, reader = (
-        Learner(model, file, part)
+        Learner(model, file, part, rounded=not given.free)
         for model, part in zip(new_models(given.minilm, given.seed, CPU), ("embedder", "reader"), strict=True)
     )
-    z = file.model.block_emb
+    retriever_settings, reader_settings = (
+        settings._replace(steps=steps) for settings, steps in zip((RETRIEVER, READER), given.updates, strict=True)
+    )
+    z = file.model.block_emb.clone()
     log("as it is, dev", blocks_found(embedder.model, data, z))
-    z = embed_blocks(embedder.model, data, out / "blocks-before.npy")
-    log("blocks embedded anew, dev", blocks_found(embedder.model, data, z))
-    tune_retriever(embedder, data, z, given.minilm, given.seed, out, log)
+    if retriever_settings.steps:
+        if not given.free:  # what rounding has done to the blocks
+            z = embed_blocks(embedder.model, data, out / "blocks-before.npy")
+            log("blocks embedded anew, dev", blocks_found(embedder.model, data, z))
+        tune_retriever(embedder, data, z, given.minilm, retriever_settings, given.seed, out, log)
     exact = new_models(given.minilm, given.seed, CPU)[0]
     embedder.write(exact)
-    z = embed_blocks(exact, data, out / "blocks.npy")
-    log("dev", blocks_found(exact, data, z))
+    z = embed_blocks(embedder.model if given.free else exact, data, out / "blocks.npy")  # free: to be packed, and again
+    log("blocks embedded anew, dev", blocks_found(exact, data, z))
     log("dev", answered(reader, embedder.model, data, z, out))
-    tune_reader(reader, embedder.model, data, z, given.seed, out, log)
+    tune_reader(reader, embedder.model, data, z, reader_settings, given.seed, out, log)
     log("dev", answered(reader, embedder.model, data, z, out))
-    write_file(out / "tuned.realm", file, embedder.stored() | reader.stored(), z)
-    log("written", f"{(out / 'tuned.realm').stat().st_size:,} bytes")
+    if given.free:
+        folder = out / "free"
+        folder.mkdir(exist_ok=True)
+        embedder.write_free(folder)
+        reader.write_free(folder)
+        np.save(folder / "blocks.npy", z.numpy())
+    else:
+        write_file(out / "tuned.realm", file, embedder.stored() | reader.stored(), z)
+        log("written", f"{(out / 'tuned.realm').stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

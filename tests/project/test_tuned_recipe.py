@@ -6,7 +6,7 @@ import torch
 import tune_default as recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from train_default import Reader
+from train_default import Reader, own_keys, read_weights
 
 from realm_min.config import RealmConfig
 from realm_min.files.packed import load_packed, pack
@@ -36,10 +36,10 @@ def path(vocabulary, tmp_path_factory):
     return path
 
 
-def embedder(path):
+def embedder(path, rounded=True):
     """A learner of the file's embedder, in a model of the whole vocabulary."""
     whole = RealmEmbedder(RealmConfig(**SIZES), seed=0).eval()
-    return recipe.Learner(whole, recipe.read_file(path), "embedder")
+    return recipe.Learner(whole, recipe.read_file(path), "embedder", rounded)
 
 
 def test_a_file_comes_back_as_it_was(path, tmp_path):
@@ -89,6 +89,23 @@ def test_a_weight_changes_where_its_copy_is_half_a_step_away(path, seed, moved):
         assert where.any() and (abs(moved) < 0.5) == torch.equal(learner.model.p[key], (codes * steps).bfloat16())
 
 
+@pytest.mark.parametrize("rounded", [True, False])
+def test_a_free_weight_moves_by_less_than_a_step(path, tmp_path, rounded):
+    learner = embedder(path, rounded)
+    key = "realm.encoder.layer.0.attention.self.query.weight"
+    before, steps = learner.free[key].clone(), recipe.read_file(path).steps[f"embedder.{key}"].of_all()
+    learner.free[key].add_(0.3 * steps)
+    learner.write(learner.model)
+    expected = before if rounded else before + 0.3 * steps
+    torch.testing.assert_close(learner.model.p[key], expected.bfloat16(), rtol=0, atol=0)
+    learner.write_free(tmp_path)
+    other = RealmEmbedder(RealmConfig(**SIZES), seed=5).eval()
+    read_weights(other, tmp_path / "embedder.safetensors")
+    torch.testing.assert_close(other.p[key], before + 0.3 * steps, rtol=0, atol=0)
+    for name in own_keys(other):
+        torch.testing.assert_close(other.p[name], learner.free[name], rtol=0, atol=0, msg=name)
+
+
 def test_a_row_without_a_step_stays_zero():
     steps = recipe.Steps(np.array([0.0, 0.5], "<f2"), np.ones(2, "<f2"))
     codes = recipe.codes_of(torch.tensor([[0.0, 0.3], [0.8, -80.0]]), steps)
@@ -106,28 +123,31 @@ def test_a_stage_that_was_stopped_ends_as_if_it_had_not_been(path, tmp_path, mon
 
     def run(out, stop=None):
         out.mkdir(exist_ok=True)
-        learner, lines = embedder(path), []
+        learner, lines, z = embedder(path), [], torch.zeros(3, 8)
 
         def step(number):
             if number == stop:
                 raise Interrupted
+            z[number % 3] += number
             generator = torch.Generator().manual_seed(number)
             for name in learner.free:
                 grad = learner.model.own_grads[name]
                 grad.add_(torch.randn(grad.shape, generator=generator).to(grad))
             return torch.tensor(1.0), torch.tensor(2.0), 4
 
-        recipe.learn(learner, out, few, step, lambda: None, lambda *line: lines.append(line))
-        return learner, lines
+        recipe.learn(learner, out, few, step, lambda: None, lambda *line: lines.append(line), {"z": z})
+        return learner, lines, z
 
-    start, whole = embedder(path).free[key], run(tmp_path / "whole")[0]
+    start, (whole, _, z) = embedder(path).free[key], run(tmp_path / "whole")
     with pytest.raises(Interrupted):
         run(tmp_path / "parts", stop=4)
-    resumed, lines = run(tmp_path / "parts")
+    resumed, lines, z_resumed = run(tmp_path / "parts")
+    assert z[:, 0].tolist() == z_resumed[:, 0].tolist() == [3, 5, 7]
     assert ("embedder", "goes on after step", 4) in lines
     for name, tensor in whole.free.items():
         torch.testing.assert_close(resumed.free[name], tensor, rtol=0, atol=0, msg=name)
         torch.testing.assert_close(resumed.model.p[name], whole.model.p[name], rtol=0, atol=0, msg=name)
     assert (whole.free[key] - start).abs().max() > 0.01
-    again, lines = run(tmp_path / "parts", stop=0)  # done: nothing is run
+    again, lines, z_again = run(tmp_path / "parts", stop=0)  # done: nothing is run
     assert torch.equal(again.free[key], whole.free[key]) and [line[1] for line in lines] == ["goes on after step"]
+    assert torch.equal(z_again, z)
