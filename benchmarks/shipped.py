@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from default_data import written_questions
 from factbook_questions import factbook_pages, factbook_questions, factbook_slice, named, slice_names
 from torch import Tensor
 
@@ -74,10 +75,12 @@ def pairs_of(questions: Iterable[Question]) -> list[set[Pair]]:
 
 
 def seen_pairs(asked: list[Question], blocks: list[Block]) -> set[Pair]:
-    """What fine-tuning asked for: the Factbook's fields, and WebQuestions' training questions that it can answer."""
-    fields = factbook_questions(SEED)
-    of_fields = {(question.title, normalize_answer(answer)) for question in fields for answer in question.answers}
-    return of_fields.union(*pairs_of(factbook_slice(asked, blocks)))
+    """What training asked for: the Factbook's fields, WebQuestions' training questions that it can answer, written."""
+    written = [question for _, question in written_questions()]
+    known = [*factbook_questions(SEED), *(question for question in written if question.title in factbook_pages())]
+    of_titles = {(str(question.title), normalize_answer(answer)) for question in known for answer in question.answers}
+    named_there = [Question(question.question, question.answers) for question in written]
+    return of_titles.union(*pairs_of([*factbook_slice(asked, blocks), *named_there]))
 
 
 def all_questions(questions: Path, webquestions: Path, blocks: list[Block]) -> Iterator[Asked]:
