@@ -14,7 +14,7 @@ It begins with a packed file (--packed), or else the one that ships, to go on wi
 
     retriever   a question learns from all blocks at once, as they were last embedded. Of every step the blocks that the
                 loss would move most are moved, since Embed_doc is the same BERT, and some others held to where they
-                are; both are then embedded anew. In the end all are.
+                are; both are then embedded anew. With --free all are in the end.
     reader      as in `train_default.py`
 
 Both compute in bfloat16, which is the quicker where the processor has its products. A stage that is done is kept in
@@ -362,7 +362,7 @@ def main() -> None:
     parser.add_argument("--free", action="store_true", help="the weights need not stay what a file can hold")
     parser.add_argument(
         "--updates", type=int, nargs=2, default=(RETRIEVER.steps, READER.steps), metavar="N",
-        help="of the retriever and of the reader",
+        help="of the retriever and of the reader; 0 leaves one as it is",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -387,17 +387,14 @@ def main() -> None:
     z = file.model.block_emb.clone()
     log("as it is, dev", blocks_found(embedder.model, data, z))
     if retriever_settings.steps:
-        if not given.free:  # what rounding has done to the blocks
-            z = embed_blocks(embedder.model, data, out / "blocks-before.npy")
-            log("blocks embedded anew, dev", blocks_found(embedder.model, data, z))
         tune_retriever(embedder, data, z, given.minilm, retriever_settings, given.seed, out, log)
-    exact = new_models(given.minilm, given.seed, CPU)[0]
-    embedder.write(exact)
-    z = embed_blocks(embedder.model if given.free else exact, data, out / "blocks.npy")  # free: to be packed, and again
-    log("blocks embedded anew, dev", blocks_found(exact, data, z))
+    if given.free:
+        z = embed_blocks(embedder.model, data, out / "blocks.npy")
+        log("blocks embedded anew, dev", blocks_found(embedder.model, data, z))
     log("dev", answered(reader, embedder.model, data, z, out))
-    tune_reader(reader, embedder.model, data, z, reader_settings, given.seed, out, log)
-    log("dev", answered(reader, embedder.model, data, z, out))
+    if reader_settings.steps:
+        tune_reader(reader, embedder.model, data, z, reader_settings, given.seed, out, log)
+        log("dev", answered(reader, embedder.model, data, z, out))
     if given.free:
         folder = out / "free"
         folder.mkdir(exist_ok=True)
