@@ -140,9 +140,11 @@ def beside() -> str:
 
 def kinds() -> str:
     rows = [["questions", "n", *MEASURES]]
-    for seen, name in (("1", "country and answer were asked for in training"), ("0", "they were not")):
-        some = of_kind("factbook", seen=seen)
-        rows.append([name, str(len(some)), *(share_of(some, measure) for measure in MEASURES)])
+    for kind, of in (("factbook", "country"), ("leads", "article")):
+        for seen, words in (("1", f"{of} and answer were asked for in training"), ("0", "they were not")):
+            some = of_kind(kind, seen=seen)
+            found = [share_of(some, measure) for measure in MEASURES]
+            rows.append([f"over the {OWN[kind]}: {words}", str(len(some)), *found])
     return table(*rows)
 
 

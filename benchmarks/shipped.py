@@ -2,10 +2,11 @@
 
 A row of shipped.csv is a question, each asked of both corpora together:
 
-    leads         development questions whose answer stands in a Wikipedia lead
-    factbook      those of WebQuestions' dev and devtest that the Factbook can answer; *seen* (1) where a question that
-                  the model was fine-tuned on names the same country and has an accepted answer in common with it,
+    leads         development questions whose answer stands in a Wikipedia lead; *seen* (1) where a written question, or
+                  one of the leads' training file, is of the same article and has an accepted answer in common with it,
                   however it is worded: what was learnt may then be the answer and not the way to it
+    factbook      those of WebQuestions' dev and devtest that the Factbook can answer; *seen* (1) where a question that
+                  the model was trained on is of, or names, the same country and has an accepted answer in common
     unanswerable  those of unanswerable.jsonl: real names, and facts that neither corpus states
 
 R@k is 1 where an answer stands among the first k blocks, "own R@k" where only the blocks of the question's own corpus
@@ -38,7 +39,7 @@ from realm_min.interface.open_qa import RealmForOpenQA
 from realm_min.jobs import calibration
 from realm_min.jobs.evaluation import has_answer_words, normalize_answer, official_exact_match
 from realm_min.text.corpus import Block, cut_blocks, factbook_documents
-from realm_min.text.questions import Question, read_questions, rows_to_ask
+from realm_min.text.questions import Question, read_questions, read_training_questions, rows_to_ask
 
 HERE = Path(__file__).parent
 KS = (1, 5, 20)
@@ -83,18 +84,27 @@ def seen_pairs(asked: list[Question], blocks: list[Block]) -> set[Pair]:
     return of_titles.union(*pairs_of([*factbook_slice(asked, blocks), *named_there]))
 
 
+def seen_in_leads(questions: Path) -> Iterator[str]:
+    """For each line of dev.jsonl "1" where training asked for the same article and an answer of it, "0" elsewhere."""
+    written = [question for corpus, question in written_questions() if not corpus]
+    asked = [*written, *read_training_questions(questions / "train.jsonl")]
+    known = {(question.title, normalize_answer(answer)) for question in asked for answer in question.answers}
+    for question in read_training_questions(questions / "dev.jsonl"):
+        yield str(int(any((question.title, normalize_answer(answer)) in known for answer in question.answers)))
+
+
 def all_questions(questions: Path, webquestions: Path, blocks: list[Block]) -> Iterator[Asked]:
     """Of the folders with dev.jsonl and webquestions.*.jsonl; `blocks` of the Factbook."""
-    for row in rows_to_ask(questions / "dev.jsonl"):
+    for row, seen in zip(rows_to_ask(questions / "dev.jsonl"), seen_in_leads(questions), strict=True):
         if row.question:
-            yield Asked("leads", "dev", row.id, row.question)
-    seen = seen_pairs(list(read_questions(webquestions / "webquestions.train.jsonl")), blocks)
+            yield Asked("leads", "dev", row.id, row.question, seen)
+    pairs_seen = seen_pairs(list(read_questions(webquestions / "webquestions.train.jsonl")), blocks)
     for split in ("dev", "devtest"):
         path = webquestions / f"webquestions.{split}.jsonl"
         ids = {row.question.question: row.id for row in rows_to_ask(path) if row.question}
         found = factbook_slice(read_questions(path), blocks)
         for question, pairs in zip(found, pairs_of(found), strict=True):
-            yield Asked("factbook", split, ids[question.question], question, str(int(bool(pairs & seen))))
+            yield Asked("factbook", split, ids[question.question], question, str(int(bool(pairs & pairs_seen))))
     lines = (HERE / "unanswerable.jsonl").read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, start=1):
         yield Asked("unanswerable", "", str(number), Question(json.loads(line)["question"], []))

@@ -7,7 +7,7 @@ import shipped
 
 from realm_min.app import default_model
 from realm_min.jobs import calibration
-from realm_min.text.questions import Question
+from realm_min.text.questions import Question, TrainingQuestion
 
 LEADS = [0, 2, 4, 6]  # blocks of the eight
 
@@ -123,6 +123,20 @@ def test_an_answer_that_stands_in_two_rows_counts_once(tmp_path):
 def test_what_was_asked_for_in_training_is_seen():
     (pairs,) = shipped.pairs_of([Question("What money do they use in Kenya?", ["Kenyan shilling"])])
     assert ("Kenya", "kenyan shilling") in pairs
+
+
+def test_an_answer_that_training_asked_for_of_the_same_article_is_seen(tmp_path, monkeypatch):
+    def line(title, answer):
+        return f'{{"question": "who?", "answer": ["{answer}", "someone"], "title": "{title}"}}\n'
+
+    written = [("", TrainingQuestion("of which city?", ["the  Rhine"], "Cologne"))]
+    written.append(("factbook ", TrainingQuestion("where?", ["Meuse"], "Liege")))  # of the other corpus
+    monkeypatch.setattr(shipped, "written_questions", lambda: iter(written))
+    (tmp_path / "train.jsonl").write_text(line("Bonn", "Beethoven") * 2)
+    asked = [("Cologne", "Rhine!"), ("Bonn", "Rhine"), ("Bonn", "BEETHOVEN"), ("Liege", "Meuse")]
+    lines = [line(*each).replace("someone", "anyone") for each in asked]
+    (tmp_path / "dev.jsonl").write_text("".join(lines))
+    assert [*shipped.seen_in_leads(tmp_path)] == ["1", "0", "1", "0"]
 
 
 def test_a_question_of_both_kinds_is_in_no_fit_that_judges_it():
