@@ -10,7 +10,7 @@ wordpieces of its answers and the blocks that are its evidence:
     slice       those of them that the Factbook can answer
     field       made from the Factbook's fields (`factbook_questions.py`)
     made        made from the leads' sentences (`lead_questions.py`)
-    written     written for this model from both corpora, one by one (`written/`, see its README)
+    written     written for this model from both corpora, one by one (`written/`, docs/written-questions.md)
     sentence    sentences of the leads, each the question of its own lead, as the Inverse Cloze Task has it
     dev, fdev   development questions of the leads, and those of WebQuestions that the Factbook can answer
 
