@@ -38,7 +38,7 @@ from realm_min.text.questions import TrainingQuestion, read_questions, read_trai
 
 SEED = 0
 KINDS = ("lead", "web", "slice", "field", "made", "written", "sentence", "dev", "fdev")
-WRITTEN = Path(__file__).parent / "written"  # a file of training questions for each corpus, or some
+WRITTEN = Path(__file__).parent / "written"  # files of training questions, named for their corpus
 WIDEST = 10  # wordpieces of an answer
 LONGEST_QUESTION = 62  # wordpieces
 MOST_EVIDENCE = (

@@ -1,8 +1,9 @@
 """The file of the default model from what `train_default.py` learnt: embed every block, and pack.
 
-    python benchmarks/pack_default.py --data FILE.npz --minilm FOLDER --weights FOLDER --questions FOLDER --out FOLDER
+    python benchmarks/pack_default.py --data FILE.npz --minilm FOLDER --questions FOLDER --out FOLDER [--weights FOLDER]
 
-FOLDER of the weights holds the parts that `train_default.py --parts` wrote. Blocks are embedded some hundred at a time
+FOLDER of the weights holds the parts that `train_default.py --parts` wrote; OUT that `tune_default.py --free` made has
+its weights already. Blocks are embedded some hundred at a time
 and kept, so that a run that was stopped goes on; on two idle cores that takes a quarter of an hour. OUT/world.realm is
 the packed model (`files/packed.py`), which `shipped.py` asks and calibrates.
 """
@@ -82,13 +83,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, metavar="FILE.npz", help="what default_data.py wrote")
     parser.add_argument("--minilm", type=Path, required=True, metavar="FOLDER", help="of all-MiniLM-L6-v2")
-    parser.add_argument("--weights", type=Path, required=True, metavar="FOLDER", help="the parts of train_default.py")
+    parser.add_argument("--weights", type=Path, metavar="FOLDER", help="the parts of train_default.py")
     parser.add_argument("--questions", type=Path, required=True, metavar="FOLDER", help="train.jsonl of the leads")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     given = parser.parse_args()
     out: Path = given.out
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "reader.safetensors").is_file():
+        if given.weights is None:
+            parser.error(f"{out} has no reader.safetensors: give --weights, the parts that train_default.py wrote")
         join_parts(given.weights, given.minilm, out)
     with progress_report() as report:
         blocks = embed_blocks(default_data.load(given.data), given.minilm, out, report)

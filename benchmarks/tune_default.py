@@ -281,13 +281,13 @@ def tune_retriever(
         for i, question in enumerate(numbers):
             right[i, torch.from_numpy(data.evidence[question].astype(np.int64))] = True
         target = target_of(probability, opinion, right, settings.teacher)
-        dtype = model.p[WORDS].dtype
-        embed_rows_backward(((probability - target) @ z).to(dtype), kept_x, model)
-        moved = (probability - target).abs().sum(0).topk(min(MOVED_BLOCKS, len(z))).indices
+        dscores, dtype = probability - target, model.p[WORDS].dtype
+        embed_rows_backward((dscores @ z).to(dtype), kept_x, model)
+        moved = dscores.abs().sum(0).topk(min(MOVED_BLOCKS, len(z))).indices
         some = torch.from_numpy(np.union1d(moved.numpy(), rng.choice(len(z), min(HELD_BLOCKS, len(z)), replace=False)))
         y, kept_y = embed_rows(model, portioned(*block_rows(data, some.numpy()), MAX_WORDPIECES, 3), CPU, True)
         off = y.float() - z[some]
-        embed_rows_backward((off + (probability - target)[:, some].t() @ x).to(dtype), kept_y, model)
+        embed_rows_backward((off + dscores[:, some].t() @ x).to(dtype), kept_y, model)
         z[some] = y.float()
         loss = -(target * probability.clamp(min=1e-30).log()).sum()
         return loss, off.square().sum() * settings.batch_size / len(some), settings.batch_size
