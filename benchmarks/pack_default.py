@@ -3,9 +3,9 @@
     python benchmarks/pack_default.py --data FILE.npz --minilm FOLDER --questions FOLDER --out FOLDER [--weights FOLDER]
 
 FOLDER of the weights holds the parts that `train_default.py --parts` wrote; OUT that `tune_default.py --free` made has
-its weights already. Blocks are embedded some hundred at a time
-and kept, so that a run that was stopped goes on; on two idle cores that takes a quarter of an hour. OUT/world.realm is
-the packed model (`files/packed.py`), which `shipped.py` asks and calibrates.
+its weights already. Blocks are embedded some hundred at a time and kept, so that a run that was stopped goes on; on two
+idle cores that takes a quarter of an hour. OUT/world.realm is the packed model (`files/packed.py`), which `shipped.py`
+asks and calibrates. The rounding is fitted to the questions of training, written ones above all.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ def main() -> None:
         if not path.is_file():
             extra = [question.question for question in factbook_questions(0)[:4000]]
             extra += [question.question for question in read_questions(given.questions / "train.jsonl")]
+            extra += [question.question for _, question in default_data.written_questions()]
             pack(
                 assembled(given.minilm, out, blocks), warm_start.tokenizer(None), documents(), path,
                 corpus=" ".join(name() for name in default_model.CORPORA.values()), extra_texts=extra,

@@ -18,7 +18,8 @@ It begins with a packed file (--packed), or else the one that ships, to go on wi
     reader      as in `train_default.py`
 
 Both compute in bfloat16, which is the quicker where the processor has its products. A stage that is done is kept in
---out, and one that was stopped goes on from its last checkpoint.
+--out, and one that was stopped goes on from its last checkpoint; so does one that is done, where --updates asks for
+more.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ KEEP_EVERY = 240  # seconds
 WATCH_EVERY = 100  # steps: the development questions
 
 RETRIEVER = Retriever(
-    steps=300, learning_rate=1e-4,
+    steps=300, learning_rate=1e-4, teacher=0.2,
     mixture=(
         ("lead", 0.16), ("web", 0.12), ("slice", 0.04), ("field", 0.14), ("made", 0.1), ("written", 0.36),
         ("sentence", 0.08),
@@ -202,17 +203,20 @@ class Learner:
 def learn(
     learner: Learner, out: Path, settings: Retriever | Reader, step: Callable[[int], tuple[Tensor, Tensor, int]],
     watch: Callable[[], None], log: Callable[..., None], beside: dict[str, Tensor] | None = None,
-) -> None:  # fmt: skip
+) -> bool:  # fmt: skip
     """A stage, from its last checkpoint on; `step(number)` adds gradients and returns two losses' sums and a count.
 
     Args:
         beside: what the steps change besides the weights.
+
+    Returns:
+        Whether there were steps left.
     """
     done, path = (out / f"{learner.part}.{ending}" for ending in ("safetensors", "partial"))
     optimizer = AdamW(settings.learning_rate, settings.steps, warmup_steps=settings.steps // 20)
     kinds = {"free": learner.free, "mean": optimizer.mean, "square": optimizer.square, "beside": beside or {}}
     if done.is_file() or path.is_file():
-        found = load_file(done if done.is_file() else path)
+        found = load_file(path if path.is_file() else done)
         optimizer.step = int(found.pop("step"))
         for name, tensor in found.items():
             kind, _, key = name.partition("/")
@@ -229,7 +233,8 @@ def learn(
         with write_atomically(to) as temporary:
             save_file(tensors | {"step": torch.tensor(optimizer.step)}, temporary)
 
-    for number in range(optimizer.step, settings.steps):
+    first_step = optimizer.step
+    for number in range(first_step, settings.steps):
         first, second, count = step(number)
         learner.update(optimizer, count)
         if number % 20 == 0:
@@ -239,9 +244,10 @@ def learn(
         if time.perf_counter() - kept_at > KEEP_EVERY:
             keep(path)
             kept_at = time.perf_counter()
-    if not done.is_file():
+    if optimizer.step > first_step or not done.is_file():
         keep(done)
         path.unlink(missing_ok=True)
+    return optimizer.step > first_step
 
 
 # ---- the stages
@@ -256,7 +262,7 @@ def embedded(model: Any, data: Data, numbers: list[int], keep: bool) -> tuple[Te
 def tune_retriever(
     learner: Learner, data: Data, z: Tensor, minilm: Path, settings: Retriever, seed: int, out: Path,
     log: Callable[..., None],
-) -> None:  # fmt: skip
+) -> bool:  # fmt: skip
     model = learner.model
     teacher = warm_start.embedder(minilm, 0, **NO_DROPOUT).to(torch.bfloat16).eval()
     path = out / "teacher.npy"  # of the blocks
@@ -292,7 +298,7 @@ def tune_retriever(
         loss = -(target * probability.clamp(min=1e-30).log()).sum()
         return loss, off.square().sum() * settings.batch_size / len(some), settings.batch_size
 
-    learn(learner, out, settings, step, lambda: log("dev", blocks_found(model, data, z)), log, {"z": z})
+    return learn(learner, out, settings, step, lambda: log("dev", blocks_found(model, data, z)), log, {"z": z})
 
 
 def embed_blocks(model: Any, data: Data, path: Path) -> Tensor:
@@ -386,9 +392,12 @@ def main() -> None:
     )
     z = file.model.block_emb.clone()
     log("as it is, dev", blocks_found(embedder.model, data, z))
+    moved = False
     if retriever_settings.steps:
-        tune_retriever(embedder, data, z, given.minilm, retriever_settings, given.seed, out, log)
+        moved = tune_retriever(embedder, data, z, given.minilm, retriever_settings, given.seed, out, log)
     if given.free:
+        if moved:
+            (out / "blocks.npy").unlink(missing_ok=True)
         z = embed_blocks(embedder.model, data, out / "blocks.npy")
         log("blocks embedded anew, dev", blocks_found(embedder.model, data, z))
     log("dev", answered(reader, embedder.model, data, z, out))

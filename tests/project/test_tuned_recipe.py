@@ -121,7 +121,7 @@ def test_a_stage_that_was_stopped_ends_as_if_it_had_not_been(path, tmp_path, mon
     few = Reader(steps=6, learning_rate=0.05)
     key = "realm.encoder.layer.0.intermediate.dense.weight"
 
-    def run(out, stop=None):
+    def run(out, stop=None, steps=6):
         out.mkdir(exist_ok=True)
         learner, lines, z = embedder(path), [], torch.zeros(3, 8)
 
@@ -135,7 +135,9 @@ def test_a_stage_that_was_stopped_ends_as_if_it_had_not_been(path, tmp_path, mon
                 grad.add_(torch.randn(grad.shape, generator=generator).to(grad))
             return torch.tensor(1.0), torch.tensor(2.0), 4
 
-        recipe.learn(learner, out, few, step, lambda: None, lambda *line: lines.append(line), {"z": z})
+        settings = few._replace(steps=steps)
+        ran = recipe.learn(learner, out, settings, step, lambda: None, lambda *line: lines.append(line), {"z": z})
+        lines.append(ran)
         return learner, lines, z
 
     start, (whole, _, z) = embedder(path).free[key], run(tmp_path / "whole")
@@ -149,5 +151,14 @@ def test_a_stage_that_was_stopped_ends_as_if_it_had_not_been(path, tmp_path, mon
         torch.testing.assert_close(resumed.model.p[name], whole.model.p[name], rtol=0, atol=0, msg=name)
     assert (whole.free[key] - start).abs().max() > 0.01
     again, lines, z_again = run(tmp_path / "parts", stop=0)  # done: nothing is run
-    assert torch.equal(again.free[key], whole.free[key]) and [line[1] for line in lines] == ["goes on after step"]
+    assert torch.equal(again.free[key], whole.free[key]) and lines == [("embedder", "goes on after step", 6), False]
     assert torch.equal(z_again, z)
+
+    with pytest.raises(Interrupted):  # asked for more: from where it ended, which is kept until the end of the new one
+        run(tmp_path / "parts", stop=8, steps=9)
+    longer, lines, z_longer = run(tmp_path / "parts", steps=9)
+    assert lines[0] == ("embedder", "goes on after step", 8) and lines[-1] is True
+    assert z_longer[:, 0].tolist() == [9, 12, 15]
+    in_one, _, _ = run(tmp_path / "whole", steps=9)
+    assert torch.equal(longer.free[key], in_one.free[key]) and not torch.equal(longer.free[key], whole.free[key])
+    assert run(tmp_path / "parts", stop=0, steps=9)[1][-1] is False
