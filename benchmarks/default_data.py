@@ -44,6 +44,7 @@ LONGEST_QUESTION = 62  # wordpieces
 MOST_EVIDENCE = (
     1500  # blocks of a question of WebQuestions; an answer in more of them says nothing of where it was found
 )
+FEW_BLOCKS = 20  # an answer that no more of them hold is evidence wherever it stands, of a written question
 SENTENCES = 20_000
 
 
@@ -199,6 +200,30 @@ def written_questions(limit: int | None = None) -> Iterator[tuple[str, TrainingQ
         yield from ((corpus, question) for question in read_training_questions(path)[:limit])
 
 
+def evidence_in(
+    kind: str, told: list[int] | None, answers: list[str], places: Places, known: dict[str, list[int]]
+) -> list[int]:
+    """The blocks that a training question's evidence is: those that hold an answer of those that it was made from.
+
+    Args:
+        told: what it was made from; None where nobody knows, and any block with an answer is taken.
+        answers: as `places` has wordpieces.
+        known: where answers stand, to look each up once.
+    """
+    if kind == "sentence":
+        return told or []
+    holds = [block for block in told or [] if any(text in places.blocks[block] for text in answers)]
+    if told is not None and not (kind == "written" and holds):
+        return holds
+    for text in answers:
+        if text not in known:
+            known[text] = list(places.blocks_with(text))
+    anywhere = sorted({block for text in answers for block in known[text]})
+    if told is not None:
+        return anywhere if len(anywhere) <= FEW_BLOCKS else holds
+    return [] if kind == "web" and len(anywhere) > MOST_EVIDENCE else anywhere
+
+
 def prepare(questions: Path, webquestions: Path, limit: int | None = None) -> Data:
     """Read, cut and tokenize all of it; `limit` takes that many made questions and sentences, for a trial."""
     tokenizer = warm_start.tokenizer(None)
@@ -230,16 +255,7 @@ def prepare(questions: Path, webquestions: Path, limit: int | None = None) -> Da
             words = filter(None, map(normalize_answer, draft.answers))
             evidence = sorted({block for text in words for block in by_words.blocks_with(f" {text} ")})
         else:
-            letters = [as_letters(span) for span in spans]
-            if evidence is None:
-                for text in letters:
-                    if text not in known:
-                        known[text] = list(by_ids.blocks_with(text))
-                evidence = sorted({block for text in letters for block in known[text]})
-                if draft.kind == "web" and len(evidence) > MOST_EVIDENCE:
-                    evidence = []
-            elif draft.kind != "sentence":
-                evidence = [block for block in evidence if any(text in by_ids.blocks[block] for text in letters)]
+            evidence = evidence_in(draft.kind, evidence, [as_letters(span) for span in spans], by_ids, known)
         if not evidence and draft.kind in ("made", "field", "sentence"):
             continue
         rows["kinds"].append(KINDS.index(draft.kind))

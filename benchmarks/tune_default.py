@@ -82,14 +82,14 @@ KEEP_EVERY = 240  # seconds
 WATCH_EVERY = 100  # steps: the development questions
 
 RETRIEVER = Retriever(
-    steps=300, learning_rate=1e-4, teacher=0.2,
+    steps=600, learning_rate=1e-4,
     mixture=(
-        ("lead", 0.16), ("web", 0.12), ("slice", 0.04), ("field", 0.14), ("made", 0.1), ("written", 0.36),
-        ("sentence", 0.08),
+        ("lead", 0.14), ("web", 0.1), ("slice", 0.04), ("field", 0.12), ("made", 0.08), ("written", 0.46),
+        ("sentence", 0.06),
     ),
 )  # fmt: skip
 READER = Reader(
-    steps=580, learning_rate=2e-4, beam=3,
+    steps=900, learning_rate=2e-4, beam=3,
     mixture=(("lead", 0.16), ("web", 0.1), ("slice", 0.05), ("field", 0.15), ("made", 0.06), ("written", 0.48)),
 )  # fmt: skip
 

@@ -52,7 +52,7 @@ from .quantization import dequantize, feedback_factor, quantize, stored_order
 MAGIC = b"realm-min packed model, format 1\n"
 LEVELS = [2 ** (i / 32) for i in range(161)]  # 1 to 32 steps a standard deviation, in the trunk
 WORD_LEVELS = 0.5  # times those: a wordpiece's error is not added up over layers
-EMBEDDER_LEVELS = 1.2  # times those: a question is held to every block there is, a span to those of a few blocks
+EMBEDDER_LEVELS = 1.6  # times those: a question is held to every block there is, a span to those of a few blocks
 FINE_LEVELS = 8  # of the block embeddings and the small heads: an error of 3.6 %
 COMMON_PIECES = 14_000  # BERT's vocabulary stands in the order of frequency; what follows is rare
 SAMPLE_BLOCKS, SAMPLE_QUESTIONS, SAMPLE_BATCH = 120, 768, 8  # texts to gather E[x xᵀ] from

@@ -12,6 +12,7 @@ from default_data import (
     Places,
     Ragged,
     as_letters,
+    evidence_in,
     load,
     part_of,
     save,
@@ -66,8 +67,8 @@ def test_written_questions_have_their_answers_where_they_say_and_do_not_give_the
     for document in factbook_documents():  # several of a country
         texts["factbook "][document.title] = f"{texts['factbook '].get(document.title, '')}\n{document.text}"
     written = list(written_questions())
-    assert len(written) == 19_223  # as MODEL_CARD.md says
-    assert len({question.question.lower() for _, question in written}) == len(written)
+    assert len(written) == 31_713  # as MODEL_CARD.md says
+    assert len({(corpus, question.question.lower()) for corpus, question in written}) == len(written)
     for corpus, question in written:
         text = texts[corpus][str(question.title)]
         for answer in question.answers:
@@ -80,6 +81,26 @@ def test_where_wordpieces_occur():
     assert [*places.blocks_with(as_letters([6, 7]))] == [0, 1]
     assert [*places.blocks_with(as_letters([7, 6]))] == [1]  # and not from one block into the next
     assert [*places.blocks_with(as_letters([60000]))] == [3]
+
+
+@pytest.mark.parametrize(
+    "kind, told, answers, expected",
+    [
+        ("lead", None, [[6, 7]], [0, 1]),
+        ("lead", None, [[9]], [*range(3, 25)]),
+        ("web", None, [[9]], [*range(3, 25)]),
+        ("field", [0, 2], [[6, 7]], [0]),  # what it was made from, and nothing else
+        ("written", [0], [[6, 7]], [0, 1]),
+        ("written", [0], [[5, 6], [7, 6]], [0, 1]),  # any of its answers
+        ("written", [3], [[9]], [3]),  # 22 blocks hold it: what it was written from alone
+        ("written", [4], [[10]], [*range(4, 24)]),  # 20
+        ("written", [2], [[6, 7]], []),
+        ("sentence", [2], [], [2]),
+    ],
+)
+def test_what_is_evidence(kind, told, answers, expected):
+    places = Places([as_letters(row) for row in ([5, 6, 7], [6, 7, 6, 7], [], [9], *[[9, 10]] * 20, [9])])
+    assert evidence_in(kind, told, [as_letters(row) for row in answers], places, {}) == expected
 
 
 DATA = Data(
