@@ -359,21 +359,21 @@ show(figure, "For each of the five blocks its weight in equation 1 and in ORQA's
 # ## Where the reader and the retriever disagree
 #
 # Before reading, the blocks have the probabilities p(z|x) of the retriever. After reading, a block's share is the sum
-# of p(span) over its spans. The difference is the reader's opinion. Ten questions, five blocks each, in the
-# retriever's order; the frame marks the block of the best span.
+# of p(span) over its spans. The difference is the reader's opinion. Ten questions, half of them picked
+# because the two disagree, five blocks each, in the retriever's order; the frame marks the block of the best span.
 
 # %%
 questions = [
     "What is the capital of Uruguay?",
-    "What is the capital of Burkina Faso?",
+    "Which colours has the flag of Mauritius?",
     "What is the highest point of Kenya?",
-    "When did Estonia regain its independence?",
+    "When did Finland become independent?",
     "What is the official language of Brazil?",
     "What is the currency of Norway?",
     "Who is the king of Sweden?",
-    "What is the climate of Iceland?",
-    "What does Chile export?",
-    "Which religion is practised in Nepal?",
+    "Which minerals are found in Zambia?",
+    "What is the highest mountain of Tanzania?",
+    "What is the main religion of Indonesia?",
 ]
 before, after, chosen, favourite = [], [], [], []
 for asked in questions:
