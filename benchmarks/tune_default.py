@@ -5,7 +5,8 @@
 It begins with a packed file (--packed), or else the one that ships, to go on with it. What it learns from is what
 `train_default.py` learns from, and the questions of `written/` above all.
 
-    --free      the weights go where they like, and `pack_default.py --out OUT/free` packs them
+    --free      the weights go where they like; `pack_default.py --out OUT/free` embeds the blocks in float32 and packs
+                them
     without it  every matrix stays whole multiples of its steps: a float32 copy of the weights moves, the model computes
                 with that copy rounded, and the gradient of the rounded weights is taken for the copy's (the
                 straight-through estimator of Bengio et al. 2013, as Jacob et al. 2018 train networks of whole
@@ -409,7 +410,6 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
         embedder.write_free(folder)
         reader.write_free(folder)
-        np.save(folder / "blocks.npy", z.numpy())
     else:
         write_file(out / "tuned.realm", file, embedder.stored() | reader.stored(), z)
         log("written", f"{(out / 'tuned.realm').stat().st_size:,} bytes")
