@@ -360,7 +360,8 @@ show(figure, "For each of the five blocks its weight in equation 1 and in ORQA's
 #
 # Before reading, the blocks have the probabilities p(z|x) of the retriever. After reading, a block's share is the sum
 # of p(span) over its spans. The difference is the reader's opinion. Ten questions, half of them picked
-# because the two disagree, five blocks each, in the retriever's order; the frame marks the block of the best span.
+# because S_read alone prefers another block, five blocks each, in the retriever's order; the frame marks the block of
+# the best span.
 
 # %%
 questions = [
