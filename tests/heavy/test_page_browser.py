@@ -182,21 +182,140 @@ def test_bad_input_keeps_its_text(open_page, model):
     assert page.locator("#asking-fault").inner_text() == ""
 
 
-def test_a_question_typed_before_the_page_is_ready_is_answered(browser, address):
-    """What the page asks first, about the model, is held back until the question has been sent off."""
+def hold(page, name):
+    """From now on requests of this name wait in the list that is returned, as if the machine were slow."""
     held = []
+    page.route(f"**/api/{name}", lambda route: held.append(route))
+    return held
+
+
+def wait_until(page, condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(20)
+
+
+@pytest.fixture
+def unready(browser, address):
+    """The page before it knows its model, and what it asked to know it."""
     with browser.new_context() as context:
         page = context.new_page()
-        page.route("**/about", lambda route: held.append(route))
+        held = hold(page, "about")
         page.goto(address)
-        page.get_by_label("Your question").fill(QUESTION)
-        page.keyboard.press("Enter")
-        page.wait_for_function("() => document.querySelector('#status').textContent")
-        (route,) = held
-        route.continue_()
-        page.get_by_role("heading", name=QUESTION).wait_for(timeout=60_000)
-        assert page.get_by_label("Your question").input_value() == QUESTION
-        assert page.locator("#asking-fault").inner_text() == ""
+        wait_until(page, lambda: held)
+        yield page, held[0]
+
+
+def test_a_question_typed_before_the_page_is_ready_is_answered(unready):
+    page, about = unready
+    page.get_by_label("Your question").fill(QUESTION)
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelector('#status').textContent")
+    about.continue_()
+    page.get_by_role("heading", name=QUESTION).wait_for(timeout=60_000)
+    assert page.get_by_label("Your question").input_value() == QUESTION
+    assert page.locator("#asking-fault").inner_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("tab", "shows"), [("Learn", "No step was taken yet."), ("Search", "Why is the search exact?")]
+)
+def test_a_tab_opened_before_the_page_is_ready_stays_open(unready, tab, shows):
+    page, about = unready
+    page.get_by_role("tab", name=tab).click()
+    about.continue_()
+    page.locator("#examples button").first.wait_for(state="attached")  # it is ready
+    page.get_by_text(shows).wait_for(timeout=60_000)
+    assert page.get_by_role("tab", name=tab).get_attribute("aria-selected") == "true"
+
+
+# ---- an answer that comes late
+
+
+def test_the_question_asked_last_is_the_one_shown(open_page):
+    page = open_page()
+    held = hold(page, "ask")
+    page.locator("#examples button").nth(0).click()
+    wait_until(page, lambda: len(held) == 1)
+    page.locator("#examples button").nth(1).click()
+    wait_until(page, lambda: len(held) == 2)
+    last = page.locator("#examples button").nth(1).inner_text()
+    held[1].continue_()
+    page.get_by_role("heading", name=last).wait_for()
+    with page.expect_response("**/api/ask"):
+        held[0].continue_()
+    page.wait_for_timeout(300)
+    assert page.locator("#view-ask h2").inner_text() == last
+    page.get_by_role("tab", name="Search").click()
+    assert page.locator("#view-search h2").inner_text() == last
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_sentence_chosen_last_is_the_one_hidden_in(open_page, refused):
+    page = open_page()
+    held = hold(page, "words")
+    page.get_by_role("tab", name="Learn").click()
+    wait_until(page, lambda: len(held) == 1)
+    page.get_by_label("A sentence: type one").fill("Something belongs to Kenya.")
+    page.get_by_role("button", name="Use it").click()
+    wait_until(page, lambda: len(held) == 2)
+    words = page.get_by_role("group", name="The sentence")
+    held[1].continue_()
+    words.get_by_role("button", name="Kenya").wait_for()
+    with page.expect_response("**/api/words"):
+        held[0].fulfill(status=400, json={"error": "400 (Bad Request)"}) if refused else held[0].continue_()
+    page.wait_for_timeout(300)
+    assert words.get_by_role("button", name="Kenya").is_visible() and page.locator("#learn-fault").inner_text() == ""
+    assert words.get_by_role("button", pressed=True).count() == 0 and not page.locator(".learn-table").is_visible()
+
+
+def test_a_word_shown_again_needs_no_lesson(open_page):
+    page = open_page("#view=learn")
+    words = page.get_by_role("group", name="The sentence")
+    page.locator(".learn-table").wait_for()
+    held = hold(page, "learn")
+    words.get_by_role("button", name="belongs").click()
+    wait_until(page, lambda: held)
+    words.get_by_role("button", name="belongs").click()
+    words.get_by_role("button", name="ao").click()
+    wait_until(page, lambda: len(held) == 2)
+    with page.expect_response("**/api/learn"):
+        held[0].continue_()
+    page.wait_for_timeout(300)
+    assert words.get_by_role("button", pressed=True).count() == 0 and not page.locator(".learn-table").is_visible()
+
+
+def test_the_wordpiece_chosen_last_is_the_one_that_attends(open_page):
+    page = open_page()
+    ask(page)
+    held = hold(page, "attention")
+    pieces, chosen = page.locator(".read-text span"), page.locator(".read-text span.from")
+    for place in (7, 8):
+        pieces.nth(place).click()
+        wait_until(page, lambda place=place: len(held) == place - 6)
+    held[1].continue_()
+    page.locator('.read-text span.from[data-at="8"]').wait_for()
+    with page.expect_response("**/api/attention"):
+        held[0].continue_()
+    page.wait_for_timeout(300)
+    assert chosen.count() == 1 and chosen.get_attribute("data-at") == "8"
+
+
+def test_the_compression_chosen_last_is_the_one_shown(open_page):
+    page = open_page()
+    ask(page)
+    held = hold(page, "search")
+    page.get_by_role("tab", name="Search").click()
+    wait_until(page, lambda: len(held) == 1)
+    page.locator('input[value="bfloat16"]').check()
+    wait_until(page, lambda: len(held) == 2)
+    held[1].continue_()
+    page.locator("#bytes", has_text="2").wait_for()
+    with page.expect_response("**/api/search"):
+        held[0].continue_()
+    page.wait_for_timeout(300)
+    assert page.locator("#bytes").inner_text() == "2"
 
 
 def test_hostile_text_is_text(open_page):

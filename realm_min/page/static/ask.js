@@ -1,7 +1,7 @@
 "use strict";
 // The Ask view: a question from its wordpieces to its answer.
 const Ask = (() => {
-  const { $, about, attempt, el, fixed, grouped, meter, open, probability, request, saved, shown, step, svg, tabs, views } = Page;
+  const { $, about, attempt, el, fixed, grouped, meter, open, probability, saved, shown, step, svg, tabs, views } = Page;
   const EXAMPLES = ["What is the capital of Uruguay?", "Who painted the Mona Lisa?", "What money do they use in Switzerland?"];
   let current = null, threshold = 0;
 
@@ -68,44 +68,43 @@ const Ask = (() => {
 
   const save = async () => {
     const [fault, button] = [$("asking-fault"), $("save")];
-    await attempt(fault, [button], async () => {
+    await attempt(fault, [button], async (request) => {
       const link = el("a", { href: URL.createObjectURL(await request("save", { question: current.question, k: current.blocks.length })), download: "answer.html" });
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-    });
+    }, button);
   };
 
   const ask = async () => {
     $("status").textContent = "Reading …";
-    await attempt($("asking-fault"), [$("asking").querySelector("button.main")], async () => {
+    const last = await attempt($("asking-fault"), [$("asking").querySelector("button.main")], async (request) => {
       await about; // before that there are no numbers of blocks to choose from
       const given = { question: $("question").value, k: Number($("k").value) };
       show(await request("ask", given));
       views.search.asked(given);
     });
-    $("status").textContent = "";
+    if (last) $("status").textContent = "";
   };
   $("asking").addEventListener("submit", (event) => {
     event.preventDefault();
     ask();
   });
 
+  const typed = new URLSearchParams(saved ? "" : location.hash.slice(1));
+  $("tab-learn").hidden = Boolean(saved);
+  open(tabs.includes(typed.get("view")) ? typed.get("view") : "ask"); // at once: the tab that is chosen next stays open
   about.then((found) => {
     threshold = found.threshold;
     for (let k = 1; k <= Math.min(20, found.blocks); k++) $("k").append(el("option", { value: k, selected: k === found.k }, k));
     if (saved) {
-      $("tab-learn").hidden = true;
       show(saved.ask);
       views.search.asked({ question: saved.ask.question, k: saved.ask.blocks.length });
-      open("ask");
       return;
     }
     $("examples").append(...EXAMPLES.map((text) => el("button", { type: "button", onclick: () => { $("question").value = text; ask(); } }, text)));
-    const typed = new URLSearchParams(location.hash.slice(1));
     const linked = !$("question").value && typed.get("question"); // what was typed meanwhile stays
     if (linked) $("question").value = linked;
     if (typed.has("k")) $("k").value = typed.get("k");
-    open(tabs.includes(typed.get("view")) ? typed.get("view") : "ask");
     if (linked) ask();
     else $("view-ask").replaceChildren(el("div", { class: "card" }, el("h2", {}, "Ask, and see how the answer came to be"), el("p", { class: "says" }, `A question finds blocks among ${grouped(found.blocks)}; every span of those is a possible answer. Everything you then see is what the model has just computed: hover, click, or use the arrow keys.`)));
   });

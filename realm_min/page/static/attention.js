@@ -1,7 +1,7 @@
 "use strict";
 // Attention of the reader: a grid of layers and heads, and the text shaded by the one that was chosen.
 const Attention = (() => {
-  const { el, fixed, request, roving, shown } = Page;
+  const { el, fixed, roving, shown } = Page;
 
   // question, block: whose; best: the block's best span
   const draw = (question, block) => {
@@ -55,7 +55,7 @@ const Attention = (() => {
       }
       if (focused) grid.querySelector('[aria-checked="true"]').focus();
     };
-    const fetch_ = (first, last) => Page.attempt(fault, [], async () => {
+    const fetch_ = (first, last) => Page.attempt(fault, [], async (request) => {
       found = await request("attention", { question, block: block.id, first, last });
       back.hidden = first === own.first && last === own.last;
       show();

@@ -1,7 +1,7 @@
 "use strict";
 // The Learn view: hide words of a sentence, see what each document makes of them, take steps.
 (() => {
-  const { $, about, attempt, el, fixed, grouped, meter, probability, request, saved, shown, svg, views } = Page;
+  const { $, about, attempt, el, fixed, grouped, meter, probability, saved, shown, svg, views } = Page;
   const BRANCHES = { with: "with the retriever’s gradient", without: "without it" };
   let sentences = [], text = "", words = [], hidden = [], found = null, at = 0, drawn = null, seed = 0;
 
@@ -14,14 +14,14 @@
   const count = el("span", { class: "small", id: "count", role: "status" });
   const lesson = el("div", { hidden: true });
 
-  const choose = async (to, hide) => {
+  const choose = async (to, hideSome = () => {}) => {
     typed.value = to;
-    await attempt(fault, [], async () => {
+    await attempt(fault, [], async (request) => {
       ({ words } = await request("words", { text: to }));
       [text, hidden] = [to, []];
       spell();
       lesson.hidden = true;
-      if (hide) await salient();
+      await hideSome();
     });
   };
   const spell = () => {
@@ -31,7 +31,7 @@
       onclick: () => hide(hidden.includes(i) ? hidden.filter((other) => other !== i) : [...hidden, i]),
     }, text.slice(word.start, word.end))));
   };
-  const hide = async (places) => {
+  const hide = (places) => attempt(fault, [], async () => {
     const focus = [...sentence.children].indexOf(document.activeElement);
     hidden = places.sort((a, b) => a - b);
     spell();
@@ -39,15 +39,13 @@
     drawn = null;
     if (hidden.length) await go(0);
     lesson.hidden = !drawn; // until then it shows what it showed, and nothing where that was hidden
-  };
-  const salient = () => attempt(fault, [], async () => {
+  });
+  const salient = () => attempt(fault, [], async (request) => {
     const drawnPlaces = await request("salient", { text, seed: seed++ });
     await hide(drawnPlaces.hidden);
   });
-  const go = (steps) => attempt(fault, [take, ten, back, reset], async () => {
-    const asked = hidden, answer = await request("learn", { text, hidden, steps: Math.max(0, steps) });
-    if (asked !== hidden) return; // another word was pressed meanwhile, whose lesson is on its way
-    found = answer;
+  const go = (steps) => attempt(fault, [take, ten, back, reset], async (request) => {
+    found = await request("learn", { text, hidden, steps: Math.max(0, steps) });
     at = found.steps;
     show();
   }).then(() => {
@@ -132,12 +130,12 @@
   about.then(({ small }) => {
     if (saved) return;
     sentences = small.sentences;
-    const another = () => choose(sentences[Math.floor(Math.random() * sentences.length)], true);
+    const another = () => choose(sentences[Math.floor(Math.random() * sentences.length)], salient);
     $("view-learn").append(
       el("h2", {}, "A word is hidden; which document would have helped?"),
       el("p", { class: "says" }, "Nobody tells REALM which document belongs to a sentence. It reads the hidden word y out of each that it finds, and what did better than the others together is found more readily next time:"),
       el("p", { class: "formula" }, "∂ log p(y|x) / ∂ f(x, z) = p(z|x,y) − p(z|x) = r(z)"),
-      el("form", { class: "sentence-form card", novalidate: true, onsubmit: (event) => { event.preventDefault(); choose(typed.value, false); } },
+      el("form", { class: "sentence-form card", novalidate: true, onsubmit: (event) => { event.preventDefault(); choose(typed.value); } },
         el("label", { for: "sentence" }, "A sentence: type one, or take another"),
         el("div", { class: "line" }, typed, el("button", { type: "submit" }, "Use it")),
         fault,
@@ -146,11 +144,12 @@
         el("div", { class: "actions", style: { margin: 0 } }, button("Let salient masking choose", "salient", salient), button("Another sentence", "another", another))),
       lesson,
       el("p", { class: "small", id: "about-small" }, `Drawn from a small REALM, since the model that answers has no head for masked words: two encoders of ${small.layers} layer and ${small.hidden} numbers, ${grouped(small.parameters)} weights, ${small.words} whole words, ${small.documents} lines of the World Factbook. It learnt from masked words alone and was stopped half-way. A step is the library’s own pretrain_step and AdamW, on a copy; the documents are those found at first, as by an index that has not been refreshed.`));
-    let opened = false;
-    views.learn.push(() => {
-      if (opened) return;
-      opened = true;
-      choose(small.first.text, false).then(() => hide(small.first.hidden));
-    });
+  });
+  let opened = false;
+  views.learn.push(async () => { // it may be opened before there is anything in it
+    if (opened) return;
+    opened = true;
+    const { first } = (await about).small;
+    choose(first.text, () => hide(first.hidden));
   });
 })();

@@ -120,19 +120,28 @@ const Page = (() => {
     try { localStorage.setItem("theme", theme); } catch { /* likewise */ }
   });
 
-  // A request of a form: its fault in one sentence below the box, whose text stays.
-  const attempt = async (fault, busy, work) => {
+  // What is asked for by a form: its fault in one sentence below the box, whose text stays. Where more was asked for
+  // meanwhile, by whatever reports to the same place, this is dropped at its answer: `work` is given the `request` that
+  // does so. Returns whether it was the last.
+  const newest = new WeakMap(), LATE = new Error();
+  const attempt = async (fault, busy, work, place = fault) => {
+    const turn = {}, last = () => newest.get(place) === turn;
+    const requestInTurn = async (name, given) => {
+      const answer = await request(name, given);
+      if (!last()) throw LATE;
+      return answer;
+    };
+    newest.set(place, turn);
     fault.textContent = "";
     busy.forEach((button) => (button.disabled = true));
     try {
-      await work();
-      return true;
+      await work(requestInTurn);
     } catch (error) {
-      fault.textContent = shown(`${error.message[0].toUpperCase()}${error.message.slice(1)}.`.replace(/([.…])\.$/, "$1"));
-      return false;
+      if (last()) fault.textContent = shown(`${error.message[0].toUpperCase()}${error.message.slice(1)}.`.replace(/([.…])\.$/, "$1"));
     } finally {
       busy.forEach((button) => (button.disabled = false));
     }
+    return last();
   };
 
   const about = request("about", {});

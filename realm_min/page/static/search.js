@@ -1,7 +1,7 @@
 "use strict";
 // The Search view: what a scan knows of each group of blocks, and which groups that rules out.
 (() => {
-  const { $, attempt, el, fixed, grouped, request, saved, step, svg, views } = Page;
+  const { $, attempt, el, fixed, grouped, saved, step, svg, views } = Page;
   const countNear = () => ($("main").clientWidth < 700 ? 24 : 48); // groups drawn one by one, those of the largest upper ends
   const WAYS = [["None", null, "float32, the blocks themselves"], ["bfloat16", "bfloat16", "bfloat16, half the bytes"], ["int8", "int8", "int8, a quarter"]];
   let asked = null, compression = "int8", stale = true;
@@ -55,10 +55,10 @@
           el("tbody", {}, found.found.map((block) => el("tr", {}, el("th", { scope: "row" }, block.title || `block ${block.id}`), el("td", { class: "number" }, block.id), el("td", { class: "number" }, block.group), el("td", { class: "number" }, fixed(block.score, 3))))))));
   };
 
-  const draw = () => attempt(fault, [], async () => {
-    const way = WAYS.find(([name]) => name === compression)[1];
+  const draw = () => attempt(fault, [], async (request) => {
+    const way = WAYS.find(([name]) => name === compression)[1], given = asked;
     show(await request("search", { ...asked, compression: way }));
-    stale = false;
+    stale = given !== asked;
   });
   views.search.asked = (given) => {
     asked = given;
