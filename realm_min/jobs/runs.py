@@ -35,7 +35,8 @@ from .embedding import embed_on_ranks
 from .evaluation import evaluate, means
 from .preparation import PretrainingCorpus, encode_blocks, encode_questions, pretraining_corpus
 from .refresh import INDEX_FOLDER, IndexRefresher
-from .settings import Finetune, Ict, Mlm, Pretrain, TrainingRun
+from .run_checkpoints import weights_checksum
+from .settings import BLOCK_EMBEDDINGS, Finetune, Ict, Mlm, Pretrain, TrainingRun
 from .tagging import tagger
 from .warm_start import EMBEDDER, KNOWLEDGE_ENCODER
 
@@ -324,6 +325,8 @@ def _finetune(
     step = _finetuning_step(model, encoded, evidence, refresher, settings)
     identity = {"task": "finetune", "config": model.config.to_dict()}
     identity |= {"questions": _digest(questions), "blocks": _digest(records)}
+    if not settings.refresh_blocks:  # else they are made of the weights
+        identity[BLOCK_EMBEDDINGS] = weights_checksum({BLOCK_EMBEDDINGS: model.block_emb})
     models = {"embedder": model.embedder, "reader": model.reader}
     with _searching_together(model), refresher or nullcontext():
         loop.train(run, loop.new_job("Fine-tuning", models, step, settings, identity))

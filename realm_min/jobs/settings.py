@@ -28,7 +28,9 @@ RUN_FILE = "run.json"
 # What a run.json says where it is older than a setting that changed nothing else. One that says nothing of another
 # setting is of a run that was computed otherwise.
 BEFORE = {"optimizer": "adamw"}
-WEIGHTS = "weights"  # the checksum of those that a run began with; an old run.json has none, and may be of any
+# The checksums of the weights, and of the blocks' embeddings, that a run began with; an old run.json has none, and may
+# be of any.
+WEIGHTS, BLOCK_EMBEDDINGS = "weights", "block_emb"
 
 Settings = TypeVar("Settings", bound=NamedTuple)
 
@@ -348,9 +350,8 @@ def check_same_run(folder: Path, settings: dict[str, Any]) -> None:
         ValueError: as said, or it is damaged.
     """
     begun = read_json_object(folder / RUN_FILE, f"restore it, or remove {folder} and start the run anew")
-    begun = {
-        key: value for key, value in (BEFORE | {WEIGHTS: settings.get(WEIGHTS)}).items() if key in settings
-    } | begun
+    unsaid = BEFORE | {key: settings.get(key) for key in (WEIGHTS, BLOCK_EMBEDDINGS)}
+    begun = {key: value for key, value in unsaid.items() if key in settings} | begun
     for key, old, new in differences(begun, settings):
         raise ValueError(
             f"{folder} was begun with {key}={old!r}, not {new!r}: resume with the same settings and the same model to "

@@ -391,6 +391,26 @@ def test_another_default_dtype_and_device_change_no_bit(tmp_path, tokenizer, mon
         assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
 
 
+@pytest.mark.parametrize("refresh", [False, True])
+def test_fine_tuning_goes_on_with_the_embeddings_that_it_began_with(tmp_path, tokenizer, refresh):
+    """Without a refresh they stand in no checkpoint, so others would be searched from there on."""
+    chosen, seen = Finetune(steps=2, batch_size=2, refresh_blocks=refresh), []
+    for factor in (1, 2):
+        model = open_qa()
+        model.block_emb = factor * model.block_emb
+        run = TrainingRun(tmp_path / "run", resume=factor == 2)
+        if factor == 1 or refresh:
+            runs.finetune(run, model, QUESTIONS, chosen, blocks=BLOCKS)
+            seen.append(model.block_emb)
+            continue
+        with pytest.raises(ValueError, match="was begun with block_emb='[0-9a-f]{8}', not '[0-9a-f]{8}'"):
+            runs.finetune(run, model, QUESTIONS, chosen, blocks=BLOCKS)
+        run_file = tmp_path / "run" / "run.json"  # of a version that did not say
+        run_file.write_text(json.dumps({k: v for k, v in json.loads(run_file.read_text()).items() if k != "block_emb"}))
+        runs.finetune(run, model, QUESTIONS, chosen, blocks=BLOCKS)
+    assert not refresh or torch.equal(*seen)
+
+
 def test_pre_training_goes_on_with_the_retriever_that_it_does_not_train(tmp_path, tokenizer):
     """It stands in no checkpoint, so another one's documents would be read from there on."""
     config, chosen = RealmConfig(**CONFIG), Pretrain(steps=2, batch_size=2, num_candidates=2, encoder_alone=True)
