@@ -230,6 +230,12 @@ def test_a_tab_opened_before_the_page_is_ready_stays_open(unready, tab, shows):
     assert page.get_by_role("tab", name=tab).get_attribute("aria-selected") == "true"
 
 
+def test_a_page_that_cannot_know_its_model_says_so(unready):
+    page, about = unready
+    about.abort()
+    page.get_by_text("Realm-min page does not answer: start it again, then reload.").wait_for()
+
+
 # ---- an answer that comes late
 
 

@@ -120,6 +120,8 @@ const Page = (() => {
     try { localStorage.setItem("theme", theme); } catch { /* likewise */ }
   });
 
+  const sentence = ({ message }) => shown(`${message[0].toUpperCase()}${message.slice(1)}.`.replace(/([.…])\.$/, "$1"));
+
   // What is asked for by a form: its fault in one sentence below the box, whose text stays. Where more was asked for
   // meanwhile, by whatever reports to the same place, this is dropped at its answer: `work` is given the `request` that
   // does so. Returns whether it was the last.
@@ -137,7 +139,7 @@ const Page = (() => {
     try {
       await work(requestInTurn);
     } catch (error) {
-      if (last()) fault.textContent = shown(`${error.message[0].toUpperCase()}${error.message.slice(1)}.`.replace(/([.…])\.$/, "$1"));
+      if (last()) fault.textContent = sentence(error);
     } finally {
       busy.forEach((button) => (button.disabled = false));
     }
@@ -149,6 +151,6 @@ const Page = (() => {
     $("about").textContent = shown(
       `Drawn from the running model: ${found.model}, two encoders of ${found.layers} layers and ${found.heads} heads of ${found.hidden} numbers, ` +
       `over ${grouped(found.blocks)} blocks. ${saved ? "Saved as one file; nothing in it runs a model." : "Everything is computed on this machine; the page loads nothing from elsewhere."}`);
-  });
+  }, (error) => ($("about").textContent = sentence(error)));
   return { $, about, attempt, el, fixed, grouped, meter, open, probability, request, roving, saved, shown, step, svg, tabs, views };
 })();
