@@ -120,11 +120,11 @@ class RealmKnowledgeAugEncoder(RealmModel):
     def masked_log_likelihood(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, labels: Tensor
     ) -> tuple[Tensor, Kept]:
-        """`masked_words` of inputs [sequences, tokens] int64, padded on the right."""
+        """`masked_words` of inputs [sequences, tokens] of integers, padded on the right."""
         batch = checked_batch(self.config, Inputs(input_ids, attention_mask, token_type_ids))
         run = self.run_now(len(input_ids))._replace(keep=True)
         with plain_arithmetic(self.device.type):
-            return masked_words(self.p, self.config, batch, labels, run)
+            return masked_words(self.p, self.config, batch, labels.long(), run)
 
     def masked_log_likelihood_backward(self, dlog_likelihood: Tensor, kept: Kept) -> None:
         """Add to `grads` from the gradient of what `masked_log_likelihood` returned, [sequences, tokens]."""
@@ -152,7 +152,7 @@ class RealmKnowledgeAugEncoder(RealmModel):
         if mlm_mask is not None:
             check_mask("mlm_mask", mlm_mask)
         check_relevance(relevance_score)
-        ops.check_targets(labels[labels != NO_LABEL].long(), self.config.vocab_size)
+        ops.check_targets(labels[labels.long() != NO_LABEL].long(), self.config.vocab_size)  # beside bytes -100 is 156
 
 
 def marginal_mlm_loss(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from side_by_side import INPUTS, ONE, new
 
+from realm_min import RealmConfig, RealmKnowledgeAugEncoder
 from realm_min.app.printable import say_json
 from realm_min.jobs.embedding import embed_blocks
 from realm_min.search.mips import BlockIndex
@@ -86,6 +87,19 @@ def test_what_is_made_of_ids_too_large_for_a_byte_is_not_wrapped():
     expected = new("RealmKnowledgeAugEncoder")(**ENCODER).loss
     inputs = {**ENCODER, "labels": ENCODER["labels"].to(torch.int16)}
     assert torch.equal(new("RealmKnowledgeAugEncoder")(**inputs).loss, expected)
+
+
+@pytest.mark.parametrize("masked", [0, 1])
+def test_a_label_that_a_byte_wraps_to_is_a_label(masked):
+    """As uint8, -100 is 156, which is no word of a small vocabulary, and one of a large."""
+    labels = ENCODER["labels"].to(torch.uint8).fill_(156)
+    given = {**ENCODER, "labels": labels, "mlm_mask": torch.full_like(labels, masked)}
+    with pytest.raises(ValueError, match="label 156 is out of range"):
+        new("RealmKnowledgeAugEncoder")(**given)
+    large = RealmKnowledgeAugEncoder(RealmConfig(**eight_capitals.CONFIG | {"vocab_size": 200}), seed=1)
+    pair = [ENCODER["input_ids"].flatten(0, -2)[:1], *(2 * [torch.ones_like(ENCODER["input_ids"].flatten(0, -2)[:1])])]
+    found = [large.masked_log_likelihood(*pair, labels[:1].to(dtype))[0] for dtype in (torch.uint8, torch.int64)]
+    assert torch.equal(*found) and (found[0] < 0).all()
 
 
 def test_embeddings_are_refused(tmp_path):
