@@ -33,7 +33,10 @@ class WrongKind(TypeError, ValueError):
 
 
 def checked(function: Function) -> Function:
-    """Let a function, or a method, raise WrongKind for an argument of another kind than its annotation."""
+    """Let a function, or a method, raise WrongKind for an argument of another kind than its annotation.
+
+    Numbers reach it as Python's own, see `of_python`.
+    """
     parameters = inspect.signature(function).parameters.values()
     positional = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
     others = next((each.name for each in parameters if each.kind == each.VAR_KEYWORD), None)  # of `**others`
@@ -44,9 +47,15 @@ def checked(function: Function) -> Function:
     def call(*args: Any, **given: Any) -> Any:
         if not kinds:  # at the first call: what annotations name may be defined below
             kinds.update(_annotations(function))
-        for name, value in (*zip(positional, args, strict=False), *given.items()):
-            check(name, value, kinds.get(name if name in named else others or "", Any))
-        return function(*args, **given)
+
+        def taken(name: str, value: Any) -> Any:
+            kind = kinds.get(name if name in named else others or "", Any)
+            check(name, value, kind)
+            return of_python(value, kind)
+
+        by_place = [taken(name, value) for name, value in zip(positional, args, strict=False)]
+        by_name = {name: taken(name, value) for name, value in given.items()}
+        return function(*by_place, *args[len(by_place) :], **by_name)
 
     return typing.cast(Function, call)
 
@@ -68,6 +77,16 @@ def check(name: str, value: Any, kind: Any) -> None:
         if os.PathLike in typing.get_args(kind) and _is_blank(value):
             remedy = 'the name of a folder or a file; "." is the current folder'
         raise WrongKind(f"{name}={shown(value)} is {described(value, kind)}: give {remedy}")
+
+
+def of_python(value: Any, kind: Any) -> Any:
+    """A number of NumPy's or a tensor's as Python's own where that is asked for: JSON, for one, takes no other."""
+    if kind is Any or value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    asked = typing.get_args(kind) if typing.get_origin(kind) in _UNIONS else (kind,)
+    if any(isinstance(each, type) and each is not object and isinstance(value, each) for each in asked):
+        return value  # a tensor where one may be given
+    return next((each(value) for each in (int, float, bool) if each in asked and _is_instance(value, each)), value)
 
 
 def is_a(value: Any, kind: Any) -> bool:
@@ -202,6 +221,26 @@ def usual_numbers(name: str, tensor: Any) -> Any:
             raise ValueError(f"{name} holds {int(found.min()) + 2**64}, which is out of range: give numbers of int64")
         return found
     return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+
+
+def tensor_of(name: str, values: Any, device: Any) -> Any:
+    """A tensor as it is; numbers, lists of them and lists of tensors as one, on `device`.
+
+    Raises:
+        WrongKind: lists that are not equally long, or that hold what is no number.
+    """
+    import torch  # as above
+
+    try:
+        if isinstance(values, (list, tuple)) and any(isinstance(value, torch.Tensor) for value in values):
+            values = torch.stack([torch.as_tensor(value, device=device) for value in values])
+        found = torch.as_tensor(values, device=device)
+    except (RuntimeError, TypeError, ValueError):
+        raise WrongKind(
+            f"{name}={shown(values)} is no tensor: give one, or numbers in lists that are equally long"
+        ) from None
+    check(name, found, torch.Tensor)
+    return found
 
 
 def shown(value: object) -> str:

@@ -140,6 +140,34 @@ def test_a_call_is_held_to_its_annotations():
         called()
 
 
+@checked
+def given_numbers(
+    whole: int = 0, share: "float | None" = None, switch: bool = False, *, either: int | Tensor = 0
+) -> list:
+    return [whole, share, switch, either]
+
+
+def test_numbers_arrive_as_pythons_own():
+    """JSON takes no others, nor does a dict find a tensor again."""
+    for one in (np.int64(1), np.uint8(1), torch.tensor(1), torch.tensor(1, dtype=torch.int32)):
+        for found in (given_numbers(one, one, one), given_numbers(share=one, switch=one, whole=one)):
+            assert found == [1, 1.0, True, 0] and [type(x) for x in found] == [int, float, bool, int]
+    assert type(given_numbers(share=np.float32(0.5))[1]) is float and given_numbers(share=np.float32(0.5))[1] == 0.5
+    assert given_numbers(switch=np.bool_(True))[2] is True and type(given_numbers(either=np.int8(2))[3]) is int
+    tensor, large = torch.tensor(3), 2**70
+    assert given_numbers(either=tensor)[3] is tensor and given_numbers(large)[0] is large
+    assert given_numbers(True + 1, None, True) == [2, None, True, 0]
+
+
+@checked
+def given_several(first: int, *rest: Any) -> tuple:
+    return first, rest
+
+
+def test_arguments_that_have_no_name_arrive():
+    assert given_several(np.int64(1), 2, "3") == (1, (2, "3"))
+
+
 def test_a_long_list_is_walked_through_once_and_an_array_not_at_all():
     class Counted(list):
         walks = 0

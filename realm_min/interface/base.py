@@ -16,7 +16,7 @@ from ..files import checkpoint
 from ..files.checkpoint import LoadedKeys
 from ..files.hub import located, take_hub_options
 from ..files.unknown_names import did_you_mean
-from ..kinds import checked
+from ..kinds import check, checked
 from ..model.bert import Kept, Run
 from ..model.parameters import Parameters, Shapes, allocate, allocate_gradients, initialize_
 from ..ranks.devices import plain_arithmetic
@@ -55,6 +55,7 @@ class RealmModel(Module):
         if not isinstance(config, RealmConfig):
             kind, name = f"{type(config).__module__}.{type(config).__qualname__}", type(self).__name__
             raise ValueError(f"{name}({kind}): give a realm_min.RealmConfig, or call {name}.from_pretrained(folder)")
+        check("initialize", initialize, bool)
         config.check()
         self.config, self._checked = config, dict(vars(config))
         self.training = True

@@ -6,14 +6,14 @@ relevant the block is. Axes: `beam` blocks, `spans` of at most `max_span_width` 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..config import RealmConfig
-from ..kinds import checked
+from ..kinds import checked, tensor_of
 from ..model.bert import PLAIN, Batch, Encoded, Kept, Run
 from ..model.parameters import Parameters, Shapes, bert_shapes, linear_shapes, mlm_head_shapes, norm_shapes
 from ..model.realm import correct_spans, loss_of_correct, read, read_backward, read_tokens
@@ -177,13 +177,6 @@ class Answers(NamedTuple):
     has_answers: Tensor
 
 
-def numbers(values: Any, device: torch.device) -> Tensor:
-    """Tensors as they are, lists of numbers or of tensors as one."""
-    if isinstance(values, (list, tuple)) and any(isinstance(value, Tensor) for value in values):
-        values = torch.stack([torch.as_tensor(value, device=device) for value in values])
-    return torch.as_tensor(values, device=device)
-
-
 def checked_answers(given: tuple, beam: int, relevance_score: Tensor) -> Answers:
     """The answers of the blocks retrieved, `beam` of them read, from `given` in the fields' order, tensors or lists.
 
@@ -191,7 +184,8 @@ def checked_answers(given: tuple, beam: int, relevance_score: Tensor) -> Answers
         ValueError: a wrong shape, or what is neither true nor false.
     """
     check_relevance(relevance_score)
-    starts, ends, has_answers = (numbers(values, relevance_score.device) for values in given)
+    named = zip(Answers._fields, given, strict=True)
+    starts, ends, has_answers = (tensor_of(name, values, relevance_score.device) for name, values in named)
     starts, ends = (x[:, None] if x.dim() == 1 else x for x in (starts, ends))
     for name, positions in (("start_positions", starts), ("end_positions", ends)):
         check_integers(name, positions)

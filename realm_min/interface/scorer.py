@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,9 @@ from .base import RealmModel
 from .embedder import RealmEmbedder
 from .inputs import Inputs, checked_batch, flatten_candidates
 from .outputs import RealmScorerOutput
+
+# What candidates have too.
+SHARED_NAMES = re.compile(r"\b(?=(input_ids|inputs_embeds|attention_mask|token_type_ids)\b)")
 
 
 class RealmScorer(RealmModel):
@@ -96,13 +100,13 @@ class RealmScorer(RealmModel):
         Raises:
             ValueError: inputs left out, of a wrong rank, shape or range, or not `num_candidates` a query.
         """
-        if candidate_input_ids is None and candidate_inputs_embeds is None:
-            raise ValueError("neither candidate_input_ids nor candidate_inputs_embeds was given: give one of them")
-        queries = checked_batch(
-            self.config, Inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        )
+        inputs = Inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        queries = checked_batch(self.config, inputs)
         ids, mask, types = flatten_candidates(candidate_input_ids, candidate_attention_mask, candidate_token_type_ids)
-        documents = checked_batch(self.config, Inputs(ids, mask, types, position_ids, candidate_inputs_embeds))
+        try:
+            documents = checked_batch(self.config, Inputs(ids, mask, types, position_ids, candidate_inputs_embeds))
+        except ValueError as error:
+            raise ValueError(SHARED_NAMES.sub("candidate_", str(error))) from None
         if len(documents.types) != len(queries.types) * self.config.num_candidates:
             raise ValueError(
                 f"{len(documents.types)} candidates for {len(queries.types)} queries: expected num_candidates="

@@ -288,7 +288,7 @@ def test_bad_inputs_of_the_other_models_are_named():
         encoder(ids[:2], labels=ids[:1], relevance_score=torch.zeros(1, 3))
     with pytest.raises(ValueError, match=r"label 101 is out of range"):
         encoder(ids, labels=ids[:1] + 101, relevance_score=torch.zeros(1, 3))
-    with pytest.raises(ValueError, match="neither candidate_input_ids nor candidate_inputs_embeds"):
+    with pytest.raises(ValueError, match="neither of candidate_input_ids and candidate_inputs_embeds"):
         realm_min.RealmScorer(SMALL)(ids)
     with pytest.raises(ValueError, match="2 candidates for 1 queries: expected num_candidates=3"):
         realm_min.RealmScorer(SMALL)(ids[:1], candidate_input_ids=ids[:2])

@@ -8,6 +8,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import eight_capitals
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -183,6 +184,52 @@ def test_has_answers_is_true_or_false(wrong):
             IDS, relevance_score=torch.zeros(2), block_mask=MASK.bool(), start_positions=places, end_positions=places,
             has_answers=torch.tensor(wrong),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["start_positions", "end_positions", "has_answers"])
+@pytest.mark.parametrize(
+    "wrong",
+    [[[1], [1, 2]], ["x"], [None], {}, "1", [[1], "x"], [torch.ones(1), torch.ones(2)], [torch.ones(1), "x"],
+     [2**70], [torch.zeros(1, device="meta")] * 2, torch.zeros(2, device="meta")],
+    ids=repr,
+)  # fmt: skip
+def test_positions_that_make_no_tensor_are_named(name, wrong):
+    config = realm_min.RealmConfig(**CONFIG | dict(reader_beam_size=2, max_span_width=2))
+    answers = {"start_positions": [[1], [1]], "end_positions": [[1], [1]], "has_answers": [True, False]}
+    with pytest.raises(ValueError, match=f"^{name}.*: give"):
+        realm_min.RealmReader(config)(
+            IDS, relevance_score=torch.zeros(2), block_mask=MASK.bool(), **{**answers, name: wrong}
+        )
+
+
+def test_a_scorer_says_whose_input_is_wrong():
+    scorer, four = realm_min.RealmScorer(realm_min.RealmConfig(**CONFIG), seed=1), torch.cat((IDS, IDS))
+    for wrong, why in (
+        ({}, "neither of candidate_input_ids and candidate_inputs_embeds were given"),
+        ({"candidate_inputs_embeds": torch.zeros(4, 4)}, r"candidate_inputs_embeds has shape \(4, 4\)"),
+        ({"candidate_input_ids": torch.tensor([5, 6])}, r"candidate_input_ids has shape \(2,\)"),
+        ({"candidate_input_ids": -four}, "candidate_input_ids holds -12, which is out of range"),
+        (
+            {"candidate_input_ids": four, "candidate_inputs_embeds": torch.zeros(4, 4, 8)},
+            "both of candidate_input_ids and candidate_inputs_embeds were given",
+        ),
+        (
+            {"candidate_input_ids": four, "candidate_attention_mask": MASK[:, :3]},
+            r"candidate_attention_mask has shape \(2, 3\)",
+        ),
+        ({"candidate_input_ids": four, "candidate_token_type_ids": four}, "candidate_token_type_ids holds 12"),
+        ({"candidate_input_ids": four, "position_ids": four[:, :3]}, r"^position_ids has shape \(4, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=f"^{why}"):
+            scorer(IDS, **wrong)
+    with pytest.raises(ValueError, match=r"^input_ids has shape \(4,\)"):
+        scorer(IDS[0], candidate_input_ids=four)
+
+
+@pytest.mark.parametrize("value", ["no", np.zeros(2), torch.zeros(2), 2])
+def test_whether_to_initialize_is_a_bool(value):
+    with pytest.raises(ValueError, match="^initialize=.*give a bool"):
+        realm_min.RealmEmbedder(realm_min.RealmConfig(**CONFIG), initialize=value)
 
 
 # ---- contexts
