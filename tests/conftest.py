@@ -10,6 +10,9 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 # a core take many times longer than one alone. Tests of threads ask for theirs.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAYON_NUM_THREADS", "1")  # those of the tokenizers library
+# transformers imports TensorFlow where that is installed, as `make test-tf` does, and Triton that is imported after
+# TensorFlow ends the process (a segmentation fault of Triton 3.7 and TensorFlow 2.21).
+os.environ.setdefault("USE_TF", "0")
 
 import processes  # noqa: E402
 import pytest  # noqa: E402

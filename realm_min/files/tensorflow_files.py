@@ -7,6 +7,8 @@ TensorFlow only reads them, and checks their checksums; what their variables are
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 def import_tensorflow() -> ModuleType:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it greets on import
     check_tensorflow()
+    if "tensorflow" not in sys.modules:
+        with suppress(ImportError):  # imported after TensorFlow it ends the process (a segmentation fault)
+            import triton  # noqa: F401
     import tensorflow
 
     return tensorflow

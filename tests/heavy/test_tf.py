@@ -3,10 +3,6 @@
 `make test-tf` runs this; the main suite does not, since it installs no TensorFlow.
 """
 
-import os
-
-os.environ["USE_TF"] = "0"  # transformers' TensorFlow classes are not needed
-
 import json
 import re
 import struct
@@ -356,3 +352,9 @@ def test_without_tensorflow(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "pip install 'realm-min[tf]'" in done.stderr
+
+
+def test_triton_can_still_be_imported():
+    """After TensorFlow alone, it ends the process."""
+    script = "from realm_min.files.tensorflow_files import import_tensorflow; import_tensorflow(); import triton"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
