@@ -80,13 +80,25 @@ def check(name: str, value: Any, kind: Any) -> None:
 
 
 def of_python(value: Any, kind: Any) -> Any:
-    """A number of NumPy's or a tensor's as Python's own where that is asked for: JSON, for one, takes no other."""
-    if kind is Any or value is None or isinstance(value, (bool, int, float, str)):
+    """What was given in another library's class as Python's own where that is asked for.
+
+    A number of NumPy's or a tensor's, since JSON, for one, takes no other; texts and records in an array or a column of
+    a table as a list, since of those nobody can ask whether there are any.
+    """
+    if kind is Any or value is None or isinstance(value, (bool, int, float, str, list, tuple)):
         return value
     asked = typing.get_args(kind) if typing.get_origin(kind) in _UNIONS else (kind,)
     if any(isinstance(each, type) and each is not object and isinstance(value, each) for each in asked):
         return value  # a tensor where one may be given
+    if any(_lists_records(each) for each in asked) and _is_sequence(value):
+        return value if isinstance(value, collections.abc.Sequence) else list(value)
     return next((each(value) for each in (int, float, bool) if each in asked and _is_instance(value, each)), value)
+
+
+def _lists_records(kind: Any) -> bool:
+    """Whether a kind is several values that are no numbers, and no lists of such."""
+    inner = (*typing.get_args(kind), Any)[0]
+    return typing.get_origin(kind) in _SEQUENCES and isinstance(inner, type) and inner not in (int, float, bool)
 
 
 def is_a(value: Any, kind: Any) -> bool:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from realm_min import RealmConfig, kinds
-from realm_min.jobs.evaluation import has_answer, means
+from realm_min.jobs.evaluation import Question, has_answer, means
 from realm_min.jobs.statistics import top_k_match
 from realm_min.kinds import WrongKind, checked, is_a
 from realm_min.search.mips import BlockIndex
@@ -157,6 +157,45 @@ def test_numbers_arrive_as_pythons_own():
     tensor, large = torch.tensor(3), 2**70
     assert given_numbers(either=tensor)[3] is tensor and given_numbers(large)[0] is large
     assert given_numbers(True + 1, None, True) == [2, None, True, 0]
+
+
+@checked
+def given_texts(
+    texts: "list[str] | str | None" = None, numbers: Sequence[int] = (), questions: "list[Question]" = ()
+) -> list:
+    return [texts, numbers, questions]
+
+
+class Column:
+    """As of a table: of several nobody can say whether it is true."""
+
+    def __init__(self, *values):
+        self.values = values
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, place):
+        return self.values[place]
+
+    def __bool__(self):
+        raise ValueError("ambiguous")
+
+
+def test_texts_and_records_arrive_as_a_list():
+    asked = Question("why?", ["so"])
+    records = np.empty(1, dtype=object)
+    records[0] = asked
+    for texts in (np.array(["a", "b"]), np.array(["a", "b"], dtype=object), Column("a", "b")):
+        assert given_texts(texts)[0] == ["a", "b"] and type(given_texts(texts)[0]) is list
+    for questions in (records, Column(asked)):
+        assert given_texts(questions=questions)[2] == [asked]
+    for kept in (["a"], ("a",), deque("ab"), "a", None):
+        assert given_texts(kept)[0] is kept
+    for numbers in (np.arange(3), torch.arange(3), range(3)):  # which may be many
+        assert given_texts(numbers=numbers)[1] is numbers
+    with pytest.raises(WrongKind, match="texts=.* is a ndarray: give a list of str or a str or None"):
+        given_texts(np.zeros(2))
 
 
 @checked

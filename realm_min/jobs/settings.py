@@ -259,7 +259,7 @@ def check_ranges(settings: NamedTuple) -> None:
     for name, value, span, choices, _ in declarations(settings):
         if span:
             span.check(name, value)
-        elif choices and value not in choices:
+        elif choices and not (isinstance(value, str) and value in choices):
             raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(choices)}")
         elif not choices and not isinstance(value, bool):
             raise ValueError(f"{name}={value!r} is no flag: give True or False")

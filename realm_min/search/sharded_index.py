@@ -101,6 +101,8 @@ class ShardedBlockIndex:
             raise ValueError("blocks have shape (): give [blocks, dimensions]")
         mips.check_blocks(blocks if total is None or len(blocks) else blocks.new_zeros(1, *blocks.shape[1:]))
         number = len(blocks) if total is None else total
+        if not 0 <= number < 2**63:
+            raise ValueError(f"total={number} is no number of blocks: give how many there are on all ranks")
         rows = self.world.slice_of(number, BASE_GROUP)
         self._range = range(rows.start, rows.stop)
         if total is not None:

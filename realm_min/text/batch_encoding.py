@@ -210,7 +210,7 @@ def _as_array(name: str, value: Any) -> np.ndarray:
     except ValueError:
         array = None
     if array is None or array.dtype.kind not in "biuf":
-        lengths = sorted({len(row) for row in (value if is_iterable(value) else ()) if hasattr(row, "__len__")})
+        lengths = sorted({len(row) for row in (value if is_iterable(value) else ()) if is_iterable(row)})
         raise ValueError(
             f"{name!r} holds texts of different lengths {lengths}, which make no tensor: "
             "pass padding=True (and truncation=True with max_length to bound the length)"

@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from realm_min.files.unknown_names import level_of_the_program
+from realm_min.kinds import is_iterable
 from realm_min.text.left_out import LeftOut
 from realm_min.text.tokenizer_files import NAMED_TOKENS
 
@@ -102,9 +103,10 @@ class SpecialTokens(LeftOut):
 
     @additional_special_tokens.setter
     def additional_special_tokens(self, tokens: Sequence[Token] | None) -> None:
-        if isinstance(tokens, str) or not all(isinstance(token, (str, AddedToken)) for token in tokens or ()):
+        tokens = () if tokens is None else tokens
+        if not is_iterable(tokens) or not all(isinstance(token, (str, AddedToken)) for token in tokens):
             raise ValueError(f"additional_special_tokens must be a list of tokens, not {tokens!r}")
-        self.rename({}, tokens or ())
+        self.rename({}, tokens)
 
     @property
     def additional_special_tokens_ids(self) -> list[int]:

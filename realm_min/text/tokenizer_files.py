@@ -188,7 +188,7 @@ def special_token(token: str | dict | AddedToken) -> str | AddedToken:
 def special_tokens_of(tokens: Sequence | None) -> list[str | AddedToken]:
     """Each of several as `special_token`; None is none of them. Raises ValueError for what is no list."""
     kinds.check("additional_special_tokens", tokens, Sequence | None)
-    return [special_token(token) for token in tokens or ()]
+    return [] if tokens is None else [special_token(token) for token in tokens]
 
 
 def added_token_fields(token: AddedToken) -> dict[str, Any]:

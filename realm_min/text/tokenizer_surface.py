@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tokenizers import AddedToken
 
+from realm_min import kinds
 from realm_min.text.batch_encoding import BatchEncoding
 from realm_min.text.calls import (
     CALL,
@@ -163,7 +164,10 @@ class TokenizerSurface(TokenizerFolders):
 
         Raises ValueError for what is no token.
         """
-        given = [new_tokens] if isinstance(new_tokens, (str, AddedToken)) else list(new_tokens or ())
+        given = [] if new_tokens is None else new_tokens
+        given = [given] if isinstance(given, (str, AddedToken)) else given
+        if not kinds.is_iterable(given):
+            raise ValueError(f"new_tokens is {kinds.shown(given)}: give a token, or a list of them")
         added = self.add([token for token in given if token != ""], special_tokens)
         self.special_tokens_changed()
         return added

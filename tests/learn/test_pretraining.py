@@ -336,6 +336,8 @@ def test_texts_know_their_blocks(tokenizer):
     [
         (dict(marginal="both"), "marginal='both' is unknown: choose one of token, span"),
         (dict(masking="names"), "masking='names' is unknown"),
+        (dict(masking=np.zeros(2)), r"masking=array.* is unknown: choose one of salient, tokens, spans"),
+        (dict(optimizer=["adamw"]), r"optimizer=\['adamw'\] is unknown: choose one of adamw, bert"),
         (dict(num_candidates=1), "num_candidates=1 is out of range: give a whole number, 2 or more"),
         (dict(num_candidates=16), r"num_candidates=16 must lie in 2..15: the null document and some of the other 14"),
         (dict(num_candidates=15, null_document=False), r"num_candidates=15 must lie in 2..14: some of the other 14"),

@@ -176,6 +176,12 @@ def test_what_cannot_be_searched_is_said_by_every_rank():
     assert others == [*found[:6], None, *found[7:]]  # who follows is not to blame
 
 
+@pytest.mark.parametrize("total", [-1, 2**63, 2**70])
+def test_a_number_of_blocks_that_none_can_be_is_refused(total):
+    with pytest.raises(ValueError, match=f"total={total} is no number of blocks"):
+        ShardedBlockIndex(torch.ones(2, 8), total=total)
+
+
 def search_for_ever():
     index = ShardedBlockIndex(integers((400, 8), 2, 0))
     index.search(integers((3, 8), 2, 1), 5)
