@@ -19,7 +19,7 @@ from ..files.block_records import read_block_records, write_block_records
 from ..files.block_sources import Sources, Titles, read_sources, write_sources
 from ..files.causes import check_readable
 from ..files.hub import BLOCK_RECORDS_FILE, resolve_folder, take_hub_options
-from ..kinds import checked, is_iterable
+from ..kinds import checked
 from .batch_encoding import BatchEncoding
 from .corpus import text_start
 from .sequences import MODEL_INPUTS
@@ -44,7 +44,7 @@ class RealmRetriever:
         titles: Titles | None = None,
         sources: Sources | None = None,
     ) -> None:
-        if isinstance(block_records, bytes) or not (is_iterable(block_records) and hasattr(block_records, "__len__")):
+        if not kinds.is_a(block_records, Sequence):
             kind = type(block_records).__name__
             raise TypeError(f"block_records is a {kind}: give a list, or an object array, of bytes")
         if not hasattr(tokenizer, "sep_token_id"):

@@ -48,7 +48,7 @@ def test_what_an_iterator_holds_is_looked_at(tokenizer, tokens):
             tokenizer.convert_tokens_to_string(given)
 
 
-NO_RECORDS = [3, "a", b"a", {"a": b"a"}, np.int64(3), torch.tensor(1), np.array(b"a"), iter([])]
+NO_RECORDS = [3, "a", b"a", {"a": b"a"}, np.int64(3), torch.tensor(1), np.array(b"a"), iter([]), {b"a"}]
 
 
 @pytest.mark.parametrize("records", NO_RECORDS)
