@@ -255,6 +255,16 @@ def tensor_of(name: str, values: Any, device: Any) -> Any:
     return found
 
 
+def as_lists(name: str, values: Any) -> Any:
+    """Lists for tensors and arrays, and for those within lists. WrongKind for a tensor without numbers."""
+    import torch  # as above
+
+    if isinstance(values, torch.Tensor):
+        check(name, values, torch.Tensor)
+    values = values.tolist() if _is_tensor(values) or _of_numpy(values, "ndarray") else values
+    return [as_lists(name, each) for each in values] if isinstance(values, (list, tuple)) else values
+
+
 def shown(value: object) -> str:
     """A value in a few characters."""
     return reprlib.repr(value)

@@ -462,17 +462,11 @@ class RealmForOpenQA(RealmModel):
             )
 
 
-def as_lists(ids: Any) -> Any:
-    """Lists of ids for tensors and arrays of them, and within lists."""
-    ids = ids.tolist() if isinstance(ids, (Tensor, np.ndarray)) else ids
-    return [as_lists(each) for each in ids] if isinstance(ids, (list, tuple)) else ids
-
-
 def answers_of_each(answer_ids: list | Tensor | np.ndarray | None, questions: int) -> list | None:
     """The answers of each question, [questions] lists of lists of ids; of one question they are given alone."""
     if answer_ids is None:
         return None
-    given = [as_lists(answer_ids)] if questions == 1 else as_lists(answer_ids)
+    given = kinds.as_lists("answer_ids", [answer_ids] if questions == 1 else answer_ids)
     if len(given) != questions:
         raise ValueError(f"answer_ids holds answers of {len(given)} questions: {questions} were given")
     return given

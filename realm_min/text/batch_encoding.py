@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from realm_min.files.unknown_names import level_of_the_program
-from realm_min.kinds import checked, device_of, is_iterable
+from realm_min.kinds import as_lists, check, checked, device_of, is_iterable
 
 
 class CharSpan(NamedTuple):
@@ -203,11 +203,14 @@ def _as_tensor(array: np.ndarray) -> torch.Tensor:
 
 def _as_array(name: str, value: Any) -> np.ndarray:
     """Integers as int64, as empty lists are. Raises ValueError for ragged lists."""
+    if isinstance(value, torch.Tensor):
+        check(name, value, torch.Tensor)
     if isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
         return np.asarray(value)
     try:
         array = np.asarray(value)
-    except ValueError:
+    except (TypeError, ValueError):
+        as_lists(name, value)  # names a tensor in it that has no numbers
         array = None
     if array is None or array.dtype.kind not in "biuf":
         lengths = sorted({len(row) for row in (value if is_iterable(value) else ()) if is_iterable(row)})

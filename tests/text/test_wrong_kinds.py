@@ -61,3 +61,24 @@ def test_what_is_no_list_of_records_is_named(records):
 def test_rows_that_make_no_tensor_are_named(row):
     with pytest.raises(ValueError, match="'mask' holds texts of different lengths .* which make no tensor"):
         BatchEncoding({"mask": [[1, 1], row]}, tensor_type="pt")
+
+
+META = torch.zeros(2, dtype=torch.long, device="meta")
+
+
+@pytest.mark.parametrize("field", [META, [META, META], [[1, 1], META]], ids=["alone", "rows", "a row"])
+@pytest.mark.parametrize("kind", ["pt", "np"])
+def test_a_field_without_numbers_is_named(field, kind):
+    with pytest.raises(ValueError, match="mask is on meta: give a tensor that holds its numbers"):
+        BatchEncoding({"mask": field}, tensor_type=kind)
+
+
+def test_answers_without_numbers_are_named():
+    model = eight_capitals.open_qa()
+    asked = eight_capitals.tokenizer()("the capital of peru", return_tensors="pt")
+    for answers in (META, [META], [[20, 21], META]):
+        with pytest.raises(ValueError, match="answer_ids is on meta: give a tensor that holds its numbers"):
+            model(**asked, answer_ids=answers)
+    plain = model(**asked, answer_ids=[[20, 21], [22]]).reader_output.loss
+    for answers in ([torch.tensor([20, 21]), [22]], [np.array([20, 21]), np.array([22])]):
+        assert torch.equal(model(**asked, answer_ids=answers).reader_output.loss, plain)
