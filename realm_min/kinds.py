@@ -51,7 +51,7 @@ def checked(function: Function) -> Function:
         def taken(name: str, value: Any) -> Any:
             kind = kinds.get(name if name in named else others or "", Any)
             check(name, value, kind)
-            return of_python(value, kind)
+            return of_python(name, value, kind)
 
         by_place = [taken(name, value) for name, value in zip(positional, args, strict=False)]
         by_name = {name: taken(name, value) for name, value in given.items()}
@@ -79,11 +79,12 @@ def check(name: str, value: Any, kind: Any) -> None:
         raise WrongKind(f"{name}={shown(value)} is {described(value, kind)}: give {remedy}")
 
 
-def of_python(value: Any, kind: Any) -> Any:
+def of_python(name: str, value: Any, kind: Any) -> Any:
     """What was given in another library's class as Python's own where that is asked for.
 
     A number of NumPy's or a tensor's, since JSON, for one, takes no other; texts and records in an array or a column of
-    a table as a list, since of those nobody can ask whether there are any.
+    a table as a list, since of those nobody can ask whether there are any. What an iterator yields is held to the kind
+    as it comes.
     """
     if kind is Any or value is None or isinstance(value, (bool, int, float, str, list, tuple)):
         return value
@@ -92,7 +93,18 @@ def of_python(value: Any, kind: Any) -> Any:
         return value  # a tensor where one may be given
     if any(_lists_records(each) for each in asked) and _is_sequence(value):
         return value if isinstance(value, collections.abc.Sequence) else list(value)
+    if not isinstance(value, collections.abc.Sized):
+        for each in asked:
+            if typing.get_origin(each) in _ITERABLES and typing.get_args(each)[0] is not Any:
+                return _held(name, value, *typing.get_args(each))
     return next((each(value) for each in (int, float, bool) if each in asked and _is_instance(value, each)), value)
+
+
+def _held(name: str, values: collections.abc.Iterable, kind: Any) -> collections.abc.Iterator:
+    """The values. WrongKind where one is of another kind."""
+    for place, value in enumerate(values):
+        check(f"{name}[{place}]", value, kind)
+        yield value
 
 
 def _lists_records(kind: Any) -> bool:

@@ -199,6 +199,27 @@ def test_texts_and_records_arrive_as_a_list():
 
 
 @checked
+def given_many(
+    *, whole: Iterable[int] = (), questions: "Iterator[Question] | None" = None, anything: Iterable = ()
+) -> Any:
+    return [list(values) for values in (whole, questions or (), anything)]
+
+
+def test_what_an_iterator_yields_is_held_to_its_kind():
+    asked, drawn = Question("why?", ["so"]), []
+    assert given_many(whole=(i for i in range(3)), questions=iter([asked]), anything=iter("a1")) == [
+        [0, 1, 2], [asked], ["a", "1"],
+    ]  # fmt: skip
+    with pytest.raises(WrongKind, match=r"^questions\[1\]=3 is an int: give a Question$"):
+        given_many(questions=(drawn.append(x) or x for x in (asked, 3, asked)))
+    assert drawn == [asked, 3]  # and no further
+    with pytest.raises(WrongKind, match=r"^whole\[0\]='1' is a str: give an int$"):
+        given_many(whole=iter("12"))
+    kept = {1: 2}.keys()
+    assert given_many(whole=kept)[0] == [1]
+
+
+@checked
 def given_several(first: int, *rest: Any) -> tuple:
     return first, rest
 

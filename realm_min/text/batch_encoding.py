@@ -213,7 +213,8 @@ def _as_array(name: str, value: Any) -> np.ndarray:
         as_lists(name, value)  # names a tensor in it that has no numbers
         array = None
     if array is None or array.dtype.kind not in "biuf":
-        lengths = sorted({len(row) for row in (value if is_iterable(value) else ()) if is_iterable(row)})
+        rows = (row for row in (value if is_iterable(value) else ()) if is_iterable(row))
+        lengths = sorted({len(row) for row in rows if hasattr(row, "__len__")})
         raise ValueError(
             f"{name!r} holds texts of different lengths {lengths}, which make no tensor: "
             "pass padding=True (and truncation=True with max_length to bound the length)"

@@ -31,7 +31,6 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from realm_min import kinds
 from realm_min.files.unknown_names import warn_of_unknown
 from realm_min.kinds import checked
 from realm_min.text.calls import CALL, CallOptions, Coded, Pair, refuse_left_out
@@ -236,7 +235,7 @@ class RealmTokenizer(TokenizerSurface):
     @checked
     def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
         """Join pieces to words, and words with spaces."""
-        return " ".join(listed_texts(tokens)).replace(" ##", "").strip()
+        return " ".join(tokens).replace(" ##", "").strip()
 
     def decode_ids(self, ids: list[int], skip_special_tokens: bool, spaces: bool) -> str:
         tokens = self.convert_ids_to_tokens(ids, skip_special_tokens)
@@ -397,7 +396,7 @@ class RealmTokenizerFast(TokenizerSurface):
     def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
         """Join pieces to words, and words with spaces."""
         with ENCODING:
-            return self.backend_tokenizer.decoder.decode(clean(listed_texts(tokens)))
+            return self.backend_tokenizer.decoder.decode(clean(list(tokens)))
 
     def decode_ids(self, ids: list[int], skip_special_tokens: bool, spaces: bool) -> str:
         self.convert_ids_to_tokens(ids)  # the library would pass over ids out of range
@@ -421,13 +420,6 @@ def check_words(added: Iterable[AddedToken]) -> None:
     """ValueError for a token that is one among whole words alone, which is not done by hand."""
     if any(token.single_word for token in added):
         raise ValueError("added tokens with single_word=True need RealmTokenizerFast")
-
-
-def listed_texts(tokens: Iterable[str]) -> list[str]:
-    """All of them. ValueError for what is no text, as the items of an iterator may be."""
-    found = list(tokens)
-    kinds.check("tokens", found, list[str])
-    return found
 
 
 def clean(text: str | list[str]) -> Any:
