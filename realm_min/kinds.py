@@ -93,7 +93,7 @@ def of_python(name: str, value: Any, kind: Any) -> Any:
         return value  # a tensor where one may be given
     if any(_lists_records(each) for each in asked) and _is_sequence(value):
         return value if isinstance(value, collections.abc.Sequence) else list(value)
-    if not isinstance(value, collections.abc.Sized):
+    if not hasattr(value, "__len__"):
         for each in asked:
             if typing.get_origin(each) in _ITERABLES and typing.get_args(each)[0] is not Any:
                 return _held(name, value, *typing.get_args(each))
