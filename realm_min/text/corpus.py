@@ -17,7 +17,6 @@ from itertools import islice, pairwise
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from .. import kinds
 from ..kinds import checked
 
 MAX_WORDPIECES = 288  # with the title and [CLS], [SEP], [SEP]
@@ -244,7 +243,6 @@ def cut_documents(
     """
     documents = iter(documents)
     while chunk := list(islice(documents, _DOCUMENTS_AT_ONCE)):
-        kinds.check("documents", chunk, list[Document])
         titles = [" ".join(document.title.split()) for document in chunk]
         texts = [split_sentences(document.text) for document in chunk]
         rooms = [max_wordpieces - 3 - length for length in _lengths(titles, tokenizer)]
