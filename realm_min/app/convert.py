@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..config import RealmConfig
-from ..files.atomic import only_writer
+from ..files.atomic import only_writer, remove_temporaries
 from ..files.block_records import write_block_records
 from ..files.checkpoint import write_folder
 from ..files.hub import BLOCK_RECORDS_FILE
@@ -19,6 +19,7 @@ from .printable import say
 def run(options: argparse.Namespace) -> None:
     """Run `realm-min convert`."""
     with only_writer(options.out):
+        remove_temporaries(options.out)
         convert(options)
 
 

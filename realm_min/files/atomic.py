@@ -114,7 +114,7 @@ def _of_writing(error: Exception, path: Path, temporary: Path | None) -> Excepti
 def remove_temporaries(path: str | os.PathLike) -> None:
     """Remove what killed writers of the file `path`, or of files in the folder `path`, have left.
 
-    Nobody may be writing it.
+    Nobody may be writing it, and the folder that it is in is there.
     """
     path = Path(path)
     folder, start = (path, ".") if path.is_dir() else (path.parent, f".{_short(path.name)}.")

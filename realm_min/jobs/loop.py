@@ -263,6 +263,7 @@ def write_models(folder: Path, models: dict[str, RealmModel], tokenizer: Any) ->
 
     def write() -> None:
         for name, model in models.items():
+            remove_temporaries(folder / name)
             model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder)
 

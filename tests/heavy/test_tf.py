@@ -358,3 +358,12 @@ def test_triton_can_still_be_imported():
     """After TensorFlow alone, it ends the process."""
     script = "from realm_min.files.tensorflow_files import import_tensorflow; import_tensorflow(); import triton"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
+
+
+def test_what_a_killed_conversion_left_is_removed(tmp_path, config_file):
+    out, left = tmp_path / "out", f".config.json.{'0' * 16}.tmp"
+    out.mkdir()
+    (out / left).write_text("{")
+    prefix = write_checkpoint(tmp_path / "ckpt", VARIABLES["embedder"])
+    assert main(["convert", str(prefix), "--config", str(config_file), "--out", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors"}

@@ -178,6 +178,15 @@ def test_mlm_learns_with_evidence_and_goes_on(tmp_path, tokenizer):
     assert np.mean(loss[-3:]) < 0.7 * loss[0]
 
 
+def test_a_run_killed_as_it_wrote_its_model_leaves_nothing_of_that(tmp_path, tokenizer):
+    left = tmp_path / "run" / "knowledge_encoder" / f".config.json.{'0' * 16}.tmp"
+    for resume in (False, True):
+        encoder = RealmKnowledgeAugEncoder(RealmConfig(**CONFIG), seed=2)
+        runs.mlm(TrainingRun(tmp_path / "run", resume=resume), BLOCKS, encoder, tokenizer, Mlm(2, 8))
+        assert {path.name for path in left.parent.iterdir()} == {"config.json", "model.safetensors"}
+        left.write_text("{")
+
+
 def test_evidence_that_cannot_stand_beside_the_text_is_refused(tmp_path, tokenizer):
     encoder = RealmKnowledgeAugEncoder(RealmConfig(**CONFIG))
     with pytest.raises(ValueError, match="evidence=20 cannot hold a text of max_wordpieces=40"):
