@@ -233,10 +233,19 @@ def test_a_tab_opened_before_the_page_is_ready_stays_open(unready, tab, shows):
 def test_a_page_that_cannot_know_its_model_says_so(unready):
     page, about = unready
     about.abort()
-    page.get_by_text("Realm-min page does not answer: start it again, then reload.").wait_for()
+    says = page.locator("footer", has_text="does not answer")
+    says.wait_for()
+    assert says.inner_text() == "Realm-min page does not answer: start it again, then reload."
 
 
 # ---- an answer that comes late
+
+
+def answer_late(page, name, route):
+    """Let a request that was held go on, and give the page the time to show what it should not."""
+    with page.expect_response(f"**/api/{name}"):
+        route.continue_()
+    page.wait_for_timeout(300)
 
 
 def test_the_question_asked_last_is_the_one_shown(open_page):
@@ -249,9 +258,7 @@ def test_the_question_asked_last_is_the_one_shown(open_page):
     last = page.locator("#examples button").nth(1).inner_text()
     held[1].continue_()
     page.get_by_role("heading", name=last).wait_for()
-    with page.expect_response("**/api/ask"):
-        held[0].continue_()
-    page.wait_for_timeout(300)
+    answer_late(page, "ask", held[0])
     assert page.locator("#view-ask h2").inner_text() == last
     page.get_by_role("tab", name="Search").click()
     assert page.locator("#view-search h2").inner_text() == last
@@ -270,7 +277,10 @@ def test_the_sentence_chosen_last_is_the_one_hidden_in(open_page, refused):
     held[1].continue_()
     words.get_by_role("button", name="Kenya").wait_for()
     with page.expect_response("**/api/words"):
-        held[0].fulfill(status=400, json={"error": "400 (Bad Request)"}) if refused else held[0].continue_()
+        if refused:
+            held[0].fulfill(status=400, json={"error": "400 (Bad Request)"})
+        else:
+            held[0].continue_()
     page.wait_for_timeout(300)
     assert words.get_by_role("button", name="Kenya").is_visible() and page.locator("#learn-fault").inner_text() == ""
     assert words.get_by_role("button", pressed=True).count() == 0 and not page.locator(".learn-table").is_visible()
@@ -286,9 +296,7 @@ def test_a_word_shown_again_needs_no_lesson(open_page):
     words.get_by_role("button", name="belongs").click()
     words.get_by_role("button", name="ao").click()
     wait_until(page, lambda: len(held) == 2)
-    with page.expect_response("**/api/learn"):
-        held[0].continue_()
-    page.wait_for_timeout(300)
+    answer_late(page, "learn", held[0])
     assert words.get_by_role("button", pressed=True).count() == 0 and not page.locator(".learn-table").is_visible()
 
 
@@ -302,9 +310,7 @@ def test_the_wordpiece_chosen_last_is_the_one_that_attends(open_page):
         wait_until(page, lambda place=place: len(held) == place - 6)
     held[1].continue_()
     page.locator('.read-text span.from[data-at="8"]').wait_for()
-    with page.expect_response("**/api/attention"):
-        held[0].continue_()
-    page.wait_for_timeout(300)
+    answer_late(page, "attention", held[0])
     assert chosen.count() == 1 and chosen.get_attribute("data-at") == "8"
 
 
@@ -318,9 +324,7 @@ def test_the_compression_chosen_last_is_the_one_shown(open_page):
     wait_until(page, lambda: len(held) == 2)
     held[1].continue_()
     page.locator("#bytes", has_text="2").wait_for()
-    with page.expect_response("**/api/search"):
-        held[0].continue_()
-    page.wait_for_timeout(300)
+    answer_late(page, "search", held[0])
     assert page.locator("#bytes").inner_text() == "2"
 
 
