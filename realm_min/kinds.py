@@ -2,8 +2,8 @@
 
 A public function says in its annotations what it takes. `checked` holds a call to them: a str where a list of them is
 asked for, a number for a tensor, a bool for a number and a tensor without numbers (on torch's "meta" device) would else
-be found out far inside, by an error that names neither the argument nor the remedy. Which values an argument may have
-is the function's own affair.
+be found out far inside, by an error that names neither the argument nor the remedy. What another library's class
+holds, a number of NumPy's say, arrives as Python's own. Which values an argument may have is the function's own affair.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class WrongKind(TypeError, ValueError):
 def checked(function: Function) -> Function:
     """Let a function, or a method, raise WrongKind for an argument of another kind than its annotation.
 
-    Numbers reach it as Python's own, see `of_python`.
+    What it is called with is what `as_asked` makes of the arguments.
     """
     parameters = inspect.signature(function).parameters.values()
     positional = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
@@ -51,7 +51,7 @@ def checked(function: Function) -> Function:
         def taken(name: str, value: Any) -> Any:
             kind = kinds.get(name if name in named else others or "", Any)
             check(name, value, kind)
-            return of_python(name, value, kind)
+            return as_asked(name, value, kind)
 
         by_place = [taken(name, value) for name, value in zip(positional, args, strict=False)]
         by_name = {name: taken(name, value) for name, value in given.items()}
@@ -79,12 +79,12 @@ def check(name: str, value: Any, kind: Any) -> None:
         raise WrongKind(f"{name}={shown(value)} is {described(value, kind)}: give {remedy}")
 
 
-def of_python(name: str, value: Any, kind: Any) -> Any:
-    """What was given in another library's class as Python's own where that is asked for.
+def as_asked(name: str, value: Any, kind: Any) -> Any:
+    """An argument of the right kind, in Python's own classes where the annotation names those.
 
-    A number of NumPy's or a tensor's, since JSON, for one, takes no other; texts and records in an array or a column of
-    a table as a list, since of those nobody can ask whether there are any. What an iterator yields is held to the kind
-    as it comes.
+    A number of NumPy's or a tensor's becomes Python's: JSON takes no other. Texts and records in an array or a column
+    of a table become a list: of an array nobody can ask whether it is empty. An iterator's items are checked as they
+    come.
     """
     if kind is Any or value is None or isinstance(value, (bool, int, float, str, list, tuple)):
         return value
@@ -96,12 +96,12 @@ def of_python(name: str, value: Any, kind: Any) -> Any:
     if not hasattr(value, "__len__"):
         for each in asked:
             if typing.get_origin(each) in _ITERABLES and typing.get_args(each)[0] is not Any:
-                return _held(name, value, *typing.get_args(each))
+                return _checked_items(name, value, *typing.get_args(each))
     return next((each(value) for each in (int, float, bool) if each in asked and _is_instance(value, each)), value)
 
 
-def _held(name: str, values: collections.abc.Iterable, kind: Any) -> collections.abc.Iterator:
-    """The values. WrongKind where one is of another kind."""
+def _checked_items(name: str, values: collections.abc.Iterable, kind: Any) -> collections.abc.Iterator:
+    """The values, one by one. WrongKind where one is of another kind."""
     for place, value in enumerate(values):
         check(f"{name}[{place}]", value, kind)
         yield value

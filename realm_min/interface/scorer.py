@@ -21,7 +21,7 @@ from .embedder import RealmEmbedder
 from .inputs import Inputs, checked_batch, flatten_candidates
 from .outputs import RealmScorerOutput
 
-# What candidates have too.
+# Where an error names one of these of a candidate, the caller knows it as candidate_….
 SHARED_NAMES = re.compile(r"\b(?=(input_ids|inputs_embeds|attention_mask|token_type_ids)\b)")
 
 
